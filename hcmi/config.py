@@ -1,0 +1,175 @@
+"""The typed sections of params.yaml. Every key is documented here; unknown keys are errors; nothing has a default."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from hcmi.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+HEADS = ("hcmi", "mean_pool", "seq_transf", "wti", "xclip")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScenesConfig(Section):
+    """The generated data set (`hcmi/data/scenes.py`)."""
+
+    num_train: Positive
+    num_val: Positive
+    num_test: Positive
+    num_incoming: Positive          # clips in each of the two batches for data/incoming/
+    max_events: Annotated[int, Field(ge=1, le=6)]
+    captions_per_clip: Annotated[int, Field(ge=3)]
+    duplicate_rate: Fraction        # of the training clips: different pixels, same meaning as another training clip
+    width: Annotated[int, Field(ge=128, multiple_of=2)]
+    height: Annotated[int, Field(ge=128, multiple_of=2)]
+    fps: Positive
+
+
+class DatasetConfig(Section):
+    name: Literal["scenes", "folder", "msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vatex"]
+    path: str                       # folder of the data set's files; unused by scenes
+    val_fraction: Fraction          # of the videos whose split the data set does not give
+    test_fraction: Fraction
+    seed: int
+    scenes: ScenesConfig
+
+
+class ShardsConfig(Section):
+    size: Annotated[int, Field(ge=16)]                  # pixels, square: shortest side resized, centre cropped
+    num_frames: Positive                                # stored per clip, evenly spread
+    quality: Annotated[int, Field(ge=1, le=100)]        # JPEG
+    max_clips_per_shard: Positive
+    max_skip_fraction: Fraction                         # above it the stage fails
+    decode_timeout_s: Annotated[float, Field(gt=0)]     # per clip; the worker is killed and replaced
+    num_workers: Annotated[int, Field(ge=0)]            # 0: one per core
+
+
+class ScratchConfig(Section):
+    """Shape of the small CLIP-shaped towers that are trained from scratch."""
+
+    width: Positive                 # of both towers and of the embedding
+    vision_layers: Positive
+    text_layers: Positive
+    heads: Positive
+    patch: Positive                 # pixels
+    vocab_size: Positive            # at most; the tokenizer is learned from the training captions
+
+
+class ModelSection(Section):
+    head: Literal["hcmi", "mean_pool", "seq_transf", "wti", "xclip"]
+    backbone: str                   # scratch, or a CLIP / SigLIP checkpoint name or folder
+    num_frames: Positive            # T
+    num_words: Annotated[int, Field(ge=3)]    # W, start and end tokens included
+    num_clips: Positive             # C
+    num_phrases: Positive           # P
+    temporal_layers: Annotated[int, Field(ge=0)]
+    scratch: ScratchConfig
+
+    @model_validator(mode="after")
+    def _levels_shrink(self):
+        if self.num_clips > self.num_frames:
+            raise ValueError(f"num_clips: need at most num_frames={self.num_frames}, got {self.num_clips}")
+        if self.num_phrases > self.num_words:
+            raise ValueError(f"num_phrases: need at most num_words={self.num_words}, got {self.num_phrases}")
+        return self
+
+
+class LevelWeights(Section):
+    frame_word: Annotated[float, Field(ge=0)]
+    clip_phrase: Annotated[float, Field(ge=0)]
+    video_sentence: Annotated[float, Field(ge=0)]
+
+
+class LossConfig(Section):
+    level_weights: LevelWeights
+    margin: Annotated[float, Field(ge=0)]
+    margin_weight: Annotated[float, Field(ge=0)]        # 0 switches marginal sample enhancement off
+    denoise: Literal["positive", "mask", "off"]         # adaptive label denoising
+    denoise_warmup_epochs: Annotated[int, Field(ge=0)]
+
+
+class TrainConfig(Section):
+    seed: int
+    device: str                     # auto, cpu, cuda, cuda:N
+    precision: Literal["float32", "bfloat16"]
+    epochs: Positive
+    batch_size: Positive
+    lr: Annotated[float, Field(gt=0)]
+    backbone_lr: Annotated[float, Field(ge=0)]          # 0 freezes the towers
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_fraction: Fraction
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    num_workers: Annotated[int, Field(ge=0)]            # loader processes
+    loss: LossConfig
+
+
+class EvaluateConfig(Section):
+    split: Literal["val", "test"]
+    batch_size: Positive
+    bootstrap_samples: Positive
+
+
+class ExportConfig(Section):
+    batch_size: Positive
+
+
+class SearchConfig(Section):
+    uri: str
+    candidates: Positive            # of the first stage, re-ranked exactly
+
+
+class DriftConfig(Section):
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]     # of a batch that has not drifted
+    seed: int
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    dataset: DatasetConfig
+    shards: ShardsConfig
+    model: ModelSection
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+    search: SearchConfig
+    drift: DriftConfig
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml (YAML 1.2: `1e-3` is a number, `off` is a word).
+
+    Raises: ConfigError naming the first wrong key, what it needs and what it holds.
+    """
+    try:
+        raw = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: need a parameter file, found none. Run from the project's folder.") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: need YAML in UTF-8, got: {' '.join(str(error).split())}. Correct the file.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: need a mapping of sections, got {type(raw).__name__}. Restore it from git.")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(path, error)) from error
+
+
+def _first_problem(path: str | Path, error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: need only known keys, got {key}={problem['input']!r}. Known keys are in hcmi/config.py."
+    if problem["type"] == "missing":
+        return f"{path}: need the key {key}, got none. Add it; hcmi/config.py says what it means."
+    message = problem["msg"].removeprefix("Value error, ")
+    got = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+    return f"{path}: {key}: {message[0].lower()}{message[1:]}{got}. Correct the value."
