@@ -1,0 +1,84 @@
+"""From shards to tokens to scores: what evaluate, export, search, drift and validation share."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hcmi.data.loader import EvalBatch, ShardReader, eval_batches
+from hcmi.model.retriever import HcmiModel
+from hcmi.progress import track
+from hcmi.types import TextTokens, VideoTokens
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """All clips of a split with all their captions, encoded; row i of `videos` is clip i of the shard reader."""
+
+    video_ids: list[str]
+    videos: VideoTokens
+    captions: list[str]
+    caption_video: np.ndarray       # [Q] row of each caption's video
+    texts: TextTokens
+
+    def __post_init__(self) -> None:
+        assert len(self.video_ids) == len(self.videos), f"{len(self.video_ids)} ids, {self.videos}"
+        assert len(self.captions) == len(self.texts) == len(self.caption_video), f"{len(self.captions)} captions"
+
+
+@torch.inference_mode()
+def encode_videos(model: HcmiModel, batches: Iterable[EvalBatch], total: int | None = None) -> VideoTokens:
+    """Tokens of all videos in order, float32 on the CPU. `total` is the number of videos, for the progress bar."""
+    device = next(model.parameters()).device
+    parts = []
+    with track(description="encode videos", total=total, unit="clip") as bar:
+        for batch in batches:
+            pixels = model.processor.frames(torch.as_tensor(batch.frames_BTHXC).to(device))
+            mask_BT = torch.as_tensor(batch.frame_mask_BT).to(device)
+            parts.append(model.encode_videos(pixels, mask_BT).to("cpu"))
+            bar.update(len(parts[-1]))
+    return _join(parts)
+
+
+@torch.inference_mode()
+def encode_texts(model: HcmiModel, texts: list[str], batch_size: int = 256) -> TextTokens:
+    """Tokens of all texts in order, float32 on the CPU, padded to the longest (weights 0)."""
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        ids_BW, mask_BW = model.processor.texts(texts[start:start + batch_size])
+        parts.append(model.encode_texts(ids_BW.to(device), mask_BW.to(device)).to("cpu"))
+    return _join(parts)
+
+
+def encode_split(model: HcmiModel, reader: ShardReader, batch_size: int) -> EncodedSplit:
+    """Every clip of the reader once, in order, and every caption."""
+    videos = encode_videos(model, eval_batches(reader, batch_size, model.config.num_frames), len(reader))
+    captions = [caption for clip in reader.clips for caption in clip["captions"]]
+    caption_video = np.repeat(np.arange(len(reader)), [len(clip["captions"]) for clip in reader.clips])
+    return EncodedSplit([clip["video_id"] for clip in reader.clips], videos, captions, caption_video,
+                        encode_texts(model, captions))
+
+
+@torch.inference_mode()
+def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, tile: int = 256) -> dict[str, Tensor]:
+    """Level -> float32 [Q, V], in tiles of texts so that memory stays bounded."""
+    device = next(model.parameters()).device
+    on_device = videos.to(device)
+    parts = [model.similarities(texts[start:start + tile].to(device), on_device) for start in range(0, len(texts), tile)]
+    return {level: torch.cat([part[level].float().cpu() for part in parts]) for level in parts[0]}
+
+
+def _join(parts: list) -> VideoTokens | TextTokens:
+    """Concatenate batches; token sets of unequal length are padded with zero vectors of weight 0."""
+    assert parts, "need at least one batch"
+    columns = []
+    for name in type(parts[0]).__dataclass_fields__:
+        tensors = [getattr(part, name) for part in parts]
+        if tensors[0].dim() > 1 and len({tensor.shape[1] for tensor in tensors}) > 1:
+            length = max(tensor.shape[1] for tensor in tensors)
+            tensors = [torch.nn.functional.pad(t, (*(0, 0) * (t.dim() - 2), 0, length - t.shape[1])) for t in tensors]
+        columns.append(torch.cat(tensors))
+    return type(parts[0])(*columns)

@@ -1,0 +1,131 @@
+"""From fine tokens to coarse ones: frames -> clips -> video, words -> phrases -> sentence (method section 2).
+
+Every residual branch ends in a layer that starts at zero, so that pretrained towers are not disturbed at the start.
+"""
+
+import torch
+from torch import Tensor, nn
+
+UNIFORM_SHARE = 0.2     # [ours] part of the initial assignment that is spread over all tokens, the rest is by time
+
+
+class SelfAttention(nn.Module):
+    """X + MHSA(LN(X)), padding masked; the residual branch starts at zero."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = zero_init(nn.Linear(dim, dim))
+
+    def forward(self, tokens_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        batch, length, dim = tokens_BND.shape
+        heads_3BHNE = self.qkv(self.norm(tokens_BND)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        bias_B11N = torch.where(mask_BN, 0.0, -1e4)[:, None, None].to(tokens_BND.dtype)
+        mixed_BHNE = nn.functional.scaled_dot_product_attention(*heads_3BHNE, attn_mask=bias_B11N)
+        return tokens_BND + self.out(mixed_BHNE.transpose(1, 2).reshape(batch, length, dim))
+
+
+class FeedForward(nn.Module):
+    """X + W2 gelu(W1 LN(X)); the residual branch starts at zero."""
+
+    def __init__(self, dim: int, factor: int = 4):
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, factor * dim), nn.GELU(approximate="tanh"),
+                                    zero_init(nn.Linear(factor * dim, dim)))
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        return tokens_BND + self.layers(tokens_BND)
+
+
+class TemporalTransformer(nn.Module):
+    """Self-attention over frames with learned positions, residual around the whole (method section 2.1).
+
+    Positions enter the branches only, never the residual stream: with zero branches the frames pass unchanged.
+    """
+
+    def __init__(self, dim: int, heads: int, layers: int, length: int):
+        super().__init__()
+        self.positions_TD = nn.Parameter(torch.randn(length, dim) * 0.5)
+        self.layers = nn.ModuleList(nn.ModuleList((SelfAttention(dim, heads), FeedForward(dim))) for _ in range(layers))
+
+    def forward(self, frames_BTD: Tensor, mask_BT: Tensor, position_T: Tensor | None = None) -> Tensor:
+        """`position_T`: index of each frame among the clip's frames, where some were left out."""
+        if not self.layers:
+            return frames_BTD
+        positions_TD = self.positions_TD[:frames_BTD.shape[1]] if position_T is None else self.positions_TD[position_T]
+        hidden_BTD = frames_BTD + positions_TD
+        for attention, feed_forward in self.layers:
+            hidden_BTD = feed_forward(attention(hidden_BTD, mask_BT))
+        return hidden_BTD - positions_TD
+
+
+class Aggregation(nn.Module):
+    """One aggregation layer: N tokens become `slots` tokens by soft assignment (method section 2.2).
+
+        X' = X + MHSA(LN(X));  A = softmax over members of (log prior + g(X'));  Y = A^T X';  Y = Y + FFN(LN(Y))
+
+    [ours] The prior assigns slot c its c-th equal part of the time, mixed with a uniform share, and g starts at zero.
+    The rows of the prior sum alike, so the mean over slots is at first exactly the mean over tokens, and slots differ
+    from the first step on; without a prior all slots are equal and can only part by chance.
+    """
+
+    def __init__(self, dim: int, heads: int, slots: int):
+        super().__init__()
+        self.slots = slots
+        self.attention = SelfAttention(dim, heads)
+        self.assign = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(approximate="tanh"),
+                                    zero_init(nn.Linear(dim, slots)))
+        self.feed_forward = FeedForward(dim)
+
+    def forward(self, tokens_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        tokens_BND = self.attention(tokens_BND, mask_BN)
+        logits_BNS = self.assign(tokens_BND) + time_prior(mask_BN, self.slots).log().to(tokens_BND.dtype)
+        assignment_BNS = logits_BNS.float().softmax(1).to(tokens_BND.dtype)
+        return self.feed_forward(assignment_BNS.transpose(1, 2) @ tokens_BND)
+
+
+def time_prior(mask_BN: Tensor, slots: int) -> Tensor:
+    """Share of each token in each slot, [B, N, S]: columns sum to 1 over valid tokens, rows to S / valid tokens.
+
+    Slot c owns the time from c/S to (c+1)/S of the valid tokens; a token on a border is shared. Padding gets 1e-9.
+    Masks are left-aligned: valid tokens first.
+    """
+    valid_B11 = mask_BN.sum(1).clamp(min=1)[:, None, None].float()
+    start_1N1 = torch.arange(mask_BN.shape[1], device=mask_BN.device)[None, :, None].float()
+    slot_11S = torch.arange(slots, device=mask_BN.device)[None, None, :].float() * (valid_B11 / slots)
+    overlap_BNS = torch.minimum(start_1N1 + 1, slot_11S + valid_B11 / slots) - torch.maximum(start_1N1, slot_11S)
+    by_time_BNS = overlap_BNS.clamp(min=0) * slots / valid_B11
+    prior_BNS = (1 - UNIFORM_SHARE) * by_time_BNS + UNIFORM_SHARE / valid_B11
+    return torch.where(mask_BN[..., None], prior_BNS, 1e-9)
+
+
+class TokenWeights(nn.Module):
+    """Weight of each token in an interaction: masked softmax of a small MLP, uniform at the start. [ours, after DRL]"""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.GELU(approximate="tanh"),
+                                    zero_init(nn.Linear(dim // 2, 1)))
+
+    def forward(self, tokens_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        return masked_softmax(self.layers(tokens_BND)[..., 0], mask_BN)
+
+
+def masked_softmax(logits_BN: Tensor, mask_BN: Tensor) -> Tensor:
+    """Softmax over valid tokens in float32; padding gets exactly 0, and a row of padding alone gets all 0, not NaN."""
+    weights_BN = logits_BN.float().masked_fill(~mask_BN, -1e9).softmax(1)
+    return weights_BN * mask_BN
+
+
+def masked_mean(tokens_BND: Tensor, mask_BN: Tensor) -> Tensor:
+    """Mean over valid tokens, [B, D]; a row of padding alone gives 0."""
+    weights_BN = mask_BN.to(tokens_BND.dtype)
+    return (tokens_BND * weights_BN[..., None]).sum(1) / weights_BN.sum(1, keepdim=True).clamp(min=1)
+
+
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

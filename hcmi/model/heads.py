@@ -1,0 +1,191 @@
+"""What stands on the towers: HCMI, and the peers it is measured against, on the same towers (method sections 2, 3, 9).
+
+A head turns frame features into `VideoTokens` and token states into `TextTokens`, and scores one against the other
+at its levels. A head that does not use clips or phrases leaves those token sets empty.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from hcmi.errors import ModelError
+from hcmi.model.aggregate import Aggregation, TemporalTransformer, TokenWeights, masked_mean, masked_softmax
+from hcmi.model.interaction import cosine, weighted_token_interaction
+from hcmi.types import TextTokens, VideoTokens
+
+XCLIP_TEMPERATURE = 0.01    # of the attention over the similarity matrix; X-CLIP's value
+
+
+class Head(nn.Module):
+    """Shared by all: unit-variance tokens in, unit vectors out, and one logit scale per level. [ours: per level]"""
+
+    levels: tuple[str, ...] = ()
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.logit_scales = nn.ParameterDict({level: nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+                                              for level in self.levels})
+
+    def spread(self, features: Tensor) -> Tensor:
+        """Length sqrt(D), so that one training step of a new layer is small beside a pretrained feature. [ours]"""
+        return F.normalize(features.float(), dim=-1).to(features.dtype) * math.sqrt(self.dim)
+
+    def scale(self, level: str) -> Tensor:
+        return self.logit_scales[level].clamp(max=math.log(100)).exp()
+
+    def video(self, features_BTD: Tensor, mask_BT: Tensor, position_T: Tensor | None = None) -> VideoTokens:
+        raise NotImplementedError
+
+    def text(self, states_BWD: Tensor, anchor_BD: Tensor, mask_BW: Tensor) -> TextTokens:
+        """Words and sentence as the tower gives them."""
+        return _text_tokens(anchor_BD, states_BWD, masked_softmax(torch.zeros_like(mask_BW, dtype=torch.float32), mask_BW))
+
+    def similarities(self, texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+class MeanPool(Head):
+    """CLIP4Clip-meanP: cosine of the mean frame and the sentence."""
+
+    levels = ("video_sentence",)
+
+    def __init__(self, dim: int, **_):
+        super().__init__(dim)
+
+    def video(self, features_BTD, mask_BT, position_T=None):
+        frames_BTD = self.spread(features_BTD)
+        uniform_BT = masked_softmax(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT)
+        return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, uniform_BT)
+
+    def similarities(self, texts, videos):
+        return {"video_sentence": cosine(texts.sentence_BD, videos.video_BD)}
+
+
+class SeqTransf(MeanPool):
+    """CLIP4Clip-seqTransf: a temporal transformer with a residual around it, then the mean."""
+
+    def __init__(self, dim: int, heads: int, temporal_layers: int, num_frames: int, **_):
+        super().__init__(dim)
+        self.temporal = TemporalTransformer(dim, heads, temporal_layers, num_frames)
+
+    def video(self, features_BTD, mask_BT, position_T=None):
+        frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
+        uniform_BT = masked_softmax(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT)
+        return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, uniform_BT)
+
+
+class Wti(SeqTransf):
+    """DRL: frame-word weighted token interaction on the temporal transformer's output."""
+
+    levels = ("frame_word",)
+
+    def __init__(self, dim: int, **options):
+        super().__init__(dim, **options)
+        self.frame_weights, self.word_weights = TokenWeights(dim), TokenWeights(dim)
+
+    def video(self, features_BTD, mask_BT, position_T=None):
+        frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
+        return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, self.frame_weights(frames_BTD, mask_BT))
+
+    def text(self, states_BWD, anchor_BD, mask_BW):
+        words_BWD = self.spread(states_BWD)
+        return _text_tokens(anchor_BD, words_BWD, self.word_weights(words_BWD, mask_BW))
+
+    def similarities(self, texts, videos):
+        return {"frame_word": weighted_token_interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
+                                                         videos.frame_weights_BT)}
+
+
+class XClip(SeqTransf):
+    """X-CLIP (arXiv 2207.07285): coarse and cross-grained similarities, each matrix weighed by attention over itself."""
+
+    levels = ("video_sentence", "video_word", "frame_sentence", "frame_word")
+
+    def similarities(self, texts, videos):
+        words_QWD, frames_VTD = texts.words_BWD, videos.frames_BTD
+        word_mask_QW, frame_mask_VT = texts.word_weights_BW > 0, videos.frame_weights_BT > 0
+        video_word_QVW = torch.einsum("qwd,vd->qvw", words_QWD, videos.video_BD)
+        frame_sentence_QVT = torch.einsum("qd,vtd->qvt", texts.sentence_BD, frames_VTD)
+        frame_word_QVWT = torch.einsum("qwd,vtd->qvwt", words_QWD, frames_VTD)
+        by_words_QVT = _attend(frame_word_QVWT.transpose(2, 3), word_mask_QW[:, None, None, :])
+        by_frames_QVW = _attend(frame_word_QVWT, frame_mask_VT[None, :, None, :])
+        return {"video_sentence": cosine(texts.sentence_BD, videos.video_BD),
+                "video_word": _attend(video_word_QVW, word_mask_QW[:, None, :]),
+                "frame_sentence": _attend(frame_sentence_QVT, frame_mask_VT[None]),
+                "frame_word": (_attend(by_words_QVT, frame_mask_VT[None])
+                               + _attend(by_frames_QVW, word_mask_QW[:, None, :])) / 2}
+
+
+class Hcmi(Wti):
+    """Three levels against three levels: frame-word, clip-phrase, video-sentence (method sections 2 and 3).
+
+    Before any training step the video-sentence score is CLIP's own: mean of the unit frame embeddings against the
+    end-of-text embedding. The sentence is the anchor plus a gated aggregate of the phrases; the gate starts at zero.
+    """
+
+    levels = ("frame_word", "clip_phrase", "video_sentence")
+
+    def __init__(self, dim: int, heads: int, num_clips: int, num_phrases: int, **options):
+        super().__init__(dim, heads=heads, **options)
+        self.to_clips, self.to_video = Aggregation(dim, heads, num_clips), Aggregation(dim, heads, 1)
+        self.to_phrases, self.to_sentence = Aggregation(dim, heads, num_phrases), Aggregation(dim, heads, 1)
+        self.sentence_gate_D = nn.Parameter(torch.zeros(dim))
+        self.clip_weights, self.phrase_weights = TokenWeights(dim), TokenWeights(dim)
+
+    def video(self, features_BTD, mask_BT, position_T=None):
+        frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
+        clips_BCD = self.to_clips(frames_BTD, mask_BT)
+        all_BC = torch.ones(clips_BCD.shape[:2], dtype=torch.bool, device=clips_BCD.device)
+        return _video_tokens(self.to_video(clips_BCD, all_BC)[:, 0], frames_BTD, self.frame_weights(frames_BTD, mask_BT),
+                             clips_BCD, self.clip_weights(clips_BCD, all_BC))
+
+    def text(self, states_BWD, anchor_BD, mask_BW):
+        words_BWD = self.spread(states_BWD)
+        phrases_BPD = self.to_phrases(words_BWD, mask_BW)
+        all_BP = torch.ones(phrases_BPD.shape[:2], dtype=torch.bool, device=phrases_BPD.device)
+        sentence_BD = self.spread(anchor_BD) + self.sentence_gate_D * self.to_sentence(phrases_BPD, all_BP)[:, 0]
+        return _text_tokens(sentence_BD, words_BWD, self.word_weights(words_BWD, mask_BW), phrases_BPD,
+                            self.phrase_weights(phrases_BPD, all_BP))
+
+    def similarities(self, texts, videos):
+        return {**super().similarities(texts, videos),
+                "clip_phrase": weighted_token_interaction(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
+                                                          videos.clip_weights_BC),
+                "video_sentence": cosine(texts.sentence_BD, videos.video_BD)}
+
+
+HEADS: dict[str, type[Head]] = {"hcmi": Hcmi, "mean_pool": MeanPool, "seq_transf": SeqTransf, "wti": Wti,
+                                "xclip": XClip}
+
+
+def build_head(name: str, **options) -> Head:
+    """Raises: ModelError for an unknown head, naming the known ones."""
+    if name not in HEADS:
+        raise ModelError(f"model.head {name!r}: need one of {', '.join(HEADS)}, got {name!r}. Correct model.head.")
+    return HEADS[name](**options)
+
+
+def _attend(sims: Tensor, mask: Tensor) -> Tensor:
+    """Softmax-weighted mean over the last dimension, by the similarities themselves."""
+    weights = (sims / XCLIP_TEMPERATURE).masked_fill(~mask, -1e9).softmax(-1)
+    return (weights * sims).sum(-1)
+
+
+def _video_tokens(video_BD, frames_BTD, frame_weights_BT, clips_BCD=None, clip_weights_BC=None) -> VideoTokens:
+    if clips_BCD is None:
+        clips_BCD, clip_weights_BC = frames_BTD[:, :0], frame_weights_BT[:, :0]
+    return VideoTokens(_unit(video_BD), _unit(frames_BTD), _unit(clips_BCD), frame_weights_BT, clip_weights_BC)
+
+
+def _text_tokens(sentence_BD, words_BWD, word_weights_BW, phrases_BPD=None, phrase_weights_BP=None) -> TextTokens:
+    if phrases_BPD is None:
+        phrases_BPD, phrase_weights_BP = words_BWD[:, :0], word_weights_BW[:, :0]
+    return TextTokens(_unit(sentence_BD), _unit(words_BWD), _unit(phrases_BPD), word_weights_BW, phrase_weights_BP)
+
+
+def _unit(tokens: Tensor) -> Tensor:
+    """Length 1, in float32 whatever the tower's precision."""
+    return F.normalize(tokens.float(), dim=-1)

@@ -1,0 +1,32 @@
+"""Similarities between token sets (method section 3). Tokens have length 1; weights are 0 on padding, else sum to 1."""
+
+import torch
+from torch import Tensor
+
+
+def cosine(texts_QD: Tensor, videos_VD: Tensor) -> Tensor:
+    """[Q, V] for unit vectors."""
+    return texts_QD @ videos_VD.T
+
+
+def weighted_token_interaction(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Tensor,
+                               video_weights_VT: Tensor) -> Tensor:
+    """S = 1/2 [sum_w u_w max_t cos(w, t) + sum_t v_t max_w cos(w, t)], in [-1, 1], shape [Q, V].
+
+    Uniform weights give FILIP's rule. A token set of padding alone scores as if nothing matched (-1 on its side).
+    Source: DRL (arXiv 2203.07111), used for frame-word and clip-phrase. [ours]
+    """
+    num_texts, num_words, dim = texts_QWD.shape
+    num_videos, num_frames, _ = videos_VTD.shape
+    sims_QWVT = (texts_QWD.reshape(-1, dim) @ videos_VTD.reshape(-1, dim).T).view(num_texts, num_words, num_videos,
+                                                                                num_frames)
+    # A bias on padding keeps one large tensor instead of two; a cosine is never below -1, so clamping undoes it.
+    if not bool((video_weights_VT > 0).all()):
+        sims_QWVT = sims_QWVT + torch.where(video_weights_VT > 0, 0.0, -4.0).to(sims_QWVT.dtype)
+    if not bool((text_weights_QW > 0).all()):
+        sims_QWVT = sims_QWVT + torch.where(text_weights_QW > 0, 0.0, -4.0).to(sims_QWVT.dtype)[:, :, None, None]
+    per_word_QWV = sims_QWVT.max(3).values.clamp(min=-1)
+    per_frame_QVT = sims_QWVT.max(1).values.clamp(min=-1)
+    words_QV = torch.einsum("qwv,qw->qv", per_word_QWV, text_weights_QW.to(sims_QWVT.dtype))
+    frames_QV = torch.einsum("qvt,vt->qv", per_frame_QVT, video_weights_VT.to(sims_QWVT.dtype))
+    return (words_QV + frames_QV) / 2

@@ -1,0 +1,105 @@
+"""From strings and pixels to the model's inputs, saved beside the model in the Hugging Face convention."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from hcmi.errors import ModelError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+class HcmiProcessor:
+    """Tokenizer, normalisation and the sizes they were trained with.
+
+    Frames arrive already resized (`hcmi.data.frames` does it as CLIP does); here they are only normalised.
+    """
+
+    def __init__(self, tokenizer, image_processor, num_words: int, image_size: int):
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.num_words = num_words
+        self.image_size = image_size
+        mean, std = image_processor.image_mean, image_processor.image_std
+        self._mean_C11 = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self._std_C11 = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+
+    @classmethod
+    def from_captions(cls, captions: list[str], vocab_size: int, num_words: int, image_size: int) -> "HcmiProcessor":
+        """A byte-level BPE learned from captions: any string can be encoded, frequent words are one token."""
+        bpe = Tokenizer(models.BPE(end_of_word_suffix=""))
+        bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        bpe.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        bpe.train_from_iterator(captions, trainers.BpeTrainer(
+            vocab_size=max(vocab_size, len(alphabet) + 2), special_tokens=[START, END], initial_alphabet=alphabet,
+            show_progress=False))
+        ids = {token: bpe.token_to_id(token) for token in (START, END)}
+        bpe.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=list(ids.items()))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=START, eos_token=END, pad_token=END,
+                                            model_max_length=num_words)
+        images = CLIPImageProcessorPil(size={"shortest_edge": image_size},
+                                       crop_size={"height": image_size, "width": image_size},
+                                       image_mean=[0.5] * 3, image_std=[0.25] * 3)
+        return cls(tokenizer, images, num_words, image_size)
+
+    @classmethod
+    def from_backbone(cls, backbone: str, num_words: int, image_size: int) -> "HcmiProcessor":
+        """The pretrained checkpoint's own tokenizer and normalisation."""
+        try:
+            return cls(AutoTokenizer.from_pretrained(backbone), _image_processor(backbone), num_words, image_size)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model.backbone {backbone!r}: need its tokenizer and preprocessor files, got: "
+                             f"{str(error).splitlines()[0]} Download the checkpoint where there is a network and give "
+                             f"its folder, or set model.backbone to scratch.") from error
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        images = _image_processor(folder)
+        return cls(tokenizer, images, int(tokenizer.init_kwargs["num_words"]), int(tokenizer.init_kwargs["image_size"]))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.tokenizer.init_kwargs.update(num_words=self.num_words, image_size=self.image_size)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def describe(self) -> dict:
+        """What an index records of the preprocessing."""
+        return {"image_size": self.image_size, "num_words": self.num_words,
+                "image_mean": list(self.image_processor.image_mean), "image_std": list(self.image_processor.image_std)}
+
+    def frames(self, frames: np.ndarray | Tensor) -> Tensor:
+        """uint8 [..., H, X, C] in 0..255 -> float32 [..., C, H, X], normalised, on the input's device."""
+        frames = torch.as_tensor(frames)
+        if frames.shape[-3:-1] != (self.image_size, self.image_size):
+            raise ModelError(f"frames: need {self.image_size} x {self.image_size} pixels, as the model was made for, "
+                             f"got {frames.shape[-2]} x {frames.shape[-3]}. Set shards.size to the model's image size.")
+        pixels = frames.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+        scale_C11, shift_C11 = 1 / (255 * self._std_C11), self._mean_C11 / self._std_C11
+        return pixels.mul_(scale_C11.to(pixels.device)).sub_(shift_C11.to(pixels.device))
+
+    def texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, [B, W] with W the longest caption of the batch, at most `num_words`; ends are kept."""
+        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.num_words, return_tensors="pt")
+        mask_BW = encoded.get("attention_mask")
+        if mask_BW is None:
+            mask_BW = _mask_after_first_end(encoded["input_ids"], self.tokenizer.eos_token_id)
+        return encoded["input_ids"], mask_BW
+
+
+def _mask_after_first_end(ids_BW: Tensor, end_id: int) -> Tensor:
+    """SigLIP's tokenizer gives no mask: valid up to the first end token."""
+    ended_BW = (ids_BW == end_id).long().cumsum(1)
+    return ((ended_BW == 0) | ((ended_BW == 1) & (ids_BW == end_id))).long()
+
+
+def _image_processor(source: str | Path):
+    """The Pillow variant: bicubic as the checkpoints were trained, and no torchvision needed."""
+    return AutoImageProcessor.from_pretrained(source, backend="pil")
