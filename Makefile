@@ -1,0 +1,49 @@
+# The two commands of the README are `make repro` and `make test`; `make help` lists all.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The name holds a checksum of what was installed: other contents, another stamp. It is written last, so an
+# interrupted installation is taken up again.
+STAMP := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d ' ' -f 1)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# No usage statistics (DVC: .dvc/config; Prefect: prefect.toml).
+export DO_NOT_TRACK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test test-slow lint bench flows
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("make: need Python 3.11 or 3.12, got %d.%d. Run make PYTHON=/path/to/python3.11." % v)'
+	@rm -f $(VENV)/installed-*
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+install: $(STAMP)  ## Create .venv from requirements.lock (every other target does this where needed)
+
+repro: $(STAMP)  ## Run the whole pipeline: data, training, evaluation, index, drift report
+	dvc repro
+
+test: $(STAMP)  ## Run the tests
+	pytest
+
+test-slow: $(STAMP)  ## Run the tests that take minutes as well
+	pytest -m 'slow or not slow'
+
+lint: $(STAMP)  ## Check style and types
+	ruff check .
+	mypy
+
+bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for smaller runs)
+	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))); do \
+		echo "== $$script"; python $$script $(QUICK) || exit 1; done
+
+flows: $(STAMP)  ## Start a Prefect server and worker on 127.0.0.1 and deploy the flows (Ctrl-C stops both)
+	python -m flows.up
