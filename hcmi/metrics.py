@@ -1,0 +1,158 @@
+"""Retrieval metrics that survive ties, NaN, several right answers and rectangular galleries. Pure numpy.
+
+A query's rank is where its best-scored right answer stands. Ties are resolved as if they were broken by a fair coin,
+and everything is the exact expectation of that: nothing depends on the order of the gallery, and a model that gives
+every pair the same score gets what chance gets, not 100.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hcmi.errors import DataError
+
+RECALL_AT = (1, 5, 10, 50)
+Relevant = NDArray | Sequence[int] | Sequence[Sequence[int]]
+_ROWS = 512     # of the score matrix compared at a time: the comparison's temporaries stay in cache
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where each query's best-scored right answer stands, one entry per query.
+
+    `tied` wrong answers share the best right answer's score; so do `winners` right ones, itself included.
+    """
+
+    greater: NDArray[np.int64]      # [Q] answers scored strictly higher; all of them wrong
+    tied: NDArray[np.int64]         # [Q]
+    winners: NDArray[np.int64]      # [Q] at least 1
+
+    def __post_init__(self) -> None:
+        assert self.greater.shape == self.tied.shape == self.winners.shape, "one entry per query in each array"
+
+    def __len__(self) -> int:
+        return len(self.greater)
+
+    def __getitem__(self, rows) -> "Ranks":
+        return Ranks(self.greater[rows], self.tied[rows], self.winners[rows])
+
+    @property
+    def expected(self) -> NDArray[np.float64]:
+        """[Q] mean rank under random tie-breaking: 1 + greater + half the ties where one answer is right."""
+        return self.greater + (self.tied + self.winners + 1) / (self.winners + 1)
+
+    def hits_at(self, k: int) -> NDArray[np.float64]:
+        """[Q] chance that a right answer is among the first `k` under random tie-breaking; 0 or 1 without ties."""
+        total = self.tied + self.winners
+        places = np.clip(k - self.greater, 0, total)    # of the tied group, those within the first k
+        missed = np.ones(len(self))
+        for step in range(int(self.winners.max(initial=0))):    # `places` draws without replacement, all of them wrong
+            open_ = step < self.winners
+            missed[open_] *= np.maximum(total - places - step, 0)[open_] / (total - step)[open_]
+        return 1 - missed
+
+
+def ranks(sims_QV: NDArray, relevant: Relevant) -> Ranks:
+    """Rank the answers of each query by descending score; ties are counted, not broken.
+
+    `relevant`: the right answer of each query, or a list of right answers per query, or a boolean matrix [Q, V].
+
+    Raises: DataError when a score is NaN, a query has no right answer, or the shapes disagree.
+    Source: rank = 1 + strictly greater scores + half the ties; ours for several tied right answers.
+    """
+    sims_QV = np.asarray(sims_QV)
+    if sims_QV.ndim != 2 or 0 in sims_QV.shape:
+        raise DataError(f"scores: need a matrix of queries by gallery, got shape {sims_QV.shape}. Check the inputs.")
+    query, answer = _relevant_pairs(relevant, *sims_QV.shape)
+    greater, equal = (np.empty(len(sims_QV), np.int64) for _ in range(2))
+    own = sims_QV[query, answer]
+    starts = np.searchsorted(query, np.arange(len(sims_QV)))
+    best_Q = np.maximum.reduceat(own, starts)
+    for start in range(0, len(sims_QV), _ROWS):
+        rows = slice(start, start + _ROWS)
+        _refuse_nan(sims_QV[rows], start)
+        greater[rows] = np.count_nonzero(sims_QV[rows] > best_Q[rows, None], axis=1)
+        equal[rows] = np.count_nonzero(sims_QV[rows] == best_Q[rows, None], axis=1)
+    winners = np.add.reduceat((own == best_Q[query]).astype(np.int64), starts)
+    return Ranks(greater, equal - winners, winners)
+
+
+def _refuse_nan(block: NDArray, first_row: int) -> None:
+    if np.issubdtype(block.dtype, np.floating) and np.isnan(block).any():
+        row, column = np.argwhere(np.isnan(block))[0]
+        raise DataError(f"scores, query {first_row + row}: need numbers, got NaN for gallery item {column}. "
+                        "The model or its inputs are broken; do not trust any score of this run.")
+
+
+def _relevant_pairs(relevant: Relevant, num_queries: int, num_items: int) -> tuple[NDArray, NDArray]:
+    """(query, answer) pairs, each once, sorted by query; every query has at least one."""
+    if isinstance(relevant, np.ndarray) and relevant.dtype == bool:
+        if relevant.shape != (num_queries, num_items):
+            raise DataError(f"right answers: need a boolean matrix of shape {(num_queries, num_items)}, "
+                            f"got {relevant.shape}. Pass one row per query.")
+        query, answer = np.nonzero(relevant)
+    else:
+        if len(relevant) != num_queries:
+            raise DataError(f"right answers: need one entry for each of {num_queries} queries, got {len(relevant)}. "
+                            "Pass one entry per row of scores.")
+        lists = [np.atleast_1d(np.asarray(entry, np.int64)) for entry in relevant]
+        query = np.repeat(np.arange(num_queries), [len(entry) for entry in lists])
+        answer = np.concatenate(lists)
+        pairs = np.unique(np.stack([query, answer]), axis=1)
+        query, answer = pairs
+    counts = np.bincount(query, minlength=num_queries)
+    if (counts == 0).any():
+        raise DataError(f"query {int(np.argmin(counts))}: need at least one right answer, got none. "
+                        "Remove the query or give its answer.")
+    if answer.min() < 0 or answer.max() >= num_items:
+        raise DataError(f"right answers: need numbers from 0 to {num_items - 1}, "
+                        f"got {int(answer.min())} to {int(answer.max())}. Check the order of the gallery.")
+    return query, answer
+
+
+def by_item(relevant: Sequence[int] | NDArray, num_items: int) -> list[NDArray]:
+    """Turn each query's one right answer round: for each gallery item, the queries it answers."""
+    relevant = np.asarray(relevant, np.int64)
+    order = np.argsort(relevant, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(relevant, minlength=num_items))[:-1])
+
+
+def summary(found: Ranks, generator: np.random.Generator, samples: int = 1000, groups: NDArray | None = None) -> dict:
+    """The figures of one direction, as `metrics/evaluate.json` has them; R@K in per cent.
+
+    `R@1_tie_range` is R@1 with every tie lost and with every tie won; `R@1_ci95` is a bootstrap interval over queries,
+    or over `groups` of them (captions of one video are not independent).
+    """
+    first = 100 * found.hits_at(1)
+    figures: dict = {f"R@{k}": float(100 * found.hits_at(k).mean()) for k in RECALL_AT}
+    expected = found.expected
+    figures |= {
+        "MdR": float(np.median(expected)), "MnR": float(expected.mean()), "n": len(found),
+        "R@1_ci95": bootstrap_interval(first, generator, samples, groups),
+        "R@1_tie_range": [float(100 * ((found.greater == 0) & (found.tied == 0)).mean()),
+                          float(100 * (found.greater == 0).mean())]}
+    return {key: [round(v, 4) for v in value] if isinstance(value, list) else round(value, 4)
+            for key, value in figures.items()}
+
+
+def bootstrap_interval(values: NDArray, generator: np.random.Generator, samples: int = 1000,
+                       groups: NDArray | None = None) -> list[float]:
+    """[low, high]: the middle 95 % of the mean of `values` when queries, or whole groups of them, are drawn again."""
+    _, group = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
+    sums, counts = np.bincount(group, weights=values), np.bincount(group)
+    means = np.empty(samples)
+    for sample in range(samples):
+        drawn = generator.integers(0, len(sums), len(sums))
+        means[sample] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.percentile(means, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def paired_difference(values_a: NDArray, values_b: NDArray, generator: np.random.Generator, samples: int = 1000,
+                      groups: NDArray | None = None) -> dict:
+    """Mean of b - a over the same queries, with a bootstrap interval of that difference."""
+    assert len(values_a) == len(values_b), f"need the same queries, got {len(values_a)} and {len(values_b)}"
+    difference = np.asarray(values_b, np.float64) - np.asarray(values_a, np.float64)
+    return {"difference": float(difference.mean()), "ci95": bootstrap_interval(difference, generator, samples, groups)}
