@@ -26,8 +26,9 @@ class ScenesConfig(Section):
     num_test: Positive
     num_incoming: Positive          # clips in each of the two batches for data/incoming/
     max_events: Annotated[int, Field(ge=1, le=6)]
-    captions_per_clip: Annotated[int, Field(ge=3)]
-    duplicate_rate: Fraction        # of the training clips: different pixels, same meaning as another training clip
+    captions_per_clip: Annotated[int, Field(ge=1, le=4)]    # each in another wording
+    duplicate_rate: Fraction        # of the training clips: different pixels, same meaning as an earlier training clip
+    neighbour_rate: Fraction        # of the clips: differ from an earlier one in one word or in order only
     width: Annotated[int, Field(ge=128, multiple_of=2)]
     height: Annotated[int, Field(ge=128, multiple_of=2)]
     fps: Positive
@@ -99,7 +100,7 @@ class LossConfig(Section):
 class TrainConfig(Section):
     seed: int
     device: str                     # auto, cpu, cuda, cuda:N
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16"]   # auto: bfloat16 where the hardware multiplies it natively
     epochs: Positive
     batch_size: Positive
     lr: Annotated[float, Field(gt=0)]
