@@ -6,6 +6,8 @@ Every residual branch ends in a layer that starts at zero, so that pretrained to
 import torch
 from torch import Tensor, nn
 
+from hcmi.model.towers import attention
+
 UNIFORM_SHARE = 0.2     # [ours] part of the initial assignment that is spread over all tokens, the rest is by time
 
 
@@ -23,7 +25,7 @@ class SelfAttention(nn.Module):
         batch, length, dim = tokens_BND.shape
         heads_3BHNE = self.qkv(self.norm(tokens_BND)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         bias_B11N = torch.where(mask_BN, 0.0, -1e4)[:, None, None].to(tokens_BND.dtype)
-        mixed_BHNE = nn.functional.scaled_dot_product_attention(*heads_3BHNE, attn_mask=bias_B11N)
+        mixed_BHNE = attention(*heads_3BHNE, mask=bias_B11N)
         return tokens_BND + self.out(mixed_BHNE.transpose(1, 2).reshape(batch, length, dim))
 
 

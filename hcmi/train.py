@@ -1,0 +1,244 @@
+"""The `train` stage: shards in, a model folder out. The loop reads top to bottom in `train`.
+
+The best epoch is chosen by validation alone. A run that was stopped goes on from its last checkpoint with the very
+same batches; a checkpoint of other data or parameters is left alone and training starts anew.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from dvclive import Live
+from torch import Tensor
+
+from hcmi import loss as losses
+from hcmi.atomic import atomic_dir, atomic_file
+from hcmi.config import ModelSection, TrainConfig
+from hcmi.data.loader import ShardReader, TrainBatch, TrainLoader
+from hcmi.encode import encode_split, score
+from hcmi.metrics import ranks
+from hcmi.model.retriever import HcmiModel, new_retriever
+from hcmi.progress import track
+from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
+
+CHECKPOINT_SECONDS = 300        # between two checkpoints within an epoch
+MAX_LOGIT_SCALE = math.log(100)
+VALIDATION_BATCH = 64
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds besides weights, optimiser and loader: where training stands and how it went."""
+
+    step: int = 0
+    best_score: float = -1.0
+    best_epoch: int = -1
+    history: list[dict] = field(default_factory=list)       # one row of figures an epoch
+
+
+def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path, checkpoint_dir: str | Path,
+          section: ModelSection, config: TrainConfig) -> dict:
+    """Train on the split `train`, validate on `val`, and write the best epoch's model folder. Returns a summary.
+
+    Raises: DataError when a split is empty or shards are broken; ModelError when the backbone cannot be loaded.
+    """
+    tune_allocator()
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    seed_everything(config.seed)
+    train_reader, val_reader = ShardReader(shards_dir, "train"), ShardReader(shards_dir, "val")
+    model = new_retriever(section, train_reader.frame_shape[0],
+                          [caption for clip in train_reader.clips for caption in clip.captions]).to(device)
+    loader = TrainLoader(train_reader, config.batch_size, section.num_frames, seed=config.seed,
+                         num_workers=config.num_workers)
+    total_steps = config.epochs * len(loader)
+    optimizer = make_optimizer(model, config)
+    progress = Progress()
+    checkpoints = Checkpoints(checkpoint_dir, identity(shards_dir, section, config))
+    checkpoints.restore(model, optimizer, loader, progress)
+
+    with Live(str(metrics_dir), dvcyaml=False, save_dvc_exp=False) as live:
+        for row in progress.history:
+            log_epoch(live, row)
+        with track(description="train", total=total_steps, unit="step") as bar:
+            bar.update(progress.step)
+            for epoch in range(loader.epoch, config.epochs):
+                model.train()
+                sums: dict[str, float] = {}
+                started = time.monotonic()
+                for batch in loader:
+                    set_learning_rate(optimizer, progress.step / total_steps, config.warmup_fraction)
+                    figures = training_step(model, optimizer, batch, config, denoise_mode(config, epoch), precision)
+                    for name, value in figures.items():
+                        sums[name] = sums.get(name, 0.0) + value
+                    progress.step += 1
+                    bar.update(1)
+                    bar.set_postfix(epoch=epoch + 1, loss=f"{figures['loss']:.3f}")
+                    if checkpoints.due():
+                        checkpoints.save(model, optimizer, loader, progress)
+                validation = validate(model, val_reader)
+                row = {"epoch": epoch, **{f"train/{name}": value / len(loader) for name, value in sums.items()},
+                       **{f"val/{name}": value for name, value in validation.items()},
+                       "train/seconds": time.monotonic() - started}
+                progress.history.append(row)
+                log_epoch(live, row)
+                if validation["R@1"] > progress.best_score:
+                    progress.best_score, progress.best_epoch = validation["R@1"], epoch
+                    checkpoints.save_best(model)
+                checkpoints.save(model, optimizer, loader, progress)
+        checkpoints.load_best(model)
+        live.summary["best"] = {"epoch": progress.best_epoch, "val_R@1": progress.best_score}
+    with atomic_dir(model_dir) as folder:
+        model.save_pretrained(folder)
+    checkpoints.clear()
+    return {"model": str(model_dir), "best_epoch": progress.best_epoch, "val_R@1": progress.best_score,
+            "steps": progress.step, "device": str(device), "precision": precision}
+
+
+def training_step(model: HcmiModel, optimizer: torch.optim.Optimizer, batch: TrainBatch, config: TrainConfig,
+                  denoise: str, precision: str) -> dict[str, float]:
+    """Forward, backward, update; returns figures for the log."""
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    pixels_BTCHX = model.processor.frames(batch.frames_KBTHXC[0].to(device, non_blocking=True))
+    mask_BT = batch.frame_mask_BT.to(device)
+    ids_BW, word_mask_BW = (tensor.to(device) for tensor in model.processor.texts(batch.captions))
+    with autocast:
+        features_BTD = model.frame_features(pixels_BTCHX)
+        videos = model.head.video(features_BTD, mask_BT)
+        texts = model.encode_texts(ids_BW, word_mask_BW)
+        positives_BB = same_videos(model, features_BTD, mask_BT) if denoise != "off" else None
+    total, figures = total_loss(model, model.similarities(texts, videos), config, positives_BB, denoise)
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimizer.step()
+    return figures
+
+
+def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig, positives_BB: Tensor | None,
+               denoise: str) -> tuple[Tensor, dict[str, float]]:
+    """Method section 4. Denoising and the margin belong to HCMI; the peers' heads train with the plain loss."""
+    weights = config.loss.level_weights.model_dump() if model.config.head == "hcmi" else {}
+    parts = {level: weights.get(level, 1.0) * losses.contrastive(sims_BB, model.head.scale(level), positives_BB, denoise)
+             for level, sims_BB in levels.items() if weights.get(level, 1.0) > 0}
+    if model.config.head == "hcmi" and config.loss.margin_weight > 0:
+        parts["margin"] = config.loss.margin_weight * losses.margin(levels["video_sentence"], config.loss.margin,
+                                                                    positives_BB)
+    total = torch.stack(list(parts.values())).sum()
+    figures = {"loss": float(total.detach())} | {f"loss_{name}": float(part.detach()) for name, part in parts.items()}
+    if positives_BB is not None:
+        figures["extra_positives"] = float(positives_BB.sum() / len(positives_BB) - 1)
+    return total, figures
+
+
+@torch.no_grad()
+def same_videos(model: HcmiModel, features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """Adaptive label denoising on two views: the even and the odd frames of those already encoded. [ours]
+
+    A view's frames are one from each of T/2 segments, as in the paper, and the towers run once instead of twice.
+    """
+    position_T = torch.arange(features_BTD.shape[1], device=features_BTD.device)
+    views = []
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        views.append(model.head.video(features_BTD[:, half], mask_BT[:, half], position_T[half]).video_BD)
+    return losses.same_videos(*views)
+
+
+def denoise_mode(config: TrainConfig, epoch: int) -> str:
+    return config.loss.denoise if epoch >= config.loss.denoise_warmup_epochs else "off"
+
+
+def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
+    """Text-to-video recall on a split, in per cent."""
+    model.eval()
+    encoded = encode_split(model, reader, VALIDATION_BATCH)
+    sims_QV = model.combine(score(model, encoded.texts, encoded.videos)).numpy()
+    found = ranks(sims_QV, encoded.caption_video)
+    return {f"R@{k}": float(100 * np.mean(found.hits_at(k))) for k in (1, 5, 10)}
+
+
+def make_optimizer(model: HcmiModel, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; towers at their own rate (0 freezes them), no decay on vectors and scalars, logit scales included."""
+    groups: list[dict] = []
+    for prefix, rate in (("towers.", config.backbone_lr), ("head.", config.lr)):
+        named = [(name, weight) for name, weight in model.named_parameters() if name.startswith(prefix)]
+        for _, weight in named:
+            weight.requires_grad_(rate > 0)
+        for decay, chosen in ((config.weight_decay, [w for _, w in named if w.dim() > 1]),
+                              (0.0, [w for _, w in named if w.dim() <= 1])):
+            if rate > 0 and chosen:
+                groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, done: float, warmup: float) -> None:
+    """Linear warm-up, then cosine to zero; `done` is the share of all steps in 0..1."""
+    factor = done / warmup if done < warmup else 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * max(factor, 1e-3)
+
+
+def log_epoch(live: Live, row: dict) -> None:
+    for name, value in row.items():
+        if name != "epoch":
+            live.log_metric(name, value)
+    live.next_step()
+
+
+def identity(shards_dir: str | Path, section: ModelSection, config: TrainConfig) -> str:
+    """Hash of all that a checkpoint depends on: data, model and training parameters."""
+    index = hashlib.sha256((Path(shards_dir) / "index.parquet").read_bytes()).hexdigest()
+    where = {"device", "num_workers"}       # may change between a stop and going on
+    parts = [index, section.model_dump(), config.model_dump(exclude=where)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Checkpoints:
+    """Files in one folder outside the pipeline's outputs, replaced whole: `last.pt` to go on from, `best.pt` to keep."""
+
+    def __init__(self, folder: str | Path, identity: str):
+        self.folder = Path(folder)
+        self.identity = identity
+        self.saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+
+    def save(self, model, optimizer, loader: TrainLoader, progress: Progress) -> None:
+        state = {"identity": self.identity, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                 "loader": loader.state_dict(), "progress": vars(progress)}
+        with atomic_file(self.folder / "last.pt") as path:
+            torch.save(state, path)
+        self.saved_at = time.monotonic()
+
+    def save_best(self, model) -> None:
+        with atomic_file(self.folder / "best.pt") as path:
+            torch.save(model.state_dict(), path)
+
+    def restore(self, model, optimizer, loader: TrainLoader, progress: Progress) -> bool:
+        """Load `last.pt` where it belongs to this data and these parameters; says whether it did."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["identity"] != self.identity:
+            return False
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        loader.load_state_dict(state["loader"])
+        vars(progress).update(state["progress"])
+        return True
+
+    def load_best(self, model) -> None:
+        model.load_state_dict(torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True))
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
