@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hcmi.errors import DataError
 
 RECALL_AT = (1, 5, 10, 50)
-Relevant = NDArray | Sequence[int] | Sequence[Sequence[int]]
+Relevant = NDArray | Sequence[int] | Sequence[Sequence[int]] | Sequence[NDArray]
 _ROWS = 512     # of the score matrix compared at a time: the comparison's temporaries stay in cache
 
 
