@@ -120,10 +120,12 @@ class EvaluateConfig(Section):
 
 class ExportConfig(Section):
     batch_size: Positive
+    precision: Literal["float16", "int8"]               # of the stored vectors; meta.json says what it costs
+    parquet: bool                                       # also write the tokens as Parquet, for Ray or Spark
 
 
 class SearchConfig(Section):
-    uri: str
+    uri: str                        # a folder: FAISS; a path ending in .db: Milvus Lite; http(s)://host:port: Milvus
     candidates: Positive            # of the first stage, re-ranked exactly
 
 

@@ -1,0 +1,109 @@
+"""Stage `export`: every clip's tokens on disk, the search index over them, and the reference for drift."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hcmi.atomic import atomic_dir
+from hcmi.config import ExportConfig
+from hcmi.data.loader import ShardReader, eval_batches, pick_frames
+from hcmi.data.manifest import read_manifest
+from hcmi.encode import encode_texts
+from hcmi.errors import DataError
+from hcmi.index_writer import create_index
+from hcmi.model.retriever import HcmiModel, load_retriever
+from hcmi.progress import track
+from hcmi.store import TokenWriter, videos_table, write_texts
+from hcmi.types import Clip, VideoTokens
+
+SPLITS = ("train", "val", "test")
+REFERENCE = "test"      # held out: no choice was made on it
+
+
+def export(model_dir: str | Path, shards_dir: str | Path, manifest_path: str | Path, out_dir: str | Path,
+           config: ExportConfig) -> dict[str, Any]:
+    """Encode the clips of every split; write videos.parquet, embeddings/, index/, reference/ and meta.json.
+
+    `out_dir` appears whole or not at all.
+    Raises: ModelError, DataError (no clips in the shards, or shards of another manifest).
+    """
+    model = load_retriever(model_dir)
+    splits = [split for split in SPLITS if any(Path(shards_dir).glob(f"{split}-*.tar"))]
+    readers = {split: ShardReader(shards_dir, split) for split in splits}
+    num_videos = sum(map(len, readers.values()))
+    if not num_videos:
+        raise DataError(f"{shards_dir}: need at least one clip to export, got none. Run `hcmi shards`.")
+    clips = _clips_of(readers, manifest_path)
+    card = describe_model(model)
+    with atomic_dir(out_dir) as folder:
+        writer = TokenWriter(folder / "embeddings", num_videos, config.precision)
+        reference = TokenWriter(folder / "reference" / "embeddings", len(readers.get(REFERENCE, ())), config.precision)
+        with track(description="export", total=num_videos, unit="clip") as bar:
+            for split, reader in readers.items():
+                for tokens, times_BT in encode_batches(model, reader, config.batch_size):
+                    writer.append(tokens, times_BT)
+                    if split == REFERENCE:
+                        reference.append(tokens, times_BT)
+                    bar.update(len(tokens))
+        writer.close()
+        pq.write_table(videos_table(clips), folder / "videos.parquet", compression="zstd")
+        if reference.num_rows:
+            reference.close()
+            _write_reference(model, [clip for clip in clips if clip.split == REFERENCE], folder / "reference")
+        create_index(folder / "index", card, data="..")
+        meta = {**card, "precision": config.precision, "num_videos": num_videos,
+                "splits": {split: len(reader) for split, reader in readers.items()}}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    return {"videos": num_videos, **meta["splits"], "dim": card["dim"], "out": str(out_dir)}
+
+
+def describe_model(model: HcmiModel) -> dict[str, Any]:
+    """What an index must say about the model that made its vectors."""
+    return {"fingerprint": model.fingerprint, "head": model.config.head, "backbone": model.config.backbone,
+            "levels": list(model.level_weights), "level_weights": dict(model.level_weights),
+            "num_frames": model.config.num_frames, "dim": model.head.dim, "preprocessing": model.processor.describe()}
+
+
+def encode_batches(model: HcmiModel, reader: ShardReader, batch_size: int) -> Iterator[tuple[VideoTokens, np.ndarray]]:
+    """(tokens, times_BT in seconds) of each clip of the reader, once, in order."""
+    for batch in eval_batches(reader, batch_size, model.config.num_frames):
+        mask_BT = torch.as_tensor(batch.frame_mask_BT)
+        with torch.inference_mode():
+            tokens = model.encode_videos(model.processor.frames(batch.frames_BTHXC), mask_BT)
+        yield tokens, np.stack([frame_times(reader.clips[row]["times_s"], mask_BT.shape[1]) for row in batch.rows])
+
+
+def frame_times(stored_times_s: list[float], num_frames: int) -> np.ndarray:
+    """[T] seconds of the frames that evaluation picks; the last one repeated where a clip has fewer."""
+    picked = [stored_times_s[at] for at in pick_frames(len(stored_times_s), num_frames, None)]
+    return np.array((picked + picked[-1:] * num_frames)[:num_frames], np.float32)
+
+
+def _clips_of(readers: dict[str, ShardReader], manifest_path: str | Path) -> list[Clip]:
+    """The manifest's rows in the shards' order; paths, hashes and tags come from the manifest."""
+    known = {clip.video_id: clip for clip in read_manifest(manifest_path)}
+    clips = []
+    for reader in readers.values():
+        for record in reader.clips:
+            if record["video_id"] not in known:
+                raise DataError(f"{manifest_path}: need the row of clip {record['video_id']}, which is in the shards, "
+                                "got none. Run `hcmi shards` again.")
+            clips.append(known[record["video_id"]])
+    return clips
+
+
+def _write_reference(model: HcmiModel, clips: list[Clip], folder: Path) -> None:
+    """The held-out texts: tokens as texts_*.npy, and queries.parquet (caption, video_id, row of the video)."""
+    captions = [caption for clip in clips for caption in clip.captions]
+    rows = [row for row, clip in enumerate(clips) for _ in clip.captions]
+    pq.write_table(videos_table(clips), folder / "videos.parquet", compression="zstd")
+    pq.write_table(pa.table({"caption": captions, "video_id": [clips[row].video_id for row in rows],
+                             "video_row": pa.array(rows, pa.int64())}), folder / "queries.parquet", compression="zstd")
+    if captions:
+        write_texts(folder / "embeddings", encode_texts(model, captions))

@@ -1,0 +1,269 @@
+"""The search index: FAISS over video-level vectors for the first stage, tokens on disk for the second.
+
+A folder with immutable segments and one `index.json` that names them:
+
+    index.json                                  {"format", "generation", "model": {...}, "segments": [...]}
+    <segment>/vectors.faiss                     flat, or HNSW from HNSW_ROWS rows on; inner product
+    <segment>/videos.parquet, embeddings/*.npy  (of the first segment of an export: one folder up)
+    <segment>/removed-<generation>.npy          row numbers no longer served
+
+Whoever opens the index, at any moment, finds one consistent generation; readers never lock. `hcmi/index_writer.py`
+makes the next one.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hcmi.errors import SearchIndexError
+from hcmi.progress import track
+from hcmi.store import TokenStore, read_videos
+from hcmi.types import Clip, VideoTokens
+
+FORMAT = 1
+HNSW_ROWS = 30_000      # below it a flat scan answers within some milliseconds
+HNSW_LINKS = 32
+HNSW_BUILD = 80         # efConstruction
+SCAN_SHARE = 0.1        # filters that let through less than this are scanned exactly: HNSW would miss most of them
+AGAIN = "Run `hcmi export` again."
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which videos may be found: every tag given must be equal, and the length within bounds."""
+
+    tags: tuple[tuple[str, str], ...] = ()
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.tags) or self.min_seconds is not None or self.max_seconds is not None
+
+
+class Segment:
+    """One immutable part of an index: rows of videos, tokens and vectors. Files are opened when needed."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any]):
+        self.folder, self.entry, self.rows = folder, entry, entry["rows"]
+        for name, size in entry["sizes"].items():
+            path = folder / name
+            got = path.stat().st_size if path.exists() else None
+            if got != size:
+                raise SearchIndexError(f"{path}: need {size} bytes as index.json says, got "
+                                       f"{'no file' if got is None else f'{got} bytes'}. Copy the index again, with "
+                                       "the export folder around it, or run `hcmi export`.")
+
+    @cached_property
+    def faiss_index(self) -> Any:
+        try:
+            return faiss.read_index(str(self.folder / self.entry["vectors"]))
+        except RuntimeError as error:
+            raise SearchIndexError(f"{self.folder / self.entry['vectors']}: need a FAISS index, got a broken file. "
+                                   + AGAIN) from error
+
+    @cached_property
+    def videos(self) -> pa.Table:
+        return read_videos(self.folder / self.entry["videos"])
+
+    @cached_property
+    def store(self) -> TokenStore:
+        return TokenStore(self.folder / self.entry["embeddings"])
+
+    @cached_property
+    def alive(self) -> np.ndarray:
+        """bool [rows]: False where a row was removed."""
+        alive = np.ones(self.rows, bool)
+        if self.entry["removed"]:
+            alive[np.load(self.folder / self.entry["removed"])] = False
+        return alive
+
+    def allowed(self, where: Filter) -> np.ndarray:
+        """bool [rows]: rows that are alive and pass the filter."""
+        keep = self.alive
+        for name, value in where.tags:
+            found = pc.equal(pc.map_lookup(self.videos["tags"], pa.scalar(name), "first"), value)
+            keep = keep & found.fill_null(False).to_numpy()
+        if where.min_seconds is not None:
+            keep = keep & (self.videos["duration_s"].to_numpy() >= where.min_seconds)
+        if where.max_seconds is not None:
+            keep = keep & (self.videos["duration_s"].to_numpy() <= where.max_seconds)
+        return keep
+
+    def nearest(self, query_D: np.ndarray, count: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and inner products of the `count` nearest vectors, best first; fewer where fewer are kept."""
+        kept = self.rows if keep is None else int(keep.sum())
+        count = min(count, kept)
+        if not count:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        if keep is not None and kept < SCAN_SHARE * self.rows:
+            rows = np.flatnonzero(keep)
+            scores = self.store.vectors(rows) @ query_D
+            best = np.argsort(-scores, kind="stable")[:count]
+            return rows[best], scores[best]
+        api: Any = faiss        # its type stubs know neither selectors nor HNSW
+        selector = None if keep is None else api.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
+        if self.entry["kind"] == "hnsw":
+            options = api.SearchParametersHNSW(efSearch=max(2 * count, 64), sel=selector)
+        else:
+            options = api.SearchParameters(sel=selector)
+        scores, rows = self.faiss_index.search(query_D[None], count, params=options)
+        found = rows[0] >= 0
+        return rows[0][found], scores[0][found]
+
+
+class SearchIndex:
+    """A consistent view of an index folder at one generation; `latest()` gives the newest.
+
+    Rows are numbered through all segments and mean something only within one generation.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], segments: list[Segment]):
+        """Use `SearchIndex.open`."""
+        self.folder, self.manifest, self.segments = folder, manifest, segments
+        self.model: dict[str, Any] = manifest["model"]
+        self.starts = np.cumsum([0, *(segment.rows for segment in segments)])
+        self._filtered: tuple[Filter, list[np.ndarray]] | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path, known: Sequence[Segment] = ()) -> "SearchIndex":
+        """The newest generation in `folder`; `known` segments, already open, are reused where they are unchanged.
+
+        Raises: SearchIndexError when the index is missing, half-copied or broken.
+        """
+        folder = Path(folder)
+        reusable = {json.dumps(segment.entry): segment for segment in known}
+        while True:
+            manifest = read_manifest(folder)
+            try:
+                segments = [reusable.get(json.dumps(entry)) or Segment(folder, entry) for entry in manifest["segments"]]
+                return cls(folder, manifest, segments)
+            except SearchIndexError:
+                if read_manifest(folder) == manifest:       # else a writer moved on between the two reads
+                    raise
+
+    def __len__(self) -> int:
+        return sum(int(segment.alive.sum()) if segment.entry["removed"] else segment.rows for segment in self.segments)
+
+    @property
+    def generation(self) -> int:
+        return self.manifest["generation"]
+
+    def latest(self) -> "SearchIndex":
+        """This view, or a new one when a writer has moved on."""
+        return self if read_manifest(self.folder) == self.manifest else SearchIndex.open(self.folder, self.segments)
+
+    def check_model(self, fingerprint: str) -> None:
+        """Raises: SearchIndexError when another model made the index: its vectors would be compared at random."""
+        if self.model["fingerprint"] != fingerprint:
+            raise SearchIndexError(f"{self.folder}: need an index made by this model ({fingerprint[:12]}), got one by "
+                                   f"{self.model['fingerprint'][:12]}. Run `hcmi export` with this model, or give the "
+                                   "model that made the index.")
+
+    def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None) -> np.ndarray:
+        """First stage: rows of the `count` videos nearest to the unit vector `query_D`, best first."""
+        keeps: list[np.ndarray | None] = [s.alive if s.entry["removed"] else None for s in self.segments]
+        if where:
+            if self._filtered is None or self._filtered[0] != where:
+                self._filtered = where, [segment.allowed(where) for segment in self.segments]
+            keeps = list(self._filtered[1])
+        query_D = np.ascontiguousarray(query_D, np.float32)
+        found = [segment.nearest(query_D, count, keep) for segment, keep in zip(self.segments, keeps, strict=True)]
+        if not found:
+            return np.zeros(0, np.int64)
+        rows = np.concatenate([part + start for (part, _), start in zip(found, self.starts, strict=False)])
+        scores = np.concatenate([part for _, part in found])
+        return rows[np.argsort(-scores, kind="stable")[:count]]
+
+    def tokens(self, rows: np.ndarray) -> VideoTokens:
+        """Tokens of `rows` (at least one), read from disk, in the order given."""
+        import torch
+
+        parts = self._gather(rows, lambda segment, local: segment.store.tokens(local))
+        if len(parts) == 1:
+            return parts[0][1]
+        order = np.argsort(np.concatenate([at for at, _ in parts]))
+        fields = zip(*(vars(tokens).values() for _, tokens in parts), strict=True)
+        return VideoTokens(*(torch.cat(field)[order] for field in fields))
+
+    def times(self, rows: np.ndarray) -> np.ndarray:
+        """[N, T] seconds into each file of the frames behind `tokens(rows)`; at least one row."""
+        parts = self._gather(rows, lambda segment, local: segment.store.times(local))
+        return np.concatenate([p for _, p in parts])[np.argsort(np.concatenate([at for at, _ in parts]))]
+
+    def records(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """The videos.parquet rows, in the order given."""
+        parts = self._gather(rows, lambda segment, local: segment.videos.take(pa.array(local)).to_pylist())
+        found = {int(at): record for where, records in parts for at, record in zip(where, records, strict=True)}
+        return [found[at] for at in range(len(rows))]
+
+    def _gather(self, rows: np.ndarray, read: Callable[[Segment, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:
+        """(positions in `rows`, what `read` gives for them) per segment."""
+        rows = np.asarray(rows, np.int64)
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        return [(np.flatnonzero(owner == s), read(self.segments[s], rows[owner == s] - self.starts[s]))
+                for s in np.unique(owner)]
+
+    def rows_of(self, column: str, values: Sequence[str]) -> np.ndarray:
+        """Rows, removed ones left out, whose `column` (video_id, sha256, path) is one of `values`."""
+        wanted = pa.array(list(values), pa.string())
+        parts = [np.flatnonzero(pc.is_in(segment.videos[column], wanted).to_numpy() & segment.alive) + start
+                 for segment, start in zip(self.segments, self.starts, strict=False)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def rows_of_clips(self, clips: Sequence[Clip]) -> np.ndarray:
+        """Rows that hold one of `clips` already: the same bytes and part, or the same video_id."""
+        keys = {clip_key(vars(clip)) for clip in clips}
+        rows = self.rows_of("sha256", [clip.sha256 for clip in clips])
+        same = [row for row, record in zip(rows, self.records(rows), strict=True) if clip_key(record) in keys]
+        return np.union1d(np.array(same, np.int64), self.rows_of("video_id", [clip.video_id for clip in clips]))
+
+    def live_rows(self) -> np.ndarray:
+        """All rows that are served."""
+        return np.concatenate([np.zeros(0, np.int64),
+                               *(np.flatnonzero(s.alive) + start for s, start in zip(self.segments, self.starts,
+                                                                                     strict=False))])
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises: SearchIndexError when index.json is missing, cut short or of another format."""
+    path = folder / "index.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise SearchIndexError(f"{path}: need index format {FORMAT}, got {manifest['format']}. {AGAIN}")
+        manifest["generation"], manifest["model"]["fingerprint"], manifest["segments"]
+    except FileNotFoundError as error:
+        raise SearchIndexError(f"{folder}: need a search index, got no index.json there. "
+                               "Run `hcmi export`, or search a folder of videos with --videos.") from error
+    except NotADirectoryError as error:
+        raise SearchIndexError(f"{folder}: need a folder with a search index, got a file. Correct --index.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SearchIndexError(f"{path}: need a complete index.json, got a broken one. {AGAIN}") from error
+    return manifest
+
+
+def clip_key(record: dict[str, Any]) -> tuple[str, float, float]:
+    """What makes a clip the same clip: the file's bytes and the part of it."""
+    return record["sha256"], round(record["start_s"], 3), round(record["end_s"], 3)
+
+
+def build_vectors(store: TokenStore, path: Path) -> str:
+    """Write the first stage's FAISS index of one segment; returns its kind, flat or hnsw."""
+    kind = "hnsw" if len(store) >= HNSW_ROWS else "flat"
+    index: Any = faiss.IndexFlatIP(store.dim)
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(store.dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = HNSW_BUILD
+    batches = list(store.batches(10_000))
+    for rows in track(batches, "index", unit="batch") if kind == "hnsw" else batches:
+        index.add(store.vectors(rows))
+    faiss.write_index(index, str(path))
+    return kind

@@ -1,0 +1,161 @@
+"""From a sentence, or a video, to videos and the moments in them: FAISS first, exact three-level re-ranking second."""
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hcmi.encode import encode_texts
+from hcmi.errors import ConfigError, DataError
+from hcmi.explain import moment
+from hcmi.index import Filter, SearchIndex
+from hcmi.model.retriever import HcmiModel, load_retriever
+from hcmi.types import Hit, TextTokens, VideoTokens
+
+CANDIDATES = 200
+MAX_TOP = 1000
+MAX_QUERY_CHARS = 2000
+
+
+class Retriever:
+    """A trained model and the videos it has indexed.
+
+        retriever = Retriever("models/hcmi", "export/index")
+        retriever.search("a red ring slides left", top=5)
+        retriever.search("a dog", tags={"place": "beach"}, max_seconds=30)
+        retriever.similar("video_0001")
+        retriever.captions_of("video_0001", ["a dog runs", "a cat sleeps"])
+
+    Videos added to the index by others are found from the next call on.
+    Raises: ModelError, SearchIndexError (no index, a broken one, or one made by another model).
+    """
+
+    def __init__(self, model: str | Path | HcmiModel = "models/hcmi", index: str | Path = "export/index",
+                 candidates: int = CANDIDATES):
+        self.model = load_retriever(model) if isinstance(model, (str, Path)) else model
+        self.index = SearchIndex.open(index)
+        self.candidates = candidates
+        self.fingerprint = self.model.fingerprint
+        self.index.check_model(self.fingerprint)
+
+    def search(self, query: str, top: int = 10, tags: dict[str, str] | None = None,
+               min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
+        """Videos that show what `query` says, best first, each with its best moment.
+
+        Raises: ConfigError when the query cannot be understood or `top` is out of range.
+        """
+        text = self.encode_query(query)
+        return self._rank(text, check_top(top), Filter(tuple((tags or {}).items()), min_seconds, max_seconds))
+
+    def similar(self, video_id: str, top: int = 10, tags: dict[str, str] | None = None,
+                min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
+        """Videos like an indexed one. Its frames and clips play the part of words and phrases. [ours]
+
+        Raises: DataError when no such video is indexed.
+        """
+        video, _ = self.video(video_id)
+        text = TextTokens(video.video_BD, video.frames_BTD, video.clips_BCD, video.frame_weights_BT,
+                          video.clip_weights_BC)
+        where = Filter(tuple((tags or {}).items()), min_seconds, max_seconds)
+        hits = self._rank(text, check_top(top) + 1, where)
+        others = [hit for hit in hits if hit.video_id != video_id][:top]
+        return [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, 1)]
+
+    def captions_of(self, video_id: str, captions: Sequence[str] | None = None, top: int = 10
+                    ) -> list[tuple[str, float]]:
+        """(caption, score), best first: which of `captions`, or of all captions in the index, tell this video.
+
+        Raises: DataError when no such video is indexed or there are no captions.
+        """
+        if captions is None:
+            captions = sorted({text for s in self.index.segments for texts in s.videos["captions"].to_pylist()
+                               for text in texts or ()})
+        if not captions:
+            raise DataError(f"{video_id}: need captions to choose from, got none. Give some.")
+        video, _ = self.video(video_id)
+        scores: list[float] = []
+        with torch.inference_mode():
+            for start in range(0, len(captions), 256):
+                texts = encode_texts(self.model, list(captions[start:start + 256]))
+                scores += self.model.combine(self.model.similarities(texts, video))[:, 0].tolist()
+        order = np.argsort(-np.array(scores), kind="stable")[:check_top(top)]
+        return [(captions[at], scores[at]) for at in order]
+
+    def video(self, video_id: str) -> tuple[VideoTokens, dict[str, Any]]:
+        """Tokens and record of one indexed video.
+
+        Raises: DataError when there is none.
+        """
+        self._newest()
+        rows = self.index.rows_of("video_id", [video_id])
+        if not len(rows):
+            raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got an unknown one. "
+                            "videos.parquet lists them.")
+        return self.index.tokens(rows[:1]), self.index.records(rows[:1])[0]
+
+    def encode_query(self, query: str) -> TextTokens:
+        """Tokens of one checked query. Only the text tower runs."""
+        ids_BW, mask_BW = self.model.processor.texts([check_query(query)])
+        letters = len("".join(query.split()))
+        if letters < int(mask_BW.sum()) - 2 and len(query) <= 4 * self.model.processor.num_words:
+            raise ConfigError(f"query {shorten(query)!r}: need words of a language the model knows, got text its "
+                              "tokenizer can only spell byte by byte. Ask in the language of the training captions.")
+        with torch.inference_mode():
+            return self.model.encode_texts(ids_BW, mask_BW)
+
+    def _newest(self) -> None:
+        newest = self.index.latest()
+        if newest is not self.index:
+            newest.check_model(self.fingerprint)
+            self.index = newest
+
+    def _rank(self, text: TextTokens, top: int, where: Filter) -> list[Hit]:
+        """First stage, then the exact score of each candidate from its tokens."""
+        self._newest()
+        index = self.index
+        rows = index.candidates(text.sentence_BD[0].numpy(), max(self.candidates, 2 * top),
+                                where)
+        if not len(rows):
+            return []
+        videos, times_VT = index.tokens(rows), index.times(rows)
+        with torch.inference_mode():
+            levels = self.model.similarities(text, videos)
+            scores_V = self.model.combine(levels)[0]
+        best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
+        hits = []
+        for rank, (at, record) in enumerate(zip(best, index.records(rows[best]), strict=True), 1):
+            start_s, end_s = moment(text, videos[at:at + 1], times_VT[at], record["start_s"], record["end_s"])
+            hits.append(Hit(rank, record["video_id"], record["path"], float(scores_V[at]), round(start_s, 3),
+                            round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
+        return hits
+
+
+def check_top(top: int) -> int:
+    """Raises: ConfigError outside 1..MAX_TOP."""
+    if not 1 <= top <= MAX_TOP:
+        raise ConfigError(f"--top: need 1 to {MAX_TOP}, got {top}. Ask for fewer answers.")
+    return top
+
+
+def check_query(query: str) -> str:
+    """The query, if a person could read it.
+
+    Raises: ConfigError when it is empty, binary or longer than MAX_QUERY_CHARS.
+    """
+    if not query.strip():
+        raise ConfigError("query: need some words, got none. Say what the video shows.")
+    if any(unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") and char not in "\t\n\r" for char in query):
+        raise ConfigError(f"query {shorten(query)!r}: need readable text in UTF-8, got control characters or bytes "
+                          "that are not text. Say what the video shows in words.")
+    if len(query) > MAX_QUERY_CHARS:
+        raise ConfigError(f"query {shorten(query)!r}: need at most {MAX_QUERY_CHARS} characters, got {len(query)}. "
+                          "Say it in a sentence or two.")
+    return query
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """For messages."""
+    return text if len(text) <= length else text[:length] + "…"

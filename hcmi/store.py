@@ -1,0 +1,187 @@
+"""Videos and their tokens on disk: `videos.parquet` beside memory-mappable `.npy` files, row for row.
+
+Precision `float16` keeps numbers as they are; `int8` keeps each vector's direction (all that a cosine needs) as
+round(127 x / max|x|), half the bytes. Both are read back as float32 vectors of length 1.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from hcmi.errors import SearchIndexError
+from hcmi.types import Clip, TextTokens, VideoTokens
+
+FIELDS = {"video": "video_BD", "frames": "frames_BTD", "clips": "clips_BCD", "frame_weights": "frame_weights_BT",
+          "clip_weights": "clip_weights_BC"}
+FILES = (*FIELDS, "times_s")
+PRECISIONS = ("float16", "int8")
+VIDEOS_SCHEMA = pa.schema([
+    ("row", pa.int64()), ("video_id", pa.string()), ("path", pa.string()), ("split", pa.string()),
+    ("captions", pa.list_(pa.string())), ("start_s", pa.float64()), ("end_s", pa.float64()),
+    ("duration_s", pa.float64()), ("sha256", pa.string()), ("tags", pa.map_(pa.string(), pa.string()))])
+
+
+def videos_table(clips: Iterable[Clip]) -> pa.Table:
+    """Manifest columns plus `row`, in the order given."""
+    clips = list(clips)
+    columns: dict[str, list] = {"row": list(range(len(clips)))}
+    for name in VIDEOS_SCHEMA.names[1:]:
+        columns[name] = [getattr(clip, name) for clip in clips]
+    columns["tags"] = [list(clip.tags.items()) for clip in clips]
+    columns["captions"] = [list(clip.captions) for clip in clips]
+    return pa.table(columns, schema=VIDEOS_SCHEMA)
+
+
+def table_clips(table: pa.Table) -> list[Clip]:
+    """The inverse of `videos_table`."""
+    return [Clip(**{**{k: v for k, v in row.items() if k != "row"}, "captions": tuple(row["captions"] or ()),
+                    "tags": dict(row["tags"] or ())}) for row in table.to_pylist()]
+
+
+def read_videos(path: str | Path) -> pa.Table:
+    """Raises: SearchIndexError when the file is missing, cut short, or not a videos.parquet."""
+    try:
+        table = pq.read_table(path, memory_map=True)
+        return table.select(VIDEOS_SCHEMA.names)
+    except FileNotFoundError as error:
+        raise SearchIndexError(f"{path}: need the table of indexed videos, got no file. Run `hcmi export`.") from error
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise SearchIndexError(f"{path}: need a complete Parquet table of videos, got a broken one. "
+                               "Run `hcmi export` again.") from error
+
+
+def pack_vectors(vectors: np.ndarray, precision: str) -> np.ndarray:
+    """[..., D] floats to the stored kind."""
+    if precision == "float16":
+        return vectors.astype(np.float16)
+    peak = np.abs(vectors).max(-1, keepdims=True)
+    return np.rint(127 * vectors / np.maximum(peak, 1e-12)).astype(np.int8)
+
+
+def pack_weights(weights: np.ndarray) -> np.ndarray:
+    """To float16; a weight above 0 stays above 0, because exactly 0 marks padding."""
+    return np.where(weights > 0, np.maximum(weights.astype(np.float16), np.float16(6e-8)), np.float16(0))
+
+
+def unpack_vectors(stored: np.ndarray) -> np.ndarray:
+    """The stored kind to float32 vectors of length 1; zero vectors (padding) stay zero."""
+    vectors = stored.astype(np.float32)
+    norms = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]
+    vectors /= np.maximum(norms, 1e-12)
+    return vectors
+
+
+def round_trip(tokens: VideoTokens, precision: str) -> VideoTokens:
+    """What a search would read back had `tokens` been stored: for measuring what storing costs."""
+    def through(name: str) -> Tensor:
+        values = getattr(tokens, FIELDS[name]).float().numpy()
+        if name.endswith("weights"):
+            return torch.from_numpy(pack_weights(values).astype(np.float32))
+        return torch.from_numpy(unpack_vectors(pack_vectors(values, precision)))
+    return VideoTokens(*(through(name) for name in FIELDS))
+
+
+def write_texts(folder: Path, texts: TextTokens) -> None:
+    """texts_{sentence,words,phrases,word_weights,phrase_weights}.npy, float16, row for row of queries.parquet."""
+    for field, values in vars(texts).items():
+        stored = pack_weights(values.numpy()) if "weights" in field else values.numpy().astype(np.float16)
+        np.save(folder / f"texts_{field.rsplit('_', 1)[0]}.npy", stored)
+
+
+def read_texts(folder: Path) -> TextTokens:
+    """What `write_texts` wrote, as float32, vectors of length 1."""
+    def read(field: str) -> Tensor:
+        stored = np.load(folder / f"texts_{field.rsplit('_', 1)[0]}.npy")
+        return torch.from_numpy(stored.astype(np.float32) if "weights" in field else unpack_vectors(stored))
+    return TextTokens(*(read(field) for field in TextTokens.__dataclass_fields__))
+
+
+class TokenWriter:
+    """Fills the `.npy` files of one folder batch by batch, so that memory does not grow with the number of videos."""
+
+    def __init__(self, folder: str | Path, num_rows: int, precision: str = "float16"):
+        self.folder, self.num_rows, self.precision, self.row = Path(folder), num_rows, precision, 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.arrays: dict[str, np.memmap] = {}
+
+    def append(self, tokens: VideoTokens, times_BT: np.ndarray) -> None:
+        """`times_BT`: seconds into the file of each frame."""
+        values = {name: getattr(tokens, field).detach().cpu().float().numpy() for name, field in FIELDS.items()}
+        values["times_s"] = np.asarray(times_BT, np.float32)
+        end = self.row + len(tokens)
+        for name, value in values.items():
+            if name in ("video", "frames", "clips"):
+                value = pack_vectors(value, self.precision)
+            elif name != "times_s":
+                value = pack_weights(value)
+            if name not in self.arrays:
+                self.arrays[name] = np.lib.format.open_memmap(
+                    self.folder / f"{name}.npy", "w+", value.dtype, (self.num_rows, *value.shape[1:]))
+            self.arrays[name][self.row:end] = value
+        self.row = end
+
+    def close(self) -> None:
+        assert self.row == self.num_rows, f"{self.folder}: promised {self.num_rows} rows, wrote {self.row}"
+        for array in self.arrays.values():
+            array.flush()
+        self.arrays.clear()
+
+
+class TokenStore:
+    """Read-only view of one folder of tokens; rows are paged in when asked for.
+
+    Raises: SearchIndexError when a file is missing, cut short, or disagrees with the others.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.arrays = {name: self._open(name) for name in FILES}
+        lengths = {len(array) for array in self.arrays.values()}
+        if len(lengths) != 1:
+            raise SearchIndexError(f"{folder}: need files of equal length, got {sorted(lengths)} rows. "
+                                   "Copy the folder again, or run `hcmi export`.")
+
+    def _open(self, name: str) -> np.ndarray:
+        path = self.folder / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise SearchIndexError(f"{path}: need the embeddings, got no file. Run `hcmi export`.") from error
+        except (ValueError, EOFError, OSError) as error:
+            raise SearchIndexError(f"{path}: need a complete .npy file, got a broken one. "
+                                   "Copy the folder again, or run `hcmi export`.") from error
+
+    def __len__(self) -> int:
+        return len(self.arrays["video"])
+
+    @property
+    def precision(self) -> str:
+        return str(self.arrays["video"].dtype)
+
+    @property
+    def dim(self) -> int:
+        return self.arrays["video"].shape[1]
+
+    def vectors(self, rows) -> np.ndarray:
+        """[N, D] video-level vectors, float32, length 1; `rows`: a slice or row numbers."""
+        return unpack_vectors(self.arrays["video"][rows])
+
+    def times(self, rows) -> np.ndarray:
+        """[N, T] seconds into each file."""
+        return np.asarray(self.arrays["times_s"][rows])
+
+    def tokens(self, rows) -> VideoTokens:
+        def read(name: str) -> Tensor:
+            stored = self.arrays[name][rows]
+            return torch.from_numpy(stored.astype(np.float32) if name.endswith("weights") else unpack_vectors(stored))
+        return VideoTokens(*(read(name) for name in FIELDS))
+
+    def batches(self, size: int = 4096) -> Iterator[slice]:
+        """Slices that cover all rows."""
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))

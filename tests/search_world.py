@@ -1,0 +1,55 @@
+"""Small worlds to search in: made-up tokens, clips and an untrained model."""
+
+import numpy as np
+import torch
+
+from hcmi.config import ModelSection, ScratchConfig
+from hcmi.model.retriever import HcmiModel, new_retriever
+from hcmi.types import Clip, TextTokens, VideoTokens
+
+WORDS = ("red", "blue", "green", "ring", "square", "slides", "grows", "left", "right", "then", "a")
+T, C, W, P, D = 6, 2, 8, 4, 32
+
+
+def tiny_model(seed: int = 0, head: str = "hcmi") -> HcmiModel:
+    """An untrained model of 6 frames of 16 pixels; different seeds are different models."""
+    torch.manual_seed(seed)
+    section = ModelSection(head=head, backbone="scratch", num_frames=T, num_words=16, num_clips=C, num_phrases=P,
+                           temporal_layers=1, scratch=ScratchConfig(width=D, vision_layers=1, text_layers=1, heads=2,
+                                                                    patch=8, vocab_size=400))
+    captions = [f"a {c} {s} {a} {d}" for c in WORDS[:3] for s in WORDS[3:5] for a in WORDS[5:7] for d in WORDS[7:9]]
+    return new_retriever(section, 16, captions * 3).eval()
+
+
+def unit(values: np.ndarray) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.from_numpy(values.astype(np.float32)), dim=-1)
+
+
+def weights(rows: int, count: int) -> torch.Tensor:
+    return torch.full((rows, count), 1 / count)
+
+
+def video_tokens(rows: int, generator: np.random.Generator, dim: int = D) -> VideoTokens:
+    whole = generator.normal(size=(rows, dim))
+    return VideoTokens(unit(whole), unit(whole[:, None] + generator.normal(size=(rows, T, dim))),
+                       unit(whole[:, None] + generator.normal(size=(rows, C, dim))), weights(rows, T), weights(rows, C))
+
+
+def text_tokens(rows: int, generator: np.random.Generator, dim: int = D) -> TextTokens:
+    return TextTokens(unit(generator.normal(size=(rows, dim))), unit(generator.normal(size=(rows, W, dim))),
+                      unit(generator.normal(size=(rows, P, dim))), weights(rows, W), weights(rows, P))
+
+
+def times(rows: int) -> np.ndarray:
+    return np.tile(np.arange(T, dtype=np.float32) + 0.5, (rows, 1))
+
+
+def clips(names: list[str], **changes) -> list[Clip]:
+    """One 6-second clip per name; the name stands for the file's bytes."""
+    made = []
+    for number, name in enumerate(names):
+        fields = {"video_id": name, "path": f"videos/{name}.mp4", "split": "test", "captions": (f"a {name}",),
+                  "start_s": 0.0, "end_s": 6.0, "duration_s": 6.0, "sha256": f"sha-{name}",
+                  "tags": {"place": ("sea", "wood")[number % 2]}}
+        made.append(Clip(**{**fields, **changes}))
+    return made
