@@ -1,0 +1,57 @@
+"""The pipeline of dvc.yaml as a Prefect flow: `python -m flows.pipeline`, with or without a server.
+
+DVC decides whether a stage runs; Prefect when and where: one task a stage, retried once, stages that want a GPU one
+at a time (tag `gpu`). What depends on what is read from dvc.yaml and written nowhere else.
+"""
+
+import sys
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from flows.child import ChildError, run_in_child
+from flows.stages import is_stale, plan
+
+GPU_TAG = "gpu"
+
+
+@task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False, retries=1,
+      retry_delay_seconds=10)
+def run_stage(stage: str) -> str:
+    """Reproduce one stage if DVC calls it stale.
+
+    Returns: `fresh` or `ran`.
+
+    Raises: ChildError.
+    """
+    logger = get_run_logger()
+    if not is_stale(stage):
+        logger.info("fresh: nothing to run")
+        return "fresh"
+    run_in_child("flows.stages:reproduce", stage, log=logger.info)
+    return "ran"
+
+
+@flow(name="pipeline", persist_result=False)
+def pipeline() -> dict[str, str]:
+    """Bring every stage up to date, in dvc.yaml's order.
+
+    Returns: what became of each stage, `fresh` or `ran`.
+    """
+    outcome: dict[str, str] = {}
+    states: dict = {}
+    for step in plan():
+        one = run_stage.with_options(tags=[GPU_TAG] if step.gpu else [])
+        after = [states[name] for name in step.after]
+        states[step.name] = one(step.name, wait_for=after, return_state=True)
+        outcome[step.name] = states[step.name].result()
+    return outcome
+
+
+if __name__ == "__main__":
+    try:
+        for name, what in pipeline().items():
+            print(f"{name}: {what}")
+    except ChildError as error:
+        sys.exit(f"flows.pipeline: {error}")
