@@ -1,0 +1,52 @@
+"""Which clips share a batch and which frames are taken: pure functions."""
+
+import numpy as np
+
+
+def pick_frames(num_stored: int, num_frames: int, generator: np.random.Generator | None = None) -> list[int]:
+    """Cut the stored frames into `num_frames` equal segments; take the middle one of each, or with a generator a
+    random one. Ascending; all the frames, once each, when there are no more than `num_frames`.
+
+    Segments need not begin at whole frames, so over many draws every frame comes up equally often. With an even
+    number of frames in a segment the later one of the two in the middle is taken.
+
+    Source: method section 5 (segments and views); TSN's evaluation rule for the middle.
+    """
+    uniform_T = np.full(num_frames, 0.5) if generator is None else generator.random(num_frames)
+    return [int(frame) for frame in spread_frames(np.array([num_stored]), uniform_T[None])[0] if frame >= 0]
+
+
+def spread_frames(num_stored_B: np.ndarray, uniform_BT: np.ndarray) -> np.ndarray:
+    """`pick_frames` for many clips [..., B, T], given numbers in [0, 1); -1 where a clip has no frame left."""
+    num_frames = uniform_BT.shape[-1]
+    segments_B1 = np.minimum(num_stored_B, num_frames)[:, None]
+    segment_T = np.arange(num_frames)
+    picks_BT = ((segment_T + uniform_BT) * num_stored_B[:, None] / segments_B1).astype(np.int64)
+    # rounding can carry (T - 1) + 0.999... to T
+    picks_BT = np.minimum(picks_BT, num_stored_B[:, None] - 1)
+    return np.where(segment_T < segments_B1, picks_BT, -1)
+
+
+def plan_epoch(order: np.ndarray, videos: np.ndarray, batch_size: int) -> np.ndarray:
+    """Deal the clips, taken in `order`, into as many full batches as there can be without a video twice in one.
+
+    `videos[clip]` is the video a clip belongs to. Clips of one video are dealt to consecutive batches, so each clip
+    is in at most one batch, and only what cannot be placed is left out: of a video with more clips than there are
+    batches those that come last in `order`, and then the last few that fill no batch.
+
+    Returns: clips, int [batches, batch_size]; `batch_size` may be as large as the number of videos, not larger.
+    """
+    counts = np.bincount(videos[order])
+    assert 0 < batch_size <= np.count_nonzero(counts), f"batches of {batch_size} from {np.count_nonzero(counts)} videos"
+    num_batches = len(order) // batch_size
+    while (possible := int(np.minimum(counts, num_batches).sum()) // batch_size) < num_batches:
+        num_batches = possible
+    # rank of each clip among its video's, and rank of its video, both by first place in `order`
+    _, first, code = np.unique(videos[order], return_index=True, return_inverse=True)
+    by_video = np.argsort(first[code], kind="stable")
+    starts = np.r_[0, np.flatnonzero(np.diff(code[by_video])) + 1]
+    within = np.empty(len(order), np.int64)
+    within[by_video] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    kept = np.flatnonzero(within < num_batches)[:num_batches * batch_size]
+    dealt = kept[np.argsort(first[code[kept]], kind="stable")]
+    return order[dealt].reshape(batch_size, num_batches).T
