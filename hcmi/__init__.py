@@ -1,3 +1,11 @@
 """HCMI: text-video retrieval with hierarchical cross-modal interactions (arXiv 2204.03382)."""
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`from hcmi import Retriever` without loading torch for those who only want the version."""
+    if name == "Retriever":
+        from hcmi.search import Retriever
+        return Retriever
+    raise AttributeError(f"module 'hcmi' has no attribute {name!r}")

@@ -16,7 +16,7 @@ from hcmi.data.loader import ShardReader, eval_batches, pick_frames
 from hcmi.data.manifest import read_manifest
 from hcmi.encode import encode_texts
 from hcmi.errors import DataError
-from hcmi.index_writer import create_index
+from hcmi.index_writer import create_index, model_card
 from hcmi.model.retriever import HcmiModel, load_retriever
 from hcmi.progress import track
 from hcmi.store import TokenWriter, videos_table, write_texts
@@ -40,7 +40,7 @@ def export(model_dir: str | Path, shards_dir: str | Path, manifest_path: str | P
     if not num_videos:
         raise DataError(f"{shards_dir}: need at least one clip to export, got none. Run `hcmi shards`.")
     clips = _clips_of(readers, manifest_path)
-    card = describe_model(model)
+    card = model_card(model)
     with atomic_dir(out_dir) as folder:
         writer = TokenWriter(folder / "embeddings", num_videos, config.precision)
         reference = TokenWriter(folder / "reference" / "embeddings", len(readers.get(REFERENCE, ())), config.precision)
@@ -61,13 +61,6 @@ def export(model_dir: str | Path, shards_dir: str | Path, manifest_path: str | P
                 "splits": {split: len(reader) for split, reader in readers.items()}}
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return {"videos": num_videos, **meta["splits"], "dim": card["dim"], "out": str(out_dir)}
-
-
-def describe_model(model: HcmiModel) -> dict[str, Any]:
-    """What an index must say about the model that made its vectors."""
-    return {"fingerprint": model.fingerprint, "head": model.config.head, "backbone": model.config.backbone,
-            "levels": list(model.level_weights), "level_weights": dict(model.level_weights),
-            "num_frames": model.config.num_frames, "dim": model.head.dim, "preprocessing": model.processor.describe()}
 
 
 def encode_batches(model: HcmiModel, reader: ShardReader, batch_size: int) -> Iterator[tuple[VideoTokens, np.ndarray]]:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from hcmi.atomic import atomic_file
 from hcmi.index import FORMAT, HNSW_ROWS, SearchIndex, build_vectors, read_manifest
+from hcmi.model.retriever import HcmiModel
 from hcmi.store import FILES, TokenStore, TokenWriter, table_clips, videos_table
 from hcmi.types import Clip, VideoTokens
 
@@ -30,8 +31,15 @@ MAX_SEGMENTS = 8        # beyond it an addition also merges the small segments
 GRACE_SECONDS = 3600    # how long files of an older generation stay for its readers
 
 
+def model_card(model: HcmiModel) -> dict[str, Any]:
+    """What an index must say about the model that made its vectors."""
+    return {"fingerprint": model.fingerprint, "head": model.config.head, "backbone": model.config.backbone,
+            "levels": list(model.level_weights), "level_weights": dict(model.level_weights),
+            "num_frames": model.config.num_frames, "dim": model.head.dim, "preprocessing": model.processor.describe()}
+
+
 def create_index(folder: str | Path, model: dict[str, Any], data: str | None = None) -> SearchIndex:
-    """A new index for `model` (`fingerprint`, `levels`, ... as in meta.json).
+    """A new index for `model`, described by `model_card`.
 
     `data`: folder, relative to the index, whose videos.parquet and embeddings/ become the first segment; it is not
     copied. None: no videos yet.

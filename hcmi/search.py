@@ -99,8 +99,10 @@ class Retriever:
     def encode_query(self, query: str) -> TextTokens:
         """Tokens of one checked query. Only the text tower runs."""
         ids_BW, mask_BW = self.model.processor.texts([check_query(query)])
-        letters = len("".join(query.split()))
-        if letters < int(mask_BW.sum()) - 2 and len(query) <= 4 * self.model.processor.num_words:
+        letters = [char for char in query if char.isalpha()]
+        foreign = sum(not char.isascii() for char in letters)
+        num_tokens = int(mask_BW.sum()) - 2
+        if 2 * foreign > len(letters) and num_tokens > min(len(letters), self.model.processor.num_words - 3):
             raise ConfigError(f"query {shorten(query)!r}: need words of a language the model knows, got text its "
                               "tokenizer can only spell byte by byte. Ask in the language of the training captions.")
         with torch.inference_mode():
