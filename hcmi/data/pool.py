@@ -1,0 +1,205 @@
+"""Child processes with a deadline for each job: what hangs is killed, what crashes is replaced, nothing is left behind.
+
+Plain `subprocess` children instead of `multiprocessing`: they do not run the caller's main module again, inherit no
+lock and no open file, and may be started from any thread.
+"""
+
+import importlib
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+from hcmi.data.frames import REASONS, decode_clip
+from hcmi.errors import DataError, DecodeError
+
+START_TIMEOUT_S = 120.0
+JOBS_BEFORE_REPLACEMENT = 2000      # decoders leak; a new process costs 0.3 s
+_CHILD = "import sys; from hcmi.data.pool import _child_main; _child_main(int(sys.argv[1]), *sys.argv[2:])"
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """One clip to decode; `key` is the caller's own."""
+
+    key: Any
+    path: str
+    num_frames: int
+    size: int
+    start_s: float = 0.0
+    end_s: float | None = None
+    decoder: str = "auto"
+
+
+def decode_job(job: DecodeJob):
+    """`decode_clip` on a job; what the pool runs unless told otherwise."""
+    return decode_clip(job.path, job.num_frames, job.size, job.start_s, job.end_s, job.decoder)
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen
+    pipe: Connection
+    ready: bool = False
+    done: int = 0
+    jobs: deque = field(default_factory=deque)      # the first is being worked on
+    since: float = 0.0                              # monotonic; when the first began
+
+
+class DecoderPool:
+    """`num_workers` processes (0: one per core) that run `function(job)` on each job within `timeout_s`.
+
+    Use as a context manager, or call `close`. A job whose `decoder` is "auto" and that hangs or crashes is tried once
+    more with "pyav", because decord is what hangs (dmlc/decord issue 373).
+    """
+
+    def __init__(self, num_workers: int, timeout_s: float, function: Callable = decode_job):
+        self.num_workers = num_workers or len(os.sched_getaffinity(0))
+        self.timeout_s = timeout_s
+        self.function = function
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> "DecoderPool":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the processes; jobs under way are dropped."""
+        while self._workers:
+            self._stop(self._workers[-1])
+
+    def map(self, jobs: Iterable) -> Iterator[tuple[Any, Any]]:
+        """Yield (job, result or DecodeError) as they come, not in order; reads `jobs` no faster than it works."""
+        source, again = iter(jobs), deque[Any]()
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(again) < self.num_workers:
+                    try:
+                        again.append(next(source))
+                    except StopIteration:
+                        exhausted = True
+                self._give(again)
+                if not any(worker.jobs for worker in self._workers):
+                    return
+                yield from self._collect(again)
+        finally:
+            self.close()
+
+    def _give(self, waiting: deque) -> None:
+        """Two jobs per worker, so that it does not idle while the caller is busy with its last result."""
+        while waiting and len(self._workers) < self.num_workers:
+            self._workers.append(self._start())
+        for depth in (1, 2):
+            for worker in self._workers:
+                if waiting and len(worker.jobs) < depth and worker.done + len(worker.jobs) < JOBS_BEFORE_REPLACEMENT:
+                    job = waiting.popleft()
+                    if not worker.jobs:
+                        worker.since = time.monotonic()
+                    worker.jobs.append(job)
+                    worker.pipe.send_bytes(pickle.dumps(job))
+
+    def _collect(self, again: deque) -> Iterator[tuple[Any, Any]]:
+        now = time.monotonic()
+        left = [self._limit(w) - (now - w.since) for w in self._workers if w.jobs]
+        pipes = {worker.pipe: worker for worker in self._workers}
+        answered = wait(list(pipes), max(0.0, min(left, default=1.0)))
+        for pipe in answered:
+            yield from self._receive(pipes[pipe], again)  # type: ignore[index]
+        now = time.monotonic()
+        for worker in [w for w in self._workers if w.jobs]:
+            if now - worker.since > self._limit(worker) and not worker.pipe.poll():
+                if not worker.ready:
+                    raise DataError(f"decoder process: need it ready within {START_TIMEOUT_S:.0f} s, got no answer. "
+                                    "Free memory or lower shards.num_workers.")
+                yield from self._fail(worker, "timeout", again)
+
+    def _limit(self, worker: _Worker) -> float:
+        return self.timeout_s if worker.ready else START_TIMEOUT_S
+
+    def _receive(self, worker: _Worker, again: deque) -> Iterator[tuple[Any, Any]]:
+        try:
+            message = pickle.loads(worker.pipe.recv_bytes())
+        except (EOFError, OSError):
+            if not worker.ready:
+                self._stop(worker)
+                raise DataError("decoder process: need it to start, got an end at once. "
+                                "Try `python -c 'import hcmi.data.pool'`.") from None
+            yield from self._fail(worker, "crashed", again)
+            return
+        worker.since = time.monotonic()
+        if not worker.ready:
+            worker.ready = True
+            return
+        job = worker.jobs.popleft()
+        worker.done += 1
+        if worker.done >= JOBS_BEFORE_REPLACEMENT:
+            self._stop(worker)
+        ok, value = message
+        if not ok and not isinstance(value, DecodeError):
+            raise value
+        yield job, value
+
+    def _fail(self, worker: _Worker, reason: str, again: deque) -> Iterator[tuple[Any, Any]]:
+        """The first job of a worker killed it or has to be killed; the one behind it goes back to the queue."""
+        job, *behind = worker.jobs
+        self._stop(worker)
+        again.extendleft(behind)
+        if getattr(job, "decoder", None) == "auto":
+            again.append(replace(job, decoder="pyav"))
+        else:
+            path = getattr(job, "path", job)
+            yield job, DecodeError(reason, f"{path}: need a video that can be decoded, got {REASONS[reason]}. "
+                                           "Replace or remove the file.")
+
+    def _start(self) -> _Worker:
+        ours, theirs = Pipe()
+        name = (self.function.__module__, self.function.__qualname__, str(self.timeout_s))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        with theirs:
+            process = subprocess.Popen([sys.executable, "-c", _CHILD, str(theirs.fileno()), *name], env=environment,
+                                       pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return _Worker(process, ours, since=time.monotonic())
+
+    def _stop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.pipe.close()
+        worker.process.kill()
+        worker.process.wait()
+
+
+def _child_main(descriptor: int, module: str, name: str, timeout_s: str) -> None:
+    """Answer jobs until the parent closes the pipe.
+
+    The alarm ends this process when it hangs in native code and its parent, killed itself, can no longer do so.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    function = getattr(importlib.import_module(module), name)
+    with Connection(descriptor) as pipe:
+        pipe.send_bytes(pickle.dumps(None))
+        while True:
+            try:
+                job = pickle.loads(pipe.recv_bytes())
+            except EOFError:
+                return
+            signal.alarm(math.ceil(float(timeout_s)) + 5)
+            try:
+                answer = (True, function(job))
+            except Exception as error:      # noqa: BLE001  whatever it is, the parent decides
+                answer = (False, error)
+            signal.alarm(0)
+            try:
+                pipe.send_bytes(pickle.dumps(answer))
+            except OSError:
+                return
