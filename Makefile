@@ -45,5 +45,5 @@ bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for 
 	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))); do \
 		echo "== $$script"; python $$script $(QUICK) || exit 1; done
 
-flows: $(STAMP)  ## Start a Prefect server and worker on 127.0.0.1 and deploy the flows (Ctrl-C stops both)
-	python -m flows.up
+flows: $(STAMP)  ## Start a Prefect server and worker on 127.0.0.1 and deploy the flows (PORT=4200; Ctrl-C stops)
+	python -m flows.up $(if $(PORT),--port $(PORT)) $(if $(GPUS),--gpus $(GPUS))

@@ -1,0 +1,94 @@
+"""`make flows`: a Prefect server and a worker on the loopback address, with prefect.yaml's deployments on them.
+
+Runs until Ctrl-C, a signal, or the end of either of the two; both end with it, and so does every stage they run.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from flows.child import end_group
+
+HOST = "127.0.0.1"      # never another: this server has no passwords
+POOL = "local"
+START_SECONDS = 120
+
+
+def main(port: int, gpus: int) -> None:
+    """Serve until stopped. Exits with one line where the port is taken or a part does not start."""
+    _need_free(port)
+    os.environ.setdefault("PREFECT_HOME", str(Path(".hcmi/prefect").resolve()))
+    os.environ.update(PREFECT_API_URL=f"http://{HOST}:{port}/api", PREFECT_SERVER_ANALYTICS_ENABLED="false",
+                      DO_NOT_TRACK="1", PYTHONUNBUFFERED="1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    parts = []
+    try:
+        parts.append(_start("server", "start", "--host", HOST, "--port", str(port), "--analytics-off"))
+        _wait_healthy(port, parts[0])
+        _create_pool(gpus)
+        deployed = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"])
+        if deployed.returncode:
+            sys.exit("make flows: need prefect.yaml deployed, got the error above. Correct it and start again.")
+        parts.append(_start("worker", "start", "--pool", POOL, "--type", "process", "--name", "here"))
+        print(f"make flows: ready. Page: http://{HOST}:{port} ; stop with Ctrl-C. From another terminal:\n"
+              f"  PREFECT_API_URL=http://{HOST}:{port}/api prefect deployment run pipeline/retrain", flush=True)
+        while all(part.poll() is None for part in parts):
+            time.sleep(0.5)
+        sys.exit("make flows: need the server and the worker running, one has ended. Its output is above.")
+    except KeyboardInterrupt:
+        print("make flows: stopping", flush=True)
+    finally:
+        for part in reversed(parts):
+            end_group(part, grace_seconds=25)
+
+
+def _start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "prefect", "--no-prompt", *arguments], start_new_session=True)
+
+
+def _need_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            sys.exit(f"make flows: need port {port} free on {HOST}, got one in use. "
+                     f"Stop what listens there, or run `make flows PORT={port + 1}`.")
+
+
+def _wait_healthy(port: int, server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/api/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    sys.exit(f"make flows: need a server that answers within {START_SECONDS} s, got none. Its output is above.")
+
+
+def _create_pool(gpus: int) -> None:
+    """The pool the worker polls, and how many tasks tagged `gpu` may run at once on the machines of this server."""
+    from prefect.client.orchestration import get_client     # after the environment is set: importing reads it
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+
+    with get_client(sync_client=True) as client:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
+        client.create_concurrency_limit("gpu", gpus)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=4200)
+    parser.add_argument("--gpus", type=int, default=1, help="tasks that want a GPU and may run at once")
+    options = parser.parse_args()
+    main(options.port, options.gpus)
