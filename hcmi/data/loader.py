@@ -23,12 +23,10 @@ from pyarrow import ArrowException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hcmi.data.order import Plan, TrainOrder, eval_plans
 from hcmi.data.order import pick_frames as pick_frames
-from hcmi.data.order import plan_epoch, spread_frames
 from hcmi.errors import ConfigError, DataError
 
-# Names of the independent random streams; they are first in the seed because NumPy pads short seeds with zeros.
-_ORDER, _PICKS, _CAPTIONS = 1, 2, 3
 _INDEX_COLUMNS = ["shard", "video_id", "json_offset", "json_size", "frame_offsets", "frame_sizes"]
 _MAKE_AGAIN = "Run `hcmi shards` again, or copy the whole folder again."
 
@@ -54,15 +52,6 @@ class EvalBatch:
     frame_mask_BT: Tensor           # bool
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All that a batch depends on, decided in the main process: workers only decode."""
-
-    rows: list[int]
-    captions: list[str]
-    picks_KBT: np.ndarray           # stored frame of each slot, -1 for padding
-
-
 class ShardReader:
     """Random access to the clips of one split.
 
@@ -84,16 +73,13 @@ class ShardReader:
         if not np.array_equal(self._first_frame, firsts) or (np.diff(firsts) == 0).any():
             raise DataError(f"{self.shards_dir / 'index.parquet'}: need an offset and a size for each frame of each "
                             f"clip, got {len(self._offsets)} and {len(self._sizes)}. {_MAKE_AGAIN}")
+        self.num_stored = np.diff(self._first_frame)    # frames of each clip
         self.clips: list[dict[str, Any]] = self._read_clips(table)
         height, width, *_ = self._header(0)
         self.frame_shape = (height, width, 3)
 
     def __len__(self) -> int:
         return len(self._shard_names)
-
-    def num_stored(self, row: int) -> int:
-        """Frames stored of this clip."""
-        return int(self._first_frame[row + 1] - self._first_frame[row])
 
     def frames(self, row: int, which: Sequence[int]) -> np.ndarray:
         """Decode the stored frames `which` of a clip: uint8 [T,H,X,3], RGB, in the order asked for.
@@ -106,7 +92,7 @@ class ShardReader:
 
     def read_into(self, row: int, which: Sequence[int], slots_HXC: Sequence[np.ndarray]) -> None:
         """Decode stored frame `which[i]` into the contiguous uint8 array `slots_HXC[i]`; each frame is decoded once."""
-        first, stored = int(self._first_frame[row]), self.num_stored(row)
+        first, stored = int(self._first_frame[row]), int(self.num_stored[row])
         done: dict[int, np.ndarray] = {}
         handle = self._open(self._shard_names[row])
         try:
@@ -173,7 +159,7 @@ class ShardReader:
                                     f"it was cut short. {_MAKE_AGAIN}")
                 for row in rows:
                     data = os.pread(handle, sizes[row], starts[row])
-                    clips[row] = self._parse_clip(shard, video_ids[row], data, self.num_stored(row))
+                    clips[row] = self._parse_clip(shard, video_ids[row], data, int(self.num_stored[row]))
             finally:
                 os.close(handle)
         return clips
@@ -239,19 +225,15 @@ class TrainLoader:
         if batch_size % world_size:
             raise ConfigError(f"train.batch_size: need a multiple of the {world_size} ranks, got {batch_size}. "
                               f"Try {batch_size + world_size - batch_size % world_size}.")
-        self.reader, self.num_frames, self.views, self.seed = reader, num_frames, views, seed
-        self.rank, self.world_size, self.num_workers = rank, world_size, num_workers
-        self._videos = np.unique([clip["path"] for clip in reader.clips], return_inverse=True)[1]
-        self._num_captions = np.array([len(clip["captions"]) for clip in reader.clips])
-        self._first_caption = self._generator(_CAPTIONS).integers(self._num_captions)
-        self._num_stored = np.array([reader.num_stored(row) for row in range(len(reader))])
-        self.batch_size = self._fit(batch_size)
+        self.reader, self.rank, self.world_size = reader, rank, world_size
+        videos = np.unique([clip["path"] for clip in reader.clips], return_inverse=True)[1]
+        self.batch_size = self._fit(batch_size, num_videos=int(videos.max()) + 1)
+        self._order = TrainOrder(videos, np.array([len(clip["captions"]) for clip in reader.clips]),
+                                 reader.num_stored, self.batch_size, num_frames, views, seed)
         self._epoch, self._batch = 0, 0
-        self._num_batches = len(self._epoch_batches(0))
         self._pipeline = _Pipeline(reader, num_workers)
 
-    def _fit(self, batch_size: int) -> int:
-        num_videos = int(self._videos.max()) + 1
+    def _fit(self, batch_size: int, num_videos: int) -> int:
         if num_videos >= batch_size:
             return batch_size
         if num_videos < self.world_size:
@@ -264,7 +246,7 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Batches in a whole epoch, the same for each."""
-        return self._num_batches
+        return self._order.num_batches
 
     @property
     def epoch(self) -> int:
@@ -277,12 +259,13 @@ class TrainLoader:
             self._epoch, self._batch = epoch, 0
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        batches = self._epoch_batches(self._epoch)
-        plans = (self._plan(batches[number], self._epoch, number) for number in range(self._batch, len(batches)))
+        plans = self._order.plans(self._epoch, self._batch, self.rank, self.world_size)
         for plan, frames_KBTHXC, frame_mask_BT in self._pipeline.run(plans):
             self._batch += 1
-            video_ids = [self.reader.clips[row]["video_id"] for row in plan.rows]
-            yield TrainBatch(plan.rows, video_ids, plan.captions, frames_KBTHXC, frame_mask_BT)
+            clips = [self.reader.clips[row] for row in plan.rows]
+            captions = [clip["captions"][number] for clip, number in zip(clips, plan.captions, strict=True)]
+            yield TrainBatch(plan.rows.tolist(), [clip["video_id"] for clip in clips], captions, frames_KBTHXC,
+                             frame_mask_BT)
         self._epoch, self._batch = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,27 +284,10 @@ class TrainLoader:
         self._epoch, self._batch = state["epoch"], state["batch"]
 
     def _identity(self) -> dict[str, Any]:
-        clips = "\n".join(f"{clip['video_id']} {len(clip['captions'])}" for clip in self.reader.clips)
-        return {"seed": self.seed, "batch_size": self.batch_size, "num_frames": self.num_frames, "views": self.views,
-                "clips_sha256": hashlib.sha256(clips.encode()).hexdigest()}
-
-    def _generator(self, stream: int, *numbers: int) -> np.random.Generator:
-        return np.random.default_rng([stream, self.seed % 2**32, *numbers])
-
-    def _epoch_batches(self, epoch: int) -> np.ndarray:
-        generator = self._generator(_ORDER, epoch)
-        batches = plan_epoch(generator.permutation(len(self.reader)), self._videos, self.batch_size)
-        return batches[generator.permutation(len(batches))]     # else neighbours would share videos
-
-    def _plan(self, rows: np.ndarray, epoch: int, number: int) -> _Plan:
-        # drawn for the global batch, then cut: the picks do not depend on the number of ranks
-        uniform_KBT = self._generator(_PICKS, epoch, number).random((self.views, len(rows), self.num_frames))
-        part = slice(*(len(rows) * rank // self.world_size for rank in (self.rank, self.rank + 1)))
-        rows, uniform_KBT = rows[part], uniform_KBT[:, part]
-        captions = (self._first_caption[rows] + epoch) % self._num_captions[rows]
-        return _Plan(rows.tolist(), [self.reader.clips[row]["captions"][caption]
-                                     for row, caption in zip(rows, captions, strict=True)],
-                     np.stack([spread_frames(self._num_stored[rows], uniform_BT) for uniform_BT in uniform_KBT]))
+        clips = [[clip["video_id"], clip["path"], clip["captions"]] for clip in self.reader.clips]
+        order = self._order
+        return {"seed": order.seed, "batch_size": self.batch_size, "num_frames": order.num_frames,
+                "views": order.views, "clips_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
 
 
 def eval_batches(reader: ShardReader, batch_size: int, num_frames: int, rank: int = 0, world_size: int = 1,
@@ -331,15 +297,10 @@ def eval_batches(reader: ShardReader, batch_size: int, num_frames: int, rank: in
     Rank r gets the r-th of `world_size` contiguous parts, whose sizes differ by one at most, so the ranks' clips one
     after the other are the split. The last batch may be smaller.
     """
-    first, last = (len(reader) * part // world_size for part in (rank, rank + 1))
-    num_stored = np.array([reader.num_stored(row) for row in range(first, last)])
-    picks_BT = spread_frames(num_stored, np.full((last - first, num_frames), 0.5))
-    plans = (_Plan(list(range(start, min(start + batch_size, last))), [],
-                   picks_BT[None, start - first:start - first + batch_size])
-             for start in range(first, last, batch_size))
-    for plan, frames_KBTHXC, frame_mask_BT in _Pipeline(reader, num_workers).run(plans):
+    for plan, frames_KBTHXC, frame_mask_BT in _Pipeline(reader, num_workers).run(
+            eval_plans(reader.num_stored, batch_size, num_frames, rank, world_size)):
         video_ids = [reader.clips[row]["video_id"] for row in plan.rows]
-        yield EvalBatch(plan.rows, video_ids, frames_KBTHXC[0], frame_mask_BT)
+        yield EvalBatch(plan.rows.tolist(), video_ids, frames_KBTHXC[0], frame_mask_BT)
 
 
 class _Decoder(Dataset):
@@ -348,17 +309,17 @@ class _Decoder(Dataset):
     def __init__(self, reader: ShardReader):
         self._reader = reader
 
-    def __getitem__(self, plan: _Plan) -> tuple[_Plan, tuple[Tensor, Tensor] | DataError]:
+    def __getitem__(self, plan: Plan) -> tuple[Plan, tuple[Tensor, Tensor] | DataError]:
         try:
             return plan, self._decode(plan)
         except DataError as error:      # as a value: torch would put the worker's traceback into the message
             return plan, error
 
-    def _decode(self, plan: _Plan) -> tuple[Tensor, Tensor]:
+    def _decode(self, plan: Plan) -> tuple[Tensor, Tensor]:
         frames_KBTHXC = torch.empty((*plan.picks_KBT.shape, *self._reader.frame_shape), dtype=torch.uint8)
         slots_KBTHXC = frames_KBTHXC.numpy()
         slots_KBTHXC[plan.picks_KBT < 0] = 0
-        for number, row in enumerate(plan.rows):
+        for number, row in enumerate(plan.rows.tolist()):
             picks_KT, slots_KTHXC = plan.picks_KBT[:, number], slots_KBTHXC[:, number]
             view, place = np.nonzero(picks_KT >= 0)
             self._reader.read_into(row, picks_KT[view, place].tolist(),
@@ -376,21 +337,24 @@ class _Pipeline:
             self._workers = DataLoader(self._decoder, batch_size=None, sampler=self._relay, num_workers=num_workers,
                                        persistent_workers=True, collate_fn=_unchanged, generator=torch.Generator())
 
-    def run(self, plans: Iterable[_Plan]) -> Iterator[tuple[_Plan, Tensor, Tensor]]:
+    def run(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Tensor, Tensor]]:
         self._relay.plans = plans
         decoded_plans = map(self._decoder.__getitem__, plans) if self._workers is None else self._workers
         for plan, decoded in decoded_plans:
             if isinstance(decoded, DataError):
-                raise decoded
+                try:
+                    raise decoded
+                finally:
+                    del decoded     # else error and frame hold each other, and the workers are stopped late: 5 s each
             yield plan, *decoded
 
 
 class _Relay(Sampler):
     """The sampler of a DataLoader that is made once: gives the plans of the epoch at hand."""
 
-    plans: Iterable[_Plan] = ()
+    plans: Iterable[Plan] = ()
 
-    def __iter__(self) -> Iterator[_Plan]:
+    def __iter__(self) -> Iterator[Plan]:
         return iter(self.plans)
 
 

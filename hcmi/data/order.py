@@ -1,6 +1,21 @@
-"""Which clips share a batch and which frames are taken: pure functions."""
+"""Which clips share a batch, which captions and which frames are taken: pure functions of the seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+
+# Names of the independent random streams; they are first in the seed because NumPy pads short seeds with zeros.
+_ORDER, _PICKS, _CAPTIONS = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a batch depends on, so that whoever has it only decodes."""
+
+    rows: np.ndarray            # clips [B]
+    captions: np.ndarray        # number of the caption of each clip [B]
+    picks_KBT: np.ndarray       # number of the stored frame of each slot, -1 for padding
 
 
 def pick_frames(num_stored: int, num_frames: int, generator: np.random.Generator | None = None) -> list[int]:
@@ -50,3 +65,47 @@ def plan_epoch(order: np.ndarray, videos: np.ndarray, batch_size: int) -> np.nda
     kept = np.flatnonzero(within < num_batches)[:num_batches * batch_size]
     dealt = kept[np.argsort(first[code[kept]], kind="stable")]
     return order[dealt].reshape(batch_size, num_batches).T
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """The order of training: all its randomness is a pure function of (seed, epoch, batch number)."""
+
+    videos: np.ndarray          # of each clip, the number of its video
+    num_captions: np.ndarray    # of each clip
+    num_stored: np.ndarray      # frames of each clip
+    batch_size: int             # over all ranks
+    num_frames: int
+    views: int
+    seed: int
+
+    @property
+    def num_batches(self) -> int:
+        """Of an epoch, the same for each."""
+        return len(plan_epoch(np.arange(len(self.videos)), self.videos, self.batch_size))
+
+    def plans(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Plan]:
+        """This rank's part of the batches of an epoch, from batch number `first` on."""
+        generator = self._generator(_ORDER, epoch)
+        batches = plan_epoch(generator.permutation(len(self.videos)), self.videos, self.batch_size)
+        batches = batches[generator.permutation(len(batches))]     # else neighbours would share videos
+        first_caption = self._generator(_CAPTIONS).integers(self.num_captions)
+        part = slice(self.batch_size * rank // world_size, self.batch_size * (rank + 1) // world_size)
+        for number in range(first, len(batches)):
+            # drawn for the global batch, then cut: the picks do not depend on the number of ranks
+            draw = self._generator(_PICKS, epoch, number).random((self.views, self.batch_size, self.num_frames))
+            rows = batches[number, part]
+            yield Plan(rows, (first_caption[rows] + epoch) % self.num_captions[rows],
+                       spread_frames(self.num_stored[rows], draw[:, part]))
+
+    def _generator(self, stream: int, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng([stream, self.seed % 2**32, *numbers])
+
+
+def eval_plans(num_stored: np.ndarray, batch_size: int, num_frames: int, rank: int, world_size: int) -> Iterator[Plan]:
+    """The rank's contiguous part of the clips, in order, the middle frame of each segment."""
+    first, last = (len(num_stored) * part // world_size for part in (rank, rank + 1))
+    for start in range(first, last, batch_size):
+        rows = np.arange(start, min(start + batch_size, last))
+        picks_BT = spread_frames(num_stored[rows], np.full((len(rows), num_frames), 0.5))
+        yield Plan(rows, np.zeros_like(rows), picks_BT[None])
