@@ -46,5 +46,110 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 params_option = click.option("--params", default="params.yaml", show_default=True, help="Parameter file.")
 
 
+@main.command()
+@click.option("--manifest", default="data/manifest", show_default=True, help="Folder for the manifest.")
+@click.option("--generated", default="data/generated", show_default=True, help="Folder for generated videos.")
+@click.option("--incoming", default="data/incoming", show_default=True, help="Folder for generated new batches.")
+@params_option
+@json_option
+def dataset(manifest: str, generated: str, incoming: str, params: str, as_json: bool) -> None:
+    """List every clip of the data set with its captions, split and file; make the videos of `scenes`.
+
+    Example: hcmi dataset --json
+    """
+    from hcmi.config import load_params
+    from hcmi.data.datasets import build_dataset
+
+    _show(build_dataset(load_params(params).dataset, manifest, generated, incoming), as_json)
+
+
+@main.command()
+@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
+@click.option("--out", default="metrics/evaluate.json", show_default=True, help="Figures to write.")
+@click.option("--plots", default="plots", show_default=True, help="Folder of tables and pictures to write.")
+@click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: compare two runs, query by query. Each is an "
+              "evaluate.json or a folder with metrics/ and plots/.")
+@params_option
+@json_option
+def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, str] | None, params: str,
+             as_json: bool) -> None:
+    """Measure retrieval on held-out clips, both directions; or compare two measurements.
+
+    Examples:
+
+      hcmi evaluate --out metrics/evaluate.json --plots plots
+
+      hcmi evaluate --compare runs/before runs/after
+    """
+    if compare:
+        from hcmi.compare import compare as pair
+        from hcmi.compare import compare_text
+
+        found = pair(*compare)
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else compare_text(found, *compare))
+        return
+    from hcmi.config import load_params
+    from hcmi.evaluate import evaluate as run
+    from hcmi.evaluate import report_text
+
+    report = run(model, shards, out, plots, load_params(params))
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
+
+
+@main.command()
+@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
+@click.option("--manifest", default="data/manifest/manifest.parquet", show_default=True, help="The manifest.")
+@click.option("--out", default="export", show_default=True, help="Folder to write.")
+@params_option
+@json_option
+def export(model: str, shards: str, manifest: str, out: str, params: str, as_json: bool) -> None:
+    """Encode every clip and build the search index.
+
+    Example: hcmi export --model models/hcmi --out export
+    """
+    from hcmi.config import load_params
+    from hcmi.export import export as run
+
+    _show(run(model, shards, manifest, out, load_params(params).export), as_json)
+
+
+@main.command()
+@click.argument("query")
+@click.option("--top", default=10, show_default=True, help="How many answers.")
+@click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
+@click.option("--index", help="Search index.  [default: search.uri of params.yaml, or export/index]")
+@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
+@click.option("--min-seconds", type=float, help="Only videos at least this long.")
+@click.option("--max-seconds", type=float, help="Only videos at most this long.")
+@params_option
+@json_option
+def search(query: str, top: int, videos: str | None, index: str | None, model: str, tags: tuple[str, ...],
+           min_seconds: float | None, max_seconds: float | None, params: str, as_json: bool) -> None:
+    """Find videos, and the moments in them, that show what QUERY says.
+
+    Examples:
+
+      hcmi search "a dog jumps into water" --top 5 --json
+
+      hcmi search "red car" --videos ./my_videos
+    """
+    from hcmi import search as searching
+
+    searching.check_query(query)
+    searching.check_top(top)
+    retriever = searching.open_retriever(model, index, videos, params)
+    hits = retriever.search(query, top, searching.parse_tags(tags), min_seconds, max_seconds)
+    for note in (*retriever.notes, *searching.missing_files(hits)):
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        json.dump([searching.hit_record(hit) for hit in hits], sys.stdout, indent=2, ensure_ascii=False)
+        click.echo()
+    else:
+        click.echo(searching.hits_text(hits))
+
+
 if __name__ == "__main__":
     main()

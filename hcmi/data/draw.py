@@ -12,11 +12,14 @@ from random import Random
 import numpy as np
 
 from hcmi.config import ScenesConfig
-from hcmi.data.scenes import Event, SceneClip, between, pick
+from hcmi.data.script import Event, SceneClip, between, pick
 
 PALETTE = {"red": (226, 44, 44), "orange": (247, 140, 20), "yellow": (250, 226, 60), "green": (52, 190, 76),
            "blue": (44, 104, 240), "purple": (140, 56, 196), "pink": (250, 146, 196), "white": (246, 246, 246)}
 RADIUS = (0.13, 0.19)
+# How far from the middle of its room a path may lie, across and down; (0.9, 0.9) where the shape stays in place.
+FREEDOM = {"slides left": (0, 0.9), "slides right": (0, 0.9), "slides up": (0.9, 0), "slides down": (0.9, 0),
+           "jumps": (0.9, 0), "splits": (0, 0.9), "loops": (0, 0)}
 PAN_PIXELS = 8                  # how far the background may drift in a clip
 
 Field = np.ndarray              # float32 [H, X]
@@ -127,7 +130,7 @@ class Actor:
 
 def _cast(rng: Random, clip: SceneClip, aspect_x: float, aspect_y: float) -> list[Actor]:
     """Place every event so that its whole path stays inside its part of the frame; partners get a half each."""
-    actors = []
+    actors, most_tilt = [], 0.5 if clip.style == "shifted" else 0.18
     sides: dict[int, int] = {}
     for event in clip.events:
         partners = sum(other.order == event.order for other in clip.events)
@@ -138,16 +141,15 @@ def _cast(rng: Random, clip: SceneClip, aspect_x: float, aspect_y: float) -> lis
             side = 1 - sides[event.order] if partners == 2 else 0
         width = aspect_x / partners
         radius = between(rng, *RADIUS) * (0.8 if partners == 2 else 1)
-        biggest = radius * 1.05 * (1.4 if event.action in ("grows", "shrinks") else 0.8 if event.action == "splits" else 1)
+        biggest = radius * 1.05 * {"grows": 1.4, "shrinks": 1.4, "splits": 0.8}.get(event.action, 1)
         room_x, room_y = width / 2 - biggest, aspect_y / 2 - biggest
         reach_x, reach_y = (between(rng, 0.65, 0.95) * room for room in (room_x, room_y))
-        slack = {"slides left": (0, 1), "slides right": (0, 1), "slides up": (1, 0), "slides down": (1, 0), "jumps": (1, 0),
-                 "splits": (0, 1), "loops": (0, 0)}.get(event.action, (1, 1))
-        x = (side + 0.5) * width + between(rng, -1, 1) * room_x * 0.9 * slack[0]
-        y = aspect_y / 2 + between(rng, -1, 1) * room_y * 0.9 * slack[1]
+        free_x, free_y = FREEDOM.get(event.action, (0.9, 0.9))
+        x = (side + 0.5) * width + between(rng, -1, 1) * room_x * free_x
+        y = aspect_y / 2 + between(rng, -1, 1) * room_y * free_y
         tint = between(rng, 0.92, 1.06)
         red, green, blue = (min(255.0, channel * tint + between(rng, -8, 8)) for channel in PALETTE[event.colour])
-        actors.append(Actor(event, x, y, reach_x, reach_y, radius, tilt=between(rng, -0.18, 0.18),
+        actors.append(Actor(event, x, y, reach_x, reach_y, radius, tilt=between(rng, -most_tilt, most_tilt),
                             ease=between(rng, 0, 0.6), turn=pick(rng, (-1.0, 1.0)), colour=(red, green, blue)))
     return actors
 
@@ -200,6 +202,13 @@ def _paint(canvas: np.ndarray, actor: Actor, pose: Pose, unit: float) -> None:
     box += light * cover[:, :, None]
 
 
+def _blur(canvas: np.ndarray) -> np.ndarray:
+    """Mean of 5 x 5 pixels; the edges wrap around, where only background is."""
+    for axis in (0, 1):
+        canvas = np.mean([np.roll(canvas, step, axis) for step in (-2, -1, 0, 1, 2)], axis=0, dtype=np.float32)
+    return canvas
+
+
 def render(clip: SceneClip, config: ScenesConfig) -> np.ndarray:
     """The frames of a clip, uint8 [N, H, X, 3], RGB; a pure function of `clip` and the frame size."""
     height, width, fps = config.height, config.width, config.fps
@@ -209,7 +218,7 @@ def render(clip: SceneClip, config: ScenesConfig) -> np.ndarray:
     noise_rng = np.random.Generator(np.random.PCG64(int(rng.random() * 2**53)))
     wall = _background(noise_rng, height + PAN_PIXELS, width + PAN_PIXELS, shifted)
     strength = between(rng, 14, 24) if shifted else between(rng, 2, 6)
-    grain = ((noise_rng.random((height + 32, width + 32), dtype=np.float32) - 0.5) * np.float32(2 * strength))[:, :, None]
+    grain = (noise_rng.random((height + 32, width + 32, 1), dtype=np.float32) - 0.5) * np.float32(2 * strength)
     pan = [int(rng.random() * (PAN_PIXELS + 1)) for _ in range(4)]
     frames = np.empty((clip.num_frames, height, width, 3), dtype=np.uint8)
     shifts = noise_rng.integers(0, 32, size=(clip.num_frames, 2))
@@ -224,6 +233,8 @@ def render(clip: SceneClip, config: ScenesConfig) -> np.ndarray:
                 for pose in actor.poses((now - event.start_s) / (event.end_s - event.start_s)):
                     _paint(canvas, actor, pose, unit)
         gy, gx = shifts[number]
+        if shifted:
+            canvas = _blur(canvas)
         canvas += grain[gy:gy + height, gx:gx + width]
         np.clip(canvas, 0, 255, out=canvas)
         frames[number] = canvas

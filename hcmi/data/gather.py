@@ -1,0 +1,193 @@
+"""Captions of videos in, clips of the manifest out: look at each file once, cut segments, give every video its split.
+
+Rows are spooled to a temporary SQLite file, so that a million of them need little memory whatever their order.
+"""
+
+import hashlib
+import os
+import re
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from hcmi.config import DatasetConfig
+from hcmi.data.captions import CaptionRow
+from hcmi.data.frames import VideoInfo, probe
+from hcmi.data.pool import DecoderPool
+from hcmi.errors import DataError, DecodeError
+from hcmi.progress import track
+from hcmi.types import Clip
+
+PROBE_TIMEOUT_S = 20.0
+LONGEST_ID = 100            # characters; longer names are cut and told apart by a hash
+TABLES = """
+    CREATE TABLE videos (name TEXT PRIMARY KEY, path TEXT, split TEXT, place REAL, said TEXT) WITHOUT ROWID;
+    CREATE TABLE captions (n INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, caption TEXT, copy INTEGER,
+                           UNIQUE (name, start, end, caption, copy));
+    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL) WITHOUT ROWID;
+    CREATE TABLE clips (video_id TEXT PRIMARY KEY, name TEXT, start REAL, end REAL) WITHOUT ROWID;
+"""
+TO_THE_END = -1.0           # in the column `end`: NULLs would never be equal
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    path: str
+    sha256: str
+
+
+def probe_job(job: _Job) -> VideoInfo:
+    """What `DecoderPool` runs in its processes."""
+    return probe(job.path)
+
+
+def gather(rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], config: DatasetConfig,
+           keep_repeats: bool = False) -> Iterator[Clip | dict[str, Any]]:
+    """Yield the clips in order of video_id, and a `skipped.jsonl` record for everything left out.
+
+    `locate` gives the path of a row's video, whether or not it exists, and may refuse it. A caption that is repeated
+    word for word for the same clip is left out unless `keep_repeats`. A row without caption makes a clip without one
+    when its caption is None. Videos whose split no row gives get one by a hash of their name, `config.seed` and the
+    two fractions; train, test and val get at least one video each, in this order, where there are enough.
+
+    Raises: DataError when rows contradict each other, and what `rows` and `locate` raise.
+    """
+    with closing(sqlite3.connect("")) as db:
+        db.executescript(TABLES)
+        yield from _spool(db, rows, locate, config.seed, keep_repeats)
+        yield from _inspect(db)
+        yield from _cut(db)
+        _split(db, config)
+        yield from _clips(db)
+
+
+def _skip(name: str, path: str, reason: str, detail: str) -> dict[str, Any]:
+    return {"video_id": clip_id(name), "path": path, "stage": "dataset", "reason": reason, "detail": detail}
+
+
+def _spool(db, rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], seed: int, keep_repeats: bool):
+    insert = "INSERT OR IGNORE INTO captions (name, start, end, caption, copy) VALUES (?, ?, ?, ?, ?)"
+    for number, row in enumerate(rows):
+        path = _note_video(db, row, locate, seed)
+        if row.caption == "":
+            yield _skip(row.video, path, "empty_caption", f"{row.where}: need a caption, got an empty cell.")
+            continue
+        start = round(row.start_s or 0.0, 3)
+        end = TO_THE_END if row.end_s is None else round(row.end_s, 3)
+        if not db.execute(insert, (row.video, start, end, row.caption, number if keep_repeats else 0)).rowcount:
+            yield _skip(row.video, path, "duplicate_row", f"{row.where}: need a clip's caption once, got it again.")
+
+
+def _note_video(db, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int) -> str:
+    known = db.execute("SELECT path, split, said FROM videos WHERE name = ?", (row.video,)).fetchone()
+    if known is None:
+        path = locate(row)
+        place = int(hashlib.sha256(f"{seed}:{row.video}".encode()).hexdigest()[:12], 16) / 16**12
+        db.execute("INSERT INTO videos VALUES (?, ?, ?, ?, ?)", (row.video, path, row.split, place, row.where))
+        return path
+    path, split, said = known
+    if row.split and split is None:
+        db.execute("UPDATE videos SET split = ?, said = ? WHERE name = ?", (row.split, row.where, row.video))
+    elif row.split and row.split != split:
+        raise DataError(f"{row.where}: need one split for all rows of {row.video!r}, got {row.split} here and {split} "
+                        f"in {said}. A video in two splits is trained on and tested on; correct one of them.")
+    return path
+
+
+def _inspect(db):
+    """Fill `facts`: duration and hash of each file that can be read; yield a record for each that cannot."""
+    count = db.execute("SELECT count(*) FROM videos").fetchone()[0]
+    videos = db.execute("SELECT name, path FROM videos ORDER BY name")
+    with (DecoderPool(0, PROBE_TIMEOUT_S, probe_job) as pool,
+          track(total=count, description="looking at videos", unit="video") as bar):
+        for job, found in pool.map(_hashed(videos)):
+            bar.update(1)
+            if isinstance(found, DecodeError):
+                yield _skip(job.name, job.path, found.reason, str(found))
+            else:
+                db.execute("INSERT INTO facts VALUES (?, ?, ?)", (job.name, job.sha256, round(found.duration_s, 6)))
+
+
+def _hashed(videos: Iterable[tuple[str, str]]) -> Iterator[_Job]:
+    window: deque = deque()
+    with ThreadPoolExecutor(2) as threads:
+        for name, path in videos:
+            window.append((name, path, threads.submit(_sha256, path)))
+            if len(window) > 8:
+                name, path, result = window.popleft()
+                yield _Job(name, path, result.result())
+        for name, path, result in window:
+            yield _Job(name, path, result.result())
+
+
+def _sha256(path: str) -> str:
+    try:
+        if not os.path.isfile(path):    # a pipe would wait for ever
+            return ""
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:                     # `probe` finds the same and says why
+        return ""
+
+
+def _cut(db):
+    """Fill `clips`: each stretch of each readable video that has captions, under its own video_id."""
+    found = db.execute("SELECT DISTINCT name, start, end, path, duration FROM captions JOIN facts USING (name) "
+                       "JOIN videos USING (name) ORDER BY name, start, end")
+    for name, start, end, path, duration in found:
+        if duration and start >= duration:
+            yield _skip(name, path, "too_short", f"{path}: need a clip that starts before the end at {duration:g} s, "
+                                                 f"got start {start:g} s. Correct the row.")
+            continue
+        video_id = clip_id(name, start, end)
+        if db.execute("SELECT 1 FROM clips WHERE video_id = ?", (video_id,)).fetchone():
+            video_id = f"{video_id}_{_digest(f'{name}/{start}/{end}')}"
+        db.execute("INSERT INTO clips VALUES (?, ?, ?, ?)", (video_id, name, start, end))
+
+
+def clip_id(name: str, start_s: float = 0.0, end_s: float = TO_THE_END) -> str:
+    """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a part of it."""
+    stem = name.rsplit(".", 1)[0] if "." in name.strip(".") else name
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
+    if len(plain) > LONGEST_ID or re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
+        plain = f"{plain[:LONGEST_ID]}_{_digest(name)}".strip("_")
+    if (start_s, end_s) == (0.0, TO_THE_END):
+        return plain
+    return f"{plain}_{round(start_s * 1000)}-{'end' if end_s == TO_THE_END else round(end_s * 1000)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _split(db, config: DatasetConfig) -> None:
+    db.execute("CREATE TEMP TABLE places AS SELECT name, place, split, split IS NULL AS free FROM videos "
+               "WHERE name IN (SELECT name FROM clips)")
+    db.execute("UPDATE places SET split = CASE WHEN place < ? THEN 'test' WHEN place < ? THEN 'val' ELSE 'train' END "
+               "WHERE free", (config.test_fraction, config.test_fraction + config.val_fraction))
+    wanted = {"train": 1 - config.test_fraction - config.val_fraction, "test": config.test_fraction,
+              "val": config.val_fraction}
+    for split, fraction in wanted.items():
+        counts = dict(db.execute("SELECT split, count(*) FROM places GROUP BY split").fetchall())
+        donors = [name for name in ("train", "val", "test") if counts.get(name, 0) > 1]
+        if fraction > 0 and not counts.get(split) and donors:
+            db.execute(f"UPDATE places SET split = ? WHERE name = (SELECT name FROM places WHERE free AND split IN "
+                       f"({','.join('?' * len(donors))}) ORDER BY place LIMIT 1)", (split, *donors))
+
+
+def _clips(db) -> Iterator[Clip]:
+    rows = db.execute("SELECT video_id, path, places.split, start, end, duration, sha256, caption FROM clips "
+                      "JOIN captions USING (name, start, end) JOIN facts USING (name) JOIN videos USING (name) "
+                      "JOIN places USING (name) ORDER BY video_id, n")
+    for head, group in groupby(rows, key=itemgetter(slice(0, 7))):
+        video_id, path, split, start, end, duration, sha256 = head
+        end = duration if end == TO_THE_END else min(end, duration) if duration else end
+        captions = tuple(row[7] for row in group if row[7] is not None)
+        yield Clip(video_id, path, split, captions, start, end, round(max(end - start, 0.0), 6), sha256, {})
