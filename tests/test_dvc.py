@@ -1,0 +1,110 @@
+"""dvc.yaml against the code: a stage lists every module it imports and every parameter that moves its result."""
+
+import ast
+
+import pytest
+from import_graph import ROOT, closure, imported, module_file
+from ruamel.yaml import YAML
+
+# Keys that change how fast a stage runs and not what it makes.
+SPEED_ONLY = {"shards.num_workers", "train.num_workers", "evaluate.batch_size", "export.batch_size"}
+NOT_A_STAGE = {"search"}
+
+
+def read(name: str) -> dict:
+    return YAML(typ="safe", pure=True).load((ROOT / name).read_text(encoding="utf-8"))
+
+
+STAGES = read("dvc.yaml")["stages"]
+
+
+def leaves(section: dict, prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in section.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return found
+
+
+PARAMS = leaves(read("params.yaml"))
+
+
+def verb(stage: str) -> ast.FunctionDef:
+    """The function behind `hcmi <stage>`."""
+    tree = ast.parse((ROOT / "hcmi/cli.py").read_text(encoding="utf-8"))
+    name = STAGES[stage]["cmd"].split()[1]
+    for item in tree.body:
+        if isinstance(item, ast.FunctionDef):
+            decorators = {ast.unparse(decorator) for decorator in item.decorator_list}
+            if f"main.command({name!r})" in decorators or (item.name == name and "main.command()" in decorators):
+                return item
+    raise AssertionError(f"hcmi/cli.py has no verb {name}")
+
+
+def keys_read(stage: str) -> set[str]:
+    """The keys of params.yaml taken up by the verb, or by the stage's own module where that gets them all.
+
+    `params.shards` stands for the whole section, `params.dataset.name` for one key.
+    """
+    module = module_file(f"hcmi.{stage}")
+    stack: list[ast.AST] = [verb(stage), *([ast.parse(module.read_text(encoding="utf-8"))] if module else [])]
+    found: set[str] = set()
+    while stack:
+        item = stack.pop()
+        name = ast.unparse(item) if isinstance(item, ast.Attribute) else ""
+        start = next((start for start in ("params.", "load_params(params).") if name.startswith(start)), None)
+        if start:
+            key = name.removeprefix(start)
+            found |= {leaf for leaf in PARAMS if f"{leaf}.".startswith(f"{key}.")}
+        else:
+            stack.extend(ast.iter_child_nodes(item))
+    return found
+
+
+def test_stages_are_the_six_of_the_design():
+    assert list(STAGES) == ["dataset", "shards", "train", "evaluate", "export", "drift"]
+    assert all(stage["cmd"].split() == ["hcmi", name] for name, stage in STAGES.items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_import_closure_when_stage_runs(stage):
+    roots = {name for name in imported(verb(stage)) if module_file(name) and name != "hcmi"}
+    expected = {str(path.relative_to(ROOT)) for path in closure(roots)}
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert sorted(listed) == sorted(expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_name_every_key_that_the_stage_reads(stage):
+    listed = STAGES[stage].get("params", [])
+    assert sorted(listed) == sorted(keys_read(stage) - SPEED_ONLY)
+
+
+def test_every_parameter_moves_some_stage_or_is_known_not_to():
+    listed = {key for stage in STAGES.values() for key in stage.get("params", [])}
+    left = {key for key in PARAMS - listed - SPEED_ONLY if key.partition(".")[0] not in NOT_A_STAGE}
+    assert left == set()
+    assert PARAMS >= SPEED_ONLY
+
+
+def test_checkpoints_lie_outside_every_out():
+    outs = [next(iter(out)) if isinstance(out, dict) else out
+            for stage in STAGES.values() for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    assert not [out for out in outs if out.startswith("checkpoints")]
+
+
+def test_metrics_stay_in_git_and_data_in_the_cache():
+    for stage in STAGES.values():
+        for metric in stage.get("metrics", []):
+            assert next(iter(metric.values()))["cache"] is False
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_verb_holds_no_logic_of_its_own(stage):
+    """cli.py is no dep of any stage, so that a new option of `hcmi search` re-runs no training; hence this rule."""
+    assert not [item for item in ast.walk(verb(stage)) if isinstance(item, (ast.For, ast.While, ast.Lambda))]
+
+
+def test_closure_finds_a_planted_import(tmp_path):
+    assert imported(ast.parse("def f():\n    from hcmi.data import frames\n    import hcmi.loss")) == {
+        "hcmi.data.frames", "hcmi.loss"}
+    assert ROOT / "hcmi/errors.py" in closure({"hcmi.config"})
