@@ -64,6 +64,22 @@ def dataset(manifest: str, generated: str, incoming: str, params: str, as_json: 
 
 
 @main.command()
+@click.option("--manifest", default="data/manifest/manifest.parquet", show_default=True, help="The manifest.")
+@click.option("--out", default="data/shards", show_default=True, help="Folder to write.")
+@params_option
+@json_option
+def shards(manifest: str, out: str, params: str, as_json: bool) -> None:
+    """Decode every clip of the manifest into WebDataset shards; only what is new or changed is decoded.
+
+    Example: hcmi shards --json
+    """
+    from hcmi.config import load_params
+    from hcmi.data.shards import write_shards
+
+    _show(write_shards(manifest, out, load_params(params).shards), as_json)
+
+
+@main.command()
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @click.option("--out", default="metrics/evaluate.json", show_default=True, help="Figures to write.")

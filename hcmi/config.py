@@ -51,6 +51,8 @@ class ShardsConfig(Section):
     max_skip_fraction: Fraction                         # above it the stage fails
     decode_timeout_s: Annotated[float, Field(gt=0)]     # per clip; the worker is killed and replaced
     num_workers: Annotated[int, Field(ge=0)]            # 0: one per core
+    executor: Literal["local", "ray"]                   # processes of this machine, or tasks of a Ray cluster
+    ray_address: str                                    # of the cluster: host:port, auto, or local for a new one
 
 
 class ScratchConfig(Section):
@@ -115,6 +117,7 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     split: Literal["val", "test"]
     batch_size: Positive
+    bank_size: Positive             # training captions that the deployable post-processing looks at
     bootstrap_samples: Positive
 
 

@@ -56,9 +56,9 @@ def encode_texts(model: HcmiModel, texts: list[str], batch_size: int = 256) -> T
 def encode_split(model: HcmiModel, reader: ShardReader, batch_size: int) -> EncodedSplit:
     """Every clip of the reader once, in order, and every caption."""
     videos = encode_videos(model, eval_batches(reader, batch_size, model.config.num_frames), len(reader))
-    captions = [caption for clip in reader.clips for caption in clip.captions]
-    caption_video = np.repeat(np.arange(len(reader)), [len(clip.captions) for clip in reader.clips])
-    return EncodedSplit([clip.video_id for clip in reader.clips], videos, captions, caption_video,
+    captions = [caption for clip in reader.clips for caption in clip["captions"]]
+    caption_video = np.repeat(np.arange(len(reader)), [len(clip["captions"]) for clip in reader.clips])
+    return EncodedSplit([clip["video_id"] for clip in reader.clips], videos, captions, caption_video,
                         encode_texts(model, captions))
 
 

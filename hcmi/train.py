@@ -55,7 +55,7 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
     seed_everything(config.seed)
     train_reader, val_reader = ShardReader(shards_dir, "train"), ShardReader(shards_dir, "val")
     model = new_retriever(section, train_reader.frame_shape[0],
-                          [caption for clip in train_reader.clips for caption in clip.captions]).to(device)
+                          [caption for clip in train_reader.clips for caption in clip["captions"]]).to(device)
     loader = TrainLoader(train_reader, config.batch_size, section.num_frames, seed=config.seed,
                          num_workers=config.num_workers)
     total_steps = config.epochs * len(loader)
