@@ -10,11 +10,13 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import simplejpeg
 from av.stream import Disposition
 from PIL import Image
 
@@ -37,12 +39,13 @@ DECORD_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", 
 # After a jump in an AVI, decord 0.6 returned frame 0 for frame 60 of MSVD clips; transport streams have no index.
 DECORD_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 MIN_DECORD_PIXELS = 16      # decord 0.6 miscounts the bytes of narrower frames
+DEFAULT_FPS = 25.0          # of a file that tells neither its rate nor the times of its frames
 MAX_ASPECT = 8              # a longer strip is cropped to this before it is resized, to bound memory
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file's headers claim; `duration_s` and `num_frames_claimed` are 0 where they say nothing."""
+    """What a file's headers claim; `num_frames_claimed` is 0 where they say nothing."""
 
     width: int              # upright
     height: int
@@ -71,6 +74,38 @@ class DecodedClip:
 
 
 @dataclass(frozen=True)
+class DecodeJob:
+    """One clip for a worker process; `key` is the caller's own."""
+
+    key: Any
+    path: str
+    num_frames: int
+    size: int
+    start_s: float = 0.0
+    end_s: float | None = None
+    decoder: str = "auto"
+
+
+@dataclass(frozen=True)
+class EncodeJob(DecodeJob):
+    """One clip whose frames are wanted as JPEG."""
+
+    quality: int = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class JpegClip:
+    """A `DecodedClip` whose frames are JPEG files."""
+
+    jpegs: tuple[bytes, ...]
+    times_s: tuple[float, ...]
+    decoder: str
+    num_decodable: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class _Scan:
     """The shown frames of a segment according to its packets, in order of time."""
 
@@ -82,23 +117,27 @@ class _Scan:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """What the headers claim; decodes nothing but the first frame, whose rotation it needs.
+    """What the headers claim; decodes the first frame, for its rotation, and reads the packets of a file whose headers
+    give no duration.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
     with _open(path) as (container, stream):
         width, height = stream.width, stream.height
-        claimed = container.duration / av.time_base if container.duration else 0.0
-        if stream.duration and not claimed:
-            claimed = float(stream.duration * stream.time_base)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        frames, codec = stream.frames, stream.codec_context.name
+        fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+        frames, codec = max(stream.frames, 0), stream.codec_context.name
+        duration_s = container.duration / av.time_base if container.duration else 0.0
         first = next(_decode(container, stream), None)
     if first is None:
         raise _error("no_frames", path)
+    if duration_s <= 0:
+        with _open(path) as (container, stream):
+            scan = _scan(container, stream, 0.0, None)
+            span = (scan.pts[-1] - scan.pts[0]) * stream.time_base if scan.pts else 0
+        duration_s = float(span) + 1 / fps
     if first.rotation % 180:
         width, height = height, width
-    return VideoInfo(width, height, fps, max(claimed, 0.0), max(frames, 0), codec)
+    return VideoInfo(width, height, fps, duration_s, frames, codec)
 
 
 def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0.0, end_s: float | None = None,
@@ -131,6 +170,24 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
     return _decode_with_pyav(path, num_frames, size, start_s, end_s, scan)
 
 
+def decode_job(job: DecodeJob) -> DecodedClip:
+    """`decode_clip` on a job."""
+    return decode_clip(job.path, job.num_frames, job.size, job.start_s, job.end_s, job.decoder)
+
+
+def encode_job(job: EncodeJob) -> JpegClip:
+    """`decode_clip` on a job, frames as JPEG with colours at full resolution: small frames have none to spare.
+
+    Raises: DecodeError with a reason from `REASONS`.
+    """
+    clip = decode_job(job)
+    jpegs: list[bytes] = []
+    for index, frame in enumerate(clip.frames_THWC):
+        repeated = index > 0 and clip.times_s[index] == clip.times_s[index - 1]
+        jpegs.append(jpegs[-1] if repeated else simplejpeg.encode_jpeg(frame, job.quality, "RGB", "444"))
+    return JpegClip(tuple(jpegs), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)
+
+
 def _clip(pictures: dict[int, np.ndarray], picked: Sequence[int], times: Sequence[float], decoder: str, count: int,
           width: int, height: int) -> DecodedClip:
     frames = np.stack([pictures[i] for i in picked])
@@ -150,15 +207,14 @@ def _error(reason: str, path: str | Path, detail: str = "") -> DecodeError:
 @contextmanager
 def _open(path: str | Path) -> Iterator[tuple]:
     """The container and its first video stream that is not a cover picture. Raises: DecodeError."""
-    path = os.path.abspath(path)        # FFmpeg takes `name:with:colons` for a protocol unless it starts with a slash
     if not os.path.exists(path):
         raise _error("missing", path)
     if not os.path.isfile(path) or not os.access(path, os.R_OK):
         raise _error("unreadable", path)
     if os.path.getsize(path) == 0:
         raise _error("empty_file", path)
-    try:
-        container = av.open(path, metadata_errors="ignore")
+    try:        # FFmpeg takes `name:with:colons` for a protocol unless it starts with a slash
+        container = av.open(os.path.abspath(path), metadata_errors="ignore")
     except (av.error.FFmpegError, ValueError) as error:
         raise _error("not_a_video", path) from error
     with container:
@@ -180,7 +236,7 @@ def _window(container, stream, start_s: float, end_s: float | None) -> tuple[int
     else:
         origin = stream.start_time or 0
     claimed = container.duration / av.time_base if container.duration else None
-    if end_s is not None and claimed is not None and start_s <= 0 and end_s >= claimed - 1e-3:
+    if end_s is not None and claimed is not None and end_s >= claimed - 1e-3:
         end_s = None
     first = None if start_s <= 0 else origin + round(start_s / base)
     return origin, first, None if end_s is None else origin + round(end_s / base)
@@ -327,7 +383,7 @@ def _all_frames(container, stream, start_s: float, end_s: float | None) -> Itera
     """Every frame of a segment that can be decoded, with its time in seconds."""
     origin, first, end = _window(container, stream, start_s, end_s)
     base = float(stream.time_base)
-    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
     if first is not None:
         _seek(container, stream, first)
     latest = origin

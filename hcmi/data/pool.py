@@ -18,30 +18,13 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from hcmi.data.frames import REASONS, decode_clip
+from hcmi.data.frames import REASONS, decode_job
+from hcmi.data.frames import DecodeJob as DecodeJob
 from hcmi.errors import DataError, DecodeError
 
 START_TIMEOUT_S = 120.0
 JOBS_BEFORE_REPLACEMENT = 2000      # decoders leak; a new process costs 0.3 s
 _CHILD = "import sys; from hcmi.data.pool import _child_main; _child_main(int(sys.argv[1]), *sys.argv[2:])"
-
-
-@dataclass(frozen=True)
-class DecodeJob:
-    """One clip to decode; `key` is the caller's own."""
-
-    key: Any
-    path: str
-    num_frames: int
-    size: int
-    start_s: float = 0.0
-    end_s: float | None = None
-    decoder: str = "auto"
-
-
-def decode_job(job: DecodeJob):
-    """`decode_clip` on a job; what the pool runs unless told otherwise."""
-    return decode_clip(job.path, job.num_frames, job.size, job.start_s, job.end_s, job.decoder)
 
 
 @dataclass
