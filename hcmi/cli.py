@@ -80,6 +80,25 @@ def shards(manifest: str, out: str, params: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
+@click.option("--out", default="models/hcmi", show_default=True, help="Model folder to write.")
+@click.option("--metrics", default="metrics/train", show_default=True, help="Folder for the training curves.")
+@click.option("--checkpoints", default="checkpoints", show_default=True, help="Where an interrupted run goes on from.")
+@params_option
+@json_option
+def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as_json: bool) -> None:
+    """Train the retriever and keep the epoch that is best on validation; go on where an interrupted run stopped.
+
+    Example: hcmi train --shards data/shards --out models/hcmi
+    """
+    from hcmi.config import load_params
+    from hcmi.train import train as run
+
+    config = load_params(params)
+    _show(run(shards, out, metrics, checkpoints, config.model, config.train), as_json)
+
+
+@main.command()
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @click.option("--out", default="metrics/evaluate.json", show_default=True, help="Figures to write.")

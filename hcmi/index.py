@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from hcmi.errors import SearchIndexError
 from hcmi.progress import track
-from hcmi.store import TokenStore, read_videos
+from hcmi.store import TokenStore, read_videos, table_clips
 from hcmi.types import Clip, VideoTokens
 
 FORMAT = 1
@@ -202,6 +202,12 @@ class SearchIndex:
         """The videos.parquet rows, in the order given."""
         parts = self._gather(rows, lambda segment, local: segment.videos.take(pa.array(local)).to_pylist())
         found = {int(at): record for where, records in parts for at, record in zip(where, records, strict=True)}
+        return [found[at] for at in range(len(rows))]
+
+    def clips(self, rows: np.ndarray) -> list[Clip]:
+        """The rows as the manifest had them, in the order given."""
+        parts = self._gather(rows, lambda segment, local: table_clips(segment.videos.take(pa.array(local))))
+        found = {int(at): clip for where, clips in parts for at, clip in zip(where, clips, strict=True)}
         return [found[at] for at in range(len(rows))]
 
     def _gather(self, rows: np.ndarray, read: Callable[[Segment, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hcmi.config import load_params
 from hcmi.encode import encode_texts
 from hcmi.errors import ConfigError, DataError
 from hcmi.explain import moment
@@ -40,6 +41,25 @@ class Retriever:
         self.candidates = candidates
         self.fingerprint = self.model.fingerprint
         self.index.check_model(self.fingerprint)
+        self.notes: list[str] = []      # what the user should know of the videos, one line each
+
+    @classmethod
+    def from_folder(cls, videos: str | Path, model: str | Path | HcmiModel = "models/hcmi",
+                    candidates: int = CANDIDATES, cache: str | Path | None = None) -> "Retriever":
+        """Search a folder of videos directly. Embeddings are kept in `cache` ($HCMI_CACHE or ~/.cache/hcmi).
+
+        Raises: ModelError, DataError (no such folder, no usable video in it).
+        """
+        from hcmi.folder import index_folder
+
+        loaded = load_retriever(model) if isinstance(model, (str, Path)) else model
+        found = index_folder(loaded, videos, cache)
+        retriever = cls(loaded, found.path, candidates)
+        retriever.notes = list(found.news.values())
+        if len(found.skipped) > len(found.news):
+            retriever.notes.append(f"{videos}: {len(found.skipped)} of {found.num_files} files cannot be searched, "
+                                   f"such as {next(iter(found.skipped))}.")
+        return retriever
 
     def search(self, query: str, top: int = 10, tags: dict[str, str] | None = None,
                min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
@@ -101,8 +121,8 @@ class Retriever:
         ids_BW, mask_BW = self.model.processor.texts([check_query(query)])
         letters = [char for char in query if char.isalpha()]
         foreign = sum(not char.isascii() for char in letters)
-        num_tokens = int(mask_BW.sum()) - 2
-        if 2 * foreign > len(letters) and num_tokens > min(len(letters), self.model.processor.num_words - 3):
+        pieces = self.model.processor.tokenizer(query, add_special_tokens=False, verbose=False)["input_ids"]
+        if 2 * foreign > len(letters) and len(pieces) > len(letters):
             raise ConfigError(f"query {shorten(query)!r}: need words of a language the model knows, got text its "
                               "tokenizer can only spell byte by byte. Ask in the language of the training captions.")
         with torch.inference_mode():
@@ -161,3 +181,56 @@ def check_query(query: str) -> str:
 def shorten(text: str, length: int = 40) -> str:
     """For messages."""
     return text if len(text) <= length else text[:length] + "…"
+
+
+def open_retriever(model: str, index: str | None, videos: str | None, params: str) -> Retriever:
+    """What the command line asks for; params.yaml is optional, since searching a folder needs no pipeline."""
+    uri, candidates = "export/index", CANDIDATES
+    if Path(params).exists():
+        config = load_params(params).search
+        uri, candidates = config.uri, config.candidates
+    if videos is not None:
+        if index is not None:
+            raise ConfigError(f"--videos {videos}: need one place to search, got --index {index} too. Leave one out.")
+        return Retriever.from_folder(videos, model, candidates)
+    return Retriever(model, index or uri, candidates)
+
+
+def parse_tags(tags: Sequence[str]) -> dict[str, str]:
+    """Raises: ConfigError when one is not NAME=VALUE."""
+    for tag in tags:
+        if not tag.partition("=")[0] or "=" not in tag:
+            raise ConfigError(f"--tag: need NAME=VALUE, got {tag!r}. For example --tag place=beach.")
+    return {tag.partition("=")[0]: tag.partition("=")[2] for tag in tags}
+
+
+def missing_files(hits: Sequence[Hit]) -> list[str]:
+    """One line per hit whose video was deleted or moved since it was indexed."""
+    return [f"{hit.path}: the video is no longer on disk. Put it back, or export again without it."
+            for hit in hits if not Path(hit.path).exists()]
+
+
+def hit_record(hit: Hit) -> dict[str, Any]:
+    """For JSON: rank, video_id, path, score, start_s, end_s, and one key per level."""
+    fields = {name: value for name, value in vars(hit).items() if name != "levels"}
+    return {**fields, "levels": hit.levels}
+
+
+def hits_text(hits: Sequence[Hit]) -> str:
+    """A table for people."""
+    if not hits:
+        return "Nothing found: the index is empty, or no video passes the filters."
+    paths = [shown_path(hit.path) for hit in hits]
+    width = max(map(len, paths))
+    lines = []
+    for hit, path in zip(hits, paths, strict=True):
+        levels = "  ".join(f"{name.replace('_', '-')} {value:.3f}" for name, value in hit.levels.items())
+        lines.append(f"{hit.rank:3d}  {path:{width}}  {hit.start_s:7.1f} - {hit.end_s:.1f} s  score {hit.score:.3f}  "
+                     f"({levels})")
+    return "\n".join(lines)
+
+
+def shown_path(path: str) -> str:
+    """Relative to the working folder where the video is below it."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

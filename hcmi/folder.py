@@ -1,0 +1,221 @@
+"""A folder of videos, made searchable without a pipeline and kept so: only what is new is decoded and encoded.
+
+Each (model, folder) has its own index in the cache, keyed by the files' bytes: a renamed file keeps its embeddings, a
+changed one is encoded again, a deleted one is no longer found. Long videos are cut into clips, so that an answer
+points into them.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hcmi.atomic import atomic_file
+from hcmi.data.frames import DecodedClip, probe
+from hcmi.data.pool import DecodeJob, DecoderPool
+from hcmi.errors import DataError, DecodeError, SearchIndexError
+from hcmi.index import SearchIndex
+from hcmi.index_writer import add_videos, create_index, model_card, remove_videos
+from hcmi.model.retriever import HcmiModel
+from hcmi.progress import track
+from hcmi.types import Clip, VideoTokens
+
+SUFFIXES = frozenset((".3gp", ".asf", ".avi", ".divx", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+                      ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"))
+CLIP_SECONDS = 30.0     # [ours] a video of more than twice this is cut into equal clips of about this length
+BATCH = 16
+COMMIT = 256            # clips made searchable at a time: an interrupted first run goes on from there
+
+
+@dataclass(frozen=True)
+class FolderIndex:
+    """Where the index is, and why some files are not in it: relative name -> message, `news` since the last visit."""
+
+    path: Path
+    num_files: int
+    skipped: dict[str, str]
+    news: dict[str, str]
+
+
+@dataclass
+class _File:
+    """What is known of one file; `problem` is why it cannot be searched."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str = ""
+    problem: str | None = None
+
+
+def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None, num_workers: int = 0,
+                 timeout_s: float = 20.0) -> FolderIndex:
+    """Bring the index of `folder` up to date and say where it is. `cache`: default $HCMI_CACHE or ~/.cache/hcmi.
+
+    Raises: DataError when the folder is missing, or holds no video that can be decoded.
+    """
+    folder = Path(folder).resolve()
+    fingerprint = model.fingerprint
+    root = Path(cache or os.environ.get("HCMI_CACHE") or Path.home() / ".cache" / "hcmi")
+    home = root / hashlib.sha256(f"{fingerprint}\n{folder}".encode()).hexdigest()[:24]
+    files = _know_files(find_videos(folder), home / "files.json")
+    before = {name for name, file in files.items() if file.problem}
+    index = _follow_files(_open_or_create(home / "index", model), files)
+    indexed = {record["sha256"] for record in index.records(index.live_rows())} if len(index) else set()
+    new = {file.sha256: file for file in reversed(files.values())
+           if file.sha256 not in indexed and file.problem is None}
+    with DecoderPool(num_workers, timeout_s, probe) as probers, DecoderPool(num_workers, timeout_s) as decoders:
+        jobs = _decode_jobs(list(new.values()), probers, model)
+        encoded = _encode(model, decoders, jobs, new)
+        while chunk := list(islice(encoded, COMMIT)):
+            clips, tokens, times = zip(*(row for rows in chunk for row in rows), strict=True)
+            add_videos(index.folder, clips, zip(tokens, times, strict=True))
+    with atomic_file(home / "files.json") as path:
+        path.write_text(json.dumps({name: vars(file) for name, file in files.items()}), encoding="utf-8")
+    skipped = {name: file.problem for name, file in files.items() if file.problem}
+    if len(skipped) == len(files):
+        raise DataError(f"{folder}: need a video that can be decoded, got {len(files)} that cannot. The first: "
+                        f"{next(iter(skipped.values()))}")
+    news = {name: problem for name, problem in skipped.items() if name not in before}
+    return FolderIndex(index.folder, len(files), skipped, news)
+
+
+def find_videos(folder: Path) -> dict[str, Path]:
+    """Relative name -> path of every video file below `folder`, hidden ones left out.
+
+    Raises: DataError when the folder is missing or holds none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: need a folder of videos, got {'a file' if folder.exists() else 'nothing there'}. "
+                        "Correct --videos.")
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
+             if path.suffix.lower() in SUFFIXES and path.is_file()}
+    found = {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+    if not found:
+        raise DataError(f"{folder}: need at least one video file (such as .mp4, .mkv or .webm), got none. "
+                        "Correct --videos.")
+    return found
+
+
+def cut(duration_s: float) -> list[tuple[float, float | None]]:
+    """(start_s, end_s) of the clips a video is searched by; None is the end of the file."""
+    if duration_s <= 2 * CLIP_SECONDS:
+        return [(0.0, None)]
+    edges = np.linspace(0, duration_s, round(duration_s / CLIP_SECONDS) + 1).round(3).tolist()
+    return [(start, end) for start, end in zip(edges, [*edges[1:-1], None], strict=False)]
+
+
+def _know_files(found: dict[str, Path], notes: Path) -> dict[str, _File]:
+    """Hash the files whose size or time of change differ from the last visit's notes."""
+    try:
+        known = {name: _File(**fields) for name, fields in json.loads(notes.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError):    # a first visit, or notes of another version
+        known = {}
+    files = {}
+    for name, path in found.items():
+        status = path.stat()
+        old = known.get(name)
+        same = old is not None and (old.size, old.mtime_ns, old.path) == (status.st_size, status.st_mtime_ns, str(path))
+        files[name] = old if old and same else _File(str(path), status.st_size, status.st_mtime_ns)
+    changed = [file for file in files.values() if not file.sha256]
+    for file in track(changed, "read files", unit="file") if len(changed) > COMMIT else changed:
+        try:
+            with open(file.path, "rb") as opened:
+                file.sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            file.problem = f"{file.path}: need a readable file, got: {error.strerror}. Correct its permissions."
+    return files
+
+
+def _open_or_create(folder: Path, model: HcmiModel) -> SearchIndex:
+    """It is only a cache: one that is broken is made again."""
+    try:
+        return SearchIndex.open(folder)
+    except SearchIndexError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return create_index(folder, model_card(model))
+
+
+def _follow_files(index: SearchIndex, files: dict[str, _File]) -> SearchIndex:
+    """Forget files that are gone; renamed ones keep their tokens under the new path."""
+    if not len(index):
+        return index
+    path_of = {file.sha256: file.path for file in reversed(files.values())}
+    rows = index.live_rows()
+    records = index.records(rows)
+    gone = [record["video_id"] for record in records if record["sha256"] not in path_of]
+    moved = np.array([row for row, record in zip(rows, records, strict=True)
+                      if path_of.get(record["sha256"], record["path"]) != record["path"]], np.int64)
+    if gone:
+        remove_videos(index.folder, gone)
+    if len(moved):
+        clips = [replace(clip, path=path_of[clip.sha256]) for clip in index.clips(moved)]
+        add_videos(index.folder, clips, [(index.tokens(moved), index.times(moved))])
+    return index.latest()
+
+
+def _decode_jobs(files: list[_File], probers: DecoderPool, model: HcmiModel) -> list[DecodeJob]:
+    """One job per clip of each new file; the key is (sha256, number of the clip, claimed seconds of the video)."""
+    jobs = []
+    by_path = {file.path: file for file in files}
+    for path, info in track(probers.map(by_path), "probe", total=len(files), unit="file") if files else ():
+        if isinstance(info, DecodeError):
+            by_path[path].problem = str(info)
+            continue
+        for number, (start_s, end_s) in enumerate(cut(info.duration_s)):
+            jobs.append(DecodeJob((by_path[path].sha256, number, info.duration_s), path, model.config.num_frames,
+                                  model.processor.image_size, start_s, end_s))
+    return jobs
+
+
+Encoded = tuple[Clip, VideoTokens, np.ndarray]
+
+
+def _encode(model: HcmiModel, decoders: DecoderPool, jobs: list[DecodeJob], files: dict[str, _File]
+            ) -> Iterator[list[Encoded]]:
+    """The clips of one file after the other, each file whole; notes the problem of files that have none."""
+    left = Counter(job.key[0] for job in jobs)
+    many = Counter(left)
+    done: dict[str, list[Encoded]] = {sha256: [] for sha256 in left}
+    errors: dict[str, str] = {}
+    results = iter(track(decoders.map(jobs), "read videos", total=len(jobs), unit="clip") if jobs else ())
+    while batch := list(islice(results, BATCH)):
+        good = [(job, clip) for job, clip in batch if not isinstance(clip, DecodeError)]
+        if good:
+            pixels = model.processor.frames(np.stack([clip.frames_THWC for _, clip in good]))
+            with torch.inference_mode():
+                tokens = model.encode_videos(pixels, torch.ones(pixels.shape[:2], dtype=torch.bool))
+            for row, (job, clip) in enumerate(good):
+                sha256, number, _ = job.key
+                made = _clip(job, clip, files[sha256], number if many[sha256] > 1 else None)
+                done[sha256].append((made, tokens[row:row + 1], np.array([clip.times_s], np.float32)))
+        for job, clip in batch:
+            sha256 = job.key[0]
+            left[sha256] -= 1
+            if isinstance(clip, DecodeError):
+                errors.setdefault(sha256, str(clip))
+            if not left[sha256]:
+                rows = done.pop(sha256)
+                if rows:
+                    yield rows
+                else:
+                    files[sha256].problem = errors[sha256]
+
+
+def _clip(job: DecodeJob, decoded: DecodedClip, file: _File, number: int | None) -> Clip:
+    """The last clip ends where the file claims to, or at its last frame if that is later."""
+    _, _, duration_s = job.key
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(file.path).stem)[:60]
+    end_s = job.end_s if job.end_s is not None else max(duration_s, decoded.times_s[-1])
+    suffix = "" if number is None else f"-{number:03d}"
+    return Clip(f"{stem}-{file.sha256[:8]}{suffix}", file.path, "test", (), job.start_s, end_s, end_s - job.start_s,
+                file.sha256, {})
