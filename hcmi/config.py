@@ -15,7 +15,7 @@ HEADS = ("hcmi", "mean_pool", "seq_transf", "wti", "xclip")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ScenesConfig(Section):
@@ -65,10 +65,16 @@ class ScratchConfig(Section):
     patch: Positive                 # pixels
     vocab_size: Positive            # at most; the tokenizer is learned from the training captions
 
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads: need a divisor of width={self.width}, got {self.heads}")
+        return self
+
 
 class ModelSection(Section):
     head: Literal["hcmi", "mean_pool", "seq_transf", "wti", "xclip"]
-    backbone: str                   # scratch, or a CLIP / SigLIP checkpoint name or folder
+    backbone: Annotated[str, Field(min_length=1)]       # scratch, or a CLIP / SigLIP checkpoint name or folder
     num_frames: Positive            # T
     num_words: Annotated[int, Field(ge=3)]    # W, start and end tokens included
     num_clips: Positive             # C
@@ -89,6 +95,12 @@ class LevelWeights(Section):
     frame_word: Annotated[float, Field(ge=0)]
     clip_phrase: Annotated[float, Field(ge=0)]
     video_sentence: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _one_counts(self):
+        if self.frame_word + self.clip_phrase + self.video_sentence == 0:
+            raise ValueError("need at least one level with a weight above 0, got none")
+        return self
 
 
 class LossConfig(Section):
@@ -160,7 +172,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: need a parameter file, found none. Run from the project's folder.") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: need YAML in UTF-8, got: {' '.join(str(error).split())}. Correct the file.") from error
+        raise ConfigError(f"{path}: need YAML in UTF-8, got: {' '.join(str(error).split())}. Correct it.") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: need a mapping of sections, got {type(raw).__name__}. Restore it from git.")
     try:
@@ -170,12 +182,13 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def _first_problem(path: str | Path, error: ValidationError) -> str:
-    problem = error.errors()[0]
+    problems = error.errors()       # a misspelt key is also a missing one: say the former
+    problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{path}: need only known keys, got {key}={problem['input']!r}. Known keys are in hcmi/config.py."
     if problem["type"] == "missing":
         return f"{path}: need the key {key}, got none. Add it; hcmi/config.py says what it means."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "need")
     got = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
-    return f"{path}: {key}: {message[0].lower()}{message[1:]}{got}. Correct the value."
+    return f"{path}: {key}: {message}{got}. Correct the value."

@@ -1,7 +1,8 @@
 """From shards to tokens to scores: what evaluate, export, search, drift and validation share."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from hcmi.data.loader import EvalBatch, ShardReader, eval_batches
 from hcmi.model.retriever import HcmiModel
 from hcmi.progress import track
 from hcmi.types import TextTokens, VideoTokens
+
+Tokens = TypeVar("Tokens", VideoTokens, TextTokens)
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,15 @@ def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, tile: int = 
     return {level: torch.cat([part[level].float().cpu() for part in parts]) for level in parts[0]}
 
 
-def _join(parts: list) -> VideoTokens | TextTokens:
+def _join(parts: list[Tokens]) -> Tokens:
     """Concatenate batches; token sets of unequal length are padded with zero vectors of weight 0."""
     assert parts, "need at least one batch"
     columns = []
-    for name in type(parts[0]).__dataclass_fields__:
-        tensors = [getattr(part, name) for part in parts]
+    for field in fields(parts[0]):
+        tensors = [getattr(part, field.name) for part in parts]
         if tensors[0].dim() > 1 and len({tensor.shape[1] for tensor in tensors}) > 1:
             length = max(tensor.shape[1] for tensor in tensors)
-            tensors = [torch.nn.functional.pad(t, (*(0, 0) * (t.dim() - 2), 0, length - t.shape[1])) for t in tensors]
+            around = (0, 0) * (tensors[0].dim() - 2)
+            tensors = [torch.nn.functional.pad(tensor, (*around, 0, length - tensor.shape[1])) for tensor in tensors]
         columns.append(torch.cat(tensors))
     return type(parts[0])(*columns)

@@ -7,7 +7,6 @@ same batches; a checkpoint of other data or parameters is left alone and trainin
 import hashlib
 import json
 import math
-import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,20 +15,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from dvclive import Live
-from torch import Tensor
+from torch import Tensor, nn
 
 from hcmi import loss as losses
 from hcmi.atomic import atomic_dir, atomic_file
 from hcmi.config import ModelSection, TrainConfig
 from hcmi.data.loader import ShardReader, TrainBatch, TrainLoader
 from hcmi.encode import encode_split, score
+from hcmi.errors import ModelError
 from hcmi.metrics import ranks
 from hcmi.model.retriever import HcmiModel, new_retriever
 from hcmi.progress import track
 from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
 
 CHECKPOINT_SECONDS = 300        # between two checkpoints within an epoch
-MAX_LOGIT_SCALE = math.log(100)
 VALIDATION_BATCH = 64
 
 
@@ -40,6 +39,7 @@ class Progress:
     step: int = 0
     best_score: float = -1.0
     best_epoch: int = -1
+    sums: dict[str, float] = field(default_factory=dict)    # of the epoch at hand's figures, over its steps so far
     history: list[dict] = field(default_factory=list)       # one row of figures an epoch
 
 
@@ -47,7 +47,8 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
           section: ModelSection, config: TrainConfig) -> dict:
     """Train on the split `train`, validate on `val`, and write the best epoch's model folder. Returns a summary.
 
-    Raises: DataError when a split is empty or shards are broken; ModelError when the backbone cannot be loaded.
+    Raises: DataError when a split is empty or shards are broken; ModelError when the backbone cannot be loaded, a
+    checkpoint is of another version of this code, or the loss is not a number.
     """
     tune_allocator()
     device = pick_device(config.device)
@@ -55,7 +56,8 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
     seed_everything(config.seed)
     train_reader, val_reader = ShardReader(shards_dir, "train"), ShardReader(shards_dir, "val")
     model = new_retriever(section, train_reader.frame_shape[0],
-                          [caption for clip in train_reader.clips for caption in clip["captions"]]).to(device)
+                          [caption for clip in train_reader.clips for caption in clip["captions"]])
+    nn.Module.to(model, device)
     loader = TrainLoader(train_reader, config.batch_size, section.num_frames, seed=config.seed,
                          num_workers=config.num_workers)
     total_steps = config.epochs * len(loader)
@@ -71,23 +73,23 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
             bar.update(progress.step)
             for epoch in range(loader.epoch, config.epochs):
                 model.train()
-                sums: dict[str, float] = {}
                 started = time.monotonic()
                 for batch in loader:
                     set_learning_rate(optimizer, progress.step / total_steps, config.warmup_fraction)
                     figures = training_step(model, optimizer, batch, config, denoise_mode(config, epoch), precision)
                     for name, value in figures.items():
-                        sums[name] = sums.get(name, 0.0) + value
+                        progress.sums[name] = progress.sums.get(name, 0.0) + value
                     progress.step += 1
                     bar.update(1)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{figures['loss']:.3f}")
                     if checkpoints.due():
                         checkpoints.save(model, optimizer, loader, progress)
                 validation = validate(model, val_reader)
-                row = {"epoch": epoch, **{f"train/{name}": value / len(loader) for name, value in sums.items()},
-                       **{f"val/{name}": value for name, value in validation.items()},
-                       "train/seconds": time.monotonic() - started}
+                row = {"epoch": epoch, "train/seconds": time.monotonic() - started,
+                       **{f"train/{name}": value / len(loader) for name, value in progress.sums.items()},
+                       **{f"val/{name}": value for name, value in validation.items()}}
                 progress.history.append(row)
+                progress.sums.clear()
                 log_epoch(live, row)
                 if validation["R@1"] > progress.best_score:
                     progress.best_score, progress.best_epoch = validation["R@1"], epoch
@@ -116,6 +118,9 @@ def training_step(model: HcmiModel, optimizer: torch.optim.Optimizer, batch: Tra
         texts = model.encode_texts(ids_BW, word_mask_BW)
         positives_BB = same_videos(model, features_BTD, mask_BT) if denoise != "off" else None
     total, figures = total_loss(model, model.similarities(texts, videos), config, positives_BB, denoise)
+    if not math.isfinite(figures["loss"]):
+        raise ModelError(f"training: need a finite loss, got {figures['loss']}. Lower train.lr or train.backbone_lr, "
+                         f"or set train.precision to float32.")
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -127,8 +132,9 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig,
                denoise: str) -> tuple[Tensor, dict[str, float]]:
     """Method section 4. Denoising and the margin belong to HCMI; the peers' heads train with the plain loss."""
     weights = config.loss.level_weights.model_dump() if model.config.head == "hcmi" else {}
-    parts = {level: weights.get(level, 1.0) * losses.contrastive(sims_BB, model.head.scale(level), positives_BB, denoise)
-             for level, sims_BB in levels.items() if weights.get(level, 1.0) > 0}
+    weights = {level: weights.get(level, 1.0) for level in levels}
+    parts = {level: weight * losses.contrastive(levels[level], model.head.scale(level), positives_BB, denoise)
+             for level, weight in weights.items() if weight > 0}
     if model.config.head == "hcmi" and config.loss.margin_weight > 0:
         parts["margin"] = config.loss.margin_weight * losses.margin(levels["video_sentence"], config.loss.margin,
                                                                     positives_BB)
@@ -144,12 +150,12 @@ def same_videos(model: HcmiModel, features_BTD: Tensor, mask_BT: Tensor) -> Tens
     """Adaptive label denoising on two views: the even and the odd frames of those already encoded. [ours]
 
     A view's frames are one from each of T/2 segments, as in the paper, and the towers run once instead of twice.
+    A clip of one frame has no second view: its two agree fully, so that only an equal clip is the same.
     """
     position_T = torch.arange(features_BTD.shape[1], device=features_BTD.device)
-    views = []
-    for half in (slice(0, None, 2), slice(1, None, 2)):
-        views.append(model.head.video(features_BTD[:, half], mask_BT[:, half], position_T[half]).video_BD)
-    return losses.same_videos(*views)
+    even, odd = (model.head.video(features_BTD[:, half], mask_BT[:, half], position_T[half]).video_BD
+                 for half in (slice(0, None, 2), slice(1 if features_BTD.shape[1] > 1 else 0, None, 2)))
+    return losses.same_videos(even, torch.where(mask_BT.sum(1, keepdim=True) > 1, odd, even))
 
 
 def denoise_mode(config: TrainConfig, epoch: int) -> str:
@@ -202,7 +208,7 @@ def identity(shards_dir: str | Path, section: ModelSection, config: TrainConfig)
 
 
 class Checkpoints:
-    """Files in one folder outside the pipeline's outputs, replaced whole: `last.pt` to go on from, `best.pt` to keep."""
+    """Two files in a folder outside the pipeline's outputs, replaced whole: `last.pt` to go on, `best.pt` to keep."""
 
     def __init__(self, folder: str | Path, identity: str):
         self.folder = Path(folder)
@@ -231,6 +237,12 @@ class Checkpoints:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["identity"] != self.identity:
             return False
+        needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name in sorted(needed.keys() | state["model"].keys()):
+            got = tuple(state["model"][name].shape) if name in state["model"] else None
+            if needed.get(name) != got:
+                raise ModelError(f"checkpoint {path}, tensor {name}: need shape {needed.get(name)}, got {got}. "
+                                 f"It is of another version of hcmi: remove it to train anew.")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         loader.load_state_dict(state["loader"])
@@ -241,4 +253,5 @@ class Checkpoints:
         model.load_state_dict(torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True))
 
     def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in ("last.pt", "best.pt"):
+            (self.folder / name).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ Every residual branch ends in a layer that starts at zero, so that pretrained to
 import torch
 from torch import Tensor, nn
 
-from hcmi.model.towers import attention
+from hcmi.model.towers import attention, stretch_positions
 
 UNIFORM_SHARE = 0.2     # [ours] part of the initial assignment that is spread over all tokens, the rest is by time
 
@@ -24,8 +24,9 @@ class SelfAttention(nn.Module):
     def forward(self, tokens_BND: Tensor, mask_BN: Tensor) -> Tensor:
         batch, length, dim = tokens_BND.shape
         heads_3BHNE = self.qkv(self.norm(tokens_BND)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = heads_3BHNE
         bias_B11N = torch.where(mask_BN, 0.0, -1e4)[:, None, None].to(tokens_BND.dtype)
-        mixed_BHNE = attention(*heads_3BHNE, mask=bias_B11N)
+        mixed_BHNE = attention(queries, keys, values, mask=bias_B11N)
         return tokens_BND + self.out(mixed_BHNE.transpose(1, 2).reshape(batch, length, dim))
 
 
@@ -53,13 +54,20 @@ class TemporalTransformer(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleList((SelfAttention(dim, heads), FeedForward(dim))) for _ in range(layers))
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor, position_T: Tensor | None = None) -> Tensor:
-        """`position_T`: index of each frame among the clip's frames, where some were left out."""
+        """`position_T`: index of each frame among the clip's frames, where some were left out.
+
+        Fewer frames than the model was trained with use the first positions; for more, positions are interpolated.
+        """
         if not self.layers:
             return frames_BTD
-        positions_TD = self.positions_TD[:frames_BTD.shape[1]] if position_T is None else self.positions_TD[position_T]
+        if position_T is None:
+            positions_TD = stretch_positions(self.positions_TD, frames_BTD.shape[1])[:frames_BTD.shape[1]]
+        else:
+            positions_TD = self.positions_TD[position_T]
         hidden_BTD = frames_BTD + positions_TD
-        for attention, feed_forward in self.layers:
-            hidden_BTD = feed_forward(attention(hidden_BTD, mask_BT))
+        for layer in self.layers:
+            mix, feed_forward = layer.children()
+            hidden_BTD = feed_forward(mix(hidden_BTD, mask_BT))
         return hidden_BTD - positions_TD
 
 

@@ -41,7 +41,8 @@ class Head(nn.Module):
 
     def text(self, states_BWD: Tensor, anchor_BD: Tensor, mask_BW: Tensor) -> TextTokens:
         """Words and sentence as the tower gives them."""
-        return _text_tokens(anchor_BD, states_BWD, masked_softmax(torch.zeros_like(mask_BW, dtype=torch.float32), mask_BW))
+        uniform_BW = masked_softmax(torch.zeros_like(mask_BW, dtype=torch.float32), mask_BW)
+        return _text_tokens(anchor_BD, states_BWD, uniform_BW)
 
     def similarities(self, texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -50,7 +51,7 @@ class Head(nn.Module):
 class MeanPool(Head):
     """CLIP4Clip-meanP: cosine of the mean frame and the sentence."""
 
-    levels = ("video_sentence",)
+    levels: tuple[str, ...] = ("video_sentence",)
 
     def __init__(self, dim: int, **_):
         super().__init__(dim)
@@ -80,7 +81,7 @@ class SeqTransf(MeanPool):
 class Wti(SeqTransf):
     """DRL: frame-word weighted token interaction on the temporal transformer's output."""
 
-    levels = ("frame_word",)
+    levels: tuple[str, ...] = ("frame_word",)
 
     def __init__(self, dim: int, **options):
         super().__init__(dim, **options)
@@ -100,7 +101,7 @@ class Wti(SeqTransf):
 
 
 class XClip(SeqTransf):
-    """X-CLIP (arXiv 2207.07285): coarse and cross-grained similarities, each matrix weighed by attention over itself."""
+    """X-CLIP (arXiv 2207.07285): coarse and cross-grained similarities, each weighed by attention over itself."""
 
     levels = ("video_sentence", "video_word", "frame_sentence", "frame_word")
 
@@ -139,8 +140,9 @@ class Hcmi(Wti):
         frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
         clips_BCD = self.to_clips(frames_BTD, mask_BT)
         all_BC = torch.ones(clips_BCD.shape[:2], dtype=torch.bool, device=clips_BCD.device)
-        return _video_tokens(self.to_video(clips_BCD, all_BC)[:, 0], frames_BTD, self.frame_weights(frames_BTD, mask_BT),
-                             clips_BCD, self.clip_weights(clips_BCD, all_BC))
+        video_BD = self.to_video(clips_BCD, all_BC)[:, 0]
+        return _video_tokens(video_BD, frames_BTD, self.frame_weights(frames_BTD, mask_BT), clips_BCD,
+                             self.clip_weights(clips_BCD, all_BC))
 
     def text(self, states_BWD, anchor_BD, mask_BW):
         words_BWD = self.spread(states_BWD)

@@ -25,9 +25,8 @@ class HcmiProcessor:
         self.image_processor = image_processor
         self.num_words = num_words
         self.image_size = image_size
-        mean, std = image_processor.image_mean, image_processor.image_std
-        self._mean_C11 = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
-        self._std_C11 = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        self._mean_C11, self._std_C11 = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+                                         for values in (image_processor.image_mean, image_processor.image_std))
 
     @classmethod
     def from_captions(cls, captions: list[str], vocab_size: int, num_words: int, image_size: int) -> "HcmiProcessor":
@@ -76,14 +75,16 @@ class HcmiProcessor:
                 "image_mean": list(self.image_processor.image_mean), "image_std": list(self.image_processor.image_std)}
 
     def frames(self, frames: np.ndarray | Tensor) -> Tensor:
-        """uint8 [..., H, X, C] in 0..255 -> float32 [..., C, H, X], normalised, on the input's device."""
+        """uint8 [..., H, X, C] in 0..255 -> float32 [..., C, H, X], normalised, on the input's device.
+
+        The operations and their order are those of `transformers`, so that the numbers are its own to the last bit.
+        """
         frames = torch.as_tensor(frames)
         if frames.shape[-3:-1] != (self.image_size, self.image_size):
             raise ModelError(f"frames: need {self.image_size} x {self.image_size} pixels, as the model was made for, "
                              f"got {frames.shape[-2]} x {frames.shape[-3]}. Set shards.size to the model's image size.")
         pixels = frames.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
-        scale_C11, shift_C11 = 1 / (255 * self._std_C11), self._mean_C11 / self._std_C11
-        return pixels.mul_(scale_C11.to(pixels.device)).sub_(shift_C11.to(pixels.device))
+        return pixels.div_(255).sub_(self._mean_C11.to(pixels.device)).div_(self._std_C11.to(pixels.device))
 
     def texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, [B, W] with W the longest caption of the batch, at most `num_words`; ends are kept."""

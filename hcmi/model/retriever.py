@@ -9,6 +9,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +20,19 @@ from hcmi.config import ModelSection
 from hcmi.errors import ModelError
 from hcmi.model.heads import build_head
 from hcmi.model.processor import HcmiProcessor
-from hcmi.model.towers import build_towers, embedding_dim, frame_features, load_towers, scratch_config, text_features
+from hcmi.model.towers import (
+    build_towers,
+    check_loaded,
+    embedding_dim,
+    frame_features,
+    load_towers,
+    quiet,
+    scratch_config,
+    text_features,
+)
 from hcmi.types import TextTokens, VideoTokens
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
 class HcmiConfig(PretrainedConfig):
@@ -43,6 +55,9 @@ class HcmiConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+AutoConfig.register("hcmi", HcmiConfig)     # else AutoTokenizer takes the folder for another model's, and says so
+
+
 class HcmiModel(PreTrainedModel):
     """Towers and a head. `model.processor` turns pixels and strings into its inputs."""
 
@@ -57,7 +72,8 @@ class HcmiModel(PreTrainedModel):
             towers = build_towers(AutoConfig.for_model(towers_config.pop("model_type", "unknown"), **towers_config))
         self.towers = towers
         dim = embedding_dim(towers.config)
-        self.head = build_head(config.head, dim=dim, heads=max(dim // 64, 1), temporal_layers=config.temporal_layers,
+        heads = next(heads for heads in range(max(dim // 64, 1), 0, -1) if dim % heads == 0)
+        self.head = build_head(config.head, dim=dim, heads=heads, temporal_layers=config.temporal_layers,
                                num_frames=config.num_frames, num_clips=config.num_clips,
                                num_phrases=config.num_phrases)
         self.post_init()
@@ -108,9 +124,10 @@ class HcmiModel(PreTrainedModel):
         assert total is not None, "a head has at least one level"
         return total
 
-    def save_pretrained(self, save_directory, **kwargs):
-        super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+    def save_pretrained(self, save_directory, **kwargs):        # type: ignore[override]
+        with quiet():
+            super().save_pretrained(save_directory, **kwargs)
+            self.processor.save_pretrained(save_directory)
 
 
 def new_retriever(section: ModelSection, image_size: int, captions: list[str]) -> HcmiModel:
@@ -127,8 +144,13 @@ def new_retriever(section: ModelSection, image_size: int, captions: list[str]) -
         towers = build_towers(scratch_config(section.scratch, image_size, section.num_words, len(tokenizer),
                                              tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id))
     else:
-        processor = HcmiProcessor.from_backbone(section.backbone, section.num_words, image_size)
         towers = load_towers(section.backbone, section.num_words)
+        processor = HcmiProcessor.from_backbone(section.backbone, section.num_words, image_size)
+        towers.config.text_config.pad_token_id = processor.tokenizer.pad_token_id   # SigLIP 2's files disagree
+        patch = towers.config.vision_config.patch_size
+        if image_size < patch:
+            raise ModelError(f"shards.size: need at least the {patch} pixels of a patch of {section.backbone!r}, "
+                             f"got {image_size}. Raise shards.size.")
     config = HcmiConfig(towers=towers.config.to_dict(), **section.model_dump(exclude={"scratch"}))
     model = HcmiModel(config, towers)
     model.processor = processor
@@ -141,29 +163,20 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Hc
     Raises: ModelError when the folder is missing, incomplete, or a tensor's shape does not fit (naming both shapes).
     """
     folder = Path(folder)
-    missing = [name for name in ("config.json", "model.safetensors", "tokenizer_config.json", "preprocessor_config.json")
-               if not (folder / name).is_file()]
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"model folder {folder}: need {missing[0]}, found none. Train first (`dvc repro train`) or give "
-                         f"the folder of a trained model.")
+        raise ModelError(f"model folder {folder}: need {missing[0]}, found none. Train first (`dvc repro train`) or "
+                         f"give the folder of a trained model.")
     try:
-        config = HcmiConfig.from_pretrained(folder)
-        model, problems = HcmiModel.from_pretrained(folder, config=config, output_loading_info=True,
-                                                    ignore_mismatched_sizes=True)
+        with quiet():
+            loaded: Any = HcmiModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+            model, problems = loaded
+            model.processor = HcmiProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"model folder {folder}: need a model that `hcmi train` saved, got: "
                          f"{' '.join(str(error).split())[:300]} Train again or copy the whole folder.") from error
-    _check_loaded(folder, problems)
-    model.processor = HcmiProcessor.from_pretrained(folder)
+    check_loaded(f"model folder {folder}", problems,
+                 "config.json does not belong to these weights; copy both from one training run.")
     return model.to(device).eval()
 
 
-def _check_loaded(folder: Path, problems: dict) -> None:
-    for name, saved, needed in problems["mismatched_keys"]:
-        raise ModelError(f"model folder {folder}, tensor {name}: need shape {tuple(needed)}, got {tuple(saved)}. "
-                         f"config.json does not belong to these weights; copy both from one training run.")
-    for kind, words in (("missing_keys", "need it in model.safetensors, got none"),
-                        ("unexpected_keys", "need no such tensor, got one")):
-        for name in sorted(problems[kind]):
-            raise ModelError(f"model folder {folder}, tensor {name}: {words}. "
-                             f"config.json does not belong to these weights; copy both from one training run.")

@@ -3,10 +3,16 @@
 A tower pair is a `transformers` model used unchanged, so that its weights load and save by their own names.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -14,14 +20,17 @@ from transformers import (
     AutoModel,
     CLIPConfig,
     PretrainedConfig,
-    PreTrainedModel,
 )
+from transformers.utils import logging
 
 from hcmi.config import ScratchConfig
 from hcmi.errors import ModelError
 
 FAMILIES = ("clip", "siglip")
+BACKBONES = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14",
+             "google/siglip-base-patch16-224", "google/siglip2-base-patch16-224")       # and others of these families
 ATTENTION = "hcmi_sdpa"
+Towers = Any        # a transformers CLIPModel or SiglipModel, or a part of one: torch's types cannot name their parts
 
 
 def scratch_config(config: ScratchConfig, image_size: int, num_words: int, vocab_size: int, bos_id: int, eos_id: int,
@@ -38,21 +47,26 @@ def scratch_config(config: ScratchConfig, image_size: int, num_words: int, vocab
                          pad_token_id=pad_id))
 
 
-def load_towers(backbone: str, num_words: int) -> PreTrainedModel:
-    """A pretrained CLIP or SigLIP by checkpoint name or folder; text positions are interpolated past its training length.
+def load_towers(backbone: str, num_words: int) -> Towers:
+    """A pretrained CLIP or SigLIP by checkpoint name or folder; for longer captions text positions are interpolated.
 
-    Raises: ModelError when it cannot be downloaded or read, or is of another family.
+    Weights are float32 whatever the checkpoint stores: layers that are trained beside them are.
+
+    Raises: ModelError when it cannot be downloaded or read, is of another family, or a tensor is missing or misshapen.
     """
+    local = Path(backbone).is_dir()
+    if not local:
+        _check_name(backbone)
     try:
-        config = AutoConfig.from_pretrained(backbone)
-        _check_family(backbone, config)
-        towers = AutoModel.from_pretrained(backbone)
-    except (OSError, ValueError) as error:
-        where = "folder" if Path(backbone).exists() else "checkpoint"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"model.backbone {backbone!r}: need a CLIP or SigLIP {where} this machine can read, got: {reason} "
-                         f"Download it where there is a network and give its folder, or set model.backbone to scratch."
-                         ) from error
+        with quiet() if local else nullcontext():       # a download shows its progress
+            config = AutoConfig.from_pretrained(backbone)
+            _check_family(backbone, config)
+            towers, problems = AutoModel.from_pretrained(backbone, config=config, dtype=torch.float32,
+                                                         ignore_mismatched_sizes=True, output_loading_info=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"model.backbone {backbone!r}: need a CLIP or SigLIP checkpoint that transformers can read, "
+                         f"got: {' '.join(str(error).split())[:300]} Copy or download it again.") from error
+    check_loaded(f"model.backbone {backbone!r}", problems | {"unexpected_keys": ()}, "Choose a complete checkpoint.")
     towers.set_attn_implementation(ATTENTION)
     positions = towers.text_model.embeddings.position_embedding
     if num_words > positions.num_embeddings:
@@ -60,13 +74,13 @@ def load_towers(backbone: str, num_words: int) -> PreTrainedModel:
     return towers
 
 
-def build_towers(config: PretrainedConfig) -> PreTrainedModel:
+def build_towers(config: PretrainedConfig) -> Towers:
     """Untrained towers of the given shape (their weights are about to be loaded or learned)."""
     _check_family("model", config)
     return AutoModel.from_config(config, attn_implementation=ATTENTION)
 
 
-def frame_features(towers: PreTrainedModel, pixels_NCHX: Tensor) -> Tensor:
+def frame_features(towers: Towers, pixels_NCHX: Tensor) -> Tensor:
     """Projected class token (CLIP) or pooled token (SigLIP) of each image, [N, D].
 
     Image sizes other than the training one work: patch positions are interpolated.
@@ -78,7 +92,7 @@ def frame_features(towers: PreTrainedModel, pixels_NCHX: Tensor) -> Tensor:
     return towers.vision_model(pixel_values=pixels_NCHX, interpolate_pos_encoding=resized).pooler_output
 
 
-def _class_token(vision: nn.Module, pixels_NCHX: Tensor, interpolate_pos_encoding: bool) -> Tensor:
+def _class_token(vision: Towers, pixels_NCHX: Tensor, interpolate_pos_encoding: bool) -> Tensor:
     """CLIP's pooled class token, [N, D], equal to `vision(pixels).pooler_output`.
 
     Nothing reads the patches after the last layer, so that layer is computed for the class token alone: with two
@@ -99,7 +113,7 @@ def _class_token(vision: nn.Module, pixels_NCHX: Tensor, interpolate_pos_encodin
     return vision.post_layernorm(class_ND + last.mlp(last.layer_norm2(class_ND)))
 
 
-def text_features(towers: PreTrainedModel, input_ids_BW: Tensor, mask_BW: Tensor) -> tuple[Tensor, Tensor]:
+def text_features(towers: Towers, input_ids_BW: Tensor, mask_BW: Tensor) -> tuple[Tensor, Tensor]:
     """Projected states of all tokens, [B, W, D], and of the sentence anchor, [B, D].
 
     The anchor is CLIP's end-of-text token, or the last of SigLIP's fixed number of positions. CLIP's attention is
@@ -121,18 +135,64 @@ def embedding_dim(config: PretrainedConfig) -> int:
     return config.projection_dim if config.model_type == "clip" else config.text_config.projection_size
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and notes of `transformers`: loading or saving takes a second, and problems are raised here."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def check_loaded(subject: str, problems: dict, next_step: str) -> None:
+    """Refuse weights that do not fit, from what `from_pretrained` says about them.
+
+    Raises: ModelError naming the first tensor that is misshapen (with both shapes), missing or unknown.
+    """
+    for name, saved, needed in sorted(problems["mismatched_keys"]):
+        raise ModelError(f"{subject}, tensor {name}: need shape {tuple(needed)}, got {tuple(saved)}. {next_step}")
+    for kind, words in (("missing_keys", "need it in the weights, got none"),
+                        ("unexpected_keys", "need no such tensor, got one")):
+        for name in sorted(problems[kind]):
+            raise ModelError(f"{subject}, tensor {name}: {words}. {next_step}")
+
+
+def _check_name(backbone: str) -> None:
+    """One try for the smallest file: `from_pretrained` alone goes on trying for 23 s without a network."""
+    known = f"Known: scratch, a folder, {', '.join(BACKBONES)}"
+    try:
+        snapshot_download(backbone, allow_patterns=["config.json"])
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(f"model.backbone {backbone!r}: need a folder or the name of a checkpoint, got neither. "
+                         f"{known}.") from error
+    except Exception as error:      # no network, a proxy, a broken answer: classes of a library behind the library
+        raise ModelError(f"model.backbone {backbone!r}: need a network to download it or a copy in this machine's "
+                         f"cache, got neither. Download it elsewhere and give its folder, or set model.backbone to "
+                         f"scratch. {known}.") from error
+
+
 def _check_family(name: str, config: PretrainedConfig) -> None:
     if config.model_type not in FAMILIES:
         raise ModelError(f"model.backbone {name!r}: need a dual tower of family {' or '.join(FAMILIES)}, "
                          f"got {config.model_type!r}. Choose a CLIP or SigLIP checkpoint.")
 
 
-def _stretch_text_positions(towers: PreTrainedModel, length: int) -> None:
-    """Linear interpolation of the learned text positions to a longer caption than the tower was trained on. [ours]"""
+def stretch_positions(positions_LD: Tensor, length: int) -> Tensor:
+    """Learned positions for at least `length` tokens: linearly interpolated where there are too few. [ours]"""
+    if length <= len(positions_LD):
+        return positions_LD
+    return F.interpolate(positions_LD.T[None], size=length, mode="linear", align_corners=True)[0].T
+
+
+def _stretch_text_positions(towers: Towers, length: int) -> None:
     embeddings = towers.text_model.embeddings
-    old_LD = embeddings.position_embedding.weight.data
-    new_DL = F.interpolate(old_LD.T[None], size=length, mode="linear", align_corners=True)[0]
-    embeddings.position_embedding = nn.Embedding.from_pretrained(new_DL.T.contiguous(), freeze=False)
+    new_LD = stretch_positions(embeddings.position_embedding.weight.data, length)
+    embeddings.position_embedding = nn.Embedding.from_pretrained(new_LD.contiguous(), freeze=False)
     embeddings.register_buffer("position_ids", torch.arange(length)[None], persistent=False)
     towers.config.text_config.max_position_embeddings = length
 
