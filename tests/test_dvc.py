@@ -43,15 +43,18 @@ def verb(stage: str) -> ast.FunctionDef:
 def keys_read(stage: str) -> set[str]:
     """The keys of params.yaml taken up by the verb, or by the stage's own module where that gets them all.
 
-    `params.shards` stands for the whole section, `params.dataset.name` for one key.
+    `params.shards` stands for the whole section, `params.dataset.name` for one key. What is read from params.yaml is
+    called `params`, or in the verb any name that `load_params(params)` is given.
     """
     module = module_file(f"hcmi.{stage}")
     stack: list[ast.AST] = [verb(stage), *([ast.parse(module.read_text(encoding="utf-8"))] if module else [])]
+    starts = ["params.", "load_params(params).", *(f"{ast.unparse(item.targets[0])}." for item in ast.walk(verb(stage))
+              if isinstance(item, ast.Assign) and ast.unparse(item.value) == "load_params(params)")]
     found: set[str] = set()
     while stack:
         item = stack.pop()
         name = ast.unparse(item) if isinstance(item, ast.Attribute) else ""
-        start = next((start for start in ("params.", "load_params(params).") if name.startswith(start)), None)
+        start = next((start for start in starts if name.startswith(start)), None)
         if start:
             key = name.removeprefix(start)
             found |= {leaf for leaf in PARAMS if f"{leaf}.".startswith(f"{key}.")}
@@ -77,6 +80,7 @@ def test_deps_are_the_import_closure_when_stage_runs(stage):
 def test_params_name_every_key_that_the_stage_reads(stage):
     listed = STAGES[stage].get("params", [])
     assert sorted(listed) == sorted(keys_read(stage) - SPEED_ONLY)
+    assert keys_read(stage), "no stage runs without parameters: was load_params written in a new way?"
 
 
 def test_every_parameter_moves_some_stage_or_is_known_not_to():
