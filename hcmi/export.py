@@ -14,16 +14,18 @@ from hcmi.atomic import atomic_dir
 from hcmi.config import ExportConfig
 from hcmi.data.loader import ShardReader, eval_batches, pick_frames
 from hcmi.data.manifest import read_manifest
-from hcmi.encode import encode_texts
+from hcmi.encode import encode_texts, encode_videos, score
 from hcmi.errors import DataError
 from hcmi.index_writer import create_index, model_card
 from hcmi.model.retriever import HcmiModel, load_retriever
 from hcmi.progress import track
-from hcmi.store import TokenWriter, videos_table, write_texts
-from hcmi.types import Clip, VideoTokens
+from hcmi.runtime import pick_device
+from hcmi.store import TokenStore, TokenWriter, videos_table, write_parquet, write_texts
+from hcmi.types import Clip, TextTokens, VideoTokens
 
 SPLITS = ("train", "val", "test")
 REFERENCE = "test"      # held out: no choice was made on it
+COST_ITEMS = 1000       # videos and texts that the cost of storing is measured on
 
 
 def export(model_dir: str | Path, shards_dir: str | Path, manifest_path: str | Path, out_dir: str | Path,
@@ -33,42 +35,42 @@ def export(model_dir: str | Path, shards_dir: str | Path, manifest_path: str | P
     `out_dir` appears whole or not at all.
     Raises: ModelError, DataError (no clips in the shards, or shards of another manifest).
     """
-    model = load_retriever(model_dir)
+    model = load_retriever(model_dir, pick_device("auto"))
     splits = [split for split in SPLITS if any(Path(shards_dir).glob(f"{split}-*.tar"))]
     readers = {split: ShardReader(shards_dir, split) for split in splits}
     num_videos = sum(map(len, readers.values()))
     if not num_videos:
         raise DataError(f"{shards_dir}: need at least one clip to export, got none. Run `hcmi shards`.")
     clips = _clips_of(readers, manifest_path)
+    videos = videos_table(clips)
     card = model_card(model)
     with atomic_dir(out_dir) as folder:
         writer = TokenWriter(folder / "embeddings", num_videos, config.precision)
-        reference = TokenWriter(folder / "reference" / "embeddings", len(readers.get(REFERENCE, ())), config.precision)
         with track(description="export", total=num_videos, unit="clip") as bar:
-            for split, reader in readers.items():
+            for reader in readers.values():
                 for tokens, times_BT in encode_batches(model, reader, config.batch_size):
                     writer.append(tokens, times_BT)
-                    if split == REFERENCE:
-                        reference.append(tokens, times_BT)
                     bar.update(len(tokens))
         writer.close()
-        pq.write_table(videos_table(clips), folder / "videos.parquet", compression="zstd")
-        if reference.num_rows:
-            reference.close()
-            _write_reference(model, [clip for clip in clips if clip.split == REFERENCE], folder / "reference")
+        pq.write_table(videos, folder / "videos.parquet", compression="zstd")
+        if config.parquet:
+            write_parquet(videos, TokenStore(folder / "embeddings"), folder / "embeddings.parquet")
         create_index(folder / "index", card, data="..")
         meta = {**card, "precision": config.precision, "num_videos": num_videos,
                 "splits": {split: len(reader) for split, reader in readers.items()}}
+        if REFERENCE in readers:
+            meta["precision_cost"] = _write_reference(model, readers[REFERENCE], clips, folder / "reference", config)
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return {"videos": num_videos, **meta["splits"], "dim": card["dim"], "out": str(out_dir)}
 
 
+@torch.inference_mode()
 def encode_batches(model: HcmiModel, reader: ShardReader, batch_size: int) -> Iterator[tuple[VideoTokens, np.ndarray]]:
-    """(tokens, times_BT in seconds) of each clip of the reader, once, in order."""
+    """(tokens on the CPU, times_BT in seconds) of each clip of the reader, once, in order."""
     for batch in eval_batches(reader, batch_size, model.config.num_frames):
         mask_BT = torch.as_tensor(batch.frame_mask_BT)
-        with torch.inference_mode():
-            tokens = model.encode_videos(model.processor.frames(batch.frames_BTHXC), mask_BT)
+        pixels = model.processor.frames(torch.as_tensor(batch.frames_BTHXC).to(model.device))
+        tokens = model.encode_videos(pixels, mask_BT.to(model.device)).to("cpu")
         yield tokens, np.stack([frame_times(reader.clips[row]["times_s"], mask_BT.shape[1]) for row in batch.rows])
 
 
@@ -91,12 +93,40 @@ def _clips_of(readers: dict[str, ShardReader], manifest_path: str | Path) -> lis
     return clips
 
 
-def _write_reference(model: HcmiModel, clips: list[Clip], folder: Path) -> None:
-    """The held-out texts: tokens as texts_*.npy, and queries.parquet (caption, video_id, row of the video)."""
-    captions = [caption for clip in clips for caption in clip.captions]
-    rows = [row for row, clip in enumerate(clips) for _ in clip.captions]
+def _write_reference(model: HcmiModel, reader: ShardReader, clips: list[Clip], folder: Path, config: ExportConfig
+                     ) -> dict[str, float]:
+    """The held-out videos and texts as drift reads them; returns what storing cost.
+
+    videos.parquet, embeddings/ as in the export, embeddings/texts_*.npy, and queries.parquet: caption, video_id and
+    the row of its video.
+    """
+    clips = [clip for clip in clips if clip.split == REFERENCE]
+    exact = encode_videos(model, eval_batches(reader, config.batch_size, model.config.num_frames), len(reader))
+    writer = TokenWriter(folder / "embeddings", len(clips), config.precision)
+    writer.append(exact, np.stack([frame_times(clip["times_s"], exact.frames_BTD.shape[1]) for clip in reader.clips]))
+    writer.close()
     pq.write_table(videos_table(clips), folder / "videos.parquet", compression="zstd")
-    pq.write_table(pa.table({"caption": captions, "video_id": [clips[row].video_id for row in rows],
-                             "video_row": pa.array(rows, pa.int64())}), folder / "queries.parquet", compression="zstd")
-    if captions:
-        write_texts(folder / "embeddings", encode_texts(model, captions))
+    captions = [caption for clip in clips for caption in clip.captions]
+    rows = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
+    pq.write_table(pa.table({"caption": pa.array(captions, pa.string()), "video_row": pa.array(rows, pa.int64()),
+                             "video_id": pa.array([clips[row].video_id for row in rows], pa.string())}),
+                   folder / "queries.parquet", compression="zstd")
+    if not captions:
+        return {}
+    texts = encode_texts(model, captions)
+    write_texts(folder / "embeddings", texts)
+    return precision_cost(model, texts, rows, exact, TokenStore(folder / "embeddings").tokens(slice(None)))
+
+
+def precision_cost(model: HcmiModel, texts: TextTokens, video_of_text: np.ndarray, exact: VideoTokens,
+                   stored: VideoTokens) -> dict[str, float]:
+    """R@1 in per cent, text to video, with exact and with stored tokens, and the largest difference of two scores.
+
+    At most COST_ITEMS videos and texts are compared.
+    """
+    some = np.flatnonzero(video_of_text < COST_ITEMS)[:COST_ITEMS]
+    pairs = [model.combine(score(model, texts[some], tokens[:COST_ITEMS])) for tokens in (exact, stored)]
+    own = torch.from_numpy(video_of_text[some])
+    first = [float((sims_QV.argmax(1) == own).float().mean()) * 100 for sims_QV in pairs]
+    return {"t2v_R@1_exact": first[0], "t2v_R@1_stored": first[1], "queries": len(some),
+            "max_score_difference": float((pairs[0] - pairs[1]).abs().max())}

@@ -185,3 +185,30 @@ class TokenStore:
         """Slices that cover all rows."""
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
+
+
+def write_parquet(videos: pa.Table, store: TokenStore, path: str | Path) -> None:
+    """The tokens as one Parquet file that Ray, Spark or DuckDB read: lists of float32, 1024 videos a row group."""
+    names = ["video_id", "start_s", "end_s"]
+    with pq.ParquetWriter(path, _parquet_schema(videos, names, store), compression="zstd") as writer:
+        for rows in store.batches(1024):
+            columns = {name: videos[name][rows.start:rows.stop].combine_chunks() for name in names}
+            for name, field in FIELDS.items():
+                columns[name] = _nested(getattr(store.tokens(rows), field).numpy())
+            columns["times_s"] = _nested(store.times(rows))
+            writer.write_table(pa.table(columns))
+
+
+def _parquet_schema(videos: pa.Table, names: list[str], store: TokenStore) -> pa.Schema:
+    fields = [videos.schema.field(name) for name in names]
+    return pa.schema([*fields, *(pa.field(name, _nested(np.zeros((1, *store.arrays[name].shape[1:]))).type)
+                                 for name in FILES)])
+
+
+def _nested(values: np.ndarray) -> pa.Array:
+    """[N, ...] as lists of lists of float32."""
+    array = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
+    for axis in range(values.ndim - 1, 0, -1):
+        count = int(np.prod(values.shape[:axis]))
+        array = pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * values.shape[axis], array)
+    return array
