@@ -17,7 +17,7 @@ from hcmi.errors import DataError
 from hcmi.types import Clip
 
 VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".flv", ".ts",
-                           ".wmv", ".3gp", ".ogv", ".mts", ".vob", ".heic"))
+                           ".wmv", ".3gp", ".ogv", ".mts", ".ps", ".vob", ".heic"))
 
 Found = Iterator[Clip | dict[str, Any]]
 

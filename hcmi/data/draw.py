@@ -108,8 +108,10 @@ class Actor:
 
     def poses(self, u: float) -> tuple[Pose, ...]:
         """Where the shape is at `u` in [0, 1] of its event."""
-        u = (1 - self.ease) * u + self.ease * u * u * (3 - 2 * u)
         x, y, action = self.x, self.y, self.event.action
+        if action == "blinks":          # twice, quickly: long enough that one of three frames finds it gone
+            return () if 0.26 <= u < 0.44 or 0.56 <= u < 0.74 else (Pose(x, y),)
+        u = (1 - self.ease) * u + self.ease * u * u * (3 - 2 * u)
         if action.startswith("slides"):
             sx, sy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[action.split()[1]]
             return (Pose(x + sx * self.reach_x * (2 * u - 1), y + sy * self.reach_y * (2 * u - 1)),)
@@ -117,13 +119,12 @@ class Actor:
             return (Pose(x, y, scale=0.4 + 1.0 * (u if action == "grows" else 1 - u)),)
         if action in ("fades in", "fades out"):
             return (Pose(x, y, alpha=u if action == "fades in" else 1 - u),)
-        if action == "blinks":          # twice, quickly: long enough that one of three frames finds it gone
-            return () if 0.28 <= u < 0.46 or 0.54 <= u < 0.72 else (Pose(x, y),)
         if action == "jumps":
             return (Pose(x, y + self.reach_y * (1 - 2 * math.sin(math.pi * u))),)
         if action == "loops":
-            reach, angle = 0.8 * min(self.reach_x, self.reach_y), self.turn * 2 * math.pi * u
-            return (Pose(x + reach * math.sin(angle), y - reach * math.cos(angle)),)
+            angle = self.turn * 2 * math.pi * u
+            reach_x, reach_y = 0.8 * min(self.reach_x, self.reach_y), 0.8 * min(self.reach_y, 2 * self.reach_x)
+            return (Pose(x + reach_x * math.sin(angle), y - reach_y * math.cos(angle)),)
         apart = self.reach_x * u        # splits
         return Pose(x - apart, y, 0.8), Pose(x + apart, y, 0.8)
 
@@ -205,7 +206,7 @@ def _paint(canvas: np.ndarray, actor: Actor, pose: Pose, unit: float) -> None:
 def _blur(canvas: np.ndarray) -> np.ndarray:
     """Mean of 5 x 5 pixels; the edges wrap around, where only background is."""
     for axis in (0, 1):
-        canvas = np.mean([np.roll(canvas, step, axis) for step in (-2, -1, 0, 1, 2)], axis=0, dtype=np.float32)
+        canvas = np.stack([np.roll(canvas, step, axis) for step in (-2, -1, 0, 1, 2)]).mean(axis=0)
     return canvas
 
 
