@@ -63,6 +63,11 @@ def keys_read(stage: str) -> set[str]:
     return found
 
 
+def outs(stage: str) -> list[str]:
+    return [next(iter(out)) if isinstance(out, dict) else out
+            for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
+
+
 def test_stages_are_the_six_of_the_design():
     assert list(STAGES) == ["dataset", "shards", "train", "evaluate", "export", "drift"]
     assert all(stage["cmd"].split() == ["hcmi", name] for name, stage in STAGES.items())
@@ -83,6 +88,18 @@ def test_params_name_every_key_that_the_stage_reads(stage):
     assert keys_read(stage), "no stage runs without parameters: was load_params written in a new way?"
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_paths_of_the_verb_are_deps_or_outs_of_its_stage(stage):
+    """What the verb reads and writes by default: a dep or an out, or inside one. Checkpoints are neither on purpose."""
+    defaults = [ast.literal_eval(keyword.value) for decorator in verb(stage).decorator_list
+                if isinstance(decorator, ast.Call) for keyword in decorator.keywords if keyword.arg == "default"]
+    paths = {default for default in defaults if isinstance(default, str)}
+    known = [*STAGES[stage]["deps"], *outs(stage)]
+    lost = [path for path in paths - {"checkpoints"} if not any(f"{path}/".startswith(f"{item}/") for item in known)
+            and not any(item.startswith(f"{path}/") for item in known)]
+    assert not lost
+
+
 def test_every_parameter_moves_some_stage_or_is_known_not_to():
     listed = {key for stage in STAGES.values() for key in stage.get("params", [])}
     left = {key for key in PARAMS - listed - SPEED_ONLY if key.partition(".")[0] not in NOT_A_STAGE}
@@ -91,9 +108,7 @@ def test_every_parameter_moves_some_stage_or_is_known_not_to():
 
 
 def test_checkpoints_lie_outside_every_out():
-    outs = [next(iter(out)) if isinstance(out, dict) else out
-            for stage in STAGES.values() for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
-    assert not [out for out in outs if out.startswith("checkpoints")]
+    assert not [out for stage in STAGES for out in outs(stage) if out.startswith("checkpoints")]
 
 
 def test_metrics_stay_in_git_and_data_in_the_cache():
