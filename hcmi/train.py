@@ -194,7 +194,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, done: float, warmup: flo
 
 def log_epoch(live: Live, row: dict) -> None:
     for name, value in row.items():
-        if name != "epoch":
+        if name not in ("epoch", "train/seconds"):      # no clock in what DVC keeps: equal runs, equal dvc.lock
             live.log_metric(name, value)
     live.next_step()
 
