@@ -1,11 +1,10 @@
-"""Run a function in a process group of its own that cannot outlive the flow run which started it.
+"""Run a command in a process group of its own that cannot outlive the flow run which started it.
 
 A cancelled Prefect task does not take its children's children along: a training run would keep its GPU. Here the
 whole group is ended when the task ends in any way, and ends itself when the flow's process is gone (killed, out of
-memory), which it notices by the end of its standard input.
+memory), which `main`, the group's first process, notices by the end of its standard input.
 """
 
-import importlib
 import os
 import signal
 import subprocess
@@ -19,19 +18,17 @@ GRACE_SECONDS = 10.0
 
 
 class ChildError(Exception):
-    """The child ended with an exit code other than 0; what it printed says why."""
+    """The command ended with an exit code other than 0; what it printed says why."""
 
 
-def run_in_child(target: str, *arguments: str, log: Callable[[str], object] = print) -> None:
-    """Call `target` ("module:function") with `arguments` in a new process, each line it prints going to `log`.
-
-    Commands it starts find this interpreter's own scripts (dvc, hcmi) first.
+def run_in_child(*command: str, log: Callable[[str], object] = print) -> None:
+    """Run `command`, each line it prints going to `log`. It finds this interpreter's own scripts (dvc, hcmi) first.
 
     Raises: ChildError.
     """
     scripts = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": scripts + os.pathsep + os.environ.get("PATH", os.defpath)}
-    process = subprocess.Popen([sys.executable, "-m", "flows.child", target, *arguments], stdin=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "-m", "flows.child", *command], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
                                start_new_session=True, env=environment)
     last = ""
@@ -45,7 +42,7 @@ def run_in_child(target: str, *arguments: str, log: Callable[[str], object] = pr
     finally:
         end_group(process)
     if code != 0:
-        raise ChildError(f"{' '.join([target, *arguments])}: need exit code 0, got {code}. Its last line: {last}")
+        raise ChildError(f"{' '.join(command)}: need exit code 0, got {code}. Its last line: {last}")
 
 
 def end_group(process: subprocess.Popen, grace_seconds: float = GRACE_SECONDS) -> None:
@@ -69,11 +66,15 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def main(target: str, *arguments: str) -> None:
+def main(*command: str) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    module, function = target.split(":")
-    getattr(importlib.import_module(module), function)(*arguments)
+    try:
+        code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror}")
+        return 127
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

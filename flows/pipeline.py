@@ -29,7 +29,7 @@ def run_stage(stage: str) -> str:
     if not is_stale(stage):
         logger.info("fresh: nothing to run")
         return "fresh"
-    run_in_child("flows.stages:reproduce", stage, log=logger.info)
+    run_in_child(sys.executable, "-m", "flows.stages", stage, log=logger.info)
     return "ran"
 
 

@@ -44,11 +44,15 @@ def changed_outs(*stages: str) -> list[str]:
 def reproduce(stage: str) -> None:
     """Run this stage alone, restoring it from DVC's run cache where that can be done, and record it in dvc.lock.
 
-    Ends the process with one line on stderr and exit code 1 where the stage fails: this runs in a child
-    (`flows.child`), and the stage's own command has printed why.
+    Ends the process with one line on stderr and exit code 1 where the stage fails: `python -m flows.stages STAGE`
+    runs in a child (`flows.child`), and the stage's own command has printed why.
     """
     try:
         with Repo() as repo:
             repo.reproduce(stage, single_item=True)
     except DvcException as error:
         sys.exit(f"{error}: {error.__cause__}" if error.__cause__ else str(error))
+
+
+if __name__ == "__main__":
+    reproduce(sys.argv[1])

@@ -76,7 +76,7 @@ def _wait_healthy(port: int, server: subprocess.Popen) -> None:
 
 def _create_pool(gpus: int) -> None:
     """The pool the worker polls, and how many tasks tagged `gpu` may run at once on the machines of this server."""
-    from prefect.client.orchestration import get_client     # after the environment is set: importing reads it
+    from prefect.client.orchestration import get_client  # after the environment is set: importing reads it
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.workers.process import ProcessWorker
 

@@ -12,20 +12,13 @@ import pytest
 from flows.child import ChildError, run_in_child
 
 SLEEPER = """
-import subprocess, sys
-def sleep(path):
-    process = subprocess.Popen(["sleep", "300"])
-    with open(path + ".part", "w") as file:
-        file.write(str(process.pid))
-    import os; os.replace(path + ".part", path)
-    print("sleeping", flush=True)
-    process.wait()
-def fail(code):
-    print("need 12 frames, decoded 3")
-    sys.exit(int(code))
-def say(*words):
-    for word in words:
-        print(word, end="\\r" if word == "50%" else "\\n", flush=True)
+import os, subprocess, sys
+process = subprocess.Popen(["sleep", "300"])
+with open(sys.argv[1] + ".part", "w") as file:
+    file.write(str(process.pid))
+os.replace(sys.argv[1] + ".part", sys.argv[1])
+print("sleeping", flush=True)
+process.wait()
 """
 
 
@@ -53,14 +46,24 @@ def assert_ends(pid: int, seconds: float = 15) -> None:
 
 def test_lines_reach_the_log_when_the_child_prints(sleeper):
     lines: list[str] = []
-    run_in_child("sleeper:say", "a", "50%", "", "b", log=lines.append)
+    run_in_child("printf", r"a\n50%%\r\nb\n", log=lines.append)
     assert lines == ["a", "50%", "b"]       # a progress bar's carriage returns become lines
 
 
 def test_child_error_tells_code_and_last_line_when_it_fails(sleeper):
     with pytest.raises(ChildError) as failure:
-        run_in_child("sleeper:fail", "3", log=lambda line: None)
-    assert str(failure.value) == "sleeper:fail 3: need exit code 0, got 3. Its last line: need 12 frames, decoded 3"
+        run_in_child("sh", "-c", "echo need 12 frames, decoded 3; exit 3", log=lambda line: None)
+    assert str(failure.value).endswith("exit 3: need exit code 0, got 3. Its last line: need 12 frames, decoded 3")
+
+
+def test_child_error_tells_when_there_is_no_such_command():
+    with pytest.raises(ChildError, match=r"nonesuch: need exit code 0, got 127\. Its last line: nonesuch: No such file"):
+        run_in_child("nonesuch", log=lambda line: None)
+
+
+def test_child_error_tells_when_the_command_is_killed():
+    with pytest.raises(ChildError, match="got 137"):
+        run_in_child("sh", "-c", "kill -9 $$", log=lambda line: None)
 
 
 def test_grandchild_ends_when_the_task_is_cancelled(sleeper):
@@ -68,12 +71,12 @@ def test_grandchild_ends_when_the_task_is_cancelled(sleeper):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_in_child("sleeper:sleep", str(sleeper), log=cancel)
+        run_in_child(sys.executable, "sleeper.py", str(sleeper), log=cancel)
     assert_ends(int(sleeper.read_text()))
 
 
 def test_grandchild_ends_when_the_flow_is_killed(sleeper):
-    code = f"from flows.child import run_in_child; run_in_child('sleeper:sleep', {str(sleeper)!r})"
+    code = f"from flows.child import run_in_child; run_in_child({sys.executable!r}, 'sleeper.py', {str(sleeper)!r})"
     flow = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
     while not sleeper.exists() and time.monotonic() < deadline:
