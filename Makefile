@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-slow lint bench flows
+.PHONY: help install repro test test-slow lint docs bench flows
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ test-slow: $(STAMP)  ## Run the tests that take minutes as well
 lint: $(STAMP)  ## Check style and types
 	ruff check .
 	mypy
+
+docs: $(STAMP)  ## Bring docs/cli.md and the table of stages up to date with the code
+	python docs/generate.py
 
 bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for smaller runs)
 	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))); do \

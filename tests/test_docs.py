@@ -1,0 +1,113 @@
+"""The documents are held to the code: commands, options, targets, paths, links, help texts, the table of stages."""
+
+import importlib.util
+import itertools
+import re
+import shlex
+import sys
+
+import click
+import pytest
+from import_graph import ROOT, module_file
+from ruamel.yaml import YAML
+
+from hcmi.cli import main as hcmi
+
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("data/*.md")),
+         *sorted(ROOT.glob("data/*/README.md"))]
+DVC_VERBS = {"repro", "status", "metrics", "plots", "params", "exp", "remote", "push", "pull", "add"}
+PROGRAMS = set(["make", "hcmi", "dvc", "python", "prefect", "ray", "pip", "git", "source", "export", "cd", "mkdir", "cp", "ls", "cat", "head", "curl", "$EDITOR"])
+
+
+def shell_lines(text: str) -> list[str]:
+    """Commands in the ```sh blocks, comments and continued lines resolved."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+COMMANDS = [(str(page.relative_to(ROOT)), line) for page in PAGES for line in shell_lines(page.read_text("utf-8"))]
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+
+
+def check_command(line: str) -> None:
+    """Raises AssertionError or click's usage error when the line could not run as it stands."""
+    words = [word for word in shlex.split(line, comments=True) if not re.match(r"^[A-Z_]+=", word)]
+    program, rest = words[0], words[1:]
+    assert program in PROGRAMS, f"unknown program {program}"
+    if program == "make":
+        assert {word for word in rest if "=" not in word} <= targets()
+    elif program == "hcmi":
+        assert rest[0] in hcmi.commands
+        hcmi.commands[rest[0]].make_context(rest[0], rest[1:])
+    elif program == "dvc":
+        assert rest[0] in DVC_VERBS
+        known = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text("utf-8"))
+        for option, value in itertools.pairwise(rest):
+            if option == "-S":
+                section = known
+                for part in value.partition("=")[0].split("."):
+                    section = section[part]
+    elif program == "python" and rest[0] == "-m":
+        assert rest[1] in sys.stdlib_module_names or module_file(rest[1])
+    elif program == "python":
+        assert (ROOT / rest[0]).is_file()
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page}: {line}" for page, line in COMMANDS])
+def test_command_exists_when_a_page_shows_it(page, line):
+    check_command(line)
+
+
+@pytest.mark.parametrize("line", ["make repor", "hcmi serach x", "hcmi search x --topp 5", "dvc exp run -S train.rl=1",
+                                  "python -m flows.pipline", "frobnicate"])
+def test_check_command_fails_when_the_command_is_wrong(line):
+    with pytest.raises((AssertionError, click.UsageError, KeyError)):
+        check_command(line)
+
+
+def test_readme_starts_with_the_two_commands():
+    assert shell_lines((ROOT / "README.md").read_text("utf-8"))[:2] == ["make repro", "make test"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        if not re.match(r"[a-z]+:", link):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/README.md").read_text("utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == {name for name in pages if f"]({name})" in index}
+
+
+def test_cli_page_is_the_help_texts():
+    assert (ROOT / "docs/cli.md").read_text("utf-8") == generator().cli_page(), "run `make docs`"
+
+
+def test_table_of_stages_is_dvc_yamls():
+    assert (ROOT / "docs/pipeline.md").read_text("utf-8") == generator().pipeline_page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", hcmi.commands)
+def test_help_has_an_example_and_json_where_a_program_may_read_it(name):
+    text = hcmi.commands[name].get_help(click.Context(hcmi.commands[name], info_name=f"hcmi {name}"))
+    assert re.search(rf"Examples?:\s+hcmi {name}", text)
+
+
+def test_make_help_lists_every_target():
+    phony = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE).group(1).split()
+    assert set(phony) == targets()
