@@ -79,10 +79,14 @@ def _join(parts: list[Tokens]) -> Tokens:
     assert parts, "need at least one batch"
     columns = []
     for field in fields(parts[0]):
-        tensors = [getattr(part, field.name) for part in parts]
-        if tensors[0].dim() > 1 and len({tensor.shape[1] for tensor in tensors}) > 1:
-            length = max(tensor.shape[1] for tensor in tensors)
-            around = (0, 0) * (tensors[0].dim() - 2)
-            tensors = [torch.nn.functional.pad(tensor, (*around, 0, length - tensor.shape[1])) for tensor in tensors]
-        columns.append(torch.cat(tensors))
+        columns.append(torch.cat(_same_length([getattr(part, field.name) for part in parts])))
     return type(parts[0])(*columns)
+
+
+def _same_length(tensors: list[Tensor]) -> list[Tensor]:
+    lengths = [tensor.shape[1] for tensor in tensors]
+    if min(lengths) == max(lengths):
+        return tensors
+    trailing = (0, 0) * (tensors[0].dim() - 2)
+    return [torch.nn.functional.pad(tensor, (*trailing, 0, max(lengths) - length))
+            for tensor, length in zip(tensors, lengths, strict=True)]
