@@ -16,7 +16,8 @@ from hcmi.cli import main as hcmi
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("data/*.md")),
          *sorted(ROOT.glob("data/*/README.md"))]
 DVC_VERBS = {"repro", "status", "metrics", "plots", "params", "exp", "remote", "push", "pull", "add"}
-PROGRAMS = set(["make", "hcmi", "dvc", "python", "prefect", "ray", "pip", "git", "source", "export", "cd", "mkdir", "cp", "ls", "cat", "head", "curl", "$EDITOR"])
+PROGRAMS = {"make", "hcmi", "dvc", "python", "prefect", "ray", "pip", "git", "curl", "$EDITOR", "source", "export",
+            "cd", "mkdir", "cp", "ls", "cat", "head"}
 
 
 def shell_lines(text: str) -> list[str]:
