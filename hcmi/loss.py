@@ -44,9 +44,9 @@ def same_videos(view1_BD: Tensor, view2_BD: Tensor) -> Tensor:
     Source: the paper's authors, method section 5.
     """
     views = [torch.nn.functional.normalize(view.detach().float(), dim=-1) for view in (view1_BD, view2_BD)]
-    mean_BB = sum(a @ b.T for a in views for b in views) / 4
-    own_B = (views[0] * views[1]).sum(1)
-    same_BB = mean_BB >= own_B[:, None]
+    cosines_KBB = torch.stack([a @ b.T for a in views for b in views])
+    own_B = cosines_KBB[1].diagonal()       # from the same product, so that equal videos tie to the last bit
+    same_BB = cosines_KBB.mean(0) >= own_B[:, None]
     return same_BB | torch.eye(len(same_BB), dtype=torch.bool, device=same_BB.device)
 
 
