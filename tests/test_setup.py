@@ -1,0 +1,100 @@
+"""Set-up in one command: the lock holds what is tested, and make installs exactly when it must."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+
+import pytest
+from import_graph import ROOT
+from packaging.requirements import Requirement
+
+LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text("utf-8").splitlines()
+        if line and not line.startswith("#")]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+DEPENDENCIES = sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def planned(checkout, target: str = "test") -> str:
+    """What make would do, without doing it."""
+    return subprocess.run(["make", "-n", target, f"PYTHON={sys.executable}"], cwd=checkout, check=True, text=True,
+                          capture_output=True).stdout
+
+
+def stamp(checkout):
+    path = checkout / re.search(r"touch (\S+)", planned(checkout)).group(1)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_lock_pins_every_package_exactly_and_names_no_place():
+    for requirement in LOCK:
+        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), f"{requirement}: no exact public version"
+        assert requirement.url is None
+    assert not re.search(r"://|^-", (ROOT / "requirements.lock").read_text("utf-8"), re.MULTILINE)
+
+
+def test_lock_is_what_the_tests_run_with():
+    wrong = {str(line): version(line.name) for line in LOCK
+             if (line.marker is None or line.marker.evaluate())
+             and not line.specifier.contains(version(line.name).partition("+")[0], prereleases=True)}
+    assert wrong == {}, "run make: .venv is not what requirements.lock says"
+
+
+@pytest.mark.parametrize("line", DEPENDENCIES)
+def test_lock_lies_within_the_ranges_of_pyproject(line):
+    wanted = Requirement(line)
+    name = re.sub(r"[-_.]+", "-", wanted.name).lower()
+    pins = [pin for pin in LOCK if re.sub(r"[-_.]+", "-", pin.name).lower() == name]
+    assert len(pins) == 1
+    assert wanted.specifier.contains(next(iter(pins[0].specifier)).version)
+
+
+def test_make_installs_then_marks_it_done_when_there_is_no_venv(checkout):
+    steps = planned(checkout)
+    order = [steps.index(part) for part in ("rm -f", "-m venv", "-r requirements.lock", "-e .", "touch", "pytest")]
+    assert order == sorted(order)
+
+
+def test_make_installs_nothing_when_the_lock_is_installed(checkout):
+    stamp(checkout)
+    assert planned(checkout).split() == ["pytest"]
+
+
+def test_make_installs_again_when_the_lock_changes(checkout):
+    stamp(checkout)
+    with open(checkout / "requirements.lock", "a", encoding="utf-8") as file:
+        file.write("six==1.16.0\n")
+    assert "-r requirements.lock" in planned(checkout)
+
+
+def test_make_goes_on_when_an_installation_was_interrupted(checkout):
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/python").touch()
+    assert "-r requirements.lock" in planned(checkout)
+
+
+def test_make_says_so_in_one_line_when_python_is_too_old(checkout):
+    old = checkout / "old-python"
+    old.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 9); exec(sys.argv[2])' \"$@\"\n")
+    old.chmod(0o755)
+    done = subprocess.run(["make", "test", f"PYTHON={old}"], cwd=checkout, text=True, capture_output=True)
+    assert done.returncode != 0
+    assert "make: need Python 3.11 or 3.12, got 3.9. Run make PYTHON=/path/to/python3.11." in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_usage_statistics_are_off_in_the_projects_own_files():
+    assert "analytics = false" in (ROOT / ".dvc/config").read_text("utf-8")
+    assert tomllib.loads((ROOT / "prefect.toml").read_text("utf-8"))["server"]["analytics_enabled"] is False
+    assert "export DO_NOT_TRACK := 1" in (ROOT / "Makefile").read_text("utf-8")
