@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 
 from hcmi.cli import main as hcmi
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("data/*.md")),
-         *sorted(ROOT.glob("data/*/README.md"))]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md",
+         *sorted(page for pattern in ("docs/**/*.md", "data/*.md", "data/*/README.md") for page in ROOT.glob(pattern))]
 DVC_VERBS = {"repro", "status", "metrics", "plots", "params", "exp", "remote", "push", "pull", "add"}
 PROGRAMS = {"make", "hcmi", "dvc", "python", "prefect", "ray", "pip", "git", "curl", "$EDITOR", "source", "export",
             "cd", "mkdir", "cp", "ls", "cat", "head"}

@@ -86,7 +86,8 @@ def test_make_goes_on_when_an_installation_was_interrupted(checkout):
 
 def test_make_says_so_in_one_line_when_python_is_too_old(checkout):
     old = checkout / "old-python"
-    old.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 9); exec(sys.argv[2])' \"$@\"\n")
+    code = "import sys; sys.version_info = (3, 9); exec(sys.argv[2])"
+    old.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
     old.chmod(0o755)
     done = subprocess.run(["make", "test", f"PYTHON={old}"], cwd=checkout, text=True, capture_output=True)
     assert done.returncode != 0
