@@ -1,22 +1,21 @@
 """Video files in, frames out: which frames there really are, and some of them, upright, resized and cropped.
 
 A first pass over the packets (nothing is decoded) finds the frames and their times; headers are not believed. decord
-then decodes where its own index can be believed; PyAV decodes everything else, and checks what it got against the
-packets. Both were measured to give the same pixels. Call these functions through `hcmi.data.pool` for files you do not
-trust: a native decoder can hang or crash, and only a process can be stopped.
+then decodes what it is known to read rightly (8 bits, MP4 or Matroska, H.264 and its like, a sane index); PyAV decodes
+everything else, and checks what it got against the packets. Where both read, they give the same pixels (tested).
+Call these functions through `hcmi.data.pool` for files you do not trust: a native decoder can hang or crash, and only a
+process can be stopped.
 """
 
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
-import simplejpeg
 from av.stream import Disposition
 from PIL import Image
 
@@ -74,38 +73,6 @@ class DecodedClip:
 
 
 @dataclass(frozen=True)
-class DecodeJob:
-    """One clip for a worker process; `key` is the caller's own."""
-
-    key: Any
-    path: str
-    num_frames: int
-    size: int
-    start_s: float = 0.0
-    end_s: float | None = None
-    decoder: str = "auto"
-
-
-@dataclass(frozen=True)
-class EncodeJob(DecodeJob):
-    """One clip whose frames are wanted as JPEG."""
-
-    quality: int = field(kw_only=True)
-
-
-@dataclass(frozen=True)
-class JpegClip:
-    """A `DecodedClip` whose frames are JPEG files."""
-
-    jpegs: tuple[bytes, ...]
-    times_s: tuple[float, ...]
-    decoder: str
-    num_decodable: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
 class _Scan:
     """The shown frames of a segment according to its packets, in order of time."""
 
@@ -153,9 +120,7 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
     """
     with _open(path) as (container, stream):
         scan = _scan(container, stream, start_s, end_s)
-        usable = scan.trusted and scan.whole and stream.codec_context.name in DECORD_CODECS
-        usable = usable and container.format.name in DECORD_CONTAINERS
-        usable = usable and min(stream.width, stream.height) >= MIN_DECORD_PIXELS
+        usable = scan.trusted and scan.whole and _suits_decord(container, stream)
         time_base = float(stream.time_base)
     if scan.pts and (decoder == "decord" or (decoder == "auto" and usable)):
         picked = _spread(len(scan.pts), num_frames)
@@ -170,22 +135,11 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
     return _decode_with_pyav(path, num_frames, size, start_s, end_s, scan)
 
 
-def decode_job(job: DecodeJob) -> DecodedClip:
-    """`decode_clip` on a job."""
-    return decode_clip(job.path, job.num_frames, job.size, job.start_s, job.end_s, job.decoder)
-
-
-def encode_job(job: EncodeJob) -> JpegClip:
-    """`decode_clip` on a job, frames as JPEG with colours at full resolution: small frames have none to spare.
-
-    Raises: DecodeError with a reason from `REASONS`.
-    """
-    clip = decode_job(job)
-    jpegs: list[bytes] = []
-    for index, frame in enumerate(clip.frames_THWC):
-        repeated = index > 0 and clip.times_s[index] == clip.times_s[index - 1]
-        jpegs.append(jpegs[-1] if repeated else simplejpeg.encode_jpeg(frame, job.quality, "RGB", "444"))
-    return JpegClip(tuple(jpegs), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)
+def _suits_decord(container, stream) -> bool:
+    pixels = stream.codec_context.format
+    return (stream.codec_context.name in DECORD_CODECS and container.format.name in DECORD_CONTAINERS
+            and min(stream.width, stream.height) >= MIN_DECORD_PIXELS
+            and pixels is not None and all(part.bits == 8 for part in pixels.components))
 
 
 def _clip(pictures: dict[int, np.ndarray], picked: Sequence[int], times: Sequence[float], decoder: str, count: int,
@@ -308,13 +262,13 @@ def _decord_pictures(path: str | Path, indices: list[int], expected: int, size: 
             raise RuntimeError(f"decord sees {len(reader)} frames where there are {expected}")
         pictures: dict[int, np.ndarray] = {}
         height = width = 0
-        step = 1
-        while len(pictures) < len(indices):
-            some = indices[len(pictures):len(pictures) + step]
-            for index, frame in zip(some, reader.get_batch(some).asnumpy(), strict=True):
-                pictures[index] = _square(frame, size)
-                height, width = frame.shape[:2]
-            step = max(1, 2**26 // (height * width * 3))      # bounds memory for large frames
+        for index in indices:
+            # get_batch is no faster and hangs on some files (dmlc/decord issues 269, 373, 375)
+            frame = reader[index].asnumpy()
+            if frame.shape[2] != 3:     # it divides the bytes of a padded row by the width
+                raise RuntimeError(f"decord gives frames of shape {frame.shape}")
+            pictures[index] = _square(frame, size)
+            height, width = frame.shape[:2]
     except decord.DECORDError as error:
         raise RuntimeError(str(error)) from error
     return pictures, width, height

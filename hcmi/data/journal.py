@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from hcmi.data.frames import JpegClip
+from hcmi.data.jobs import JpegClip
 from hcmi.errors import DataError
 
 

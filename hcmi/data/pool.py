@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from hcmi.data.frames import REASONS, decode_job
-from hcmi.data.frames import DecodeJob as DecodeJob
+from hcmi.data.frames import REASONS
+from hcmi.data.jobs import DecodeJob as DecodeJob
+from hcmi.data.jobs import decode_job
 from hcmi.errors import DataError, DecodeError
 
 START_TIMEOUT_S = 120.0

@@ -10,6 +10,7 @@ and a leaf that holds more than `max_clips_per_shard` is split. So an added clip
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -29,26 +30,16 @@ import pyarrow.parquet as pq
 
 from hcmi.atomic import atomic_file
 from hcmi.config import ShardsConfig
-from hcmi.data.frames import EncodeJob, JpegClip, encode_job
+from hcmi.data.jobs import EncodeJob, JpegClip, encode_job
 from hcmi.data.journal import Journal
 from hcmi.data.manifest import SCHEMA, SPLITS, iter_manifest, write_skipped
 from hcmi.data.pool import DecoderPool
-from hcmi.data.tar import BLOCK, clip_members, end_of_tar
+from hcmi.data.shardfile import INDEX, KEY_CHARACTERS, OldShards, write_shard
 from hcmi.errors import DataError, DecodeError
 from hcmi.progress import track
 from hcmi.types import Clip
 
 KEY_VERSION = 1         # raise it when the same video and parameters give other frames than before
-KEY_CHARACTERS = 32
-INDEX = pa.schema([
-    ("split", pa.string()), ("shard", pa.string()), ("video_id", pa.string()),
-    ("json_offset", pa.int64()), ("json_size", pa.int32()),
-    ("frame_offsets", pa.list_(pa.int64())), ("frame_sizes", pa.list_(pa.int32())),
-    ("num_bytes", pa.int64()),          # of all members, from json_offset - 512 on
-    ("decoder", pa.string()),
-    ("key", pa.string()),               # of the frames: video bytes, segment, parameters
-    ("record", pa.string())])           # hash of what the manifest contributes to the JSON
-_LIGHT = [name for name in INDEX.names if name not in ("frame_offsets", "frame_sizes")]
 
 
 def write_shards(manifest_path: str | Path, out_dir: str | Path, config: ShardsConfig) -> dict[str, Any]:
@@ -65,15 +56,18 @@ def write_shards(manifest_path: str | Path, out_dir: str | Path, config: ShardsC
     plan = _Plan.read(Path(manifest_path), config)
     with _lock(work, out_dir):
         _finish_interrupted_swap(out_dir, work)
-        old = _OldShards(out_dir)
+        old = OldShards(out_dir)
         journal = Journal(work / "journal")
         try:
             decoded = _decode_missing(plan, old, journal, config)
             _check_skips(plan, work, out_dir, config)
             stats = _write_folder(work / "new", plan, old, journal, config)
+            _swap(out_dir, work)
+        except OSError as error:
+            raise DataError(f"{out_dir}: need to write it, got: {error}. Free space or permissions; what has been "
+                            "decoded is kept.") from error
         finally:
             journal.close()
-        _swap(out_dir, work)
     seconds = round(time.monotonic() - started, 2)
     return {"out": str(out_dir), **stats, "decoded": decoded, "reused": stats["num_clips"] - decoded,
             "wall_seconds": seconds}
@@ -152,66 +146,7 @@ def leaves(digests: np.ndarray, rows: np.ndarray, most: int) -> list[np.ndarray]
     return groups
 
 
-class _OldShards:
-    """The shards that are there already, trusted as far as their files have the length that the index says."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._file: pq.ParquetFile | None = None
-        self._keys = np.array([], f"S{KEY_CHARACTERS}")
-        try:
-            self._file = pq.ParquetFile(folder / "index.parquet")
-            light = self._file.read(columns=_LIGHT)
-        except (OSError, pa.ArrowException, KeyError):
-            return
-        if not self._file.schema_arrow.equals(INDEX):
-            return
-        names = light["shard"].to_numpy(zero_copy_only=False)
-        starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.array([], int)
-        ends = light["json_offset"].to_numpy() - BLOCK + light["num_bytes"].to_numpy()
-        self._group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(names)]))
-        self._first = starts
-        last = np.r_[starts[1:], len(names)] - 1
-        whole = np.array([_has_size(folder / names[row], int(ends[row])) for row in last], bool)
-        keys = light["key"].to_numpy(zero_copy_only=False).astype(f"S{KEY_CHARACTERS}")
-        good = np.flatnonzero(whole[self._group]) if len(names) else np.array([], int)
-        order = good[np.argsort(keys[good], kind="stable")]
-        self._keys, self._rows = keys[order], order
-
-    def find(self, key: bytes) -> tuple[int, int] | None:
-        """Number of a shard that holds the key, and the row within it."""
-        at = int(np.searchsorted(self._keys, np.bytes_(key)))
-        if at == len(self._keys) or self._keys[at] != key:
-            return None
-        group = int(self._group[self._rows[at]])
-        return group, int(self._rows[at] - self._first[group])
-
-    def has(self, keys: np.ndarray) -> np.ndarray:
-        if not len(self._keys):
-            return np.zeros(len(keys), bool)
-        return self._keys[np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)] == keys
-
-    def shard(self, group: int) -> "_OldShard":
-        assert self._file is not None
-        table = self._file.read_row_group(group)
-        return _OldShard(self.folder / table["shard"][0].as_py(), table.to_pylist(), table)
-
-
-@dataclass
-class _OldShard:
-    path: Path
-    rows: list[dict[str, Any]]
-    table: pa.Table
-
-
-def _has_size(path: Path, members: int) -> bool:
-    try:
-        return path.stat().st_size == members + len(end_of_tar(members))
-    except OSError:
-        return False
-
-
-def _decode_missing(plan: _Plan, old: _OldShards, journal: Journal, config: ShardsConfig) -> int:
+def _decode_missing(plan: _Plan, old: OldShards, journal: Journal, config: ShardsConfig) -> int:
     """Bring every clip into the journal that neither it nor an old shard holds. Returns how many were decoded."""
     for key, offset in journal.scan():
         at = int(np.searchsorted(plan.keys, key.encode()))
@@ -277,7 +212,7 @@ def _skipped(plan: _Plan) -> Iterator[dict[str, str]]:
                    "detail": str(error)}
 
 
-def _write_folder(new: Path, plan: _Plan, old: _OldShards, journal: Journal, config: ShardsConfig) -> dict[str, Any]:
+def _write_folder(new: Path, plan: _Plan, old: OldShards, journal: Journal, config: ShardsConfig) -> dict[str, Any]:
     """Everything that `out_dir` is to hold, in the folder `new`. Returns the content of stats.json."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -294,7 +229,10 @@ def _write_folder(new: Path, plan: _Plan, old: _OldShards, journal: Journal, con
             path = new / f"{split}-{numbers[split]:06d}.tar"
             numbers[split] += 1
             some = plan.clips(rows)
-            table = _write_shard(path, some, plan.key_of_row[rows], plan, old, journal)
+            indices = plan.key_of_row[rows]
+            offsets = map(int, plan.journal_at[indices])
+            table = write_shard(path, some, [plan.key(index) for index in indices], old,
+                                [functools.partial(journal.read, offset) for offset in offsets])
             index.write_table(table)
             size_bytes += path.stat().st_size
             clips[split] += len(some)
@@ -309,88 +247,6 @@ def _write_folder(new: Path, plan: _Plan, old: _OldShards, journal: Journal, con
     with atomic_file(new / "stats.json") as temporary:
         temporary.write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
     return stats
-
-
-def _write_shard(path: Path, clips: list[Clip], key_indices: np.ndarray, plan: _Plan, old: _OldShards,
-                 journal: Journal) -> pa.Table:
-    """One tar and its rows of the index; a link when an old tar has just these clips."""
-    keys = [plan.key(int(index)) for index in key_indices]
-    records = [_record(clip) for clip in clips]
-    hashes = [hashlib.sha256(json.dumps(record).encode()).hexdigest()[:KEY_CHARACTERS] for record in records]
-    found = [old.find(key.encode()) for key in keys]
-    shards = {group: old.shard(group) for group in sorted({place[0] for place in found if place})}
-    for shard in shards.values():
-        if [(row["video_id"], row["key"], row["record"]) for row in shard.rows] == [
-                (clip.video_id, key, digest) for clip, key, digest in zip(clips, keys, hashes, strict=True)]:
-            _link(shard.path, path)
-            names = pa.array([path.name] * len(clips))
-            return shard.table.set_column(INDEX.get_field_index("shard"), INDEX.field("shard"), names)
-    rows: list[dict[str, Any]] = []
-    position = 0
-    files = {group: open(shard.path, "rb") for group, shard in shards.items()}      # noqa: SIM115  closed below
-    try:
-        with open(path, "wb") as tar:
-            for clip, key, digest, record, place, index in zip(clips, keys, hashes, records, found, key_indices,
-                                                               strict=True):
-                row = {"split": clip.split, "shard": path.name, "video_id": clip.video_id, "key": key, "record": digest}
-                if place:
-                    content, more = _from_old(clip.video_id, record, digest, shards[place[0]].rows[place[1]],
-                                              files[place[0]].fileno())
-                else:
-                    content, more = _pack(clip.video_id, record, journal.read(int(plan.journal_at[index])))
-                tar.write(content)
-                row |= more
-                row["json_offset"] += position
-                row["frame_offsets"] = [offset + position for offset in row["frame_offsets"]]
-                rows.append(row)
-                position += len(content)
-            tar.write(end_of_tar(position))
-            tar.flush()
-            os.fsync(tar.fileno())
-    finally:
-        for file in files.values():
-            file.close()
-    return pa.Table.from_pylist(rows, INDEX)
-
-
-def _record(clip: Clip) -> dict[str, Any]:
-    """What the manifest contributes to a clip's JSON."""
-    return {"video_id": clip.video_id, "captions": list(clip.captions), "path": clip.path, "start_s": clip.start_s,
-            "end_s": clip.end_s, "tags": dict(sorted(clip.tags.items()))}
-
-
-def _pack(video_id: str, record: dict[str, Any], clip: JpegClip) -> tuple[bytes, dict[str, Any]]:
-    """A clip's members, and its part of the index with offsets from their start."""
-    whole = {**record, "times_s": clip.times_s, "decoder": clip.decoder, "num_decodable": clip.num_decodable,
-             "width": clip.width, "height": clip.height}
-    encoded = json.dumps(whole, ensure_ascii=False).encode()
-    content, offsets = clip_members(video_id, encoded, clip.jpegs)
-    return content, {"json_offset": offsets[0], "json_size": len(encoded), "frame_offsets": offsets[1:],
-                     "frame_sizes": [len(jpeg) for jpeg in clip.jpegs], "num_bytes": len(content),
-                     "decoder": clip.decoder}
-
-
-def _from_old(video_id: str, record: dict[str, Any], digest: str, row: dict[str, Any], handle: int
-              ) -> tuple[bytes, dict[str, Any]]:
-    """As `_pack`, from an old shard: the bytes as they are, or the frames with a new name or new captions."""
-    start = row["json_offset"] - BLOCK
-    if row["video_id"] == video_id and row["record"] == digest:
-        part = {name: row[name] for name in ("json_size", "frame_sizes", "num_bytes", "decoder")}
-        part["json_offset"] = BLOCK
-        part["frame_offsets"] = [offset - start for offset in row["frame_offsets"]]
-        return os.pread(handle, row["num_bytes"], start), part
-    before = json.loads(os.pread(handle, row["json_size"], row["json_offset"]))
-    jpegs = tuple(os.pread(handle, size, offset)
-                  for size, offset in zip(row["frame_sizes"], row["frame_offsets"], strict=True))
-    return _pack(video_id, record, JpegClip(jpegs, tuple(before["times_s"]), before["decoder"],
-                                            before["num_decodable"], before["width"], before["height"]))
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:         # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def _swap(out_dir: Path, work: Path) -> None:

@@ -1,0 +1,58 @@
+"""What worker processes are asked for, and what they answer: records that travel between processes and machines."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import simplejpeg
+
+from hcmi.data.frames import DecodedClip, decode_clip
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """One clip for a worker process; `key` is the caller's own."""
+
+    key: Any
+    path: str
+    num_frames: int
+    size: int
+    start_s: float = 0.0
+    end_s: float | None = None
+    decoder: str = "auto"
+
+
+@dataclass(frozen=True)
+class EncodeJob(DecodeJob):
+    """One clip whose frames are wanted as JPEG."""
+
+    quality: int = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class JpegClip:
+    """A `DecodedClip` whose frames are JPEG files."""
+
+    jpegs: tuple[bytes, ...]
+    times_s: tuple[float, ...]
+    decoder: str
+    num_decodable: int
+    width: int
+    height: int
+
+
+def decode_job(job: DecodeJob) -> DecodedClip:
+    """`decode_clip` on a job."""
+    return decode_clip(job.path, job.num_frames, job.size, job.start_s, job.end_s, job.decoder)
+
+
+def encode_job(job: EncodeJob) -> JpegClip:
+    """`decode_clip` on a job, frames as JPEG with colours at full resolution: small frames have none to spare.
+
+    Raises: DecodeError with a reason from `REASONS`.
+    """
+    clip = decode_job(job)
+    jpegs: list[bytes] = []
+    for index, frame in enumerate(clip.frames_THWC):
+        repeated = index > 0 and clip.times_s[index] == clip.times_s[index - 1]
+        jpegs.append(jpegs[-1] if repeated else simplejpeg.encode_jpeg(frame, job.quality, "RGB", "444"))
+    return JpegClip(tuple(jpegs), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)
