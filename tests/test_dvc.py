@@ -40,14 +40,18 @@ def verb(stage: str) -> ast.FunctionDef:
     raise AssertionError(f"hcmi/cli.py has no verb {name}")
 
 
+def roots(stage: str) -> set[str]:
+    """The project's modules that the verb itself imports."""
+    return {name for name in imported(verb(stage)) if module_file(name) and name != "hcmi"}
+
+
 def keys_read(stage: str) -> set[str]:
-    """The keys of params.yaml taken up by the verb, or by the stage's own module where that gets them all.
+    """The keys of params.yaml taken up by the verb, or by any module of the stage that gets them all.
 
     `params.shards` stands for the whole section, `params.dataset.name` for one key. What is read from params.yaml is
     called `params`, or in the verb any name that `load_params(params)` is given.
     """
-    module = module_file(f"hcmi.{stage}")
-    stack: list[ast.AST] = [verb(stage), *([ast.parse(module.read_text(encoding="utf-8"))] if module else [])]
+    stack: list[ast.AST] = [verb(stage), *(ast.parse(path.read_text("utf-8")) for path in closure(roots(stage)))]
     starts = ["params.", "load_params(params).", *(f"{ast.unparse(item.targets[0])}." for item in ast.walk(verb(stage))
               if isinstance(item, ast.Assign) and ast.unparse(item.value) == "load_params(params)")]
     found: set[str] = set()
@@ -75,8 +79,7 @@ def test_stages_are_the_six_of_the_design():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_the_import_closure_when_stage_runs(stage):
-    roots = {name for name in imported(verb(stage)) if module_file(name) and name != "hcmi"}
-    expected = {str(path.relative_to(ROOT)) for path in closure(roots)}
+    expected = {str(path.relative_to(ROOT)) for path in closure(roots(stage))}
     listed = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
     assert sorted(listed) == sorted(expected)
 
