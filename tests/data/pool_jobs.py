@@ -1,0 +1,37 @@
+"""What the pool's tests have its processes do; a module of its own because the processes import it by name."""
+
+import ctypes
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hcmi.errors import DecodeError
+
+
+@dataclass(frozen=True)
+class Job:
+    key: int
+    act: str = "echo"
+    path: str = "clip.mp4"
+    decoder: str = "pyav"
+
+
+def act(job: Job):
+    """`echo`, `refuse`, `break`, `sleep`, `crash`, `hang` (holding the interpreter lock, as decord does), and
+    `hang_in_decord`, which is cured by another decoder."""
+    if job.act == "refuse":
+        raise DecodeError("no_frames", f"{job.path}: no")
+    if job.act == "break":
+        raise ZeroDivisionError("a bug")
+    if job.act == "sleep":
+        time.sleep(0.3)
+    if job.act == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job.act == "hang" or (job.act == "hang_in_decord" and job.decoder == "auto"):
+        ctypes.PyDLL(None).sleep(1000)
+    if job.act.startswith("mark:"):
+        Path(job.act.removeprefix("mark:")).write_text(str(os.getpid()))
+        ctypes.PyDLL(None).sleep(1000)
+    return job.key, job.decoder, os.getpid()
