@@ -126,3 +126,17 @@ def test_tiled_similarities_match_training_when_on_a_gpu():
         pytest.skip("needs a CUDA device")
     texts, videos = made(dim=64)
     assert_close(tiled_similarities(texts.to("cuda"), videos.to("cuda")), in_full(texts, videos), 1e-4)
+
+
+def test_tiled_similarities_give_the_same_bits_and_leave_torch_alone_when_threads_share_the_work():
+    texts, videos = made()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = tiled_similarities(texts, videos)
+        torch.set_num_threads(3)
+        shared = tiled_similarities(texts, videos)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(alone[level], shared[level]) for level in ("frame_word", "clip_phrase"))

@@ -1,0 +1,182 @@
+"""How near the exact three-level similarity comes to the machine's matrix-product rate, and what it needs in memory.
+
+    python benchmarks/similarity.py [--quick] [--device cuda]
+
+10,000 texts of 32 words and 8 phrases against 10,000 videos of 12 frames and 4 clips, D 512, no padding, tokens
+memory-mapped in half precision. Figures:
+
+- peak_share: useful operations a second over those of a square matrix product in the same type, which is measured
+  every few blocks of the same run; the lower of float32 and bfloat16.
+- peak_memory_mb: the most this process held, tokens included, until all pairs were scored in both types.
+- einsum_ratio: time of the plain formula (`reference`, as published code has it: float32, whole token tensor) over ours
+  in bfloat16, on the largest gallery whose token tensor fits in memory. Types differ, so beside it stand both types
+  like for like (einsum_ratio_float32, einsum_ratio_bfloat16), the same with captions of natural length, 6 to 20 of 32
+  tokens (einsum_ratio_float32_padded), and bfloat16's largest error (bfloat16_error).
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import table, write_result
+from torch import Tensor
+
+from hcmi.model.tiles import similarity_blocks, tiled_similarities
+from hcmi.runtime import tune_allocator
+from hcmi.types import TextTokens, VideoTokens
+
+FRAMES, CLIPS, WORDS, PHRASES, DIM = 12, 4, 32, 8, 512
+FLOPS_A_PAIR = 2 * DIM * (WORDS * FRAMES + PHRASES * CLIPS + 1)
+SQUARE = 4096           # side of the product that is the machine's rate
+PEAK_EVERY = 8          # blocks between two measurements of it
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2,048 x 2,048 instead of 10,000 x 10,000")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    tune_allocator()
+    torch.set_grad_enabled(False)
+    size, figures = 2048 if options.quick else 10_000, {}
+    with tempfile.TemporaryDirectory() as folder:
+        texts, videos = made_up_tokens(size, Path(folder))
+        for name, dtype in TYPES.items():
+            rate, peak = measured_rates(texts, videos, dtype, options.device)
+            figures |= {f"{name}_gflops": rate / 1e9, f"{name}_peak_gflops": peak / 1e9, f"{name}_share": rate / peak}
+    figures["peak_share"] = min(figures[f"{name}_share"] for name in TYPES)
+    figures["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures |= against_einsum(512 if options.quick else largest_size(options.device), options.device)
+    print(table(["figure", "value"], figures.items()))
+    print(write_result("similarity", figures, options.quick))
+
+
+def made_up_tokens(size: int, folder: Path) -> tuple[TextTokens, VideoTokens]:
+    """Random unit vectors, float16, mapped from files; even weights."""
+    def vectors(name: str, *shape: int) -> Tensor:
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (size, *shape, DIM))
+        generator = np.random.default_rng(len(name))
+        for start in range(0, size, 500):
+            block = generator.standard_normal((min(500, size - start), *shape, DIM), np.float32)
+            array[start:start + 500] = block / np.linalg.norm(block, axis=-1, keepdims=True)
+        array.flush()
+        return torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
+
+    def weights(count: int) -> Tensor:
+        return torch.full((size, count), 1 / count)
+
+    return (TextTokens(vectors("text"), vectors("words", WORDS), vectors("phrases", PHRASES), weights(WORDS),
+                       weights(PHRASES)),
+            VideoTokens(vectors("video"), vectors("frames", FRAMES), vectors("clips", CLIPS), weights(FRAMES),
+                        weights(CLIPS)))
+
+
+def measured_rates(texts: TextTokens, videos: VideoTokens, dtype: torch.dtype, device: str) -> tuple[float, float]:
+    """Operations a second of scoring all pairs, and of square matrix products measured in between."""
+    square = torch.randn(SQUARE, SQUARE, device=device).to(dtype)
+
+    def product_seconds() -> float:
+        return seconds(lambda: square @ square)
+
+    product_seconds()
+    peaks, best, spent = [product_seconds()], torch.full((len(texts),), -torch.inf), 0.0
+    blocks = similarity_blocks(texts, videos, dtype=dtype) if device == "cpu" else \
+        similarity_blocks(texts.to(device), videos.to(device), dtype=dtype)
+    number = 0
+    while True:
+        started = time.perf_counter()
+        block = next(blocks, None)
+        if block is None:
+            break
+        queries, _, levels = block
+        best[queries] = torch.maximum(best[queries], sum(levels.values()).amax(1).cpu())    # some use of the scores
+        spent += time.perf_counter() - started
+        number += 1
+        if number % PEAK_EVERY == 0:
+            peaks.append(product_seconds())
+    peaks.append(product_seconds())
+    assert bool(best.isfinite().all()), "every query met every video"
+    return len(texts) * len(videos) * FLOPS_A_PAIR / spent, 2 * SQUARE ** 3 / float(np.median(peaks))
+
+
+def largest_size(device: str) -> int:
+    """Texts and videos whose token tensor, with the copies that the plain formula makes, fills 70 % of free memory."""
+    if device == "cpu":
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    else:
+        free = torch.cuda.mem_get_info()[0]
+    return int((0.7 * free / (2.6 * 4 * WORDS * FRAMES)) ** 0.5)
+
+
+def against_einsum(size: int, device: str) -> dict[str, float]:
+    """Ratios of time, the plain formula's over ours, and the error of bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape: int) -> Tensor:
+        return torch.nn.functional.normalize(torch.randn(*shape, DIM, generator=generator), dim=-1).to(device)
+
+    def even(count: int, lengths: Tensor | None = None) -> Tensor:
+        logits = torch.zeros(size, count)
+        if lengths is not None:
+            logits = logits.masked_fill(torch.arange(count) >= lengths[:, None], -torch.inf)
+        return logits.softmax(1).to(device)
+
+    texts = TextTokens(unit(size), unit(size, WORDS), unit(size, PHRASES), even(WORDS), even(PHRASES))
+    videos = VideoTokens(unit(size), unit(size, FRAMES), unit(size, CLIPS), even(FRAMES), even(CLIPS))
+    natural = torch.randint(6, 21, (size,), generator=generator)
+    padded = TextTokens(texts.sentence_BD, texts.words_BWD, texts.phrases_BPD, even(WORDS, natural), even(PHRASES))
+    ours = {name: least_seconds(lambda dtype=dtype: tiled_similarities(texts, videos, dtype=dtype))
+            for name, dtype in TYPES.items()}
+    plain = {name: least_seconds(lambda dtype=dtype: reference(texts.to(dtype), videos.to(dtype)))
+             for name, dtype in TYPES.items()}
+    ours_padded = least_seconds(lambda: tiled_similarities(padded, videos))
+    few = texts[:256], videos[:256]
+    exact, rounded = (tiled_similarities(*few, dtype=dtype) for dtype in TYPES.values())
+    check = reference(*few)
+    for level in exact:
+        assert (exact[level] - check[level].cpu()).abs().max() < 1e-5, level
+    return {"einsum_size": size, "einsum_ratio": plain["float32"] / ours["bfloat16"],
+            "einsum_ratio_float32": plain["float32"] / ours["float32"],
+            "einsum_ratio_bfloat16": plain["bfloat16"] / ours["bfloat16"],
+            "einsum_ratio_float32_padded": plain["float32"] / ours_padded,
+            "bfloat16_error": max(float((exact[level] - rounded[level]).abs().max()) for level in exact)}
+
+
+def reference(texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
+    """The three levels as published code computes them (DRL, arXiv 2203.07111): the whole token tensor, masked."""
+    def interaction(a_QWD: Tensor, a_weights_QW: Tensor, b_VTD: Tensor, b_weights_VT: Tensor) -> Tensor:
+        sims_QVWT = torch.einsum("atd,bvd->abtv", a_QWD, b_VTD)
+        sims_QVWT = torch.einsum("abtv,at->abtv", sims_QVWT, (a_weights_QW > 0).to(sims_QVWT.dtype))
+        sims_QVWT = torch.einsum("abtv,bv->abtv", sims_QVWT, (b_weights_VT > 0).to(sims_QVWT.dtype))
+        a_to_b_QV = torch.einsum("abt,at->ab", sims_QVWT.max(dim=-1)[0], a_weights_QW)
+        b_to_a_QV = torch.einsum("abv,bv->ab", sims_QVWT.max(dim=-2)[0], b_weights_VT)
+        return (a_to_b_QV + b_to_a_QV) / 2
+
+    return {"frame_word": interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
+                                      videos.frame_weights_BT),
+            "clip_phrase": interaction(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
+                                       videos.clip_weights_BC),
+            "video_sentence": texts.sentence_BD @ videos.video_BD.T}
+
+
+def least_seconds(work: Callable[[], object], times: int = 2) -> float:
+    return min(seconds(work) for _ in range(times))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
