@@ -9,15 +9,13 @@ from typing import Any
 
 from hcmi.atomic import atomic_dir
 from hcmi.config import DatasetConfig
+from hcmi.data.annotations import SOURCES, find_videos, read_annotations
 from hcmi.data.captions import CaptionRow, read_captions
-from hcmi.data.gather import gather
+from hcmi.data.gather import VIDEO_ENDINGS, gather
 from hcmi.data.manifest import SPLITS, shown_path, skipped_line, write_manifest
 from hcmi.data.scenes import BATCHES, write_batch, write_scenes
 from hcmi.errors import DataError
 from hcmi.types import Clip
-
-VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".flv", ".ts",
-                           ".wmv", ".3gp", ".ogv", ".mts", ".ps", ".vob", ".heic"))
 
 Found = Iterator[Clip | dict[str, Any]]
 
@@ -106,7 +104,20 @@ def _scenes(config: DatasetConfig, generated_dir: Path) -> Found:
     return iter(write_scenes(config.scenes, config.seed, generated_dir))
 
 
-DATASETS: dict[str, Callable[[DatasetConfig, Path], Found]] = {"scenes": _scenes, "folder": _folder}
+def _published(config: DatasetConfig, generated_dir: Path) -> Found:
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: need the folder of {config.name}, found none. See docs/datasets.md for its files.")
+    files = find_videos(folder)
+
+    def locate(row: CaptionRow) -> str:
+        return shown_path(files.get(row.video, folder / "videos" / row.video))
+
+    return gather(read_annotations(config), locate, config, keep_repeats=True)
+
+
+DATASETS: dict[str, Callable[[DatasetConfig, Path], Found]] = {
+    "scenes": _scenes, "folder": _folder, **dict.fromkeys(SOURCES, _published)}
 
 
 # -------------------------------------------------------------------------------------------------------------- stage

@@ -25,6 +25,8 @@ from hcmi.progress import track
 from hcmi.types import Clip
 
 PROBE_TIMEOUT_S = 20.0
+VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".flv", ".ts",
+                           ".wmv", ".3gp", ".ogv", ".mts", ".ps", ".vob", ".heic"))
 LONGEST_ID = 100            # characters; longer names are cut and told apart by a hash
 TABLES = """
     CREATE TABLE videos (name TEXT PRIMARY KEY, path TEXT, split TEXT, place REAL, said TEXT) WITHOUT ROWID;
@@ -79,6 +81,10 @@ def _spool(db, rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], 
         if row.caption == "":
             yield _skip(row.video, path, "empty_caption", f"{row.where}: need a caption, got an empty cell.")
             continue
+        if row.end_s is not None and row.end_s <= (row.start_s or 0.0):
+            times = f"{row.start_s or 0.0:g} to {row.end_s:g}"
+            yield _skip(row.video, path, "bad_segment", f"{row.where}: need end after start, got {times}.")
+            continue
         start = round(row.start_s or 0.0, 3)
         end = TO_THE_END if row.end_s is None else round(row.end_s, 3)
         if not db.execute(insert, (row.video, start, end, row.caption, number if keep_repeats else 0)).rowcount:
@@ -89,8 +95,8 @@ def _note_video(db, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: 
     known = db.execute("SELECT path, split, said FROM videos WHERE name = ?", (row.video,)).fetchone()
     if known is None:
         path = locate(row)
-        place = int(hashlib.sha256(f"{seed}:{row.video}".encode()).hexdigest()[:12], 16) / 16**12
-        db.execute("INSERT INTO videos VALUES (?, ?, ?, ?, ?)", (row.video, path, row.split, place, row.where))
+        db.execute("INSERT INTO videos VALUES (?, ?, ?, ?, ?)",
+                   (row.video, path, row.split, place_of(row.video, seed), row.where))
         return path
     path, split, said = known
     if row.split and split is None:
@@ -152,9 +158,20 @@ def _cut(db):
         db.execute("INSERT INTO clips VALUES (?, ?, ?, ?)", (video_id, name, start, end))
 
 
+def place_of(name: str, seed: int) -> float:
+    """Where a video falls in [0, 1), to be compared with the fractions of the splits."""
+    return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:12], 16) / 16**12
+
+
+def bare_name(name: str) -> str:
+    """A file name without the ending of a video, or without a last dot and nothing behind it."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and stem and (not ending or f".{ending.lower()}" in VIDEO_ENDINGS) else name
+
+
 def clip_id(name: str, start_s: float = 0.0, end_s: float = TO_THE_END) -> str:
     """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a part of it."""
-    stem = name.rsplit(".", 1)[0] if "." in name.strip(".") else name
+    stem = bare_name(name)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
     if len(plain) > LONGEST_ID or re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
         plain = f"{plain[:LONGEST_ID]}_{_digest(name)}".strip("_")
