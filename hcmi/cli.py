@@ -159,10 +159,12 @@ def export(model: str, shards: str, manifest: str, out: str, params: str, as_jso
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
 @click.option("--min-seconds", type=float, help="Only videos at least this long.")
 @click.option("--max-seconds", type=float, help="Only videos at most this long.")
+@click.option("--explain", metavar="FILE", help="Why the first answer was found: .png, .svg, .pdf or .json.")
 @params_option
 @json_option
 def search(query: str, top: int, videos: str | None, index: str | None, model: str, tags: tuple[str, ...],
-           min_seconds: float | None, max_seconds: float | None, params: str, as_json: bool) -> None:
+           min_seconds: float | None, max_seconds: float | None, explain: str | None, params: str,
+           as_json: bool) -> None:
     """Find videos, and the moments in them, that show what QUERY says.
 
     Examples:
@@ -170,13 +172,17 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
       hcmi search "a dog jumps into water" --top 5 --json
 
       hcmi search "red car" --videos ./my_videos
+
+      hcmi search "red car" --tag place=street --explain why.png
     """
     from hcmi import search as searching
 
     searching.check_query(query)
     searching.check_top(top)
+    searching.check_picture(explain)
+    wanted = searching.parse_tags(tags)
     retriever = searching.open_retriever(model, index, videos, params)
-    hits = retriever.search(query, top, searching.parse_tags(tags), min_seconds, max_seconds)
+    hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
     for note in (*retriever.notes, *searching.missing_files(hits)):
         click.echo(f"note: {note}", err=True)
     if as_json:
@@ -184,6 +190,8 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
         click.echo()
     else:
         click.echo(searching.hits_text(hits))
+    if explain and hits:
+        searching.write_explanation(retriever.explain(query, hits[0]), explain)
 
 
 if __name__ == "__main__":

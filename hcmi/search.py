@@ -1,5 +1,6 @@
 """From a sentence, or a video, to videos and the moments in them: FAISS first, exact three-level re-ranking second."""
 
+import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from hcmi.atomic import atomic_file
 from hcmi.config import load_params
 from hcmi.encode import encode_texts
 from hcmi.errors import ConfigError, DataError
-from hcmi.explain import moment
+from hcmi.explain import Explanation, explain_hit, moment, query_words
 from hcmi.index import Filter, SearchIndex
 from hcmi.model.retriever import HcmiModel, load_retriever
 from hcmi.types import Hit, TextTokens, VideoTokens
@@ -68,7 +70,7 @@ class Retriever:
         Raises: ConfigError when the query cannot be understood or `top` is out of range.
         """
         text = self.encode_query(query)
-        return self._rank(text, check_top(top), Filter(tuple((tags or {}).items()), min_seconds, max_seconds))
+        return self.rank(text, check_top(top), Filter(tuple((tags or {}).items()), min_seconds, max_seconds))
 
     def similar(self, video_id: str, top: int = 10, tags: dict[str, str] | None = None,
                 min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
@@ -80,7 +82,7 @@ class Retriever:
         text = TextTokens(video.video_BD, video.frames_BTD, video.clips_BCD, video.frame_weights_BT,
                           video.clip_weights_BC)
         where = Filter(tuple((tags or {}).items()), min_seconds, max_seconds)
-        hits = self._rank(text, check_top(top) + 1, where)
+        hits = self.rank(text, check_top(top) + 1, where)
         others = [hit for hit in hits if hit.video_id != video_id][:top]
         return [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, 1)]
 
@@ -103,6 +105,17 @@ class Retriever:
                 scores += self.model.combine(self.model.similarities(texts, video))[:, 0].tolist()
         order = np.argsort(-np.array(scores), kind="stable")[:check_top(top)]
         return [(captions[at], scores[at]) for at in order]
+
+    def explain(self, query: str, hit: Hit) -> Explanation:
+        """Why `hit` answers `query`: data; `hcmi.picture.draw` makes a picture of it.
+
+        Raises: DataError when the video is not indexed any more.
+        """
+        text = self.encode_query(query)
+        video, _ = self.video(hit.video_id)
+        times_T = self.index.times(self.index.rows_of("video_id", [hit.video_id])[:1])[0]
+        words = query_words(self.model.processor.tokenizer, query, self.model.processor.num_words)
+        return explain_hit(query, hit, text, video, times_T, words, self.model.level_weights)
 
     def video(self, video_id: str) -> tuple[VideoTokens, dict[str, Any]]:
         """Tokens and record of one indexed video.
@@ -134,8 +147,8 @@ class Retriever:
             newest.check_model(self.fingerprint)
             self.index = newest
 
-    def _rank(self, text: TextTokens, top: int, where: Filter) -> list[Hit]:
-        """First stage, then the exact score of each candidate from its tokens."""
+    def rank(self, text: TextTokens, top: int, where: Filter) -> list[Hit]:
+        """Answer an encoded query: first stage, then the exact score of each candidate from its tokens."""
         self._newest()
         index = self.index
         rows = index.candidates(text.sentence_BD[0].numpy(), max(self.candidates, 2 * top),
@@ -194,6 +207,27 @@ def open_retriever(model: str, index: str | None, videos: str | None, params: st
             raise ConfigError(f"--videos {videos}: need one place to search, got --index {index} too. Leave one out.")
         return Retriever.from_folder(videos, model, candidates)
     return Retriever(model, index or uri, candidates)
+
+
+def check_picture(path: str | None) -> None:
+    """Raises: ConfigError when the ending names no kind of picture, before any work is done."""
+    if path is not None and Path(path).suffix.lower() not in (".json", ".png", ".svg", ".pdf"):
+        raise ConfigError(f"--explain {path}: need a name ending in .png, .svg, .pdf or .json, got "
+                          f"{Path(path).suffix or 'no ending'!r}. Rename the file.")
+
+
+def write_explanation(explanation: Explanation, path: str) -> None:
+    """As JSON or as a picture, by the ending of `path`.
+
+    Raises: DecodeError when a picture is asked for and the video is gone or cannot be decoded.
+    """
+    if Path(path).suffix.lower() == ".json":
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(explanation.record(), indent=1, ensure_ascii=False), encoding="utf-8")
+        return
+    from hcmi.picture import draw
+
+    draw(explanation, path)
 
 
 def parse_tags(tags: Sequence[str]) -> dict[str, str]:
