@@ -151,6 +151,28 @@ def export(model: str, shards: str, manifest: str, out: str, params: str, as_jso
 
 
 @main.command()
+@click.option("--incoming", default="data/incoming", show_default=True, help="Folder of new batches.")
+@click.option("--batch", help="Judge this batch alone.")
+@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@click.option("--export", default="export", show_default=True, help="Folder that `hcmi export` wrote.")
+@click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
+@click.option("--out", default="reports/drift", show_default=True, help="Folder to write.")
+@params_option
+@json_option
+def drift(incoming: str, batch: str | None, model: str, export: str, shards: str, out: str, params: str,
+          as_json: bool) -> None:
+    """Compare new batches with what the model was tested on, and write a report with a verdict for each.
+
+    Example: hcmi drift --batch 2026-11-23 --json
+    """
+    from hcmi.config import load_params
+    from hcmi.drift.report import drift as run
+
+    result = run(incoming, model, export, shards, out, load_params(params), batch)
+    _show(result if as_json else {"report": f"{out}/index.html", **result["verdicts"]}, as_json)
+
+
+@main.command()
 @click.argument("query")
 @click.option("--top", default=10, show_default=True, help="How many answers.")
 @click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")

@@ -1,8 +1,8 @@
 """What a set of clips looks like to the retriever, and whether two sets differ by more than chance.
 
-Pure: arrays in, arrays out. The batch and the reference are pooled and their rows shuffled many times; how far apart two
-random parts of the pool lie is what "no drift" looks like at exactly these sizes, so the stated false alarm rate holds
-for small and large batches alike (a permutation test; ours).
+Pure: arrays in, arrays out. The batch and the reference are pooled and their rows shuffled many times; how far apart
+two random parts of the pool lie is what "no drift" looks like at exactly these sizes, so the stated false alarm rate
+holds for small and large batches alike (a permutation test; ours).
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,8 @@ import pandas as pd
 MIN_CLIPS = 10              # fewer in the batch or the reference: no verdict [ours]; see docs/drift.md for the power
 _BLOCK = 500                # permutations at a time, bounds memory
 QUERY_COLUMNS = ("rank", "own_score", "top1_score", "margin", "entropy", "caption_words")
-CLIP_COLUMNS = ("duration_s", "width", "height", "brightness", "contrast", "saturation", "warmth", "sharpness", "motion")
+CLIP_COLUMNS = ("duration_s", "width", "height", "brightness", "contrast", "saturation", "warmth", "sharpness",
+                "motion")
 EMBEDDINGS = ("video_embedding", "caption_embedding")
 
 
@@ -37,7 +38,7 @@ class Shift:
     """One comparison of the batch with the reference. It has drifted when `distance` reaches `threshold`."""
 
     name: str
-    distance: float         # columns: Wasserstein distance in reference standard deviations; embeddings: energy distance
+    distance: float         # columns: Wasserstein distance in the reference's standard deviations; embeddings: energy
     threshold: float
     p_value: float          # adjusted: how often the largest of all comparisons gets this far without drift
     reference: float        # median of the column; NaN for embeddings
@@ -153,9 +154,9 @@ def energy_distance(rows_MD: np.ndarray, batch_PM: np.ndarray) -> np.ndarray:
 def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generator: np.random.Generator) -> list[Shift]:
     """Every column and embedding that both sets have, judged together; the batch has drifted when any `Shift` has.
 
-    Each distance is measured for the real split and for random ones. Distances are put on one scale by their own spread
-    over the random splits; the largest of them all, over the random splits, gives one limit for all (Westfall and Young's
-    single-step maxT), so that together they alarm on a batch without drift at `false_alarm_rate` and no more.
+    Each distance is measured for the real split and for random ones. Distances are put on one scale by their own
+    spread over the random splits; the largest of them all, over the random splits, gives one limit for all (Westfall
+    and Young's single-step maxT), so that together they alarm on a batch without drift at `false_alarm_rate`.
     """
     count = max(999, round(10 / false_alarm_rate) - 1)
     pools = _pools(reference, batch)

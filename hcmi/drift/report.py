@@ -1,0 +1,196 @@
+"""Stage `drift`: Evidently compares each incoming batch with the training-time reference; a page and a verdict a batch.
+
+The limits come from `profile.compare`; Evidently's tests hold its own distances against them and give the verdict.
+Equal input gives equal bytes: no dates, no random ids.
+"""
+
+import json
+import os
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hcmi.atomic import atomic_dir
+from hcmi.config import Params
+from hcmi.drift.estimate import Estimate, estimate_recall, recall_at_1
+from hcmi.drift.page import SHOWN_SKIPS, render
+from hcmi.drift.pictures import examples
+from hcmi.drift.profile import MIN_CLIPS, Profile, Shift, compare
+from hcmi.drift.sample import Reference, Sample, read_batch, reasons
+from hcmi.drift.words import DRIFT, OK, SMALL, UNREADABLE, advice, changes, summary
+from hcmi.errors import DataError, DriftError
+from hcmi.model.retriever import load_retriever
+from hcmi.progress import track
+from hcmi.runtime import pick_device, tune_allocator
+
+NUM_GALLERIES = 50          # of the reference, for its R@1 in a gallery as small as the batch
+
+
+@dataclass
+class BatchReport:
+    """All that is known of one batch, for report.json and the page."""
+
+    name: str
+    verdict: str = UNREADABLE
+    why: str = ""
+    num_found: int = 0                  # clips and files, readable or not
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    sample: Sample | None = None
+    profile: Profile | None = None
+    shifts: list[Shift] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)       # the shifts whose Evidently test failed
+    measured: float | None = None       # R@1, per cent, its captions being known
+    expected: float | None = None       # R@1 of the reference in galleries of the same size
+    gallery: int = 0
+    estimate: Estimate | None = None
+    evidently_page: str = ""
+
+    @property
+    def summary(self) -> str:
+        return summary(self.verdict, self.shifts, len(self.sample or ()), len(self.skipped), self.why)
+
+    @property
+    def advice(self) -> str:
+        return advice(self.verdict, self.estimate, self.expected)
+
+
+def drift(incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Path, shards_dir: str | Path,
+          out_dir: str | Path, params: Params, batch: str | None = None) -> dict[str, Any]:
+    """Judge every batch in `incoming_dir`, or the one called `batch`; write index.html and report.json; return the
+    latter.
+
+    A batch is a folder in the `folder` format, or just videos; empty folders are no batches. A broken batch gets the
+    verdict `unreadable`, no exception.
+    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batch`.
+    """
+    os.environ.setdefault("DO_NOT_TRACK", "1")      # Evidently's usage statistics
+    folders = find_batches(incoming_dir, batch)
+    reports: list[BatchReport] = []
+    card: dict[str, Any] = {"clips": 0, "captioned": 0}
+    reference = None
+    if folders:
+        tune_allocator()
+        model = load_retriever(model_dir, pick_device("auto"))
+        reference = Reference(model, export_dir, shards_dir, np.random.default_rng(params.drift.seed))
+        card = {"clips": len(reference.sample), "captioned": len(reference.sample.captioned)}
+        reports = [judge(folder, reference, params, shards_dir) for folder in track(folders, "drift", unit="batch")]
+    result = {"verdicts": {report.name: report.verdict for report in reports},
+              "false_alarm_rate": params.drift.false_alarm_rate, "seed": params.drift.seed, "reference": card,
+              "batches": [_record(report) for report in reports]}
+    page = render(result, reports, reference.profile if reference else None, _pictures(reports, reference, params),
+                  _evidently_library(reports), str(incoming_dir))
+    with atomic_dir(out_dir) as folder:
+        (folder / "report.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "index.html").write_text(page, encoding="utf-8")
+    return result
+
+
+def _pictures(reports: list[BatchReport], reference: Reference | None, params: Params) -> dict[str, list[dict]]:
+    """Batch name -> examples; "" for the reference's."""
+    samples = {report.name: report.sample for report in reports if report.sample is not None}
+    if reference is None or not samples:
+        return {}
+    found = examples([reference.sample, *samples.values()], params.shards.decode_timeout_s,
+                     np.random.default_rng(params.drift.seed))
+    return dict(zip(["", *samples], found, strict=True))
+
+
+def _evidently_library(reports: list[BatchReport]) -> str:
+    if not any(report.evidently_page for report in reports):
+        return ""
+    from hcmi.drift.snapshot import library
+
+    return library()
+
+
+def find_batches(incoming_dir: str | Path, batch: str | None = None) -> list[Path]:
+    """The folders that hold any file, by name; hidden ones left out.
+
+    Raises: DriftError when `batch` is not among them.
+    """
+    root = Path(incoming_dir)
+    found = [folder for folder in sorted(root.iterdir()) if _is_batch(folder)] if root.is_dir() else []
+    if batch is None:
+        return found
+    chosen = [folder for folder in found if folder.name == batch]
+    if not chosen:
+        raise DriftError(f"{root}: need a batch called {batch!r}, got {', '.join(f.name for f in found) or 'none'}. "
+                         f"Put its videos into {root / batch}.")
+    return chosen
+
+
+def _is_batch(folder: Path) -> bool:
+    return not folder.name.startswith(".") and folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
+
+
+def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:
+    """Read, compare and judge one batch. What is drawn at random depends on the seed and the batch's name alone."""
+    report = BatchReport(folder.name)
+    generator = np.random.default_rng([params.drift.seed, zlib.crc32(folder.name.encode())])
+    try:
+        report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
+                                                                     reference.precision, shards_dir, generator)
+    except DataError as error:
+        report.why = str(error)
+        return report
+    limit = params.shards.max_skip_fraction
+    if report.sample is None or len(report.skipped) > limit * report.num_found:
+        report.why = (f"{len(report.skipped)} of {report.num_found} clips cannot be read ({reasons(report.skipped)}); "
+                      f"at most {limit:.0%} may fail.")
+        return report
+    report.profile, sims_QQ = reference.profile_of(report.sample)
+    report.shifts = compare(reference.profile, report.profile, params.drift.false_alarm_rate, generator)
+    _search_quality(report, sims_QQ, reference.sims_NN, generator)
+    smallest = min(len(report.sample), len(reference.sample))
+    if smallest < MIN_CLIPS or not report.shifts:
+        who = "The reference" if len(reference.sample) == smallest < len(report.sample) else "The batch"
+        report.verdict, report.why = SMALL, f"{who} has {smallest} clips; a verdict needs {MIN_CLIPS}."
+        return report
+    from hcmi.drift.snapshot import compare_with_evidently  # importing Evidently takes seconds
+
+    report.failed, report.evidently_page = compare_with_evidently(reference.profile, report.profile, report.shifts)
+    report.verdict = DRIFT if report.failed else OK
+    return report
+
+
+def _search_quality(report: BatchReport, sims_QQ: np.ndarray, reference_NN: np.ndarray,
+                    generator: np.random.Generator) -> None:
+    """R@1 measured, expected and estimated, all in galleries of one size."""
+    size = min(len(sims_QQ), len(reference_NN))
+    if size < MIN_CLIPS:
+        return
+    rows = generator.choice(len(sims_QQ), size, replace=False)
+    sims_SS = sims_QQ[np.ix_(rows, rows)]
+    galleries = [generator.choice(len(reference_NN), size, replace=False) for _ in range(NUM_GALLERIES)]
+    report.gallery = size
+    report.measured = recall_at_1(sims_SS)
+    report.expected = float(np.mean([recall_at_1(reference_NN[np.ix_(rows, rows)]) for rows in galleries]))
+    report.estimate = estimate_recall(sims_SS, reference_NN, generator)
+
+
+def _record(report: BatchReport) -> dict[str, Any]:
+    estimate = report.estimate
+    return {
+        "batch": report.name, "verdict": report.verdict, "summary": report.summary, "advice": report.advice,
+        "clips": len(report.sample or ()), "found": report.num_found,
+        "captioned": len(report.sample.captioned) if report.sample else 0,
+        "changes": changes(report.shifts) if report.verdict == DRIFT else [],
+        "recall_at_1": None if estimate is None else {
+            "gallery": report.gallery, "measured": _round(report.measured), "reference": _round(report.expected),
+            "label_free": _round(estimate.recall),
+            f"label_free_{estimate.coverage:.0%}_interval": [_round(estimate.low), _round(estimate.high)]},
+        "shifts": [{"name": shift.name, "distance": _round(shift.distance, 6), "limit": _round(shift.threshold, 6),
+                    "p_value": _round(shift.p_value, 6), "drifted": shift.name in report.failed,
+                    "reference_median": _round(shift.reference, 6), "batch_median": _round(shift.batch, 6)}
+                   for shift in report.shifts],
+        "skipped": len(report.skipped), "skipped_reasons": reasons(report.skipped),
+        "skipped_files": [{key: row[key] for key in ("path", "reason", "detail")}
+                          for row in report.skipped[:SHOWN_SKIPS]]}
+
+
+def _round(value: float | None, digits: int = 2) -> float | None:
+    """None for what there is not: NaN is no JSON."""
+    return None if value is None or not np.isfinite(value) else round(float(value), digits)

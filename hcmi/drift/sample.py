@@ -1,0 +1,217 @@
+"""Clips in, samples out: the reference as export left it, incoming batches decoded and encoded as the shards were."""
+
+import json
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from hcmi.config import Params
+from hcmi.data.datasets import read_folder
+from hcmi.data.loader import ShardReader, eval_batches, pick_frames
+from hcmi.data.manifest import write_manifest
+from hcmi.data.shards import write_shards
+from hcmi.drift.profile import CLIP_COLUMNS, Profile, clip_columns, fit_temperature, query_columns
+from hcmi.encode import encode_texts, encode_videos, score
+from hcmi.errors import DataError, DriftError
+from hcmi.model.retriever import HcmiModel
+from hcmi.store import TokenStore, read_texts, read_videos, round_trip
+from hcmi.types import TextTokens, VideoTokens
+
+REFERENCE = "test"          # the split that hcmi/export.py writes as the reference
+MAX_CLIPS = 600             # of the reference and of each batch, drawn at random: bounds the time [ours]
+NUM_LOOKED_AT = 4           # frames per clip for the pixel columns
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Clips with their tokens; `captions[i]` is one caption of clip `captioned[i]`, drawn at random."""
+
+    records: list[dict[str, Any]]       # as `ShardReader.clips`
+    pixels: pd.DataFrame                # [V] of CLIP_COLUMNS
+    middle_frames: list[np.ndarray]     # [H, X, 3] uint8 of each clip, for pictures
+    videos: VideoTokens
+    captioned: np.ndarray               # [Q] rows, ascending
+    captions: list[str]
+    texts: TextTokens | None            # of `captions`; None where there are none
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why nothing, or too little, of a batch could be read."""
+
+    message: str
+    skipped: list[dict[str, Any]]
+
+
+class Reference:
+    """The training-time reference and what every batch is scored against.
+
+    Raises: DriftError when export or shards do not belong to the model; SearchIndexError, DataError when broken.
+    """
+
+    def __init__(self, model: HcmiModel, export_dir: str | Path, shards_dir: str | Path,
+                 generator: np.random.Generator):
+        export_dir = Path(export_dir)
+        _check_model(model, export_dir)
+        folder = export_dir / "reference"
+        if not (folder / "videos.parquet").is_file():
+            raise DriftError(f"{folder}: need the held-out clips to compare with, got none. Give the data set a test "
+                             f"split and run `dvc repro`.")
+        store = TokenStore(folder / "embeddings")
+        self.precision = store.precision
+        video_ids = read_videos(folder / "videos.parquet")["video_id"].to_pylist()
+        reader = ShardReader(shards_dir, REFERENCE)
+        place = {clip["video_id"]: row for row, clip in enumerate(reader.clips)}
+        missing = [name for name in video_ids if name not in place]
+        if missing:
+            raise DriftError(f"{folder}: need clips that are in {shards_dir}, got {missing[0]}, which is not. "
+                             f"Run `hcmi export` again.")
+        rows = _draw(len(video_ids), generator)
+        queries = pq.read_table(folder / "queries.parquet").to_pandas()
+        chosen = _one_each(queries["video_row"].to_numpy(), rows, generator)
+        captioned = np.flatnonzero(chosen >= 0)
+        texts = read_texts(folder / "embeddings")[chosen[captioned]] if len(captioned) else None
+        self.sample = Sample(*_look(reader, [place[video_ids[row]] for row in rows]), store.tokens(rows), captioned,
+                             queries["caption"].to_numpy()[chosen[captioned]].tolist(), texts)
+        self.model = model
+        self._score(generator)
+
+    def _score(self, generator: np.random.Generator) -> None:
+        """A random half of the captioned clips is kept back as the gallery that all queries are ranked in."""
+        sample = self.sample
+        order = generator.permutation(len(sample.captioned))
+        self.gallery, self.compared = np.sort(order[:len(order) // 2]), np.sort(order[len(order) // 2:])
+        self.sims_NN = np.empty((0, 0), np.float32)
+        self.temperature = 1.0
+        if sample.texts is not None and len(self.gallery):
+            self.sims_NN = combined(self.model, sample.texts, sample.videos[sample.captioned])
+            self.temperature = fit_temperature(self.sims_NN[np.ix_(self.gallery, self.gallery)])
+        others = self.sims_NN[np.ix_(self.compared, self.gallery)] if len(self.sims_NN) else None
+        own = np.diagonal(self.sims_NN)[self.compared] if len(self.sims_NN) else np.empty(0)
+        self.profile = _profile(sample, self.compared, own, others, self.temperature)
+
+    def profile_of(self, batch: Sample) -> tuple[Profile, np.ndarray]:
+        """The batch's profile, and its own scores [Q, Q], text i belonging to clip i."""
+        if batch.texts is None:
+            return _profile(batch, batch.captioned, np.empty(0), None, 1.0), np.empty((0, 0), np.float32)
+        sims_QQ = combined(self.model, batch.texts, batch.videos[batch.captioned])
+        others = None
+        if len(self.gallery):
+            gallery = self.sample.videos[self.sample.captioned[self.gallery]]
+            others = combined(self.model, batch.texts, gallery)
+        everyone = np.arange(len(batch.captioned))
+        return _profile(batch, everyone, np.diagonal(sims_QQ), others, self.temperature), sims_QQ
+
+
+def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, shards_dir: str | Path,
+               generator: np.random.Generator) -> tuple[Sample | None, list[dict[str, Any]], int]:
+    """Decode and encode a folder of videos: the sample (None: nothing to read), what was left out, and clips found.
+
+    Frames go through the same sampling, resizing and JPEG as the shards did (their stats.json says how): the model
+    would take the difference for drift.
+    Raises: DataError when the captions are wrong or the folder holds nothing usable.
+    """
+    clips, skipped = read_folder(folder, params.dataset, captions_required=False)
+    rows = _draw(len(clips), generator)
+    with tempfile.TemporaryDirectory(prefix="hcmi-drift-") as work:
+        manifest = Path(work) / "manifest.parquet"
+        write_manifest([replace(clips[row], split=REFERENCE) for row in rows], manifest)
+        out = Path(work) / "shards"
+        try:
+            write_shards(manifest, out, _as_shards_were(params, shards_dir))
+        except DataError:
+            unread = _lines(Path(work) / "shards.work" / "skipped.jsonl")
+            if not unread:
+                raise
+            return None, skipped + unread, len(clips) + len(skipped)
+        skipped += _lines(out / "skipped.jsonl")
+        reader = ShardReader(out, REFERENCE)
+        batches = eval_batches(reader, params.export.batch_size, model.config.num_frames)
+        videos = encode_videos(model, batches, len(reader))
+        look = _look(reader, range(len(reader)))
+    captioned = np.array([row for row, record in enumerate(look[0]) if record["captions"]], int)
+    captions = [str(generator.choice(look[0][row]["captions"])) for row in captioned]
+    texts = encode_texts(model, captions) if captions else None
+    return Sample(*look, round_trip(videos, precision), captioned, captions, texts), skipped, len(clips) + len(skipped)
+
+
+def combined(model: HcmiModel, texts: TextTokens, videos: VideoTokens) -> np.ndarray:
+    """[Q, V] scores as search ranks by them, all levels weighted."""
+    return model.combine(score(model, texts, videos)).numpy()
+
+
+def reasons(skipped: list[dict[str, Any]]) -> str:
+    """`3 no_frames, 1 missing`."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in skipped).most_common())
+
+
+def _profile(sample: Sample, asked: np.ndarray, own_Q: np.ndarray, others_QG: np.ndarray | None,
+             temperature: float) -> Profile:
+    """`asked`: which of the captions have scores; the columns of all other clips are NaN."""
+    columns = sample.pixels.copy()
+    embeddings = {"video_embedding": sample.videos.video_BD.numpy()}
+    rows = sample.captioned[asked]
+    if others_QG is not None and len(rows):
+        scores = query_columns(own_Q, others_QG, temperature)
+        for name in scores:
+            columns[name] = np.nan
+            columns.loc[rows, name] = scores[name].to_numpy()
+    if sample.texts is not None:
+        columns["caption_words"] = np.nan
+        columns.loc[sample.captioned, "caption_words"] = [float(len(caption.split())) for caption in sample.captions]
+        sentences = np.full((len(sample), sample.texts.sentence_BD.shape[1]), np.nan, np.float32)
+        sentences[sample.captioned] = sample.texts.sentence_BD.numpy()
+        embeddings["caption_embedding"] = sentences
+    return Profile(columns, embeddings)
+
+
+def _look(reader: ShardReader, rows) -> tuple[list[dict[str, Any]], pd.DataFrame, list[np.ndarray]]:
+    records, pixels, pictures = [reader.clips[row] for row in rows], [], []
+    for row, record in zip(rows, records, strict=True):
+        picks = pick_frames(int(reader.num_stored[row]), NUM_LOOKED_AT, None)
+        frames_THXC = reader.frames(row, picks)
+        pixels.append({"duration_s": record["end_s"] - record["start_s"], "width": record["width"],
+                       "height": record["height"], **clip_columns(frames_THXC)})
+        pictures.append(frames_THXC[len(frames_THXC) // 2])
+    return records, pd.DataFrame(pixels, columns=list(CLIP_COLUMNS), dtype=float), pictures
+
+
+def _as_shards_were(params: Params, shards_dir: str | Path):
+    stats = json.loads((Path(shards_dir) / "stats.json").read_text(encoding="utf-8"))
+    return params.shards.model_copy(update={**{name: stats[name] for name in ("size", "num_frames", "quality")},
+                                            "max_skip_fraction": 1.0})
+
+
+def _draw(count: int, generator: np.random.Generator) -> np.ndarray:
+    return np.sort(generator.permutation(count)[:MAX_CLIPS])
+
+
+def _one_each(video_rows: np.ndarray, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """For each video row one of its captions' places, drawn at random; -1 where it has none."""
+    order = generator.permutation(len(video_rows))
+    found = dict(zip(video_rows[order].tolist(), order.tolist(), strict=True))
+    return np.array([found.get(row, -1) for row in rows.tolist()], int)
+
+
+def _check_model(model: HcmiModel, export_dir: Path) -> None:
+    try:
+        made_by = json.loads((export_dir / "meta.json").read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DriftError(f"{export_dir}: need an export with meta.json, got none that can be read. "
+                         f"Run `hcmi export`.") from error
+    if made_by != model.fingerprint:
+        raise DriftError(f"{export_dir}: need the export of this model ({model.fingerprint[:12]}), got one of model "
+                         f"{made_by[:12]}. Run `hcmi export` again.")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

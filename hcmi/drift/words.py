@@ -1,0 +1,100 @@
+"""What a batch's figures mean, in plain words. Pure."""
+
+from dataclasses import dataclass
+
+from hcmi.drift.estimate import Estimate
+from hcmi.drift.profile import Shift
+
+OK, DRIFT, SMALL, UNREADABLE = "ok", "drift", "too small to judge", "unreadable"
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a column is called, counted and compared: `less` and `more` finish the sentence "the batch is ..."."""
+
+    label: str
+    unit: str
+    digits: int
+    less: str
+    more: str
+
+
+COLUMNS = {
+    "video_embedding": Column("what the clips show (video embedding)", "", 4, "", ""),
+    "caption_embedding": Column("what the captions say (caption embedding)", "", 4, "", ""),
+    "rank": Column("rank of the own clip", "", 0, "captions find their clip at better ranks",
+                   "captions find their clip at worse ranks"),
+    "own_score": Column("score of the own clip", "", 3, "captions match their own clip less",
+                        "captions match their own clip more"),
+    "top1_score": Column("best score", "", 3, "even the best match scores lower", "the best match scores higher"),
+    "margin": Column("lead of the first over the second", "", 3, "the winner's lead is smaller",
+                     "the winner's lead is larger"),
+    "entropy": Column("indecision (entropy)", "nat", 2, "the model is more decided", "the model is less decided"),
+    "caption_words": Column("words per caption", "", 0, "captions are shorter", "captions are longer"),
+    "duration_s": Column("length", "s", 1, "clips are shorter", "clips are longer"),
+    "width": Column("picture width", "px", 0, "pictures are narrower", "pictures are wider"),
+    "height": Column("picture height", "px", 0, "pictures are lower", "pictures are taller"),
+    "brightness": Column("brightness", "of 255", 0, "clips are darker", "clips are brighter"),
+    "contrast": Column("contrast", "of 255", 0, "clips have less contrast", "clips have more contrast"),
+    "saturation": Column("colourfulness", "of 255", 0, "colours are paler", "colours are stronger"),
+    "warmth": Column("warmth (red minus blue)", "", 0, "colours are colder", "colours are warmer"),
+    "sharpness": Column("sharpness and grain", "", 1, "clips are smoother or blurrier",
+                        "clips are sharper or grainier"),
+    "motion": Column("movement", "", 1, "less moves", "more moves"),
+}
+SEEN = {"video_embedding": "the clips look different to the model",
+        "caption_embedding": "the captions speak differently"}
+
+
+def change(shift: Shift) -> str:
+    """`clips are darker: brightness 62 of 255 instead of 118`."""
+    if shift.name in SEEN:
+        return SEEN[shift.name]
+    column = COLUMNS[shift.name]
+    was, now = (f"{value:.{column.digits}f}" for value in (shift.reference, shift.batch))
+    unit = f" {column.unit}" if column.unit else ""
+    if was == now:
+        return f"{column.label} is spread differently around the same middle of {now}{unit}"
+    return f"{column.more if shift.batch > shift.reference else column.less}: " \
+           f"{column.label} {now}{unit} instead of {was}"
+
+
+def changes(shifts: list[Shift]) -> list[str]:
+    """What has drifted, the furthest beyond its limit first; pictures before scores, for they are the cause."""
+    drifted = [shift for shift in shifts if shift.drifted]
+    return [change(shift) for shift in sorted(drifted, key=lambda s: (_place(s.name), -s.distance / s.threshold))]
+
+
+def _place(name: str) -> int:
+    return 0 if name in SEEN else 2 if name in ("rank", "own_score", "top1_score", "margin", "entropy") else 1
+
+
+def summary(verdict: str, shifts: list[Shift], num_clips: int, num_skipped: int, why: str = "") -> str:
+    """One or two sentences for the top of the report."""
+    left_out = f" {num_skipped} more could not be read." if num_skipped else ""
+    if verdict == UNREADABLE:
+        return why
+    if verdict == SMALL:
+        return f"{why}{left_out} The figures below are shown, not judged."
+    if verdict == OK:
+        return f"These {num_clips} clips look like those the model was tested on.{left_out}"
+    said = changes(shifts)
+    more = f", and {len(said) - 3} more" if len(said) > 3 else ""
+    return f"These {num_clips} clips differ from those the model was tested on: {'; '.join(said[:3])}{more}.{left_out}"
+
+
+def advice(verdict: str, estimate: Estimate | None, expected: float | None) -> str:
+    """What to do about it. `expected` is the reference's R@1 in a gallery of the same size."""
+    if verdict == OK:
+        return "Nothing to do."
+    if verdict == SMALL:
+        return "Collect more clips, then look again."
+    if verdict == UNREADABLE:
+        return "Repair or replace the files named below, then look again."
+    if estimate is not None and expected is not None and estimate.low <= expected:
+        if estimate.high < expected:
+            return "Search finds fewer of these clips. Caption some, add them to the training data, train again."
+        return "Search may still work as before. Look at the clips below, and label a few to be sure."
+    if estimate is not None:
+        return "Search works on these clips. If they are here to stay, add some to the training data."
+    return "Look at the clips. If they are here to stay, caption some, add them to the training data, train again."
