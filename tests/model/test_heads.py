@@ -1,0 +1,334 @@
+"""Each head against a slow oracle written in loops, and against what padding, order and the rest of a batch may not
+change. Heads are `wild`: every parameter is random, so that nothing hides behind a layer that starts at zero."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from model_world import mask_of, shake
+from torch import Tensor
+
+from hcmi.errors import ModelError
+from hcmi.model.heads import HEADS, Head, build_head
+from hcmi.types import LEVELS
+
+D, T, W = 8, 5, 6
+VIDEO_LENGTHS, TEXT_LENGTHS = [5, 3, 1], [6, 4, 2, 5]
+PEERS = ("mean_pool", "seq_transf", "wti", "xclip")
+
+
+def made_head(name: str, wild: bool = True, seed: int = 0) -> Head:
+    torch.manual_seed(seed)
+    head = build_head(name, dim=D, heads=2, temporal_layers=2, num_frames=T, num_words=W, num_clips=2, num_phrases=3)
+    return shake(head, seed, 0.3) if wild else head
+
+
+def made_inputs(seed: int = 0) -> dict[str, Tensor]:
+    """Features of 3 videos and states of 4 texts, of different lengths; what is padding is rubbish."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"features_BTD": torch.randn(3, T, D, generator=generator), "frame_mask_BT": mask_of(VIDEO_LENGTHS, T),
+            "states_BWD": torch.randn(4, W, D, generator=generator), "word_mask_BW": mask_of(TEXT_LENGTHS, W),
+            "anchor_BD": torch.randn(4, D, generator=generator)}
+
+
+@torch.no_grad()
+def scores(head: Head, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
+    texts = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"])
+    return head.similarities(texts, videos)
+
+
+# the oracles: one text, one video, no padding, loops over tokens
+
+def unit(vector) -> np.ndarray:
+    return vector / math.sqrt(sum(x * x for x in vector))
+
+
+def softmax(values) -> np.ndarray:
+    powers = [math.exp(value - max(values)) for value in values]
+    return np.array([power / sum(powers) for power in powers])
+
+
+def gelu(vector) -> np.ndarray:
+    return np.array([0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) for x in vector])
+
+
+def numbers(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def linear(layer, vector) -> np.ndarray:
+    return numbers(layer.weight) @ vector + numbers(layer.bias)
+
+
+def layer_norm(layer, vector) -> np.ndarray:
+    centred = vector - vector.mean()
+    return numbers(layer.weight) * centred / math.sqrt((centred**2).mean() + layer.eps) + numbers(layer.bias)
+
+
+def self_attention(layer, tokens) -> list[np.ndarray]:
+    size = D // layer.heads
+    queries_keys_values = [linear(layer.qkv, layer_norm(layer.norm, token)) for token in tokens]
+    mixed = []
+    for here, token in zip(queries_keys_values, tokens, strict=True):
+        joined = []
+        for start in range(0, D, size):
+            query = here[start:start + size]
+            keys = [there[D + start:D + start + size] for there in queries_keys_values]
+            values = [there[2 * D + start:2 * D + start + size] for there in queries_keys_values]
+            shares = softmax([query @ key / math.sqrt(size) for key in keys])
+            joined.extend(sum(share * value for share, value in zip(shares, values, strict=True)))
+        mixed.append(token + linear(layer.out, np.array(joined)))
+    return mixed
+
+
+def feed_forward(layer, token) -> np.ndarray:
+    norm, first, _, second = layer.layers
+    return token + linear(second, gelu(linear(first, layer_norm(norm, token))))
+
+
+def temporal(module, frames) -> list[np.ndarray]:
+    positions = numbers(module.positions_TD)[:len(frames)]
+    hidden = [frame + position for frame, position in zip(frames, positions, strict=True)]
+    for attention, feed in module.layers:
+        hidden = [feed_forward(feed, token) for token in self_attention(attention, hidden)]
+    return [token - position for token, position in zip(hidden, positions, strict=True)]
+
+
+def token_weights(module, tokens) -> np.ndarray:
+    norm, first, _, second = module.layers
+    return softmax([float(linear(second, gelu(linear(first, layer_norm(norm, token))))[0]) for token in tokens])
+
+
+def attend(values) -> float:
+    """X-CLIP: the mean of similarities weighted by the softmax of themselves at temperature 0.01."""
+    return float(softmax([value / 0.01 for value in values]) @ np.array(values))
+
+
+def mean_pool_oracle(head, frames, words, anchor) -> dict[str, float]:
+    return {"video_sentence": unit(anchor) @ unit(sum(frames) / len(frames))}
+
+
+def seq_transf_oracle(head, frames, words, anchor) -> dict[str, float]:
+    return mean_pool_oracle(head, temporal(head.temporal, frames), words, anchor)
+
+
+def wti_oracle(head, frames, words, anchor) -> dict[str, float]:
+    frames, words = temporal(head.temporal, frames), [math.sqrt(D) * unit(word) for word in words]
+    total = 0.0
+    for word, weight in zip(words, token_weights(head.word_weights, words), strict=True):
+        total += weight * max(unit(word) @ unit(frame) for frame in frames)
+    for frame, weight in zip(frames, token_weights(head.frame_weights, frames), strict=True):
+        total += weight * max(unit(word) @ unit(frame) for word in words)
+    return {"frame_word": total / 2}
+
+
+def xclip_oracle(head, frames, words, anchor) -> dict[str, float]:
+    frames = temporal(head.temporal, frames)
+    video, sentence = unit(sum(frames) / len(frames)), unit(anchor)
+    matrix = [[unit(word) @ unit(frame) for frame in frames] for word in words]
+    by_word = attend([attend(row) for row in matrix])
+    by_frame = attend([attend([row[t] for row in matrix]) for t in range(len(frames))])
+    return {"video_sentence": sentence @ video,
+            "video_word": attend([unit(word) @ video for word in words]),
+            "frame_sentence": attend([sentence @ unit(frame) for frame in frames]),
+            "frame_word": (by_word + by_frame) / 2}
+
+
+ORACLES = {"mean_pool": mean_pool_oracle, "seq_transf": seq_transf_oracle, "wti": wti_oracle, "xclip": xclip_oracle}
+
+
+def oracle_scores(head: Head, name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Texts as rows, videos as columns."""
+    rows = []
+    for text, num_words in enumerate(TEXT_LENGTHS):
+        words = list(numbers(inputs["states_BWD"][text, :num_words]))
+        row = []
+        for video, num_frames in enumerate(VIDEO_LENGTHS):
+            frames = [math.sqrt(D) * unit(frame) for frame in numbers(inputs["features_BTD"][video, :num_frames])]
+            row.append(ORACLES[name](head, frames, words, numbers(inputs["anchor_BD"][text])))
+        rows.append(row)
+    return {level: torch.tensor([[cell[level] for cell in row] for row in rows]).float() for level in rows[0][0]}
+
+
+def assert_levels_equal(found: dict[str, Tensor], needed: dict[str, Tensor], tolerance: float = 1e-4) -> None:
+    assert set(found) == set(needed), f"need the levels {sorted(needed)}, got {sorted(found)}"
+    for level, sims_QV in needed.items():
+        assert found[level].shape == sims_QV.shape, f"{level}: need {tuple(sims_QV.shape)}, got {found[level].shape}"
+        worst = (found[level] - sims_QV).abs().max()
+        assert worst <= tolerance, f"{level}: off by {worst}"
+
+
+def assert_padding_is_invisible(head: Head) -> None:
+    """More padding, and other rubbish in it, change no score."""
+    inputs = made_inputs()
+    before = scores(head, inputs)
+    frames_BTD = torch.where(inputs["frame_mask_BT"][..., None], inputs["features_BTD"], 5.0)
+    states_BWD = torch.where(inputs["word_mask_BW"][..., None], inputs["states_BWD"], -5.0)
+    longer = {"features_BTD": frames_BTD, "frame_mask_BT": inputs["frame_mask_BT"], "anchor_BD": inputs["anchor_BD"],
+              "states_BWD": torch.cat([states_BWD, torch.full((4, 3, D), 9.0)], 1),
+              "word_mask_BW": mask_of(TEXT_LENGTHS, W + 3)}
+    assert_levels_equal(scores(head, longer), before)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_head_equals_its_oracle_when_every_parameter_is_random(name):
+    head, inputs = made_head(name), made_inputs()
+    assert_levels_equal(scores(head, inputs), oracle_scores(head, name, inputs))
+
+
+def test_mean_pool_is_the_cosine_of_the_mean_when_worked_by_hand():
+    head = build_head("mean_pool", dim=2)
+    videos = head.video(torch.tensor([[[3.0, 0.0], [0.0, 0.5], [9.0, 9.0]]]), mask_of([2], 3))
+    texts = head.text(torch.zeros(2, 1, 2), torch.tensor([[0.0, 2.0], [-1.0, 0.0]]), mask_of([1, 1], 1))
+    # frames count by direction, not by length: their mean points to (1, 1) / sqrt(2)
+    half = math.sqrt(0.5)
+    torch.testing.assert_close(head.similarities(texts, videos)["video_sentence"], torch.tensor([[half], [-half]]))
+
+
+# what must not matter
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_scores_are_unchanged_when_padding_changes(name):
+    assert_padding_is_invisible(made_head(name))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_scores_are_permuted_alike_when_the_batch_is_permuted(name):
+    head, inputs = made_head(name), made_inputs()
+    videos, texts = torch.tensor([2, 0, 1]), torch.tensor([3, 0, 2, 1])
+    moved = {key: value[videos if key in ("features_BTD", "frame_mask_BT") else texts] for key, value in inputs.items()}
+    before = {level: sims_QV[texts][:, videos] for level, sims_QV in scores(head, inputs).items()}
+    assert_levels_equal(scores(head, moved), before)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_scores_a_pair_the_same_when_it_is_alone(name):
+    head, inputs = made_head(name), made_inputs()
+    alone = {"features_BTD": inputs["features_BTD"][1:2, :3], "frame_mask_BT": mask_of([3], 3),
+             "states_BWD": inputs["states_BWD"][3:4, :5], "word_mask_BW": mask_of([5], 5),
+             "anchor_BD": inputs["anchor_BD"][3:4]}
+    needed = {level: sims_QV[3:4, 1:2] for level, sims_QV in scores(head, inputs).items()}
+    assert_levels_equal(scores(head, alone), needed)
+
+
+@pytest.mark.parametrize(("name", "matters"), [("mean_pool", False), ("seq_transf", True), ("wti", True),
+                                               ("xclip", True), ("hcmi", True)])
+def test_head_sees_the_order_of_frames_when_it_has_time(name, matters):
+    head, inputs = made_head(name), made_inputs()
+    backwards = {**inputs, "features_BTD": inputs["features_BTD"].clone()}
+    backwards["features_BTD"][0] = inputs["features_BTD"][0].flip(0)
+    before, after = scores(head, inputs), scores(head, backwards)
+    for level in head.levels:
+        assert ((before[level][:, 0] - after[level][:, 0]).abs().max() > 1e-4) == matters, level
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_scores_are_unchanged_when_features_are_scaled(name):
+    head, inputs = made_head(name), made_inputs()
+    scaled = {key: value if value.dtype == torch.bool else 7 * value for key, value in inputs.items()}
+    assert_levels_equal(scores(head, scaled), scores(head, inputs))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_gives_unit_tokens_and_weights_that_sum_to_one_when_clips_are_padded(name):
+    head, inputs = made_head(name), made_inputs()
+    videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
+    texts = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"])
+    assert torch.equal(videos.frame_weights_BT > 0, inputs["frame_mask_BT"])
+    assert torch.equal(texts.word_weights_BW > 0, inputs["word_mask_BW"])
+    for weights_BN in (videos.frame_weights_BT, videos.clip_weights_BC, texts.word_weights_BW, texts.phrase_weights_BP):
+        if weights_BN.shape[1]:
+            torch.testing.assert_close(weights_BN.sum(1), torch.ones(len(weights_BN)))
+    for vectors in (videos.video_BD, videos.frames_BTD, videos.clips_BCD, texts.sentence_BD, texts.words_BWD,
+                    texts.phrases_BPD):
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
+
+
+# odd inputs
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("num_frames", "num_words"), [(1, 3), (T, 0), (1, 0)])
+def test_head_gives_finite_scores_and_gradients_when_frames_or_words_are_few(name, num_frames, num_words):
+    head = made_head(name)
+    features_BTD, states_BWD, anchor_BD = (torch.randn(2, *shape, D, requires_grad=True) for shape in ((T,), (W,), ()))
+    videos = head.video(features_BTD, mask_of([num_frames, T], T))
+    texts = head.text(states_BWD, anchor_BD, mask_of([num_words, W], W))
+    levels = head.similarities(texts, videos)
+    sum(sims_QV.sum() for sims_QV in levels.values()).backward()
+    for tensor in (*levels.values(), features_BTD.grad, *(p.grad for p in head.parameters() if p.grad is not None)):
+        assert torch.isfinite(tensor).all()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_takes_more_frames_when_it_was_made_for_fewer(name):
+    head = made_head(name)
+    videos = head.video(torch.randn(2, 3 * T, D), mask_of([3 * T, 4], 3 * T))
+    assert videos.frames_BTD.shape == (2, 3 * T, D)
+    assert torch.isfinite(videos.video_BD).all()
+
+
+# at the start
+
+@pytest.mark.parametrize("name", ["mean_pool", "seq_transf", "xclip", "hcmi"])
+def test_head_scores_mean_frame_against_anchor_when_untrained(name):
+    """Identity at the start (method section 2.3), for lengths that clips do not divide."""
+    head, inputs = made_head(name, wild=False), made_inputs()
+    needed = oracle_scores(head, "mean_pool", inputs)["video_sentence"]
+    torch.testing.assert_close(scores(head, inputs)["video_sentence"], needed, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["wti", "hcmi"])
+def test_head_weighs_tokens_alike_when_untrained(name):
+    head, inputs = made_head(name, wild=False), made_inputs()
+    weights_BT = head.video(inputs["features_BTD"], inputs["frame_mask_BT"]).frame_weights_BT
+    torch.testing.assert_close(weights_BT, inputs["frame_mask_BT"] / inputs["frame_mask_BT"].sum(1, keepdim=True))
+
+
+def test_logit_scale_is_clamped_at_100_when_it_grows():
+    head = made_head("hcmi", wild=False)
+    level = head.levels[0]
+    assert head.scale(level).item() == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        head.logit_scales[level].fill_(9.0)
+    assert head.scale(level).item() == pytest.approx(100)
+
+
+def test_hcmi_has_the_levels_of_the_contract_when_built():
+    assert made_head("hcmi").levels == LEVELS
+
+
+def test_build_head_lists_the_known_ones_when_the_name_is_unknown():
+    with pytest.raises(ModelError) as caught:
+        build_head("clip4clip", dim=8)
+    assert str(caught.value) == ("model.head 'clip4clip': need one of hcmi, mean_pool, seq_transf, wti, xclip, "
+                                 "got 'clip4clip'. Correct model.head.")
+
+
+# the helpers catch what they are there for
+
+@pytest.mark.parametrize(("name", "side"), [*((name, "video") for name in HEADS), ("wti", "text"), ("xclip", "text"),
+                                            ("hcmi", "text")])
+def test_assert_padding_is_invisible_fails_when_a_pad_token_is_not_masked(name, side, monkeypatch):
+    head, masked = made_head(name), {}
+    masked[side] = getattr(head, side)
+    monkeypatch.setattr(head, side, lambda *inputs: masked[side](*inputs[:-1], torch.ones_like(inputs[-1])))
+    with pytest.raises(AssertionError, match="off by"):
+        assert_padding_is_invisible(head)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_assert_levels_equal_fails_when_the_similarity_is_transposed(name):
+    head, inputs = made_head(name), made_inputs()
+    inputs["features_BTD"] = torch.cat([inputs["features_BTD"], inputs["features_BTD"][:1]])      # 4 videos, 4 texts
+    inputs["frame_mask_BT"] = torch.cat([inputs["frame_mask_BT"], inputs["frame_mask_BT"][:1]])
+    found = scores(head, inputs)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_levels_equal({level: sims_QV.T for level, sims_QV in found.items()}, found)
+
+
+def test_assert_levels_equal_fails_when_one_level_is_dropped():
+    found = scores(made_head("hcmi"), made_inputs())
+    with pytest.raises(AssertionError, match="need the levels"):
+        assert_levels_equal({level: found[level] for level in LEVELS[1:]}, found)
