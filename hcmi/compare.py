@@ -57,8 +57,10 @@ def _load(path: Path) -> tuple[dict, dict, pd.DataFrame]:
     folders = (report.parent / "plots", report.parent.parent / "plots")
     plots = next((folder for folder in folders if folder.is_dir()), folders[1])
     try:
-        return (json.loads(report.read_text(encoding="utf-8")),
-                json.loads((plots / "run.json").read_text(encoding="utf-8")),
+        figures = json.loads(report.read_text(encoding="utf-8"))
+        if "protocol" not in figures:
+            raise ValueError("no protocol in evaluate.json")
+        return (figures, json.loads((plots / "run.json").read_text(encoding="utf-8")),
                 pd.read_parquet(plots / "ranks.parquet"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: need evaluate.json with the folder plots/ of the same run, got no "

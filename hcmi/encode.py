@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hcmi.data.loader import EvalBatch, ShardReader, eval_batches
 from hcmi.model.retriever import HcmiModel
+from hcmi.model.tiles import tiled_similarities
 from hcmi.progress import track
-from hcmi.types import TextTokens, VideoTokens
+from hcmi.types import LEVELS, TextTokens, VideoTokens
 
 Tokens = TypeVar("Tokens", VideoTokens, TextTokens)
 
@@ -67,10 +68,13 @@ def encode_split(model: HcmiModel, reader: ShardReader, batch_size: int) -> Enco
 
 @torch.inference_mode()
 def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, tile: int = 256) -> dict[str, Tensor]:
-    """Level -> float32 [Q, V], in tiles of texts so that memory stays bounded."""
+    """Level -> float32 [Q, V], in bounded memory; a head with levels of its own kind in tiles of `tile` texts."""
     device = next(model.parameters()).device
     on_device = videos.to(device)
-    parts = [model.similarities(texts[start:start + tile].to(device), on_device) for start in range(0, len(texts), tile)]
+    if set(model.head.levels) <= set(LEVELS):
+        return tiled_similarities(texts.to(device), on_device, model.head.levels)
+    parts = [model.similarities(texts[start:start + tile].to(device), on_device)
+             for start in range(0, len(texts), tile)]
     return {level: torch.cat([part[level].float().cpu() for part in parts]) for level in parts[0]}
 
 

@@ -25,7 +25,8 @@ SLICE_SAMPLES = 500
 NUM_WORST = 6
 SHEET_FRAMES = 6
 SHEET_PIXELS = 160         # height that frames are blown up to
-SHEET_INCHES = 4.2         # of the sheet, per query
+TITLE_INCHES, LABEL_INCHES, STRIP_INCHES = 0.5, 0.28, 1.65
+QUERY_INCHES = TITLE_INCHES + 2 * (LABEL_INCHES + STRIP_INCHES) + 0.2
 
 
 def write(folder: Path, reader: ShardReader, encoded: EncodedSplit, sims_QV: NDArray, t2v: Ranks, v2t: Ranks) -> None:
@@ -92,18 +93,19 @@ def slice_labels(reader: ShardReader) -> dict[str, list[str]]:
     return {name: values for name, values in labels.items() if len(set(values)) > 1}
 
 
-def _range(value: float, edges: tuple[int, ...]) -> str:
+def _range(value: float, edges: tuple[int, ...], step: int = 0) -> str:
+    """The range that `value` falls in; `step` 1 for counts (6-10 follows 1-5), 0 for lengths (5-10 follows 0-5)."""
     low = 0
     for edge in edges:
         if value <= edge:
-            return f"{low}-{edge}"
+            return f"{low + step}-{edge}"
         low = edge
     return f"over {low}"
 
 
 def slice_table(reader: ShardReader, encoded: EncodedSplit, found: dict[str, Ranks]) -> pd.DataFrame:
     """Figures per slice and direction: caption length for text to video, clip length and tags for both."""
-    words = np.array([_range(len(caption.split()), CAPTION_WORDS) for caption in encoded.captions])
+    words = np.array([_range(len(caption.split()), CAPTION_WORDS, 1) for caption in encoded.captions])
     captioned = np.unique(encoded.caption_video)
     rows = [("caption_words", "t2v", words)] if len(set(words)) > 1 else []
     for name, values in slice_labels(reader).items():
@@ -175,24 +177,26 @@ def draw_slices(slices: pd.DataFrame, path: Path) -> None:
 
 def draw_worst_queries(worst: pd.DataFrame, reader: ShardReader, encoded: EncodedSplit, path: Path) -> None:
     """A contact sheet: per query the right clip's frames (green) above those that came first instead (red)."""
-    figure = Figure(figsize=(10, max(SHEET_INCHES * len(worst), 1.2)))
+    inches = QUERY_INCHES * len(worst) or 1.2
+    figure = Figure(figsize=(10, inches))
     if worst.empty:
         figure.text(0.5, 0.5, "Every caption found its clip first.", ha="center", va="center")
     rows = {video_id: row for row, video_id in enumerate(encoded.video_ids)}
     for number, query in enumerate(worst.to_dict("records")):
-        top, height = 1 - number / len(worst), 1 / len(worst)
+        bottom = inches - QUERY_INCHES * number - TITLE_INCHES
         title = textwrap.wrap(f"“{textwrap.shorten(query['text'], 200)}”", 105)
-        figure.text(0.01, top - 0.03 * height, "\n".join(title), fontsize=10, fontweight="bold", va="top")
+        figure.text(0.01, bottom / inches, "\n".join(title), fontsize=10, fontweight="bold", va="bottom")
         first = reader.clips[rows[query["first"]]]
         caption = textwrap.shorten(first["captions"][0], 100) if first["captions"] else "no caption"
         strips = (("right", query["video_id"], f"right, rank {query['rank']:g}: {query['video_id']}"),
                   ("wrong", query["first"], f"came first: {query['first']}, “{caption}”"))
-        for place, (kind, video_id, label) in enumerate(strips):
-            bottom = top - height * (0.6 + 0.42 * place)
-            axes = figure.add_axes((0.01, bottom, 0.98, 0.36 * height))
+        for kind, video_id, label in strips:
+            bottom -= LABEL_INCHES
+            figure.text(0.01, (bottom + 0.05) / inches, label, fontsize=9, color=COLOURS[kind], va="bottom")
+            bottom -= STRIP_INCHES
+            axes = figure.add_axes((0.01, bottom / inches, 0.98, STRIP_INCHES / inches))
             axes.imshow(_strip(reader, rows[video_id], kind), interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-            figure.text(0.01, bottom + 0.365 * height, label, fontsize=9, color=COLOURS[kind], va="bottom")
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 

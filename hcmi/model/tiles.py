@@ -122,7 +122,7 @@ def _score(texts: _Side, videos: _Side, pool: ThreadPoolExecutor | None) -> Tens
     return sims_QV
 
 
-@torch.no_grad()
+@torch.inference_mode()     # a worker thread knows nothing of its caller's mode; this one may write to either's tensors
 def _fill(sims_QV: Tensor, text: _Tile, videos: list[_Tile]) -> None:
     """Score one tile of texts against all of videos, into their places."""
     buffer = text.tokens_NBD.new_empty(text.weights_NB.numel() * max(video.weights_NB.numel() for video in videos))

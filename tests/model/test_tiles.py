@@ -132,6 +132,9 @@ def test_tiled_similarities_give_the_same_bits_and_leave_torch_alone_when_thread
     texts, videos = made()
     before = torch.get_num_threads()
     try:
+        torch.set_num_threads(2)
+        with torch.inference_mode():
+            tiled_similarities(texts, videos)
         torch.set_num_threads(1)
         alone = tiled_similarities(texts, videos)
         torch.set_num_threads(3)
