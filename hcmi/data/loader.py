@@ -1,34 +1,28 @@
-"""Shards as batches: random access by the index, an order that is a pure function of the seed, JPEGs straight into
-the batch.
-
-The shards are ordinary WebDataset tars and any sequential reader of those works on them too; WebDataset 1.x has no
-random access and no resume in mid-epoch, so the index (`data/shards/index.parquet`) and this module give both.
-"""
+"""Shards as batches: an order that is a pure function of the seed, JPEGs straight into the batch."""
 
 import hashlib
 import json
-import os
+import math
+import mmap
+import multiprocessing
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import simplejpeg
 import torch
-from pyarrow import ArrowException
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hcmi.data.order import Plan, TrainOrder, eval_plans
 from hcmi.data.order import pick_frames as pick_frames
+from hcmi.data.reader import ShardReader as ShardReader
 from hcmi.errors import ConfigError, DataError
 
-_INDEX_COLUMNS = ["shard", "video_id", "json_offset", "json_size", "frame_offsets", "frame_sizes"]
-_MAKE_AGAIN = "Run `hcmi shards` again, or copy the whole folder again."
+_Job = tuple[Plan, int | None]      # and the slot of shared memory to decode into
 
 
 @dataclass(frozen=True)
@@ -50,154 +44,6 @@ class EvalBatch:
     video_ids: list[str]
     frames_BTHXC: Tensor            # uint8
     frame_mask_BT: Tensor           # bool
-
-
-class ShardReader:
-    """Random access to the clips of one split.
-
-    `clips` holds each clip's record as the shard has it: video_id, captions, path (of the video the frames came from;
-    clips of one video share it), start_s, end_s, times_s (of each stored frame, seconds into the file), tags.
-    The reader keeps no file open, so it may be used from threads, after a fork, and be pickled.
-
-    Raises: DataError when the index or a shard is missing, cut short, or one does not belong to the other, and when
-    the split is unknown or empty.
-    """
-
-    def __init__(self, shards_dir: str | Path, split: str):
-        self.shards_dir = Path(shards_dir)
-        self.split = split
-        table = _read_index(self.shards_dir / "index.parquet", split)
-        self._shard_names: list[str] = table["shard"].to_pylist()
-        self._first_frame, self._offsets = _ragged(table["frame_offsets"])
-        firsts, self._sizes = _ragged(table["frame_sizes"])
-        if not np.array_equal(self._first_frame, firsts) or (np.diff(firsts) == 0).any():
-            raise DataError(f"{self.shards_dir / 'index.parquet'}: need an offset and a size for each frame of each "
-                            f"clip, got {len(self._offsets)} and {len(self._sizes)}. {_MAKE_AGAIN}")
-        self.num_stored = np.diff(self._first_frame)    # frames of each clip
-        self.clips: list[dict[str, Any]] = self._read_clips(table)
-        height, width, *_ = self._header(0)
-        self.frame_shape = (height, width, 3)
-
-    def __len__(self) -> int:
-        return len(self._shard_names)
-
-    def frames(self, row: int, which: Sequence[int]) -> np.ndarray:
-        """Decode the stored frames `which` of a clip: uint8 [T,H,X,3], RGB, in the order asked for.
-
-        Raises: DataError naming shard and clip when a frame cannot be decoded; IndexError for a frame not stored.
-        """
-        out_THXC = np.empty((len(which), *self.frame_shape), np.uint8)
-        self.read_into(row, which, list(out_THXC))
-        return out_THXC
-
-    def read_into(self, row: int, which: Sequence[int], slots_HXC: Sequence[np.ndarray]) -> None:
-        """Decode stored frame `which[i]` into the contiguous uint8 array `slots_HXC[i]`; each frame is decoded once."""
-        first, stored = int(self._first_frame[row]), int(self.num_stored[row])
-        done: dict[int, np.ndarray] = {}
-        handle = self._open(self._shard_names[row])
-        try:
-            for frame, slot_HXC in zip(which, slots_HXC, strict=True):
-                if not 0 <= frame < stored:
-                    raise IndexError(f"clip {self.clips[row]['video_id']}: need a frame below {stored}, got {frame}")
-                if frame in done:
-                    slot_HXC[:] = done[frame]
-                    continue
-                data = os.pread(handle, self._sizes[first + frame], self._offsets[first + frame])
-                self._decode(row, frame, data, slot_HXC)
-                done[frame] = slot_HXC
-        finally:
-            os.close(handle)
-
-    def _decode(self, row: int, frame: int, data: bytes, slot_HXC: np.ndarray) -> None:
-        # simplejpeg gives Pillow's pixels (both use libjpeg-turbo): 4x faster at 32 pixels, 1.7x at 224
-        try:
-            shape = simplejpeg.decode_jpeg(data, buffer=slot_HXC).shape
-        except ValueError as error:
-            raise self._broken_frame(row, frame, str(error)) from error
-        if shape != self.frame_shape:
-            raise self._broken_frame(row, frame, f"{shape[1]}x{shape[0]} pixels")
-
-    def _broken_frame(self, row: int, frame: int, got: str) -> DataError:
-        size = f"{self.frame_shape[1]}x{self.frame_shape[0]}"
-        return DataError(f"{self.shards_dir / self._shard_names[row]}: need a {size} JPEG as frame {frame} of clip "
-                         f"{self.clips[row]['video_id']}, got {got}. {_MAKE_AGAIN}")
-
-    def _header(self, row: int) -> tuple:
-        handle = self._open(self._shard_names[row])
-        try:
-            first = self._first_frame[row]
-            return simplejpeg.decode_jpeg_header(os.pread(handle, self._sizes[first], self._offsets[first]))
-        except ValueError as error:
-            raise DataError(f"{self.shards_dir / self._shard_names[row]}: need a JPEG as frame 0 of clip "
-                            f"{self.clips[row]['video_id']}, got {error}. {_MAKE_AGAIN}") from error
-        finally:
-            os.close(handle)
-
-    def _open(self, shard: str) -> int:
-        path = self.shards_dir / shard
-        try:
-            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise DataError(f"{path}: need the shard that index.parquet names, got: {error.strerror}. "
-                            f"{_MAKE_AGAIN}") from error
-
-    def _read_clips(self, table) -> list[dict[str, Any]]:
-        """Read each clip's JSON, which also proves that index and shards belong together."""
-        clips: list[dict[str, Any]] = [{}] * len(self)
-        rows_of: dict[str, list[int]] = {}
-        for row, shard in enumerate(self._shard_names):
-            rows_of.setdefault(shard, []).append(row)
-        video_ids, starts = table["video_id"].to_pylist(), table["json_offset"].to_pylist()
-        sizes = table["json_size"].to_pylist()
-        ends = np.maximum.reduceat(self._offsets + self._sizes, self._first_frame[:-1])
-        for shard, rows in rows_of.items():
-            handle = self._open(shard)
-            try:
-                needed, found = max(int(ends[row]) for row in rows), os.fstat(handle).st_size
-                if found < needed:
-                    raise DataError(f"{self.shards_dir / shard}: need at least {needed} bytes, got {found}: "
-                                    f"it was cut short. {_MAKE_AGAIN}")
-                for row in rows:
-                    data = os.pread(handle, sizes[row], starts[row])
-                    clips[row] = self._parse_clip(shard, video_ids[row], data, int(self.num_stored[row]))
-            finally:
-                os.close(handle)
-        return clips
-
-    def _parse_clip(self, shard: str, video_id: str, data: bytes, num_stored: int) -> dict[str, Any]:
-        try:
-            clip = json.loads(data)
-            found_id, num_times = clip["video_id"], len(clip["times_s"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.shards_dir / shard}: need the JSON of clip {video_id} where index.parquet says, "
-                            f"got other bytes: the two do not belong together. {_MAKE_AGAIN}") from error
-        if found_id != video_id or num_times != num_stored:
-            raise DataError(f"{self.shards_dir / shard}: need clip {video_id} with {num_stored} frames as in "
-                            f"index.parquet, got clip {found_id} with {num_times}. {_MAKE_AGAIN}")
-        return clip
-
-
-def _ragged(column) -> tuple[np.ndarray, np.ndarray]:
-    """A column of lists as (place of each row's first value and, last, the number of values; all values)."""
-    lists = column.combine_chunks()
-    offsets = np.asarray(lists.offsets, dtype=np.int64)
-    return offsets - offsets[0], np.asarray(lists.flatten(), dtype=np.int64)
-
-
-def _read_index(path: Path, split: str):
-    try:
-        table = pq.read_table(path, columns=["split", *_INDEX_COLUMNS])
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: need the index of the shards, got no file. Run `hcmi shards` first.") from error
-    except (OSError, ArrowException) as error:
-        raise DataError(f"{path}: need an index as `hcmi shards` writes it, got: {' '.join(str(error).split())}. "
-                        f"{_MAKE_AGAIN}") from error
-    chosen = table.filter(pc.equal(table["split"], split))
-    if len(chosen) == 0:
-        known = ", ".join(sorted(table["split"].unique().to_pylist())) or "none: every clip was skipped"
-        raise DataError(f"{path}: need clips of the split {split!r}, got splits: {known}. "
-                        f"Name another split, or give the data set one and run `hcmi shards`.")
-    return chosen
 
 
 class TrainLoader:
@@ -231,7 +77,7 @@ class TrainLoader:
         self._order = TrainOrder(videos, np.array([len(clip["captions"]) for clip in reader.clips]),
                                  reader.num_stored, self.batch_size, num_frames, views, seed)
         self._epoch, self._batch = 0, 0
-        self._pipeline = _Pipeline(reader, num_workers)
+        self._pipeline = _Pipeline(reader, num_workers, self.batch_size // world_size * views * num_frames)
 
     def _fit(self, batch_size: int, num_videos: int) -> int:
         if num_videos >= batch_size:
@@ -297,65 +143,116 @@ def eval_batches(reader: ShardReader, batch_size: int, num_frames: int, rank: in
     Rank r gets the r-th of `world_size` contiguous parts, whose sizes differ by one at most, so the ranks' clips one
     after the other are the split. The last batch may be smaller.
     """
-    for plan, frames_KBTHXC, frame_mask_BT in _Pipeline(reader, num_workers).run(
-            eval_plans(reader.num_stored, batch_size, num_frames, rank, world_size)):
+    plans = eval_plans(reader.num_stored, batch_size, num_frames, rank, world_size)
+    for plan, frames_KBTHXC, frame_mask_BT in _Pipeline(reader, num_workers, batch_size * num_frames).run(plans):
         video_ids = [reader.clips[row]["video_id"] for row in plan.rows]
         yield EvalBatch(plan.rows.tolist(), video_ids, frames_KBTHXC[0], frame_mask_BT)
 
 
+class _Slots:
+    """Memory for whole batches, shared with forked workers and used again once nobody has a tensor over it.
+
+    Fresh memory for each batch would cost as much time as decoding it: a page fault, 2 us, for each 4 KiB.
+    """
+
+    def __init__(self, count: int, num_bytes: int):
+        self._memory = [mmap.mmap(-1, num_bytes) for _ in range(count)]     # takes no room before it is written to
+        self._free = list(range(count))
+        self._given: set[int] = set()
+
+    def take(self) -> int | None:
+        return self._free.pop() if self._free else None
+
+    def reclaim(self) -> None:
+        """Take back what was taken for batches that were never given to anybody."""
+        self._free = [slot for slot in range(len(self._memory)) if slot not in self._given]
+
+    def array(self, slot: int, shape: tuple[int, ...]) -> np.ndarray:
+        return np.frombuffer(self._memory[slot], np.uint8, math.prod(shape)).reshape(shape)
+
+    def give(self, slot: int, shape: tuple[int, ...]) -> Tensor:
+        """A tensor over the slot, which is free again when the last view of it is gone."""
+        array = self.array(slot, shape)
+        self._given.add(slot)
+        weakref.finalize(array, self._give_back, slot).atexit = False     # the tensor's storage holds the array
+        return torch.from_numpy(array)
+
+    def _give_back(self, slot: int) -> None:
+        self._given.discard(slot)
+        self._free.append(slot)
+
+
 class _Decoder(Dataset):
-    """A plan's frames [K,B,T,H,X,3] and mask [B,T]."""
+    """Decodes a plan's frames into a slot, or where there is none into a tensor [B,K,T,H,X,3] of its own."""
 
-    def __init__(self, reader: ShardReader):
-        self._reader = reader
+    def __init__(self, reader: ShardReader, slots: _Slots):
+        self._reader, self._slots = reader, slots
 
-    def __getitem__(self, plan: Plan) -> tuple[Plan, tuple[Tensor, Tensor] | DataError]:
+    def __getstate__(self) -> dict[str, Any]:       # to workers that are not forked; they get no job with a slot
+        return {"_reader": self._reader, "_slots": None}
+
+    def shape(self, plan: Plan) -> tuple[int, ...]:
+        views, batch_size, num_frames = plan.picks_KBT.shape
+        return (batch_size, views, num_frames, *self._reader.frame_shape)
+
+    def __getitem__(self, job: _Job) -> Tensor | DataError | None:
+        plan, slot = job
+        shape = self.shape(plan)
+        frames = np.empty(shape, np.uint8) if slot is None else self._slots.array(slot, shape)
+        picks_BN = plan.picks_KBT.swapaxes(0, 1).reshape(len(plan.rows), -1)
+        frames_BNHXC = frames.reshape(*picks_BN.shape, *shape[3:])
         try:
-            return plan, self._decode(plan)
+            for row, which, slots_NHXC in zip(plan.rows.tolist(), picks_BN.tolist(), frames_BNHXC, strict=True):
+                self._reader.read_into(row, which, slots_NHXC)
         except DataError as error:      # as a value: torch would put the worker's traceback into the message
-            return plan, error
-
-    def _decode(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        frames_KBTHXC = torch.empty((*plan.picks_KBT.shape, *self._reader.frame_shape), dtype=torch.uint8)
-        slots_KBTHXC = frames_KBTHXC.numpy()
-        slots_KBTHXC[plan.picks_KBT < 0] = 0
-        for number, row in enumerate(plan.rows.tolist()):
-            picks_KT, slots_KTHXC = plan.picks_KBT[:, number], slots_KBTHXC[:, number]
-            view, place = np.nonzero(picks_KT >= 0)
-            self._reader.read_into(row, picks_KT[view, place].tolist(),
-                                   [slots_KTHXC[k, t] for k, t in zip(view, place, strict=True)])
-        return frames_KBTHXC, torch.from_numpy(plan.picks_KBT[0] >= 0)
+            return error
+        return torch.from_numpy(frames) if slot is None else None
 
 
 class _Pipeline:
-    """Decodes plans in order, here or in worker processes that live as long as this object."""
+    """Decodes plans of up to `frames_per_batch` frames in order, here or in workers that live as long as it does."""
 
-    def __init__(self, reader: ShardReader, num_workers: int):
-        self._decoder, self._relay, self._workers = _Decoder(reader), _Relay(), None
+    def __init__(self, reader: ShardReader, num_workers: int, frames_per_batch: int):
+        ahead = max(2, num_workers)         # batches; besides, the consumer has one and may keep the one before it
+        shared = num_workers == 0 or multiprocessing.get_start_method() == "fork"
+        self._slots = _Slots((ahead + 2) * shared, frames_per_batch * math.prod(reader.frame_shape))
+        self._decoder, self._relay, self._workers = _Decoder(reader, self._slots), _Relay(self._slots), None
         if num_workers:
             # a generator of its own: DataLoader draws from the global one, which would change what a model draws
             self._workers = DataLoader(self._decoder, batch_size=None, sampler=self._relay, num_workers=num_workers,
-                                       persistent_workers=True, collate_fn=_unchanged, generator=torch.Generator())
+                                       prefetch_factor=math.ceil(ahead / num_workers), persistent_workers=True,
+                                       collate_fn=_unchanged, generator=torch.Generator())
 
     def run(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Tensor, Tensor]]:
+        """Each plan with its frames [K,B,T,H,X,3] and mask [B,T]."""
         self._relay.plans = plans
-        decoded_plans = map(self._decoder.__getitem__, plans) if self._workers is None else self._workers
-        for plan, decoded in decoded_plans:
+        for decoded in map(self._decoder.__getitem__, self._relay) if self._workers is None else self._workers:
+            plan, slot = self._relay.sent.popleft()
             if isinstance(decoded, DataError):
                 try:
                     raise decoded
                 finally:
-                    del decoded     # else error and frame hold each other, and the workers are stopped late: 5 s each
-            yield plan, *decoded
+                    del decoded     # else error and frame hold each other, and stopping the workers takes 5 s each
+            frames_BKTHXC = decoded if slot is None else self._slots.give(slot, self._decoder.shape(plan))
+            assert frames_BKTHXC is not None, "a job without a slot comes back with its frames"
+            yield plan, frames_BKTHXC.transpose(0, 1), torch.from_numpy(plan.picks_KBT[0] >= 0)
+            del frames_BKTHXC
 
 
 class _Relay(Sampler):
-    """The sampler of a DataLoader that is made once: gives the plans of the epoch at hand."""
+    """The sampler of a DataLoader that is made once: gives the jobs of the epoch at hand."""
 
-    plans: Iterable[Plan] = ()
+    def __init__(self, slots: _Slots):
+        self.plans: Iterable[Plan] = ()
+        self.sent: deque[_Job] = deque()
+        self._slots = slots
 
-    def __iter__(self) -> Iterator[Plan]:
-        return iter(self.plans)
+    def __iter__(self) -> Iterator[_Job]:
+        self.sent.clear()
+        self._slots.reclaim()       # DataLoader begins an iteration when its workers are done with the one before
+        for plan in self.plans:
+            self.sent.append((plan, self._slots.take()))
+            yield self.sent[-1]
 
 
 def _unchanged(item):

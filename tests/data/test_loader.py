@@ -328,6 +328,28 @@ def test_train_loader_leaves_torchs_global_generator_alone_when_workers_start(sh
     assert torch.equal(torch.rand(3), oracle)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_train_loader_uses_memory_again_only_when_nothing_looks_at_it_any_more(shards, num_workers):
+    loader = TrainLoader(ShardReader(shards, "train"), 3, num_frames=2, views=2, num_workers=num_workers)
+    places, kept = set(), []
+    for _ in range(3):
+        for batch in loader:
+            places.add(batch.frames_KBTHXC.data_ptr())
+    assert len(places) <= 4                 # two ahead, one in use, one just left
+    for _ in range(2):
+        for batch in loader:
+            kept.append((batch.rows[1], batch.frames_KBTHXC[1, 1]))     # a view of a part
+    for row, frames_THXC in kept:
+        assert (clip_and_frame(frames_THXC)[0] == row).all()
+
+
+def test_train_loader_gives_the_same_batches_when_workers_are_not_forked(shards, monkeypatch):
+    reader = ShardReader(shards, "train")
+    oracle = list(TrainLoader(reader, 8, num_frames=2, views=2))
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda: "spawn")     # no memory to share by inheritance
+    assert_same_batches(list(TrainLoader(reader, 8, num_frames=2, views=2, num_workers=1)), oracle)
+
+
 def test_train_loader_pads_and_masks_when_a_clip_has_fewer_frames(tmp_path):
     reader = ShardReader(make_shards(tmp_path, list("abcd"), num_frames=[2, 4, 6, 1]), "train")
     batch = next(iter(TrainLoader(reader, 4, num_frames=4, views=2)))
