@@ -12,7 +12,8 @@ from random import Random
 import numpy as np
 
 from hcmi.config import ScenesConfig
-from hcmi.data.script import Event, SceneClip, between, pick
+from hcmi.data.events import Event, between, pick
+from hcmi.data.script import SceneClip
 
 PALETTE = {"red": (226, 44, 44), "orange": (247, 140, 20), "yellow": (250, 226, 60), "green": (52, 190, 76),
            "blue": (44, 104, 240), "purple": (140, 56, 196), "pink": (250, 146, 196), "white": (246, 246, 246)}

@@ -1,0 +1,76 @@
+"""The vocabulary of Scenes and what its films mean: events, steps, meanings; and which split may show them.
+
+A film is a row of steps; a step is one event or two at the same time; an event is "a <colour> <shape> <action>".
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+from typing import TypeVar
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+SHAPES = ("circle", "square", "triangle", "ring", "star", "cross", "heart", "moon")
+ACTIONS = ("slides left", "slides right", "slides up", "slides down", "grows", "shrinks",
+           "fades in", "fades out", "blinks", "jumps", "loops", "splits")
+WORDS = {"colour": COLOURS, "shape": SHAPES, "action": ACTIONS}
+
+# Share of all sets of events that each split may draw from, whatever the seed: no training seed ever meets the
+# events of any test clip together, in any order.
+SPLIT_SHARES = {"train": 0.66, "val": 0.07, "incoming": 0.07, "test": 0.20}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One shape doing one thing. `order` is the number of its step; two events of one step share it."""
+
+    colour: str
+    shape: str
+    action: str
+    order: int = 0
+    start_s: float = 0.0
+    end_s: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape} {self.action}"
+
+
+Steps = tuple[tuple[Event, ...], ...]
+
+
+def pick(rng: Random, items: Sequence[T]) -> T:
+    return items[int(rng.random() * len(items))]
+
+
+def between(rng: Random, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def meaning_of(steps: Steps) -> str:
+    """Steps in order, the events of a step in alphabetical order: "blue ring grows & red star blinks > ..."."""
+    return " > ".join(" & ".join(sorted(event.name for event in step)) for step in steps)
+
+
+def split_of(steps: Steps) -> str:
+    """The split that may show this set of events, whatever their order."""
+    names = sorted(event.name for step in steps for event in step)
+    place = int(digest("|".join(names)), 16) / 16**16
+    for split, share in SPLIT_SHARES.items():
+        place -= share
+        if place < 0:
+            return split
+    return "test"
+
+
+def parts_of(steps: Steps) -> set[str]:
+    """Every meaning that is true of a clip with these steps: itself and whatever leaving events out gives."""
+    choices = [[()] + [(event,) for event in step] + ([step] if len(step) == 2 else []) for step in steps]
+    return {meaning_of(tuple(step for step in chosen if step)) for chosen in product(*choices)} - {""}
