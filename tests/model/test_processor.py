@@ -1,0 +1,159 @@
+"""Strings and pixels against `transformers`' own, on CLIP's real vocabulary and real photographs."""
+
+import numpy as np
+import pytest
+import torch
+from model_world import clip_tokenizer, save_small_clip, save_small_siglip
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from hcmi.data.frames import _square
+from hcmi.errors import ModelError
+from hcmi.model.processor import HcmiProcessor
+
+TEXTS = ["a dog jumps into water", "A DOG, jumping; into WATER!!", "it's two o'clock & we'll wait, they'd said",
+         "l'été à Zürich: 7 naïve façades", "日本語の字幕 и русский текст", "emoji 🎬🐕 and\ttabs\nand   spaces", "",
+         "   ", "3.14159 x 2 = 6.28318", "don't <|endoftext|> stop", "ﬁ ligature, e\u0301 combining", "a " * 200,
+         "pneumonoultramicroscopicsilicovolcanoconiosis"]
+
+
+@pytest.fixture(scope="session")
+def clip_data(shared_data):
+    return shared_data / "clip"
+
+
+@pytest.fixture(scope="module")
+def real(clip_data, tmp_path_factory):
+    """CLIP's tokenizer and preprocessing at its own size, read back from a checkpoint folder."""
+    folder = save_small_clip(tmp_path_factory.mktemp("clip"), vocabulary=clip_data, image_size=224)
+    return HcmiProcessor.from_backbone(str(folder), num_words=32, image_size=224)
+
+
+@pytest.fixture(scope="module")
+def scratch():
+    return HcmiProcessor.from_captions(["a red ring slides left", "then a blue ring grows"] * 3, 400, 12, 16)
+
+
+# texts
+
+@pytest.mark.parametrize("num_words", [32, 77])
+def test_texts_are_clips_own_ids_when_its_vocabulary_is_loaded(real, clip_data, num_words):
+    real.num_words = num_words
+    own = clip_tokenizer(clip_data)(TEXTS, padding=True, truncation=True, max_length=num_words, return_tensors="pt")
+    ids_BW, mask_BW = real.texts(TEXTS)
+    assert torch.equal(ids_BW, own["input_ids"])
+    assert torch.equal(mask_BW, own["attention_mask"])
+
+
+def test_texts_are_the_ids_openai_published_when_the_caption_is_known(real):
+    """`clip.tokenize("a diagram")` and "a photo of a cat" of github.com/openai/CLIP."""
+    real.num_words = 32
+    ids_BW, mask_BW = real.texts(["a diagram", "a photo of a cat"])
+    assert ids_BW[0, :4].tolist() == [49406, 320, 22697, 49407]
+    assert ids_BW[1].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert mask_BW.tolist() == [[1, 1, 1, 1, 0, 0, 0], [1] * 7]
+
+
+def test_texts_keep_both_ends_when_they_are_cut(real):
+    real.num_words = 8
+    ids_BW, mask_BW = real.texts(["one two three four five six seven eight nine ten"])
+    assert ids_BW.shape == (1, 8)
+    assert (ids_BW[0, 0], ids_BW[0, -1]) == (49406, 49407)
+    assert mask_BW.all()
+
+
+def test_texts_mask_up_to_the_first_end_when_the_tokenizer_gives_no_mask(tmp_path):
+    processor = HcmiProcessor.from_backbone(str(save_small_siglip(tmp_path)), 12, 32)
+    ids_BW, mask_BW = processor.texts(["abc", "abcdef"])
+    assert ids_BW[0, 3:].tolist() == [1, 1, 1, 1]       # </s> ends and pads
+    assert mask_BW.tolist() == [[1, 1, 1, 1, 0, 0, 0], [1] * 7]
+
+
+@pytest.mark.parametrize("text", TEXTS[:-2])
+def test_scratch_tokenizer_encodes_anything_when_it_has_never_seen_it(scratch, text):
+    ids_BW, mask_BW = scratch.texts([text])
+    assert ids_BW[0, 0] == scratch.tokenizer.bos_token_id
+    assert ids_BW[0, -1] == scratch.tokenizer.eos_token_id
+    assert ids_BW.shape[1] <= 12
+    assert mask_BW.all()
+    assert ids_BW.max() < len(scratch.tokenizer)
+
+
+def test_scratch_tokenizer_has_whole_words_when_they_are_frequent(scratch):
+    ids_BW, _ = scratch.texts(["a red ring slides left"])
+    assert ids_BW.shape == (1, 7)
+    assert scratch.tokenizer.decode(ids_BW[0, 1:-1]).strip() == "a red ring slides left"
+
+
+def test_scratch_tokenizer_is_the_same_when_made_again(scratch):
+    captions = ["a red ring slides left", "then a blue ring grows"] * 3
+    again = HcmiProcessor.from_captions(captions, 400, 12, 16)
+    assert again.tokenizer.get_vocab() == scratch.tokenizer.get_vocab()
+
+
+def test_processor_is_the_same_when_saved_and_loaded(scratch, tmp_path):
+    scratch.save_pretrained(tmp_path)
+    loaded = HcmiProcessor.from_pretrained(tmp_path)
+    assert loaded.describe() == scratch.describe() == {"image_size": 16, "num_words": 12, "image_mean": [0.5] * 3,
+                                                       "image_std": [0.25] * 3}
+    for left, right in zip(loaded.texts(TEXTS), scratch.texts(TEXTS), strict=True):
+        assert torch.equal(left, right)
+
+
+# frames
+
+def clips_own(image, **options) -> torch.Tensor:
+    """What `transformers` makes of an image, [C, H, X]."""
+    made = CLIPImageProcessorPil(**options)(images=image, return_tensors="pt")
+    return torch.as_tensor(made["pixel_values"][0])
+
+
+def squared(pixels: np.ndarray) -> np.ndarray:
+    return np.array(_square(pixels, 224))
+
+
+def test_frames_are_clips_own_pixels_to_the_last_bit_when_photographs_are_real(real, clip_data):
+    photographs = sorted((clip_data / "images").glob("*.jpg"))
+    assert len(photographs) == 7
+    for path in photographs:
+        image = Image.open(path).convert("RGB")
+        needed, found = clips_own(image), real.frames(squared(np.asarray(image)))
+        assert found.shape == (3, 224, 224)
+        assert torch.equal(found, needed), f"{path.name}: off by {(found - needed).abs().max()}"
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (641, 480), (223, 225), (224, 224), (300, 901), (100, 60)])
+def test_frames_are_clips_own_pixels_when_sides_are_odd(real, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    assert torch.equal(real.frames(squared(pixels)), clips_own(Image.fromarray(pixels)))
+
+
+def test_frames_are_transformers_own_for_every_grey_level_when_normalised(real):
+    levels = np.arange(256, dtype=np.uint8)
+    pixels = np.zeros((224, 224, 3), np.uint8)
+    pixels[0, :224], pixels[1, :32] = levels[:224, None], levels[224:, None]
+    assert torch.equal(real.frames(pixels), clips_own(pixels, do_resize=False, do_center_crop=False))
+
+
+def test_frames_are_normalised_alike_when_they_come_in_batches(scratch):
+    frames = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = scratch.frames(frames)
+    assert found.shape == (2, 3, 3, 16, 16)
+    assert found.is_contiguous()
+    assert torch.equal(found[1, 2], scratch.frames(frames[1, 2].numpy()))
+    assert found[1, 2, 0, 5, 7] == pytest.approx((float(frames[1, 2, 5, 7, 0]) / 255 - 0.5) / 0.25, abs=1e-6)
+
+
+def test_frames_are_refused_when_their_size_is_another(scratch):
+    with pytest.raises(ModelError) as caught:
+        scratch.frames(np.zeros((2, 20, 24, 3), np.uint8))
+    assert str(caught.value) == ("frames: need 16 x 16 pixels, as the model was made for, got 24 x 20. "
+                                 "Set shards.size to the model's image size.")
+
+
+def test_from_backbone_names_what_is_missing_when_there_is_no_preprocessor(tmp_path):
+    folder = save_small_clip(tmp_path)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"need its tokenizer and preprocessor files, got: .+ Download the") as caught:
+        HcmiProcessor.from_backbone(str(folder), 32, 32)
+    assert "\n" not in str(caught.value)
