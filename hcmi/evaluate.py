@@ -154,7 +154,7 @@ def run_card(model: HcmiModel, shards_dir: str | Path, protocol: dict, params: P
     """What `--compare` lists as different between two runs: parameters, data, code, versions."""
     code = {name: hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
             for name, module in sorted(sys.modules.items())
-            if name.partition(".")[0] == "hcmi" and getattr(module, "__file__", None)}
+            if name.startswith("hcmi.") and name != "hcmi.cli" and getattr(module, "__file__", None)}
     index = Path(shards_dir, "index.parquet").read_bytes()
     return {"config": params.model_dump(mode="json", include={"dataset", "shards", "model", "train", "evaluate"}),
             "model": {"fingerprint": model.fingerprint, "level_weights": dict(model.level_weights)},
