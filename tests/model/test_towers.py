@@ -240,9 +240,9 @@ def test_load_towers_fails_at_once_and_lists_known_ones_when_there_is_no_network
     assert time.monotonic() - started < 10
     assert str(caught.value) == (
         "model.backbone 'hcmi-tests/no-such-checkpoint': need a network to download it or a copy in this machine's "
-        "cache, got neither. Download it elsewhere and give its folder, or set model.backbone to scratch. Known: scratch, "
-        "a folder, openai/clip-vit-base-patch32, openai/clip-vit-base-patch16, openai/clip-vit-large-patch14, "
-        "google/siglip-base-patch16-224, google/siglip2-base-patch16-224.")
+        "cache, got neither. Download it elsewhere and give its folder, or set model.backbone to scratch. "
+        "Known: scratch, a folder, openai/clip-vit-base-patch32, openai/clip-vit-base-patch16, "
+        "openai/clip-vit-large-patch14, google/siglip-base-patch16-224, google/siglip2-base-patch16-224.")
 
 
 def test_load_towers_lists_known_ones_when_the_name_cannot_be_one():
