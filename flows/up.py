@@ -24,7 +24,8 @@ START_SECONDS = 120
 def main(port: int, gpus: int) -> None:
     """Serve until stopped. Exits with one line where the port is taken or a part does not start."""
     _need_free(port)
-    os.environ.setdefault("PREFECT_HOME", str(Path(".hcmi/prefect").resolve()))
+    home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".hcmi/prefect").resolve())))
+    home.mkdir(parents=True, exist_ok=True)     # SQLite opens no file in a folder that is not there
     os.environ.update(PREFECT_API_URL=f"http://{HOST}:{port}/api", PREFECT_SERVER_ANALYTICS_ENABLED="false",
                       DO_NOT_TRACK="1", PYTHONUNBUFFERED="1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -59,8 +59,9 @@ def test_up_says_so_in_one_line_when_the_port_is_taken(toy):
 @pytest.mark.timeout(400)
 def test_a_triggered_run_completes_when_server_and_worker_are_up(toy):
     port = free_port()
+    variables = {key: value for key, value in environment(toy).items() if key != "PREFECT_HOME"}
     with open("up.log", "w") as log:
-        up = subprocess.Popen([sys.executable, "-m", "flows.up", "--port", str(port)], env=environment(toy), stdout=log,
+        up = subprocess.Popen([sys.executable, "-m", "flows.up", "--port", str(port)], env=variables, stdout=log,
                               stderr=subprocess.STDOUT)
     try:
         wait_for(lambda: "make flows: ready" in Path("up.log").read_text() or up.poll() is not None, 180)
@@ -73,6 +74,7 @@ def test_a_triggered_run_completes_when_server_and_worker_are_up(toy):
                                        if s["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")), None), 180)
         assert state["type"] == "COMPLETED", Path("up.log").read_text()
         assert (toy / "three.txt").read_text() == "hello\n" * 2
+        assert (toy / ".hcmi/prefect/prefect.db").is_file()
     finally:
         up.send_signal(signal.SIGINT)
         up.wait(60)
