@@ -26,7 +26,8 @@ import torch
 from common import table, write_result
 from torch import Tensor
 
-from hcmi.model.tiles import similarity_blocks, tiled_similarities
+from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
+from hcmi.progress import track
 from hcmi.runtime import tune_allocator
 from hcmi.types import TextTokens, VideoTokens
 
@@ -34,6 +35,7 @@ FRAMES, CLIPS, WORDS, PHRASES, DIM = 12, 4, 32, 8, 512
 FLOPS_A_PAIR = 2 * DIM * (WORDS * FRAMES + PHRASES * CLIPS + 1)
 SQUARE = 4096           # side of the product that is the machine's rate
 PEAK_EVERY = 8          # blocks between two measurements of it
+EINSUM_BYTES = 10e9     # at most, or the plain formula takes minutes
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -88,31 +90,27 @@ def measured_rates(texts: TextTokens, videos: VideoTokens, dtype: torch.dtype, d
     peaks, best, spent = [product_seconds()], torch.full((len(texts),), -torch.inf), 0.0
     blocks = similarity_blocks(texts, videos, dtype=dtype) if device == "cpu" else \
         similarity_blocks(texts.to(device), videos.to(device), dtype=dtype)
-    number = 0
-    while True:
-        started = time.perf_counter()
-        block = next(blocks, None)
-        if block is None:
-            break
-        queries, _, levels = block
+    total = (-(-len(texts) // BLOCK)) * (-(-len(videos) // BLOCK))
+    started = time.perf_counter()
+    for number, (queries, _, levels) in enumerate(track(blocks, str(dtype), total, "block")):
         best[queries] = torch.maximum(best[queries], sum(levels.values()).amax(1).cpu())    # some use of the scores
         spent += time.perf_counter() - started
-        number += 1
-        if number % PEAK_EVERY == 0:
+        if number % PEAK_EVERY == PEAK_EVERY - 1:
             peaks.append(product_seconds())
+        started = time.perf_counter()
     peaks.append(product_seconds())
     assert bool(best.isfinite().all()), "every query met every video"
     return len(texts) * len(videos) * FLOPS_A_PAIR / spent, 2 * SQUARE ** 3 / float(np.median(peaks))
 
 
 def largest_size(device: str) -> int:
-    """Texts and videos whose token tensor, with the copies that the plain formula makes, fills 70 % of free memory."""
+    """Texts and videos whose token tensor, with the copies that the plain formula makes, fills half of free memory."""
     if device == "cpu":
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     else:
         free = torch.cuda.mem_get_info()[0]
-    return int((0.7 * free / (2.6 * 4 * WORDS * FRAMES)) ** 0.5)
+    return int((min(free / 2, EINSUM_BYTES) / (2.6 * 4 * WORDS * FRAMES)) ** 0.5)
 
 
 def against_einsum(size: int, device: str) -> dict[str, float]:
