@@ -33,7 +33,7 @@ class Estimate:
 
 
 def recall_at_1(sims_NN: np.ndarray) -> float:
-    """Per cent of the texts that rank their own clip (the diagonal) first; tied with k others, it counts 1 / (k + 1)."""
+    """Per cent of the texts that rank their own clip (the diagonal) first; a tie with k others counts 1 / (k + 1)."""
     own_N = np.diagonal(sims_NN)
     better_N = (sims_NN > own_N[:, None]).sum(1)
     return float(100 * ((better_N == 0) / (sims_NN == own_N[:, None]).sum(1)).mean())
@@ -50,8 +50,9 @@ def damaged(sims_NN: np.ndarray, amount: float, rank: int, generator: np.random.
     `amount` in standard deviations of the scores; a small `rank` makes large groups.
     """
     size = len(sims_NN)
-    groups_NN = generator.standard_normal((size, rank)) @ generator.standard_normal((rank, size)) / np.sqrt(rank)
-    return sims_NN + amount * float(sims_NN.std()) * (groups_NN + 0.5 * generator.standard_normal(size))
+    texts_NR, clips_RN = (generator.standard_normal(shape, np.float32) for shape in ((size, rank), (rank, size)))
+    pull_N = generator.standard_normal(size, np.float32)
+    return sims_NN + np.float32(amount * sims_NN.std()) * (texts_NR @ clips_RN / np.float32(rank**0.5) + pull_N / 2)
 
 
 def estimate_recall(batch_NN: np.ndarray, reference_MM: np.ndarray, generator: np.random.Generator,

@@ -9,12 +9,12 @@ import numpy as np
 
 from hcmi.drift.pictures import densities, flat_map
 from hcmi.drift.profile import Profile
-from hcmi.drift.words import COLUMNS, DRIFT, OK, SMALL, UNREADABLE
+from hcmi.drift.words import COLUMNS, DRIFT, OK, SMALL, UNREADABLE, changes
 
 if TYPE_CHECKING:
     from hcmi.drift.report import BatchReport
 
-CLASSES = {OK: "ok", DRIFT: "drift", SMALL: "small", UNREADABLE: "unreadable"}
+CLASSES = {DRIFT: "drift", UNREADABLE: "unreadable", SMALL: "small", OK: "ok"}      # most pressing first
 SHOWN_SKIPS = 20
 MAP_WIDTH, MAP_HEIGHT = 470, 250
 CURVE_WIDTH, CURVE_HEIGHT = 150, 34
@@ -22,8 +22,9 @@ CURVE_WIDTH, CURVE_HEIGHT = 150, 34
 
 def render(result: dict[str, Any], reports: list["BatchReport"], reference: Profile | None,
            pictures: dict[str, list[dict]], library: str, incoming_dir: str) -> str:
-    """`pictures`: batch name -> examples, "" for the reference's. `library`: Evidently's JavaScript, "" without pages."""
+    """`pictures`: batch name -> examples, the reference's under "". `library`: Evidently's JavaScript, or ""."""
     page = PAGE
+    reports = sorted(reports, key=lambda report: list(CLASSES).index(report.verdict))
     cards = "".join(_card(report) for report in reports)
     sections = "".join(_section(number, report, reference, pictures) for number, report in enumerate(reports))
     packed = "".join(f'<script type="text/plain" id="evidently-{number}">{_pack(report.evidently_page)}</script>'
@@ -41,8 +42,8 @@ def _headline(reports: list["BatchReport"]) -> str:
     if not reports:
         return "No new batches"
     counts = {verdict: sum(report.verdict == verdict for report in reports) for verdict in CLASSES}
-    words = {DRIFT: "drifted", OK: "as expected", SMALL: "too small to judge", UNREADABLE: "unreadable"}
-    said = [f"{counts[verdict]} {words[verdict]}" for verdict in words if counts[verdict]]
+    words = {DRIFT: "drifted", OK: "as expected"}
+    said = [f"{count} {words.get(verdict, verdict)}" for verdict, count in counts.items() if count]
     return f"{len(reports)} new batch{'es' if len(reports) > 1 else ''}: {', '.join(said)}"
 
 
@@ -67,6 +68,8 @@ def _section(number: int, report: "BatchReport", reference: Profile | None,
              pictures: dict[str, list[dict]]) -> str:
     body = [f'<section id="{escape(report.name)}"><h2>{escape(report.name)} {_badge(report.verdict)}</h2>',
             f'<p class="lead">{escape(report.summary)} <b>{escape(report.advice)}</b></p>']
+    if len(changes(report.shifts)) > 3 and report.verdict == DRIFT:     # the summary tells the first three
+        body.append(f'<ul class="changes">{"".join(f"<li>{escape(c)}</li>" for c in changes(report.shifts))}</ul>')
     if report.profile is not None and reference is not None:
         body += [f'<div class="columns"><div class="tiles">{_tiles(report)}</div>',
                  _map(reference.embeddings["video_embedding"], report.profile.embeddings["video_embedding"]), "</div>",
@@ -84,15 +87,16 @@ def _section(number: int, report: "BatchReport", reference: Profile | None,
 def _tiles(report: "BatchReport") -> str:
     sample = report.sample
     assert sample is not None
-    read = f"{len(sample)}" + (f" <small>of {report.num_found}</small>" if report.num_found > len(sample) else "")
-    tiles = [(read, "clips read"), (f"{len(sample.captioned)}", "with a caption")]
+    tiles = [(f"{len(sample)} <small>of {report.num_found}</small>",
+              f"clips looked at, {len(sample.captioned)} of them with a caption")]
     if report.estimate is not None and report.measured is not None and report.expected is not None:
         estimate = report.estimate
         tiles += [(f"{report.measured:.0f} %",
-                   f"R@1 measured: captions that find their clip first among {report.gallery}"),
-                  (f"{report.expected:.0f} %", f"R@1 of the tested clips, also among {report.gallery}"),
+                   f"R@1: captions that find their own clip first, among {report.gallery} clips"),
+                  (f"{report.expected:.0f} %",
+                   f"R@1 of what the model was tested on, also among {report.gallery} clips"),
                   (f"{estimate.recall:.0f} % <small>{estimate.low:.0f} to {estimate.high:.0f}</small>",
-                   f"R@1 estimated without knowing whose caption is whose, and its {estimate.coverage:.0%} interval")]
+                   f"R@1 as estimated without knowing whose caption is whose ({estimate.coverage:.0%} interval)")]
     else:
         tiles.append(("&ndash;", "R@1: needs captions, in the batch and in the reference"))
     return "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles)
@@ -134,7 +138,7 @@ def _table(report: "BatchReport", reference: Profile) -> str:
             middle = f"<td>{was}</td><td><b>{now}</b> {column.unit}</td>"
         rows.append(f'<tr class="{css}"><td>{column.label}</td>{middle or "<td></td><td></td>"}<td>{curve}</td>'
                     f'<td>{_bar(ratio)}</td></tr>')
-    return ('<h3>What was compared</h3><table><tr><th></th><th>tested on</th><th>this batch</th><th>spread</th>'
+    return ('<h3>What was compared</h3><table><tr><th></th><th>tested on</th><th>this batch</th><th>distribution</th>'
             f'<th>distance, in parts of its limit</th></tr>{"".join(rows)}</table>')
 
 
@@ -160,7 +164,7 @@ def _skipped(skipped: list[dict[str, Any]]) -> str:
     rows = "".join(f"<li><code>{escape(row['path'])}</code> {escape(row['reason'])}</li>"
                    for row in skipped[:SHOWN_SKIPS])
     rest = f"<li>and {len(skipped) - SHOWN_SKIPS} more</li>" if len(skipped) > SHOWN_SKIPS else ""
-    return f'<h3>Not read</h3><ul class="skipped">{rows}{rest}</ul>'
+    return f'<h3>Left out</h3><ul class="skipped">{rows}{rest}</ul>'
 
 
 def _pack(text: str) -> str:
@@ -205,8 +209,9 @@ line-height:1.35;color:#46505d;overflow-wrap:anywhere}
 .strip{display:flex;gap:2px}.strip img{width:calc((100% - 4px)/3);aspect-ratio:1;object-fit:cover;border-radius:3px}
 table{border-collapse:collapse;width:100%;font-size:14px}th{text-align:left;font-weight:600;color:#55606e;font-size:12px}
 td,th{padding:4px 10px 4px 0;border-bottom:1px solid #eceff3}tr.over td:first-child{font-weight:600;color:var(--drift)}
-.curve{display:block}.curve .was{fill:var(--was);fill-opacity:.45}.curve .now{fill:var(--now);fill-opacity:.35;
-stroke:var(--now)}
+.curve{display:block}.curve .was{fill:var(--was);fill-opacity:.45}.curve .now{fill:none;stroke:var(--now);
+stroke-width:1.5}
+.changes{columns:2;column-gap:40px;margin:0 0 18px;padding-left:18px;font-size:14px;color:#46505d}
 .bar{display:inline-block;width:200px;height:9px;background:#e9ebef;border-radius:5px;position:relative;
 margin-right:8px;overflow:hidden}.bar i{display:block;height:100%;background:var(--was)}
 .bar::after{content:"";position:absolute;left:33.3%;top:0;width:2px;height:100%;background:#1c2430}

@@ -62,11 +62,12 @@ def flat_map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> tuple[np.ndarray
     return points_V2[:len(reference_VD)], points_V2[len(reference_VD):]
 
 
-def densities(reference: np.ndarray, batch: np.ndarray, bins: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def densities(reference: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the two sets per bin of their common range (the outermost 1 % of each are put into the end bins)."""
     parts = [part[np.isfinite(part)] for part in (reference, batch)]
     low = min(np.quantile(part, 0.01) for part in parts)
     high = max(np.quantile(part, 0.99) for part in parts)
+    bins = int(np.clip(min(map(len, parts)) ** 0.5 * 1.5, 6, 24))
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     first, second = (np.histogram(part.clip(edges[0], edges[-1]), edges)[0] / len(part) for part in parts)
     return first, second

@@ -19,7 +19,7 @@ from hcmi.drift.estimate import Estimate, estimate_recall, recall_at_1
 from hcmi.drift.page import SHOWN_SKIPS, render
 from hcmi.drift.pictures import examples
 from hcmi.drift.profile import MIN_CLIPS, Profile, Shift, compare
-from hcmi.drift.sample import Reference, Sample, read_batch, reasons
+from hcmi.drift.sample import Reference, Sample, read_batch, reasons, unread
 from hcmi.drift.words import DRIFT, OK, SMALL, UNREADABLE, advice, changes, summary
 from hcmi.errors import DataError, DriftError
 from hcmi.model.retriever import load_retriever
@@ -36,7 +36,7 @@ class BatchReport:
     name: str
     verdict: str = UNREADABLE
     why: str = ""
-    num_found: int = 0                  # clips and files, readable or not
+    num_found: int = 0                  # clips, readable or not
     skipped: list[dict[str, Any]] = field(default_factory=list)
     sample: Sample | None = None
     profile: Profile | None = None
@@ -50,11 +50,11 @@ class BatchReport:
 
     @property
     def summary(self) -> str:
-        return summary(self.verdict, self.shifts, len(self.sample or ()), len(self.skipped), self.why)
+        return summary(self.verdict, self.shifts, len(self.sample or ()), len(unread(self.skipped)), self.why)
 
     @property
     def advice(self) -> str:
-        return advice(self.verdict, self.estimate, self.expected)
+        return advice(self.verdict, self.measured, self.expected, self.gallery)
 
 
 def drift(incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Path, shards_dir: str | Path,
@@ -137,8 +137,9 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
         report.why = str(error)
         return report
     limit = params.shards.max_skip_fraction
-    if report.sample is None or len(report.skipped) > limit * report.num_found:
-        report.why = (f"{len(report.skipped)} of {report.num_found} clips cannot be read ({reasons(report.skipped)}); "
+    failed = unread(report.skipped)
+    if report.sample is None or len(failed) > limit * report.num_found:
+        report.why = (f"{len(failed)} of {report.num_found} clips cannot be read ({reasons(failed)}); "
                       f"at most {limit:.0%} may fail.")
         return report
     report.profile, sims_QQ = reference.profile_of(report.sample)

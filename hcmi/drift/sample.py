@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from hcmi.config import Params
 from hcmi.data.datasets import read_folder
+from hcmi.data.frames import REASONS
 from hcmi.data.loader import ShardReader, eval_batches, pick_frames
 from hcmi.data.manifest import write_manifest
 from hcmi.data.shards import write_shards
@@ -42,14 +43,6 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.records)
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """Why nothing, or too little, of a batch could be read."""
-
-    message: str
-    skipped: list[dict[str, Any]]
 
 
 class Reference:
@@ -121,6 +114,7 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     Raises: DataError when the captions are wrong or the folder holds nothing usable.
     """
     clips, skipped = read_folder(folder, params.dataset, captions_required=False)
+    num_found = len(clips) + len(unread(skipped))
     rows = _draw(len(clips), generator)
     with tempfile.TemporaryDirectory(prefix="hcmi-drift-") as work:
         manifest = Path(work) / "manifest.parquet"
@@ -129,10 +123,10 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
         try:
             write_shards(manifest, out, _as_shards_were(params, shards_dir))
         except DataError:
-            unread = _lines(Path(work) / "shards.work" / "skipped.jsonl")
-            if not unread:
+            lost = _lines(Path(work) / "shards.work" / "skipped.jsonl")
+            if not lost:
                 raise
-            return None, skipped + unread, len(clips) + len(skipped)
+            return None, skipped + lost, num_found
         skipped += _lines(out / "skipped.jsonl")
         reader = ShardReader(out, REFERENCE)
         batches = eval_batches(reader, params.export.batch_size, model.config.num_frames)
@@ -141,12 +135,17 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     captioned = np.array([row for row, record in enumerate(look[0]) if record["captions"]], int)
     captions = [str(generator.choice(look[0][row]["captions"])) for row in captioned]
     texts = encode_texts(model, captions) if captions else None
-    return Sample(*look, round_trip(videos, precision), captioned, captions, texts), skipped, len(clips) + len(skipped)
+    return Sample(*look, round_trip(videos, precision), captioned, captions, texts), skipped, num_found
 
 
 def combined(model: HcmiModel, texts: TextTokens, videos: VideoTokens) -> np.ndarray:
     """[Q, V] scores as search ranks by them, all levels weighted."""
     return model.combine(score(model, texts, videos)).numpy()
+
+
+def unread(skipped: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of what was left out, the clips whose video cannot be read; the rest are rows of captions, say doubled ones."""
+    return [row for row in skipped if row["reason"] in REASONS]
 
 
 def reasons(skipped: list[dict[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from hcmi.drift.estimate import Estimate
 from hcmi.drift.profile import Shift
 
 OK, DRIFT, SMALL, UNREADABLE = "ok", "drift", "too small to judge", "unreadable"
@@ -79,22 +78,21 @@ def summary(verdict: str, shifts: list[Shift], num_clips: int, num_skipped: int,
     if verdict == OK:
         return f"These {num_clips} clips look like those the model was tested on.{left_out}"
     said = changes(shifts)
-    more = f", and {len(said) - 3} more" if len(said) > 3 else ""
-    return f"These {num_clips} clips differ from those the model was tested on: {'; '.join(said[:3])}{more}.{left_out}"
+    return f"These {num_clips} clips differ from those the model was tested on: {'; '.join(said[:3])}.{left_out}"
 
 
-def advice(verdict: str, estimate: Estimate | None, expected: float | None) -> str:
-    """What to do about it. `expected` is the reference's R@1 in a gallery of the same size."""
+def advice(verdict: str, measured: float | None, expected: float | None, gallery: int) -> str:
+    """What to do about it. `measured` and `expected`: R@1 in per cent of the batch and of the reference."""
     if verdict == OK:
         return "Nothing to do."
     if verdict == SMALL:
         return "Collect more clips, then look again."
     if verdict == UNREADABLE:
-        return "Repair or replace the files named below, then look again."
-    if estimate is not None and expected is not None and estimate.low <= expected:
-        if estimate.high < expected:
-            return "Search finds fewer of these clips. Caption some, add them to the training data, train again."
-        return "Search may still work as before. Look at the clips below, and label a few to be sure."
-    if estimate is not None:
-        return "Search works on these clips. If they are here to stay, add some to the training data."
-    return "Look at the clips. If they are here to stay, caption some, add them to the training data, train again."
+        return "Put this right, then look again."
+    if measured is None or expected is None:
+        return "Look at the clips. If they are here to stay, caption some, add them to the training data, train again."
+    share = expected / 100
+    if measured < expected - 164.5 * (share * (1 - share) / gallery) ** 0.5:
+        return f"Search finds fewer of these clips (R@1 {measured:.0f} % instead of {expected:.0f} %). Caption some, " \
+               "add them to the training data, train again."
+    return "Search finds them as well as before. If they are here to stay, add some to the training data."
