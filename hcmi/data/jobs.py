@@ -7,6 +7,8 @@ import simplejpeg
 
 from hcmi.data.frames import DecodedClip, decode_clip
 
+FULL_COLOUR_BELOW = 128     # pixels: small frames have no colour to spare; large ones would take half as much again
+
 
 @dataclass(frozen=True)
 class DecodeJob:
@@ -46,13 +48,14 @@ def decode_job(job: DecodeJob) -> DecodedClip:
 
 
 def encode_job(job: EncodeJob) -> JpegClip:
-    """`decode_clip` on a job, frames as JPEG with colours at full resolution: small frames have none to spare.
+    """`decode_clip` on a job, frames as JPEG; below `FULL_COLOUR_BELOW` pixels with colours at full resolution.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
     clip = decode_job(job)
+    subsampling = "444" if job.size < FULL_COLOUR_BELOW else "420"
     jpegs: list[bytes] = []
     for index, frame in enumerate(clip.frames_THWC):
         repeated = index > 0 and clip.times_s[index] == clip.times_s[index - 1]
-        jpegs.append(jpegs[-1] if repeated else simplejpeg.encode_jpeg(frame, job.quality, "RGB", "444"))
+        jpegs.append(jpegs[-1] if repeated else simplejpeg.encode_jpeg(frame, job.quality, "RGB", subsampling))
     return JpegClip(tuple(jpegs), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)

@@ -4,8 +4,8 @@ Plain `subprocess` children instead of `multiprocessing`: they do not run the ca
 lock and no open file, and may be started from any thread.
 """
 
+import ctypes
 import importlib
-import math
 import os
 import pickle
 import signal
@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
@@ -24,6 +25,7 @@ from hcmi.data.jobs import decode_job
 from hcmi.errors import DataError, DecodeError
 
 START_TIMEOUT_S = 120.0
+IDLE_SHARE = 0.01                   # of one core: who uses less is waiting for something, not for its turn
 JOBS_BEFORE_REPLACEMENT = 2000      # decoders leak; a new process costs 0.3 s
 _CHILD = "import sys; from hcmi.data.pool import _child_main; _child_main(int(sys.argv[1]), *sys.argv[2:])"
 
@@ -35,14 +37,19 @@ class _Worker:
     ready: bool = False
     done: int = 0
     jobs: deque = field(default_factory=deque)      # the first is being worked on
-    since: float = 0.0                              # monotonic; when the first began
+    since: float = 0.0                              # monotonic: when the first began, or was last looked at
+    wait_s: float = START_TIMEOUT_S                 # from then on until it is looked at
+    cpu_first_s: float = 0.0                        # processor time when the first began
+    cpu_last_s: float = 0.0                         # and when it was last looked at
 
 
 class DecoderPool:
     """`num_workers` processes (0: one per core) that run `function(job)` on each job within `timeout_s`.
 
-    Use as a context manager, or call `close`. A job whose `decoder` is "auto" and that hangs or crashes is tried once
-    more with "pyav", because decord is what hangs (dmlc/decord issue 373).
+    The seconds are those of a machine with nothing else to do: a job is stopped when it has used so much processor
+    time, or waited so long while using none, so that a busy machine does not change the result. A job whose `decoder`
+    is "auto" and that hangs or crashes is tried once more with "pyav", because decord is what hangs (dmlc/decord issue
+    373). Use as a context manager, or call `close`.
     """
 
     def __init__(self, num_workers: int, timeout_s: float, function: Callable = decode_job):
@@ -88,28 +95,39 @@ class DecoderPool:
             for worker in self._workers:
                 if waiting and len(worker.jobs) < depth and worker.done + len(worker.jobs) < JOBS_BEFORE_REPLACEMENT:
                     job = waiting.popleft()
-                    if not worker.jobs:
-                        worker.since = time.monotonic()
+                    if not worker.jobs and worker.ready:
+                        self._begin(worker)
                     worker.jobs.append(job)
-                    worker.pipe.send_bytes(pickle.dumps(job))
+                    with suppress(OSError):         # it has died: `_receive` finds out
+                        worker.pipe.send_bytes(pickle.dumps(job))
 
     def _collect(self, again: deque) -> Iterator[tuple[Any, Any]]:
         now = time.monotonic()
-        left = [self._limit(w) - (now - w.since) for w in self._workers if w.jobs]
+        left = [worker.since + worker.wait_s - now for worker in self._workers if worker.jobs]
         pipes = {worker.pipe: worker for worker in self._workers}
-        answered = wait(list(pipes), max(0.0, min(left, default=1.0)))
-        for pipe in answered:
+        for pipe in wait(list(pipes), max(0.0, min(left, default=1.0))):
             yield from self._receive(pipes[pipe], again)  # type: ignore[index]
-        now = time.monotonic()
-        for worker in [w for w in self._workers if w.jobs]:
-            if now - worker.since > self._limit(worker) and not worker.pipe.poll():
-                if not worker.ready:
-                    raise DataError(f"decoder process: need it ready within {START_TIMEOUT_S:.0f} s, got no answer. "
-                                    "Free memory or lower shards.num_workers.")
+        for worker in [worker for worker in self._workers if worker.jobs]:
+            if time.monotonic() > worker.since + worker.wait_s and not worker.pipe.poll() and self._is_late(worker):
                 yield from self._fail(worker, "timeout", again)
 
-    def _limit(self, worker: _Worker) -> float:
-        return self.timeout_s if worker.ready else START_TIMEOUT_S
+    def _begin(self, worker: _Worker) -> None:
+        worker.since, worker.wait_s = time.monotonic(), self.timeout_s
+        worker.cpu_first_s = worker.cpu_last_s = _cpu_seconds(worker.process.pid) or 0.0
+
+    def _is_late(self, worker: _Worker) -> bool:
+        """Whether the time is up; if not, when to look again."""
+        if not worker.ready:
+            raise DataError(f"decoder process: need it ready within {START_TIMEOUT_S:.0f} s, got no answer. "
+                            "Free memory or lower shards.num_workers.")
+        cpu, now = _cpu_seconds(worker.process.pid), time.monotonic()
+        if cpu is None or cpu - worker.cpu_first_s >= self.timeout_s:
+            return True
+        if cpu - worker.cpu_last_s < IDLE_SHARE * (now - worker.since):
+            return True
+        worker.since, worker.cpu_last_s = now, cpu
+        worker.wait_s = max(self.timeout_s - (cpu - worker.cpu_first_s), self.timeout_s / 10)
+        return False
 
     def _receive(self, worker: _Worker, again: deque) -> Iterator[tuple[Any, Any]]:
         try:
@@ -119,9 +137,12 @@ class DecoderPool:
                 self._stop(worker)
                 raise DataError("decoder process: need it to start, got an end at once. "
                                 "Try `python -c 'import hcmi.data.pool'`.") from None
-            yield from self._fail(worker, "crashed", again)
+            if worker.jobs:
+                yield from self._fail(worker, "crashed", again)
+            else:
+                self._stop(worker)
             return
-        worker.since = time.monotonic()
+        self._begin(worker)
         if not worker.ready:
             worker.ready = True
             return
@@ -148,11 +169,12 @@ class DecoderPool:
 
     def _start(self) -> _Worker:
         ours, theirs = Pipe()
-        name = (self.function.__module__, self.function.__qualname__, str(self.timeout_s))
+        names = (self.function.__module__, self.function.__qualname__, str(os.getpid()))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
         with theirs:
-            process = subprocess.Popen([sys.executable, "-c", _CHILD, str(theirs.fileno()), *name], env=environment,
-                                       pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen([sys.executable, "-c", _CHILD, str(theirs.fileno()), *names], env=environment,
+                                       pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)      # decoders chatter
         return _Worker(process, ours, since=time.monotonic())
 
     def _stop(self, worker: _Worker) -> None:
@@ -162,12 +184,28 @@ class DecoderPool:
         worker.process.wait()
 
 
-def _child_main(descriptor: int, module: str, name: str, timeout_s: str) -> None:
-    """Answer jobs until the parent closes the pipe.
+def _cpu_seconds(pid: int) -> float | None:
+    """Processor time that a process has used; None where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    The alarm ends this process when it hangs in native code and its parent, killed itself, can no longer do so.
-    """
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent has ended: it may hang in native code by then."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)       # Linux; elsewhere a closed pipe has to do
+    if prctl is not None:
+        prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit()
+
+
+def _child_main(descriptor: int, module: str, name: str, parent: str) -> None:
+    """Answer jobs until the parent closes the pipe."""
+    _die_with_parent(int(parent))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     function = getattr(importlib.import_module(module), name)
     with Connection(descriptor) as pipe:
@@ -177,12 +215,10 @@ def _child_main(descriptor: int, module: str, name: str, timeout_s: str) -> None
                 job = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 return
-            signal.alarm(math.ceil(float(timeout_s)) + 5)
             try:
                 answer = (True, function(job))
             except Exception as error:      # noqa: BLE001  whatever it is, the parent decides
                 answer = (False, error)
-            signal.alarm(0)
             try:
                 pipe.send_bytes(pickle.dumps(answer))
             except OSError:

@@ -19,14 +19,20 @@ class Job:
 
 
 def act(job: Job):
-    """`echo`, `refuse`, `break`, `sleep`, `crash`, `hang` (holding the interpreter lock, as decord does), and
-    `hang_in_decord`, which is cured by another decoder."""
+    """`echo`, `refuse`, `break`, `crash`, `hang` (holding the interpreter lock, as decord does), `spin`,
+    `hang_in_decord`, which is cured by another decoder, `starve`: long waits for a turn, little work."""
     if job.act == "refuse":
         raise DecodeError("no_frames", f"{job.path}: no")
     if job.act == "break":
         raise ZeroDivisionError("a bug")
-    if job.act == "sleep":
-        time.sleep(0.3)
+    if job.act == "starve":
+        for _ in range(20):
+            time.sleep(0.1)
+            stop = time.process_time() + 0.02
+            while time.process_time() < stop:
+                pass
+    while job.act == "spin":
+        pass
     if job.act == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if job.act == "hang" or (job.act == "hang_in_decord" and job.decoder == "auto"):

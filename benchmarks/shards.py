@@ -1,0 +1,272 @@
+"""The `shards` stage against an ideal loop, OpenCV, and itself: after an addition, with bad files, at a million rows.
+
+Clips are 320 x 240, 375 frames, H.264 as x264 makes it by default; 24 frames of 224 x 224 are stored of each.
+
+- ideal_ratio: clips a second of `hcmi shards` over a loop that only decodes (decord), resizes and encodes, in as many
+  processes, and writes nothing
+- opencv_ratio: the same over one process that seeks to the same frames with OpenCV and reads them, and no more
+- incremental_ratio: time of `hcmi shards` after 1 % more videos over its time for all
+- faults_ratio: time for 180 good clips and 20 bad ones over that for the good ones. The bad: 6 transport streams on
+  which decord's get_batch never returns, 11 broken or empty files, 3 that take longer than the deadline (1 s)
+- million_rows_memory_mb: the larger peak memory of `hcmi dataset` on a captions.csv of a million rows and of
+  `hcmi shards` on a manifest of a million clips
+
+Every time is of a whole process, the better of two runs in turn.
+
+    python benchmarks/shards.py [--quick]
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import simplejpeg
+from common import table, write_result
+from PIL import Image
+
+from hcmi.data.manifest import write_manifest
+from hcmi.types import Clip
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE, NUM_FRAMES, QUALITY = 224, 24, 90
+LENGTH, FPS = 375, 25
+# not getrusage: its peak starts at that of the process that made this one
+PEAK = """import sys; from hcmi.cli import main
+try: main(sys.argv[1:])
+finally: print('peak', open('/proc/self/status').read().split('VmHWM:')[1].split()[0], file=sys.stderr)"""
+
+
+def write_video(path: Path, seed: int, length: int = LENGTH, width: int = 320, height: int = 240,
+                options: dict[str, str] | None = None) -> Path:
+    """A camera that wanders over a picture with fine and coarse detail, and some noise."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 255, (12, 16, 3), np.uint8)
+    scene = np.asarray(Image.fromarray(coarse).resize((2 * width, 2 * height), Image.Resampling.BICUBIC))
+    scene = scene.astype(np.int16) + generator.integers(-20, 20, scene.shape, np.int16)
+    steps = np.cumsum(generator.normal(0, 1.5, (length, 2)), axis=0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", options or {}
+        for x, y in steps:
+            left, top = int(width / 2 + x) % width, int(height / 2 + y) % height
+            noise = generator.integers(-3, 3, (height, width, 1), np.int16)
+            picture = scene[top:top + height, left:left + width] + noise
+            frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def make_videos(folder: Path, count: int, different: int) -> list[Path]:
+    """`count` files, of which `different` have different pictures."""
+    folder.mkdir()
+    made = [write_video(folder / f"v{number:05d}.mp4", number) for number in range(different)]
+    for number in range(different, count):
+        made.append(Path(shutil.copy(made[number % different], folder / f"v{number:05d}.mp4")))
+    return made
+
+
+def make_bad(folder: Path, good: Path) -> list[Path]:
+    """20 files that plain readers hang on, give up at, or take for ever to read."""
+    folder.mkdir()
+    streams = [write_video(folder / f"stream{number}.ts", number) for number in range(6)]
+    content = good.read_bytes()
+    broken = []
+    for number in range(11):
+        path = folder / f"broken{number}.mp4"
+        path.write_bytes([b"", b"no video", content[:len(content) * number // 12]][number % 3])
+        broken.append(path)
+    endless = write_video(folder / "endless0.mp4", 0, 40, 4096, 2304, {"preset": "ultrafast", "g": "1000"})
+    return [*streams, *broken, endless, *(Path(shutil.copy(endless, folder / f"endless{n}.mp4")) for n in (1, 2))]
+
+
+def spread(available: int) -> list[int]:
+    return [(2 * part + 1) * available // (2 * NUM_FRAMES) for part in range(NUM_FRAMES)]
+
+
+def ideal(path: Path) -> int:
+    """Decode, resize, encode; the result goes nowhere."""
+    import decord
+
+    reader = decord.VideoReader(str(path), num_threads=1)
+    total = 0
+    for picture in reader.get_batch(spread(len(reader))).asnumpy():
+        height, width = picture.shape[:2]
+        image = Image.fromarray(picture).resize((SIZE * width // height, SIZE), Image.Resampling.BICUBIC)
+        left = (image.width - SIZE) // 2
+        square = np.asarray(image.crop((left, 0, left + SIZE, SIZE)))
+        total += len(simplejpeg.encode_jpeg(square, QUALITY, "RGB", "420"))
+    return total
+
+
+def opencv(path: Path) -> int:
+    """What most research code does."""
+    import cv2
+
+    reader = cv2.VideoCapture(str(path))
+    read = 0
+    for index in spread(int(reader.get(cv2.CAP_PROP_FRAME_COUNT))):
+        reader.set(cv2.CAP_PROP_POS_FRAMES, index)
+        read += reader.read()[0]
+    assert read == NUM_FRAMES
+    return read
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+class Stage:
+    """`hcmi shards` as a process of its own, on manifests made here."""
+
+    def __init__(self, folder: Path, **changes):
+        self.folder = folder
+        text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+        for key, value in {"size": SIZE, "num_frames": NUM_FRAMES, "quality": QUALITY, "max_skip_fraction": 0.5,
+                           "num_workers": 0, **changes}.items():
+            section = text.index("\nshards:")
+            text = text[:section] + re.sub(rf"(\n  {key}:) \S+", rf"\1 {value}", text[section:], count=1)
+        folder.mkdir(exist_ok=True)
+        (folder / "params.yaml").write_text(text, encoding="utf-8")
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder / "shards", ignore_errors=True)
+
+    def manifest(self, videos: list[Path]) -> None:
+        clips = [Clip(path.stem, str(path), "train", ("a clip",), 0.0, 0.0, LENGTH / FPS,
+                      hashlib.sha256(path.name.encode()).hexdigest(), {}) for path in videos]
+        write_manifest(sorted(clips, key=lambda clip: clip.video_id), self.folder / "manifest.parquet")
+
+    def run(self, verb: str = "shards", *more: str) -> dict:
+        options = ["--manifest", str(self.folder / "manifest.parquet"), "--out", str(self.folder / "shards")]
+        command = [sys.executable, "-c", PEAK, verb, "--params", str(self.folder / "params.yaml"), "--json"]
+        done = subprocess.run([*command, *(more or options)], check=True, capture_output=True, text=True, cwd=ROOT)
+        peak = int(re.findall(r"peak (\d+)", done.stderr)[-1])
+        return {**json.loads(done.stdout), "peak_mb": peak / 1024}
+
+
+def speed(folder: Path, videos: list[Path], rounds: int = 2) -> dict[str, float]:
+    """Clips a second of the stage, the ideal loop and OpenCV, measured in turn."""
+    stage = Stage(folder)
+    stage.manifest(videos)
+    times: dict[str, list[float]] = {"stage": [], "ideal": [], "opencv": []}
+    some = videos[:max(4, len(videos) // 25)]
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        pool.map(ideal, videos[:8])         # started and warm
+        for _ in range(rounds):
+            stage.clear()
+            times["ideal"].append(seconds(lambda: sum(pool.imap_unordered(ideal, videos))) / len(videos))
+            times["stage"].append(seconds(stage.run) / len(videos))
+            times["opencv"].append(seconds(lambda: [opencv(path) for path in some]) / len(some))
+    stage.clear()
+    return {name: 1 / min(values) for name, values in times.items()}
+
+
+def incremental(folder: Path, videos: list[Path]) -> tuple[float, float]:
+    """Seconds for all but 1 %, and for the rest after it."""
+    stage = Stage(folder)
+    added = max(1, len(videos) // 101)
+    stage.manifest(videos[:-added])
+    full = seconds(stage.run)
+    stage.manifest(videos)
+    start = time.perf_counter()
+    assert stage.run()["decoded"] == added
+    more = time.perf_counter() - start
+    stage.clear()
+    return full, more
+
+
+def faults(folder: Path, videos: list[Path], rounds: int = 2) -> tuple[float, float]:
+    """Seconds for 180 good clips, and for those and 20 bad ones."""
+    stage = Stage(folder, decode_timeout_s=1)
+    bad = make_bad(folder / "bad", videos[0])
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(rounds):
+        for with_bad in times:
+            stage.clear()
+            stage.manifest([*videos[:180], *(bad if with_bad else [])])
+            start = time.perf_counter()
+            summary = stage.run()
+            times[with_bad].append(time.perf_counter() - start)
+            assert summary["num_clips"] == 180 + 6 * with_bad, summary
+            assert sum(summary["skipped"].values()) == 14 * with_bad, summary
+    stage.clear()
+    return min(times[False]), min(times[True])
+
+
+def million_clips(videos: list[Path], rows: int) -> Iterator[Clip]:
+    """As many clips as rows; the same few files again and again, so that time goes into rows."""
+    for number in range(rows):
+        video = videos[number % len(videos)]
+        caption = f"caption number {number} of a clip that says some words"
+        yield Clip(f"clip{number:07d}", str(video), "train", (caption,), 0.0, 0.0, 0.04,
+                   hashlib.sha256(video.name.encode()).hexdigest(), {})
+
+
+def memory(folder: Path, rows: int) -> tuple[float, float]:
+    """Peak memory in MB of `hcmi dataset` on a captions file of `rows` rows, and of `hcmi shards` on as many clips."""
+    stage = Stage(folder, size=16, num_frames=1, max_clips_per_shard=10_000)
+    source = folder / "own"
+    (source / "videos").mkdir(parents=True)
+    first = write_video(source / "videos/v00000.mp4", 0, 1, 32, 32)
+    for number in range(1, rows // 50):
+        os.link(first, source / f"videos/v{number:05d}.mp4")
+    with open(source / "captions.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video", "caption"])
+        for number in range(rows):
+            writer.writerow([f"v{number % (rows // 50):05d}.mp4", f"caption number {number} of a video in some words"])
+    params = folder / "params.yaml"
+    text = params.read_text(encoding="utf-8").replace("name: scenes", "name: folder", 1)
+    params.write_text(text.replace("path: data/raw", f"path: {source}", 1), encoding="utf-8")
+    outs = {name: str(folder / "made" / name) for name in ("manifest", "generated", "incoming")}
+    dataset = stage.run("dataset", *(f"--{name}={path}" for name, path in outs.items()))["peak_mb"]
+    videos = sorted((source / "videos").iterdir())[:500]
+    write_manifest(million_clips(videos, rows), folder / "manifest.parquet")
+    summary = stage.run()
+    assert summary["num_clips"] == rows
+    return dataset, summary["peak_mb"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer clips and rows")
+    quick = parser.parse_args().quick
+    count, rows = (200, 50_000) if quick else (2020, 1_000_000)
+    with tempfile.TemporaryDirectory(prefix="hcmi-shards-") as name:
+        folder = Path(name)
+        videos = make_videos(folder / "videos", count, 20 if quick else 40)
+        rate = speed(folder / "speed", videos[:count // 5])
+        full, more = incremental(folder / "incremental", videos)
+        good, with_bad = faults(folder / "faults", videos)
+        dataset_mb, shards_mb = memory(folder / "memory", rows)
+    figures = {"ideal_ratio": rate["stage"] / rate["ideal"], "opencv_ratio": rate["stage"] / rate["opencv"],
+               "incremental_ratio": more / full, "faults_ratio": with_bad / good,
+               "million_rows_memory_mb": None if quick else max(dataset_mb, shards_mb)}
+    rates = {name: f"{value:.1f} clips/s" for name, value in rate.items()}
+    print(table(["figure", "of", "over", "ratio", "target"], [
+        ("ideal_ratio", rates["stage"], rates["ideal"], figures["ideal_ratio"], ">= 0.9"),
+        ("opencv_ratio", rates["stage"], rates["opencv"], figures["opencv_ratio"], ">= 5"),
+        ("incremental_ratio", f"{more:.2f} s", f"{full:.2f} s", figures["incremental_ratio"], "<= 0.03"),
+        ("faults_ratio", f"{with_bad:.2f} s", f"{good:.2f} s", figures["faults_ratio"], "<= 1.3")]))
+    print(f"memory at {rows:,} rows: dataset {dataset_mb:.0f} MB, shards {shards_mb:.0f} MB (target <= 1000 MB)")
+    print(write_result("shards", figures, quick))
+
+
+if __name__ == "__main__":
+    main()
