@@ -1,0 +1,156 @@
+"""The stage on real mp4 files: an unchanged batch passes, a brighter one does not, broken ones get a line each."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from search_world import tiny_model, write_video
+
+from hcmi.config import load_params
+from hcmi.data.datasets import read_folder
+from hcmi.data.manifest import write_manifest
+from hcmi.data.shards import write_shards
+from hcmi.drift.profile import CLIP_COLUMNS, EMBEDDINGS, QUERY_COLUMNS, Shift
+from hcmi.drift.report import drift, find_batches
+from hcmi.drift.words import COLUMNS, advice, change, summary
+from hcmi.errors import DriftError
+from hcmi.export import export
+
+
+def make_folder(folder: Path, count: int, low: int, high: int, seed: int, captions: bool = True) -> None:
+    generator = np.random.default_rng(seed)
+    lines = ["video,caption"]
+    for number in range(count):
+        grey = int(generator.integers(low, high))
+        write_video(folder / "videos" / f"clip_{seed}_{number:03d}.mp4", grey, seconds=1.0)
+        lines.append(f"clip_{seed}_{number:03d}.mp4,a {'red' if grey % 2 else 'blue'} ring of grey {grey} slides left")
+    if captions:
+        (folder / "captions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, repo_root):
+    """Folders of a finished pipeline with 50 held-out clips, and batches of every kind."""
+    root = tmp_path_factory.mktemp("drift")
+    params = load_params(repo_root / "params.yaml")
+    dataset = params.dataset.model_copy(update={"name": "folder", "path": str(root / "raw"), "val_fraction": 0.0,
+                                                "test_fraction": 1.0})
+    shards = params.shards.model_copy(update={"size": 16, "num_frames": 6, "num_workers": 1})
+    params = params.model_copy(update={"dataset": dataset, "shards": shards})
+    make_folder(root / "raw", 50, 60, 120, seed=1)
+    clips, _ = read_folder(root / "raw", dataset)
+    write_manifest(sorted(clips, key=lambda clip: clip.video_id), root / "manifest.parquet")
+    write_shards(root / "manifest.parquet", root / "shards", shards)
+    tiny_model().save_pretrained(root / "model")
+    export(root / "model", root / "shards", root / "manifest.parquet", root / "export", params.export)
+    incoming = root / "incoming"
+    make_folder(incoming / "same", 24, 60, 120, seed=2)
+    make_folder(incoming / "brighter", 24, 190, 240, seed=3)
+    make_folder(incoming / "silent", 12, 60, 120, seed=4, captions=False)
+    make_folder(incoming / "few", 3, 60, 120, seed=5)
+    (incoming / "empty" / "videos").mkdir(parents=True)
+    (incoming / "broken").mkdir()
+    (incoming / "broken" / "film.mp4").write_bytes(b"no film")
+    make_folder(incoming / "table", 1, 60, 120, seed=6)
+    (incoming / "table" / "captions.csv").write_text("film,words\nx,y\n", encoding="utf-8")
+    return root, params
+
+
+def run(world, out: str, batch: str | None = None, incoming: str = "incoming") -> dict:
+    root, params = world
+    return drift(root / incoming, root / "model", root / "export", root / "shards", root / out, params, batch)
+
+
+@pytest.fixture(scope="module")
+def result(world):
+    return run(world, "reports/drift")
+
+
+def of(result: dict, name: str) -> dict:
+    return next(batch for batch in result["batches"] if batch["batch"] == name)
+
+
+def test_verdicts_of_each_kind_of_batch(result):
+    assert result["verdicts"] == {"brighter": "drift", "broken": "unreadable", "few": "too small to judge",
+                                  "same": "ok", "silent": "ok", "table": "unreadable"}
+
+
+def test_report_says_what_changed_when_clips_are_brighter(result):
+    assert any(re.search(r"clips are brighter: brightness 2\d\d of 255 instead of 8\d", change)
+               for change in of(result, "brighter")["changes"])
+
+
+def test_report_names_the_broken_file_and_the_wrong_table(result):
+    assert "film.mp4" in of(result, "broken")["summary"]
+    assert "captions.csv row 1: need the columns video,caption" in of(result, "table")["summary"]
+
+
+def test_report_has_search_quality_where_captions_are_known(result):
+    quality = of(result, "same")["recall_at_1"]
+    assert quality["gallery"] == 24
+    assert 0 <= quality["label_free_90%_interval"][0] <= quality["label_free"] <= 100
+    assert of(result, "silent")["recall_at_1"] is None
+
+
+def test_evidently_agrees_with_our_distances(result):
+    for batch in result["batches"]:
+        for shift in batch["shifts"]:
+            if batch["verdict"] in ("ok", "drift"):
+                assert shift["drifted"] == (shift["distance"] >= shift["limit"]), (batch["batch"], shift)
+
+
+def test_page_stands_alone(world, result):
+    page = (world[0] / "reports/drift/index.html").read_text(encoding="utf-8")
+    assert "Drift report: 6 new batches: 1 drifted, 2 unreadable, 1 too small to judge, 2 as expected" in page
+    assert not re.search(r'(?:src|href)="(?!#|data:)', page)
+    assert page.count('id="evidently-') == 4        # three batches that were judged, and the library
+    assert json.loads((world[0] / "reports/drift/report.json").read_text(encoding="utf-8")) == result
+
+
+def test_batch_gets_the_same_answer_and_bytes_when_asked_for_alone(world, result):
+    first, second = (run(world, f"alone_{number}", "brighter") for number in range(2))
+    assert first["batches"] == [of(result, "brighter")]
+    assert first == second
+    pages = [(world[0] / f"alone_{number}" / "index.html").read_bytes() for number in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_no_batches_make_a_report_that_says_so(world):
+    assert run(world, "nothing", incoming="not_there")["verdicts"] == {}
+    page = (world[0] / "nothing/index.html").read_text(encoding="utf-8")
+    assert "Drift report: No new batches" in page
+    assert "Put a folder of videos there" in page
+
+
+def test_unknown_batch_is_named_with_the_known_ones(world):
+    with pytest.raises(DriftError, match=r"a batch called 'new', got brighter, broken, few, same, silent, table\."):
+        find_batches(world[0] / "incoming", "new")
+
+
+def test_export_of_another_model_is_refused_and_nothing_is_written(world):
+    root, params = world
+    tiny_model(seed=1).save_pretrained(root / "other")
+    with pytest.raises(DriftError, match=r"export: need the export of this model \(\w{12}\), got one of model \w{12}"):
+        drift(root / "incoming", root / "other", root / "export", root / "shards", root / "refused", params)
+    assert not (root / "refused").exists()
+
+
+def test_every_column_has_words():
+    assert {*QUERY_COLUMNS, *CLIP_COLUMNS, *EMBEDDINGS} == set(COLUMNS)
+
+
+def test_change_says_so_when_only_the_spread_moved():
+    shift = Shift("brightness", 0.5, 0.2, 0.001, 100.2, 99.9)
+    assert change(shift) == "brightness is spread differently around the same middle of 100 of 255"
+
+
+def test_summary_counts_what_could_not_be_read():
+    assert summary("ok", [], 40, 2).endswith("look like those the model was tested on. 2 more could not be read.")
+
+
+def test_advice_depends_on_whether_search_still_works():
+    assert advice("drift", 40.0, 90.0, 100).startswith("Search finds fewer of these clips (R@1 40 % instead of 90 %)")
+    assert advice("drift", 88.0, 90.0, 100).startswith("Search finds them as well as before")
+    assert advice("drift", None, 90.0, 100).startswith("Look at the clips")
