@@ -7,7 +7,8 @@ from import_graph import ROOT, closure, imported, module_file
 from ruamel.yaml import YAML
 
 # Keys that change how fast a stage runs and not what it makes.
-SPEED_ONLY = {"shards.num_workers", "train.num_workers", "evaluate.batch_size", "export.batch_size"}
+SPEED_ONLY = {"shards.num_workers", "shards.executor", "shards.ray_address", "train.num_workers",
+              "evaluate.batch_size", "export.batch_size"}
 NOT_A_STAGE = {"search"}
 
 
