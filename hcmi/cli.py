@@ -216,5 +216,28 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
         searching.write_explanation(retriever.explain(query, hits[0]), explain)
 
 
+@main.command()
+@click.argument("data")
+@click.option("--sample", default=64, show_default=True, type=click.IntRange(min=1), help="Files to decode, at most.")
+@click.option("--seconds", default=20.0, show_default=True, help="Begin no new file after this long.")
+@params_option
+@json_option
+def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -> None:
+    """Say before a long run what the folder DATA holds, what the run will cost, and what stands in its way.
+
+    Exit code 1 when something does.
+
+    Example: hcmi doctor my_videos
+    """
+    from hcmi.config import load_params
+    from hcmi.doctor import doctor as run
+    from hcmi.doctor import report_text
+
+    report = run(data, load_params(params), sample, seconds)
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
+    if report["problems"]:
+        sys.exit(1)
+
+
 if __name__ == "__main__":
     main()
