@@ -19,7 +19,7 @@ from torch import Tensor
 from hcmi.types import LEVELS, TextTokens, VideoTokens
 
 BLOCK = 1024                                            # queries and videos laid out at a time
-TILES = {"cpu": (32, 64), "cuda": (256, 256)}           # queries, videos multiplied at a time: 3 MB of scores on a CPU
+TILES = {"cpu": (32, 128), "cuda": (256, 256)}          # queries, videos multiplied at a time: 6 MB of scores on a CPU
 
 
 @dataclass(frozen=True)
