@@ -60,8 +60,8 @@ def meaning_of(steps: Steps) -> str:
 
 
 def split_of(steps: Steps) -> str:
-    """The split that may show this set of events, whatever their order."""
-    names = sorted(event.name for step in steps for event in step)
+    """The split that may show these events together, in any order and any number of times."""
+    names = sorted({event.name for step in steps for event in step})
     place = int(digest("|".join(names)), 16) / 16**16
     for split, share in SPLIT_SHARES.items():
         place -= share

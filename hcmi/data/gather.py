@@ -147,7 +147,8 @@ def _cut(db):
     """Fill `clips`: each stretch of each readable video that has captions, under its own video_id."""
     found = db.execute("SELECT DISTINCT name, start, end, path, duration FROM captions JOIN facts USING (name) "
                        "JOIN videos USING (name) ORDER BY name, start, end")
-    for name, start, end, path, duration in found:
+    total = db.execute("SELECT count(*) FROM (SELECT DISTINCT name, start, end FROM captions)").fetchone()[0]
+    for name, start, end, path, duration in track(found, "cutting clips", total=total, unit="clip"):
         if duration and start >= duration:
             yield _skip(name, path, "too_short", f"{path}: need a clip that starts before the end at {duration:g} s, "
                                                  f"got start {start:g} s. Correct the row.")
@@ -203,7 +204,8 @@ def _clips(db) -> Iterator[Clip]:
     rows = db.execute("SELECT video_id, path, places.split, start, end, duration, sha256, caption FROM clips "
                       "JOIN captions USING (name, start, end) JOIN facts USING (name) JOIN videos USING (name) "
                       "JOIN places USING (name) ORDER BY video_id, n")
-    for head, group in groupby(rows, key=itemgetter(slice(0, 7))):
+    total = db.execute("SELECT count(*) FROM clips").fetchone()[0]
+    for head, group in track(groupby(rows, key=itemgetter(slice(0, 7))), "listing clips", total=total, unit="clip"):
         video_id, path, split, start, end, duration, sha256 = head
         end = duration if end == TO_THE_END else min(end, duration) if duration else end
         captions = tuple(row[7] for row in group if row[7] is not None)

@@ -19,12 +19,14 @@ import numpy as np
 from hcmi.atomic import atomic_dir
 from hcmi.config import ScenesConfig
 from hcmi.data.draw import render
+from hcmi.data.galleries import STANDARD, gallery
 from hcmi.data.manifest import shown_path
 from hcmi.data.script import SceneClip, scene_clips
 from hcmi.progress import track
 from hcmi.types import Clip
 
-__all__ = ["BATCHES", "SceneClip", "encode", "render", "scene_clips", "write_batch", "write_scenes", "write_videos"]
+__all__ = ["BATCHES", "SceneClip", "encode", "render", "scene_clips", "write_batch", "write_gallery", "write_scenes",
+           "write_videos"]
 
 BATCHES = ("scenes_same", "scenes_shifted")
 # One thread and bitexact muxing: equal frames give equal bytes. ultrafast halves the time of veryfast; the films are
@@ -75,26 +77,52 @@ def write_scenes(config: ScenesConfig, seed: int, folder: str | Path) -> list[Cl
 
     Raises: ConfigError when there are not enough different meanings for the clips asked for.
     """
-    folder = Path(folder)
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     scripts = sorted((clip for split, count in counts.items() for clip in scene_clips(config, split, seed, count)),
                      key=lambda clip: clip.video_id)
+    with atomic_dir(folder) as temporary:
+        return _write_films(scripts, temporary, Path(folder), config, "drawing")
+
+
+def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD) -> list[Clip]:
+    """One of `galleries.SIZES` in `folder`: videos/, annotation.jsonl, and captions.csv, so that it is a `folder` too.
+
+    Returns the manifest's rows, split `test`. Raises: ConfigError for an unknown name.
+    """
+    scripts = gallery(name, config)
+    with atomic_dir(folder) as temporary:
+        clips = _write_films(scripts, temporary, Path(folder), config, f"drawing {name}")
+        write_captions(temporary / "captions.csv", scripts, ("video", "caption", "split"))
+    return clips
+
+
+def _write_films(scripts: list[SceneClip], folder: Path, final: Path, config: ScenesConfig, what: str) -> list[Clip]:
     rows = []
-    with (atomic_dir(folder) as temporary,
-          open(temporary / "annotation.jsonl", "w", encoding="utf-8", newline="\n") as annotation):
-        for clip, sha256 in write_videos(scripts, temporary / "videos", config, total=len(scripts)):
-            annotation.write(json.dumps(clip.record(), ensure_ascii=False) + "\n")
-            rows.append(Clip(clip.video_id, shown_path(folder / "videos" / f"{clip.video_id}.mp4"), clip.split,
+    with open(folder / "annotation.jsonl", "w", encoding="utf-8", newline="\n") as annotation:
+        for clip, sha256 in write_videos(scripts, folder / "videos", config, len(scripts), what):
+            annotation.write(annotation_line(clip))
+            rows.append(Clip(clip.video_id, shown_path(final / "videos" / f"{clip.video_id}.mp4"), clip.split,
                              clip.captions, 0.0, clip.duration_s, clip.duration_s, sha256, clip.tags))
     return rows
 
 
+def annotation_line(clip: SceneClip) -> str:
+    return json.dumps(clip.record(), ensure_ascii=False) + "\n"
+
+
 def write_batch(config: ScenesConfig, seed: int, batch: str, folder: str | Path) -> None:
     """One of `BATCHES` in the `folder` format (videos/, captions.csv), whole or not at all."""
-    scripts = scene_clips(config, batch, seed, config.num_incoming)
-    with (atomic_dir(folder) as temporary,
-          open(temporary / "captions.csv", "w", encoding="utf-8", newline="") as table):
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("video", "caption"))
-        for clip, _ in write_videos(scripts, temporary / "videos", config, config.num_incoming, f"drawing {batch}"):
-            writer.writerows((f"{clip.video_id}.mp4", caption) for caption in clip.captions)
+    scripts = list(scene_clips(config, batch, seed, config.num_incoming))
+    with atomic_dir(folder) as temporary:
+        for _ in write_videos(scripts, temporary / "videos", config, len(scripts), f"drawing {batch}"):
+            pass
+        write_captions(temporary / "captions.csv", scripts)
+
+
+def write_captions(path: Path, scripts: Iterable[SceneClip], columns: tuple[str, ...] = ("video", "caption")) -> None:
+    """The table of the `folder` format, one row a caption; with the clips' split where `columns` has it."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for clip in scripts:
+            writer.writerows((f"{clip.video_id}.mp4", caption, clip.split)[:len(columns)] for caption in clip.captions)

@@ -5,7 +5,7 @@ Everything is a pure function of (seed, split, index): asking for more clips nev
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -77,13 +77,10 @@ def random_steps(rng: Random, num_events: int, pair_rate: float = PAIR_RATE) -> 
     return tuple(steps)
 
 
-def change_word(rng: Random, steps: Steps, kind: str) -> Steps:
-    """The same steps but for one word: the colour, shape or action of one event."""
-    where = pick(rng, [(s, e) for s, step in enumerate(steps) for e in range(len(step))])
-    old = steps[where[0]][where[1]]
-    word = pick(rng, [w for w in WORDS[kind] if w != getattr(old, kind)])
-    new = Event(**{**asdict(old), kind: word})
-    return tuple(tuple(new if (s, e) == where else event for e, event in enumerate(step))
+def change_word(steps: Steps, where: tuple[int, int], kind: str, word: str) -> Steps:
+    """The same steps but for one word: the colour, shape or action of the event `where` (step, event in the step)."""
+    changes: dict[str, Any] = {kind: word}
+    return tuple(tuple(replace(event, **changes) if (s, e) == where else event for e, event in enumerate(step))
                  for s, step in enumerate(steps))
 
 
@@ -100,7 +97,9 @@ def neighbour(rng: Random, steps: Steps, kind: str) -> Steps:
     """Steps that differ from these in one colour, shape or action, or in the order of two steps."""
     if kind == "order":
         return swap_order(rng, steps) if len(steps) >= 2 else steps
-    return change_word(rng, steps, kind)
+    step, event = where = pick(rng, [(s, e) for s, step in enumerate(steps) for e in range(len(step))])
+    old = getattr(steps[step][event], kind)
+    return change_word(steps, where, kind, pick(rng, [word for word in WORDS[kind] if word != old]))
 
 
 class Meanings:
@@ -108,8 +107,8 @@ class Meanings:
 
     MAX_PLANS, TRIES = 100, 60
 
-    def __init__(self, split: str, config: ScenesConfig):
-        self.split, self.config = split, config
+    def __init__(self, split: str, config: ScenesConfig, min_events: int = 1):
+        self.split, self.config, self.min_events = split, config, min_events
         self.bucket = "incoming" if split.startswith("scenes_") else split
         self.strict = self.bucket != "train"     # no caption true of a second clip, not even as a part of it
         self.taken: dict[str, int] = {}
@@ -135,7 +134,7 @@ class Meanings:
         for _ in range(self.MAX_PLANS):
             # the plan is kept over the tries, so that what is easily found is not drawn more often
             near = pick(rng, NEIGHBOURS) if self.drawn and rng.random() < self.config.neighbour_rate else "none"
-            num_events = _draw_count(rng, self.config.max_events)
+            num_events = _draw_count(rng, self.min_events, self.config.max_events)
             for _ in range(self.TRIES):
                 if near == "none":
                     steps = random_steps(rng, num_events)
@@ -159,10 +158,12 @@ class Meanings:
         return meaning not in self.true and not any(part in self.taken for part in parts_of(steps))
 
 
-def _draw_count(rng: Random, max_events: int) -> int:
-    if rng.random() * (SINGLE_WEIGHT + max_events - 1) < SINGLE_WEIGHT:
+def _draw_count(rng: Random, low: int, high: int) -> int:
+    """Every number from `low` to `high` is equally likely, but for 1."""
+    if low == 1 and rng.random() * (SINGLE_WEIGHT + high - 1) < SINGLE_WEIGHT:
         return 1
-    return 2 + int(rng.random() * (max_events - 1))
+    low = max(low, 2)
+    return low + int(rng.random() * (high - low + 1))
 
 
 # ------------------------------------------------------------------------------------------------------------ clips

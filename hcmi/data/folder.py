@@ -1,0 +1,89 @@
+"""The `folder` format, people's own videos: `<dir>/videos/*` and `<dir>/captions.csv`."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from hcmi.config import DatasetConfig
+from hcmi.data.captions import CaptionRow, read_captions
+from hcmi.data.gather import VIDEO_ENDINGS, gather
+from hcmi.data.manifest import shown_path
+from hcmi.errors import DataError
+from hcmi.types import Clip
+
+Found = Iterator[Clip | dict[str, Any]]
+
+
+def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True) -> Found:
+    """The clips of a folder in the `folder` format in order of video_id, and a record for each thing left out.
+
+    Without `captions_required` every video file makes a clip, with the captions that captions.csv has for it, and
+    `folder` may also be a plain folder of videos.
+
+    Raises: DataError when the table is wrong or names a file outside the folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: need a folder with videos/ and captions.csv, found none. Correct dataset.path.")
+    videos = folder / "videos" if captions_required or (folder / "videos").is_dir() else folder
+    inside = Path(os.path.realpath(videos))
+    rows: Iterable[CaptionRow] = ()
+    if captions_required or (folder / "captions.csv").is_file():
+        rows = read_captions(folder / "captions.csv")
+    if not captions_required:
+        rows = chain(rows, _uncaptioned(videos))
+    return gather(rows, lambda row: _locate(videos, inside, row), config)
+
+
+def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
+    for path in sorted(videos.rglob("*")):
+        if path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith("."):
+            name = path.relative_to(videos).as_posix()
+            yield CaptionRow(name, None, where=str(path))
+
+
+def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
+    """The path of a row's video. Raises: DataError when it lies outside the folder, links followed."""
+    name, where = row.video, row.where
+    if any(ord(letter) < 32 for letter in name):
+        raise DataError(f"{where}: need a file name without control characters, got {name[:60]!r}. Rename the file.")
+    if os.path.isabs(name) or PureWindowsPath(name).is_absolute():
+        raise DataError(f"{where}: need a path inside {videos}, got the absolute path {name!r}. Copy the file there "
+                        f"and name it relative to that folder.")
+    if ".." in name.split("/"):
+        raise DataError(f"{where}: need a path inside {videos}, got {name!r} with '..'. Copy the file there.")
+    real = Path(os.path.realpath(videos / name))
+    if not real.is_relative_to(inside):
+        raise DataError(f"{where}: need a file inside {videos}, got {name!r}, a link to {real}. Copy the file there.")
+    return shown_path(videos / name)
+
+
+def read_folder(folder: str | Path, config: DatasetConfig,
+                captions_required: bool = True) -> tuple[list[Clip], list[dict[str, Any]]]:
+    """All of `iter_folder` at once: the clips, and what was left out.
+
+    Raises: DataError as `iter_folder` does, and when not one clip is left.
+    """
+    skipped: list[dict[str, Any]] = []
+    clips = list(only_clips(iter_folder(folder, config, captions_required), skipped.append))
+    if not clips:
+        raise nothing_usable(folder, Counter(row["reason"] for row in skipped), skipped)
+    return clips, skipped
+
+
+def only_clips(found: Found, skip: Callable[[dict[str, Any]], Any]) -> Iterator[Clip]:
+    for one in found:
+        if isinstance(one, Clip):
+            yield one
+        else:
+            skip(one)
+
+
+def nothing_usable(folder: str | Path, reasons: Counter[str], skipped: list[dict[str, Any]]) -> DataError:
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "no rows"
+    first = f" The first: {skipped[0]['detail']}" if skipped else ""
+    return DataError(f"{folder}: need at least one readable video with a caption, got none ({counts}). "
+                     f"Add one or correct the table.{first}")
