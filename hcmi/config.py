@@ -1,5 +1,6 @@
 """The typed sections of params.yaml. Every key is documented here; unknown keys are errors; nothing has a default."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -191,6 +192,6 @@ def _first_problem(path: str | Path, error: ValidationError) -> str:
         return f"{path}: need only known keys, got {key}={problem['input']!r}. Known keys are in hcmi/config.py."
     if problem["type"] == "missing":
         return f"{path}: need the key {key}, got none. Add it; hcmi/config.py says what it means."
-    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "need")
+    message = re.sub(r"^(Input|String) should (be|have)", "need", problem["msg"].removeprefix("Value error, "))
     got = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
     return f"{path}: {key}: {message}{got}. Correct the value."

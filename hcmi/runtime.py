@@ -34,8 +34,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device: need auto, cpu or cuda[:N], got {name!r}. Correct train.device.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device: need a CUDA GPU for {name!r}, got none on this machine. Set train.device to auto.")
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"device: need a CUDA GPU for {name!r}, got {count or 'none'} on this machine. "
+                          f"Set train.device to auto.")
     return device
 
 

@@ -1,0 +1,93 @@
+"""Outputs appear whole or not at all, also when the process is killed while it writes."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hcmi.atomic import atomic_dir, atomic_file
+
+
+def write_half(writer, target) -> None:
+    """Begin to write, then fail."""
+    with writer(target) as path:
+        (path if path.is_file() else path / "new.txt").write_text("ne")
+        raise RuntimeError("half")
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_file_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "out.txt"
+    with atomic_file(target) as path:
+        path.write_text("new")
+        assert not target.exists()
+        assert path.parent == target.parent     # or the rename would cross file systems
+    assert target.read_text() == "new"
+    assert names(target.parent) == ["out.txt"]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_atomic_file_keeps_the_old_one_when_the_block_fails(tmp_path):
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="half"):
+        write_half(atomic_file, target)
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["out.txt"]
+
+
+def test_atomic_dir_takes_the_old_ones_place_when_the_block_ends(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    with atomic_dir(target) as path:
+        (path / "new.txt").write_text("new")
+        assert names(target) == ["old.txt"]
+    assert names(target) == ["new.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_atomic_dir_keeps_the_old_one_when_the_block_fails(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    with pytest.raises(RuntimeError, match="half"):
+        write_half(atomic_dir, target)
+    assert names(target) == ["old.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_atomic_dir_leaves_nothing_when_there_was_none_and_the_block_fails(tmp_path):
+    with pytest.raises(RuntimeError, match="half"):
+        write_half(atomic_dir, tmp_path / "out")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["atomic_file", "atomic_dir"])
+def test_output_is_the_old_one_when_the_process_is_killed(tmp_path, kind):
+    target = tmp_path / "out"
+    with getattr(sys.modules[__name__], kind)(target) as path:
+        (path if kind == "atomic_file" else path / "a.txt").write_text("old")
+    child = subprocess.run([sys.executable, "-c", (
+        f"import os, signal, sys; from hcmi.atomic import {kind}\n"
+        f"with {kind}(sys.argv[1]) as path:\n"
+        f"    (path if path.is_file() else path / 'a.txt').write_text('ne')\n"
+        f"    os.kill(os.getpid(), signal.{signal.SIGKILL.name})"), str(target)], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert (target if kind == "atomic_file" else target / "a.txt").read_text() == "old"
+
+
+def test_atomic_file_is_another_file_when_it_replaces_one(tmp_path):
+    """A reader that has the old one open goes on reading it whole."""
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with open(target) as reader:
+        with atomic_file(target) as path:
+            path.write_text("new")
+        assert reader.read() == "old"
+        assert os.stat(target).st_ino != os.fstat(reader.fileno()).st_ino

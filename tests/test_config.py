@@ -1,0 +1,112 @@
+"""params.yaml as it is shipped, and what is said about one that is wrong."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hcmi.config import HEADS, load_params
+from hcmi.errors import ConfigError
+from hcmi.model.heads import HEADS as BUILT_HEADS
+
+
+@pytest.fixture
+def shipped(repo_root) -> str:
+    return (repo_root / "params.yaml").read_text(encoding="utf-8")
+
+
+def problem(text: str | bytes, folder: Path) -> str:
+    """The message for a file of this text, less its own path."""
+    path = folder / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def edited(text: str, key: str, line: str) -> str:
+    """params.yaml with the line of a dotted key replaced by another of the same depth; an empty one removes it."""
+    lines, path = text.splitlines(), []
+    for number, old in enumerate(lines):
+        if not (name := re.match(r"( *)([a-z_]+):", old)):
+            continue
+        path = [*path[:len(name[1]) // 2], name[2]]
+        if ".".join(path) == key:
+            lines[number] = name[1] + line if line else ""
+            return "\n".join(lines)
+    raise AssertionError(f"params.yaml has no key {key}")
+
+
+def test_shipped_parameters_are_read_when_untouched(repo_root):
+    params = load_params(repo_root / "params.yaml")
+    assert params.model.head == "hcmi"
+    assert isinstance(params.train.lr, float)
+    assert params.train.loss.denoise in ("off", "positive", "mask")     # a word, not False
+
+
+def test_config_knows_the_heads_that_are_built():
+    assert set(HEADS) == set(BUILT_HEADS)
+
+
+def test_load_reads_yaml_1_2_when_numbers_have_exponents_and_words_look_like_answers(shipped, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(edited(edited(shipped, "train.lr", "lr: 2e-3"), "train.loss.denoise", "denoise: off"))
+    params = load_params(path)
+    assert params.train.lr == 2e-3
+    assert params.train.loss.denoise == "off"
+
+
+@pytest.mark.parametrize(("key", "line", "message"), [
+    ("train.max_grad_norm", "max_grad_norn: 1.0",
+     "need only known keys, got train.max_grad_norn=1.0. Known keys are in hcmi/config.py."),
+    ("train.max_grad_norm", "",
+     "need the key train.max_grad_norm, got none. Add it; hcmi/config.py says what it means."),
+    ("train.max_grad_norm", "max_grad_norm: 0", "train.max_grad_norm: need greater than 0, got 0. Correct the value."),
+    ("train.max_grad_norm", "max_grad_norm: .inf",
+     "train.max_grad_norm: need a finite number, got inf. Correct the value."),
+    ("train.max_grad_norm", "max_grad_norm: '1.0'",
+     "train.max_grad_norm: need a valid number, got '1.0'. Correct the value."),
+    ("train.batch_size", "batch_size: yes", "train.batch_size: need a valid integer, got 'yes'. Correct the value."),
+    ("train.batch_size", "batch_size: true", "train.batch_size: need a valid integer, got True. Correct the value."),
+    ("train.batch_size", "batch_size: 12.5", "train.batch_size: need a valid integer, got 12.5. Correct the value."),
+    ("train.seed", "seed: 1\n  seed: 2", "need YAML in UTF-8, got: while constructing a mapping"),
+    ("train.loss.denoise", "denoise: false",
+     "train.loss.denoise: need 'positive', 'mask' or 'off', got False. Correct the value."),
+    ("train.loss.level_weights", "level_weights: {frame_word: 0, clip_phrase: 0, video_sentence: 0}",
+     "train.loss.level_weights: need at least one level with a weight above 0, got none. Correct the value."),
+    ("model.head", "head: clip4clip",
+     "model.head: need 'hcmi', 'mean_pool', 'seq_transf', 'wti' or 'xclip', got 'clip4clip'. Correct the value."),
+    ("model.num_clips", "num_clips: 99", "model: num_clips: need at most num_frames="),
+    ("model.num_phrases", "num_phrases: 99", "model: num_phrases: need at most num_words="),
+    ("model.scratch.heads", "heads: 7", "model.scratch: heads: need a divisor of width="),
+    ("model.backbone", "backbone: ''", "model.backbone: need at least 1 character, got ''. Correct the value."),
+    ("model.scratch", "scratch: small\n  other:", "need only known keys, got model.other="),
+])
+def test_load_names_the_key_when_a_value_is_wrong(shipped, tmp_path, key, line, message):
+    assert problem(edited(shipped, key, line), tmp_path).startswith(message)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "need a mapping of sections, got NoneType. Restore it from git."),
+    ("- 1\n- 2\n", "need a mapping of sections, got list. Restore it from git."),
+    ("a: [1, 2\n", "need YAML in UTF-8, got: while parsing a flow sequence"),
+    (b"\xff\xfe\x00a", "need YAML in UTF-8, got: "),
+    ("{}", "need the key dataset, got none."),
+])
+def test_load_says_what_it_needs_when_the_file_is_no_parameter_file(tmp_path, text, message):
+    assert problem(text, tmp_path).startswith(message)
+
+
+def test_load_says_where_to_run_when_there_is_no_file(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert str(caught.value) == (f"{tmp_path / 'params.yaml'}: need a parameter file, found none. "
+                                 f"Run from the project's folder.")
+
+
+def test_sections_cannot_be_changed_when_parsed(repo_root):
+    with pytest.raises(ValueError, match="frozen"):
+        load_params(repo_root / "params.yaml").train.epochs = 3

@@ -1,0 +1,271 @@
+"""Training on real shards of plain two-colour films: it learns, repeats itself, and goes on where it was stopped."""
+
+import json
+import math
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from model_world import (
+    FRAMES,
+    PARAMS,
+    SIZE,
+    changed,
+    make_shards,
+    mask_of,
+    save_small_clip,
+    section,
+    tiny_model,
+    train_config,
+)
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from train_world import assert_same_run, curves, run
+
+from hcmi import train as subject
+from hcmi.cli import main
+from hcmi.data.loader import TrainBatch
+from hcmi.errors import DataError, ModelError
+from hcmi.model.heads import HEADS
+from hcmi.model.retriever import load_retriever
+from hcmi.train import (
+    denoise_mode,
+    make_optimizer,
+    same_videos,
+    set_learning_rate,
+    total_loss,
+    training_step,
+)
+
+
+def batch_of(frames: list[int], captions: list[str], longest: int = FRAMES) -> TrainBatch:
+    """Random clips of the given numbers of frames."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (1, len(frames), longest, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    mask_BT = mask_of(frames, longest)
+    pixels[0][~mask_BT] = 0
+    rows = list(range(len(frames)))
+    return TrainBatch(rows, [f"v{row}" for row in rows], captions, pixels, mask_BT)
+
+
+# learning
+
+def test_train_learns_when_films_are_plain(films, tmp_path):
+    summary = run(films, tmp_path, epochs=12)
+    losses = [float(line.split("\t")[1]) for line in curves(tmp_path)["train/loss_video_sentence.tsv"].splitlines()[1:]]
+    assert len(losses) == 12
+    assert losses[-1] < 0.7 * losses[0]
+    assert summary["val_R@1"] >= 50      # chance: 33
+    assert summary["steps"] == 12 * 3
+    metrics = json.loads((tmp_path / "metrics" / "metrics.json").read_text())
+    assert metrics["best"] == {"epoch": summary["best_epoch"], "val_R@1": summary["val_R@1"]}
+
+
+def test_train_gives_the_same_weights_and_curves_when_run_again(films, undisturbed, tmp_path):
+    run(films, tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_train_gives_other_weights_when_the_seed_is_another(films, undisturbed, tmp_path):
+    run(films, tmp_path, seed=1)
+    with pytest.raises(AssertionError, match="tensors differ"):
+        assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_train_writes_a_model_that_loads_when_the_head_is_any(films, tmp_path, head, precision):
+    summary = run(films, tmp_path, section(head=head), epochs=1, precision=precision)
+    model = load_retriever(tmp_path / "model")
+    assert model.config.head == head
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert (summary["steps"], summary["precision"]) == (3, precision)
+
+
+@pytest.mark.parametrize("mode", ["positive", "mask"])
+def test_train_logs_extra_positives_when_denoising_is_on(films, tmp_path, mode):
+    run(films, tmp_path, epochs=2, denoise=mode, denoise_warmup_epochs=1)
+    lines = curves(tmp_path)["train/extra_positives.tsv"].splitlines()
+    assert [line.split("\t")[0] for line in lines[1:]] == ["1"]      # not in the warm-up epoch
+    assert 0 <= float(lines[1].split("\t")[1]) < 8
+
+
+def test_train_fine_tunes_when_the_backbone_is_pretrained(tmp_path_factory, tmp_path):
+    folder = save_small_clip(tmp_path / "clip", image_size=SIZE)
+    films = make_shards(tmp_path_factory.mktemp("few"), num_train=6)
+    run(films, tmp_path, section(backbone=str(folder), num_words=32), epochs=1, batch_size=3, backbone_lr=1e-7)
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
+    moved = (after["towers.visual_projection.weight"] - before["visual_projection.weight"]).abs().max()
+    assert 0 < moved < 1e-6
+
+
+# which epoch is kept
+
+@pytest.mark.parametrize(("recalls", "best"), [([10.0, 50.0, 30.0], 1), ([50.0, 50.0, 20.0], 0), ([0.0, 0.0, 0.0], 0),
+                                               ([1.0, 2.0, 3.0], 2)])
+def test_train_keeps_the_epoch_that_is_best_on_validation(films, tmp_path, monkeypatch, recalls, best):
+    epochs = []
+
+    def scripted(model, reader):
+        assert reader.split == "val"
+        epochs.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {"R@1": recalls[len(epochs) - 1], "R@5": 0.0, "R@10": 0.0}
+
+    monkeypatch.setattr(subject, "validate", scripted)
+    summary = run(films, tmp_path)
+    assert (summary["best_epoch"], summary["val_R@1"]) == (best, recalls[best])
+    for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
+        assert torch.equal(weight, epochs[best][name]), name
+
+
+# learning rates
+
+def test_towers_stay_when_their_learning_rate_is_zero(films, tmp_path, monkeypatch):
+    starts = []
+    make = subject.new_retriever
+
+    def remembered(*args):
+        model = make(*args)
+        starts.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return model
+
+    monkeypatch.setattr(subject, "new_retriever", remembered)
+    run(films, tmp_path, epochs=1, backbone_lr=0.0)
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    moved = {name.split(".")[0] for name, weight in saved.items() if not torch.equal(weight, starts[0][name])}
+    assert moved == {"head"}
+
+
+def test_optimizer_has_two_rates_and_decays_matrices_only_when_made():
+    model = tiny_model()
+    optimizer = make_optimizer(model, train_config(lr=1e-3, backbone_lr=1e-5, weight_decay=0.2))
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    seen = set()
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            name = names[id(weight)]
+            seen.add(name)
+            assert group["peak_lr"] == (1e-5 if name.startswith("towers.") else 1e-3), name
+            assert group["weight_decay"] == (0.2 if weight.dim() > 1 else 0.0), name
+    assert seen == set(names.values())
+
+
+@pytest.mark.parametrize(("done", "factor"), [(0.0, 1e-3), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 1e-3)])
+def test_learning_rate_warms_up_and_falls_when_worked_by_hand(done, factor):
+    optimizer = types.SimpleNamespace(param_groups=[{"peak_lr": 2.0}, {"peak_lr": 4.0}])
+    set_learning_rate(optimizer, done, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2 * factor, 4 * factor])
+
+
+def test_learning_rate_starts_at_its_peak_when_there_is_no_warm_up():
+    optimizer = types.SimpleNamespace(param_groups=[{"peak_lr": 2.0}])
+    set_learning_rate(optimizer, 0.0, 0.0)
+    assert optimizer.param_groups[0]["lr"] == 2.0
+
+
+# odd batches
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("mode", ["off", "positive", "mask"])
+@pytest.mark.parametrize(("frames", "captions"), [([4], ["a red film"]), ([1, 4], ["a film", ""]), ([1, 1], ["", ""])])
+def test_training_step_stays_finite_when_the_batch_is_odd(head, mode, frames, captions):
+    model, config = tiny_model(head).train(), train_config(denoise=mode)
+    optimizer = make_optimizer(model, config)
+    for longest in {FRAMES, max(frames)}:
+        figures = training_step(model, optimizer, batch_of(frames, captions, longest), config, mode, "float32")
+        assert all(math.isfinite(value) for value in figures.values())
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_loss_stays_finite_when_a_caption_is_padding_alone(head):
+    model, config = tiny_model(head).train(), train_config()
+    ids_BW, mask_BW = model.processor.texts(["a red film", "a blue film"])
+    mask_BW[1] = 0
+    videos = model.encode_videos(model.processor.frames(batch_of([4, 4], []).frames_KBTHXC[0]), mask_of([4, 4], 4))
+    total, _ = total_loss(model, model.similarities(model.encode_texts(ids_BW, mask_BW), videos), config, None, "off")
+    total.backward()
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
+
+
+def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
+    model, config = tiny_model(), train_config()
+    with torch.no_grad():
+        model.towers.visual_projection.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match=r"training: need a finite loss, got nan\. Lower train\.lr"):
+        training_step(model, make_optimizer(model, config), batch_of([4, 4], ["a", "b"]), config, "off", "float32")
+
+
+# denoising on two views
+
+def test_same_videos_finds_duplicates_when_they_share_a_batch():
+    """Clips 0 and 2 show the same scene with other noise; frames of one clip differ from each other."""
+    model, generator = tiny_model("mean_pool"), torch.Generator().manual_seed(0)
+    scenes_BTD = torch.randn(4, 8, 32, generator=generator)[:, :1] + 0.5 * torch.randn(4, 8, 32, generator=generator)
+    scenes_BTD[2] = scenes_BTD[0, torch.randperm(8, generator=generator)]
+    same_BB = same_videos(model, scenes_BTD, torch.ones(4, 8, dtype=torch.bool))
+    assert same_BB[0, 2] or same_BB[2, 0]
+    others = same_BB & ~torch.eye(4, dtype=torch.bool)
+    others[0, 2] = others[2, 0] = False
+    assert not others.any()
+
+
+@pytest.mark.parametrize("longest", [1, 4])
+def test_same_videos_finds_none_when_clips_of_one_frame_differ(longest):
+    """A clip of one frame has no second view; padding must not become one."""
+    model = tiny_model("hcmi", wild=True)
+    features_BTD = torch.randn(3, longest, 32, generator=torch.Generator().manual_seed(0))
+    features_BTD[:, 1:] = 0
+    assert torch.equal(same_videos(model, features_BTD, mask_of([1, 1, 1], longest)), torch.eye(3, dtype=torch.bool))
+    features_BTD[2] = features_BTD[0]
+    assert same_videos(model, features_BTD, mask_of([1, 1, 1], longest))[0, 2]
+
+
+def test_denoise_mode_is_off_when_still_warming_up():
+    config = train_config(denoise="mask", denoise_warmup_epochs=2)
+    assert [denoise_mode(config, epoch) for epoch in range(4)] == ["off", "off", "mask", "mask"]
+
+
+# what bad input gets
+
+def test_train_says_what_to_do_when_there_are_no_shards(tmp_path):
+    with pytest.raises(DataError, match=r"need the index of the shards, got no file\. Run `hcmi shards` first\."):
+        run(tmp_path / "nowhere", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def params_file(folder: Path, **changes) -> Path:
+    path = folder / "params.yaml"
+    params = changed(PARAMS, model=section(**changes).model_dump(), train=train_config(epochs=1).model_dump())
+    YAML().dump(params.model_dump(), path)
+    return path
+
+
+def test_cli_prints_a_summary_when_it_trains(films, tmp_path):
+    result = CliRunner().invoke(main, ["train", "--shards", str(films), "--out", str(tmp_path / "model"), "--metrics",
+                                       str(tmp_path / "metrics"), "--checkpoints", str(tmp_path / "checkpoints"),
+                                       "--params", str(params_file(tmp_path)), "--json"])
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["steps"], summary["best_epoch"], summary["model"]) == (3, 0, str(tmp_path / "model"))
+    assert load_retriever(tmp_path / "model").config.head == "hcmi"
+
+
+def test_cli_prints_one_line_when_the_backbone_is_unknown(films, tmp_path):
+    result = CliRunner().invoke(main, ["train", "--shards", str(films), "--out", str(tmp_path / "model"), "--metrics",
+                                       str(tmp_path / "metrics"), "--checkpoints", str(tmp_path / "checkpoints"),
+                                       "--params", str(params_file(tmp_path, backbone="/no/such/folder"))])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("hcmi: model.backbone '/no/such/folder': need a folder or the name of a checkpoint")
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_cli_shows_an_example_when_asked_for_help():
+    result = CliRunner().invoke(main, ["train", "--help"])
+    assert result.exit_code == 0
+    assert "Example: hcmi train --shards data/shards --out models/hcmi" in result.stdout

@@ -1,0 +1,34 @@
+"""Short training runs, compared to the last bit."""
+
+import torch
+from model_world import section, train_config
+from safetensors.torch import load_file
+
+from hcmi.train import train
+
+SMALL = {"epochs": 3, "batch_size": 8}
+
+
+def run(shards, folder, model=None, **changes) -> dict:
+    """Train on one thread: bit for bit the same here and in another process, however many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train(shards, folder / "model", folder / "metrics", folder / "checkpoints", model or section(),
+                     train_config(**{**SMALL, **changes}))
+    finally:
+        torch.set_num_threads(before)
+
+
+def curves(folder) -> dict[str, str]:
+    plots = folder / "metrics" / "plots" / "metrics"
+    return {str(path.relative_to(plots)): path.read_text() for path in sorted(plots.rglob("*.tsv"))}
+
+
+def assert_same_run(left, right) -> None:
+    """Equal weights to the last bit, equal curves."""
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (left, right)]
+    different = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
+    assert not different, f"{len(different)} of {len(weights[0])} tensors differ, e.g. {different[0]}"
+    assert curves(left) == curves(right)
+    assert (left / "metrics" / "metrics.json").read_text() == (right / "metrics" / "metrics.json").read_text()
