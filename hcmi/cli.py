@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong use. Stage modules ar
 
 import json
 import sys
+import warnings
+from pathlib import Path
 
 import click
 
@@ -31,6 +33,14 @@ class _Group(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Turn videos and captions into a search engine, one stage at a time."""
+    warnings.formatwarning = _format_warning
+
+
+def _format_warning(message, category, filename, lineno, line=None) -> str:
+    """Our own warnings are notes to the user, in one line; other libraries' keep their place."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"note: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _show(summary: dict, as_json: bool) -> None:
