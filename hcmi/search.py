@@ -13,7 +13,7 @@ from hcmi.atomic import atomic_file
 from hcmi.config import load_params
 from hcmi.encode import encode_texts
 from hcmi.errors import ConfigError, DataError
-from hcmi.explain import Explanation, explain_hit, moment, query_words
+from hcmi.explain import Background, Explanation, background, explain_hit, moment, query_words
 from hcmi.index import Filter, SearchIndex
 from hcmi.model.retriever import HcmiModel, load_retriever
 from hcmi.types import Hit, TextTokens, VideoTokens
@@ -21,6 +21,7 @@ from hcmi.types import Hit, TextTokens, VideoTokens
 CANDIDATES = 200
 MAX_TOP = 1000
 MAX_QUERY_CHARS = 2000
+BACKGROUND_VIDEOS = 256     # tell what a query usually matches at each place of a video
 
 
 class Retriever:
@@ -43,6 +44,7 @@ class Retriever:
         self.candidates = candidates
         self.fingerprint = self.model.fingerprint
         self.index.check_model(self.fingerprint)
+        self._background: tuple[SearchIndex, Background | None] | None = None
         self.notes: list[str] = []      # what the user should know of the videos, one line each
 
     @classmethod
@@ -115,7 +117,8 @@ class Retriever:
         video, _ = self.video(hit.video_id)
         times_T = self.index.times(self.index.rows_of("video_id", [hit.video_id])[:1])[0]
         words = query_words(self.model.processor.tokenizer, query, self.model.processor.num_words)
-        return explain_hit(query, hit, text, video, times_T, words, self.model.level_weights)
+        return explain_hit(query, hit, text, video, times_T, words, self.model.level_weights,
+                           self.background())
 
     def video(self, video_id: str) -> tuple[VideoTokens, dict[str, Any]]:
         """Tokens and record of one indexed video.
@@ -141,6 +144,14 @@ class Retriever:
         with torch.inference_mode():
             return self.model.encode_texts(ids_BW, mask_BW)
 
+    def background(self) -> Background | None:
+        """Some videos of the index, spread over it; drawn again when the index has changed."""
+        if self._background is None or self._background[0] is not self.index:
+            rows = self.index.live_rows()
+            some = rows[np.linspace(0, len(rows) - 1, min(len(rows), BACKGROUND_VIDEOS)).astype(int)]
+            self._background = self.index, background(self.index.tokens(some)) if len(some) else None
+        return self._background[1]
+
     def _newest(self) -> None:
         newest = self.index.latest()
         if newest is not self.index:
@@ -162,7 +173,8 @@ class Retriever:
         best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
         hits = []
         for rank, (at, record) in enumerate(zip(best, index.records(rows[best]), strict=True), 1):
-            start_s, end_s = moment(text, videos[at:at + 1], times_VT[at], record["start_s"], record["end_s"])
+            start_s, end_s = moment(text, videos[at:at + 1], times_VT[at], record["start_s"], record["end_s"],
+                                    self.background())
             hits.append(Hit(rank, record["video_id"], record["path"], float(scores_V[at]), round(start_s, 3),
                             round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
         return hits

@@ -1,0 +1,80 @@
+"""Moments on Scenes: ask for one event of a clip of several, compare the answer with when it really happens.
+
+R@1 at IoU 0.5, in per cent, over the events of the test split's clips of more than one event; the video is given, as
+is usual for moment retrieval. Beside it what naming the whole clip and what a random moment would score, and the same
+by number of events.
+
+    python benchmarks/moments.py [--quick] [--model DIR] [--shards DIR] [--annotation FILE]
+"""
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+from common import table, write_result
+
+from hcmi.data.loader import ShardReader
+from hcmi.encode import encode_texts
+from hcmi.explain import background, moment
+from hcmi.export import encode_batches
+from hcmi.model.retriever import load_retriever
+from hcmi.search import BACKGROUND_VIDEOS
+
+
+def iou(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Shared seconds over seconds covered by either."""
+    shared = min(one[1], other[1]) - max(one[0], other[0])
+    return max(shared, 0.0) / max(max(one[1], other[1]) - min(one[0], other[0]), 1e-9)
+
+
+def events(annotation: Path, split: str) -> dict[str, list[tuple[str, tuple[float, float]]]]:
+    """video_id -> (query, true moment) of each event that is told apart by its words, in clips of several events."""
+    found = {}
+    for line in annotation.read_text(encoding="utf-8").splitlines():
+        clip = json.loads(line)
+        told = [f"a {e['colour']} {e['shape']} {e['action']}" for e in clip["events"]]
+        if clip["split"] == split and len(told) > 1:
+            found[clip["video_id"]] = [(text, (event["start_s"], event["end_s"])) for text, event
+                                       in zip(told, clip["events"], strict=True) if Counter(told)[text] == 1]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the first 100 clips")
+    parser.add_argument("--model", type=Path, default=Path("models/hcmi"))
+    parser.add_argument("--shards", type=Path, default=Path("data/shards"))
+    parser.add_argument("--annotation", type=Path, default=Path("data/generated/annotation.jsonl"))
+    parser.add_argument("--split", default="test", help="choose settings on val, never on test")
+    options = parser.parse_args()
+    model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
+    asked, generator = events(options.annotation, options.split), np.random.default_rng(0)
+    batches = list(encode_batches(model, reader, BACKGROUND_VIDEOS))
+    others = background(batches[0][0])
+    scores: dict[str, list[float]] = defaultdict(list)
+    row = 0
+    for tokens, times_BT in batches:
+        for at in range(len(tokens)):
+            clip = reader.clips[row]
+            row += 1
+            if clip["video_id"] not in asked or (options.quick and row > 100):
+                continue
+            whole = (clip["start_s"], clip["end_s"])
+            queries = asked[clip["video_id"]]
+            texts = encode_texts(model, [text for text, _ in queries])
+            for number, (_, truth) in enumerate(queries):
+                got = moment(texts[number:number + 1], tokens[at:at + 1], times_BT[at], *whole, others)
+                random = tuple(np.sort(generator.uniform(*whole, 2)))
+                for name, answer in (("r1_iou50", got), ("whole_clip_r1_iou50", whole), ("random_r1_iou50", random)):
+                    scores[name].append(100.0 * (iou(answer, truth) >= 0.5))
+                scores["mean_iou"].append(iou(got, truth))
+                scores[f"r1_iou50_{clip['tags']['num_events']}_events"].append(scores["r1_iou50"][-1])
+    figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()}}
+    print(table(["figure", "value"], sorted(figures.items())))
+    write_result("moments", figures, options.quick)
+
+
+if __name__ == "__main__":
+    main()
