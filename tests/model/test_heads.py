@@ -15,7 +15,6 @@ from hcmi.types import LEVELS
 
 D, T, W = 8, 5, 6
 VIDEO_LENGTHS, TEXT_LENGTHS = [5, 3, 1], [6, 4, 2, 5]
-PEERS = ("mean_pool", "seq_transf", "wti", "xclip")
 
 
 def made_head(name: str, wild: bool = True, seed: int = 0) -> Head:
@@ -116,12 +115,8 @@ def seq_transf_oracle(head, frames, words, anchor) -> dict[str, float]:
 
 def wti_oracle(head, frames, words, anchor) -> dict[str, float]:
     frames, words = temporal(head.temporal, frames), [math.sqrt(D) * unit(word) for word in words]
-    total = 0.0
-    for word, weight in zip(words, token_weights(head.word_weights, words), strict=True):
-        total += weight * max(unit(word) @ unit(frame) for frame in frames)
-    for frame, weight in zip(frames, token_weights(head.frame_weights, frames), strict=True):
-        total += weight * max(unit(word) @ unit(frame) for word in words)
-    return {"frame_word": total / 2}
+    return {"frame_word": interaction(words, token_weights(head.word_weights, words), frames,
+                                      token_weights(head.frame_weights, frames))}
 
 
 def xclip_oracle(head, frames, words, anchor) -> dict[str, float]:
@@ -136,7 +131,41 @@ def xclip_oracle(head, frames, words, anchor) -> dict[str, float]:
             "frame_word": (by_word + by_frame) / 2}
 
 
-ORACLES = {"mean_pool": mean_pool_oracle, "seq_transf": seq_transf_oracle, "wti": wti_oracle, "xclip": xclip_oracle}
+def aggregate(layer, tokens) -> list[np.ndarray]:
+    """Slot c owns the time from c/S to (c+1)/S, 80 % by overlap and 20 % spread, times what the layer has learned."""
+    tokens = self_attention(layer.attention, tokens)
+    norm, first, _, second = layer.assign
+    learned = [linear(second, gelu(linear(first, layer_norm(norm, token)))) for token in tokens]
+    coarse, part = [], len(tokens) / layer.slots
+    for slot in range(layer.slots):
+        logits = []
+        for place, logit in enumerate(learned):
+            overlap = max(0.0, min(place + 1, (slot + 1) * part) - max(place, slot * part))
+            logits.append(math.log(0.8 * overlap / part + 0.2 / len(tokens)) + logit[slot])
+        mixed = sum(share * token for share, token in zip(softmax(logits), tokens, strict=True))
+        coarse.append(feed_forward(layer.feed_forward, mixed))
+    return coarse
+
+
+def interaction(words, word_weights, frames, frame_weights) -> float:
+    total = sum(weight * max(unit(word) @ unit(frame) for frame in frames)
+                for word, weight in zip(words, word_weights, strict=True))
+    return (total + sum(weight * max(unit(word) @ unit(frame) for word in words)
+                        for frame, weight in zip(frames, frame_weights, strict=True))) / 2
+
+
+def hcmi_oracle(head, frames, words, anchor) -> dict[str, float]:
+    clips = aggregate(head.to_clips, temporal(head.temporal, frames))
+    phrases = aggregate(head.to_phrases, [math.sqrt(D) * unit(word) for word in words])
+    video, whole = aggregate(head.to_video, clips)[0], aggregate(head.to_sentence, phrases)[0]
+    sentence = math.sqrt(D) * unit(anchor) + numbers(head.sentence_gate_D) * whole
+    return {**wti_oracle(head, frames, words, anchor), "video_sentence": unit(sentence) @ unit(video),
+            "clip_phrase": interaction(phrases, token_weights(head.phrase_weights, phrases), clips,
+                                       token_weights(head.clip_weights, clips))}
+
+
+ORACLES = {"mean_pool": mean_pool_oracle, "seq_transf": seq_transf_oracle, "wti": wti_oracle, "xclip": xclip_oracle,
+           "hcmi": hcmi_oracle}
 
 
 def oracle_scores(head: Head, name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,7 +201,7 @@ def assert_padding_is_invisible(head: Head) -> None:
     assert_levels_equal(scores(head, longer), before)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", HEADS)
 def test_head_equals_its_oracle_when_every_parameter_is_random(name):
     head, inputs = made_head(name), made_inputs()
     assert_levels_equal(scores(head, inputs), oracle_scores(head, name, inputs))
@@ -318,7 +347,7 @@ def test_assert_padding_is_invisible_fails_when_a_pad_token_is_not_masked(name, 
         assert_padding_is_invisible(head)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", HEADS)
 def test_assert_levels_equal_fails_when_the_similarity_is_transposed(name):
     head, inputs = made_head(name), made_inputs()
     inputs["features_BTD"] = torch.cat([inputs["features_BTD"], inputs["features_BTD"][:1]])      # 4 videos, 4 texts
