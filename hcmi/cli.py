@@ -147,13 +147,23 @@ def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, 
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @click.option("--manifest", default="data/manifest/manifest.parquet", show_default=True, help="The manifest.")
 @click.option("--out", default="export", show_default=True, help="Folder to write.")
+@click.option("--push", metavar="URI", help="Encode nothing: copy the finished export into Milvus.")
 @params_option
 @json_option
-def export(model: str, shards: str, manifest: str, out: str, params: str, as_json: bool) -> None:
-    """Encode every clip and build the search index.
+def export(model: str, shards: str, manifest: str, out: str, push: str | None, params: str, as_json: bool) -> None:
+    """Encode every clip and build the search index; or copy it into Milvus.
 
-    Example: hcmi export --model models/hcmi --out export
+    Examples:
+
+      hcmi export --model models/hcmi --out export
+
+      hcmi export --push http://localhost:19530
     """
+    if push:
+        from hcmi.milvus import push_export
+
+        _show(push_export(out, push), as_json)
+        return
     from hcmi.config import load_params
     from hcmi.export import export as run
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from hcmi.errors import SearchIndexError
 from hcmi.progress import track
-from hcmi.store import TokenStore, read_videos, table_clips
+from hcmi.store import FILES, TokenStore, read_videos, table_clips, tokens_of
 from hcmi.types import Clip, VideoTokens
 
 FORMAT = 1
@@ -162,10 +162,7 @@ class SearchIndex:
 
     def check_model(self, fingerprint: str) -> None:
         """Raises: SearchIndexError when another model made the index: its vectors would be compared at random."""
-        if self.model["fingerprint"] != fingerprint:
-            raise SearchIndexError(f"{self.folder}: need an index made by this model ({fingerprint[:12]}), got one by "
-                                   f"{self.model['fingerprint'][:12]}. Run `hcmi export` with this model, or give the "
-                                   "model that made the index.")
+        check_fingerprint(self.folder, self.model, fingerprint)
 
     def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None) -> np.ndarray:
         """First stage: rows of the `count` videos nearest to the unit vector `query_D`, best first."""
@@ -184,14 +181,7 @@ class SearchIndex:
 
     def tokens(self, rows: np.ndarray) -> VideoTokens:
         """Tokens of `rows` (at least one), read from disk, in the order given."""
-        import torch
-
-        parts = self._gather(rows, lambda segment, local: segment.store.tokens(local))
-        if len(parts) == 1:
-            return parts[0][1]
-        order = np.argsort(np.concatenate([at for at, _ in parts]))
-        fields = zip(*(vars(tokens).values() for _, tokens in parts), strict=True)
-        return VideoTokens(*(torch.cat(field)[order] for field in fields))
+        return tokens_of(self.stored(rows))
 
     def times(self, rows: np.ndarray) -> np.ndarray:
         """[N, T] seconds into each file of the frames behind `tokens(rows)`; at least one row."""
@@ -231,6 +221,27 @@ class SearchIndex:
         same = [row for row, record in zip(rows, self.records(rows), strict=True) if clip_key(record) in keys]
         return np.union1d(np.array(same, np.int64), self.rows_of("video_id", [clip.video_id for clip in clips]))
 
+    def some_rows(self, count: int) -> np.ndarray:
+        """At most `count` rows that are served, spread over the index."""
+        rows = self.live_rows()
+        return rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int)]
+
+    def captions(self) -> list[str]:
+        """Every caption of the index once, sorted."""
+        found: set[str] = set()
+        for segment in self.segments:
+            kept = segment.videos["captions"].filter(pa.array(segment.alive))
+            found.update(pc.list_flatten(kept).unique().to_pylist())
+        return sorted(found)
+
+    def stored(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What the token files hold for `rows` (at least one), by file, in the order given."""
+        parts = self._gather(rows, lambda segment, local: segment.store.stored(local))
+        if len(parts) == 1:
+            return parts[0][1]
+        order = np.argsort(np.concatenate([at for at, _ in parts]))
+        return {name: np.concatenate([arrays[name] for _, arrays in parts])[order] for name in FILES}
+
     def live_rows(self) -> np.ndarray:
         """All rows that are served."""
         return np.concatenate([np.zeros(0, np.int64),
@@ -254,6 +265,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise SearchIndexError(f"{path}: need a complete index.json, got a broken one. {AGAIN}") from error
     return manifest
+
+
+def check_fingerprint(place: str | Path, model: dict[str, Any], fingerprint: str) -> None:
+    """Raises: SearchIndexError when another model than `fingerprint` made the vectors at `place`."""
+    if model["fingerprint"] != fingerprint:
+        raise SearchIndexError(f"{place}: need an index made by this model ({fingerprint[:12]}), got one by "
+                               f"{model['fingerprint'][:12]}. Run `hcmi export` with this model, or give the model "
+                               "that made the index.")
 
 
 def clip_key(record: dict[str, Any]) -> tuple[str, float, float]:

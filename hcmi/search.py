@@ -15,6 +15,7 @@ from hcmi.encode import encode_texts
 from hcmi.errors import ConfigError, DataError
 from hcmi.explain import Background, Explanation, background, explain_hit, moment, query_words
 from hcmi.index import Filter, SearchIndex
+from hcmi.milvus import MilvusIndex, is_milvus
 from hcmi.model.retriever import HcmiModel, load_retriever
 from hcmi.types import Hit, TextTokens, VideoTokens
 
@@ -25,7 +26,7 @@ BACKGROUND_VIDEOS = 256     # tell what a query usually matches at each place of
 
 
 class Retriever:
-    """A trained model and the videos it has indexed.
+    """A trained model and the videos it has indexed: in a folder, or in Milvus (a file ending in .db, or an address).
 
         retriever = Retriever("models/hcmi", "export/index")
         retriever.search("a red ring slides left", top=5)
@@ -40,11 +41,12 @@ class Retriever:
     def __init__(self, model: str | Path | HcmiModel = "models/hcmi", index: str | Path = "export/index",
                  candidates: int = CANDIDATES):
         self.model = load_retriever(model) if isinstance(model, (str, Path)) else model
-        self.index = SearchIndex.open(index)
+        self.index: SearchIndex | MilvusIndex = (MilvusIndex(str(index)) if is_milvus(str(index))
+                                                 else SearchIndex.open(index))
         self.candidates = candidates
         self.fingerprint = self.model.fingerprint
         self.index.check_model(self.fingerprint)
-        self._background: tuple[SearchIndex, Background | None] | None = None
+        self._background: tuple[SearchIndex | MilvusIndex, Background | None] | None = None
         self.notes: list[str] = []      # what the user should know of the videos, one line each
 
     @classmethod
@@ -95,8 +97,7 @@ class Retriever:
         Raises: DataError when no such video is indexed or there are no captions.
         """
         if captions is None:
-            captions = sorted({text for s in self.index.segments for texts in s.videos["captions"].to_pylist()
-                               for text in texts or ()})
+            captions = self.index.captions()
         if not captions:
             raise DataError(f"{video_id}: need captions to choose from, got none. Give some.")
         video, _ = self.video(video_id)
@@ -147,8 +148,7 @@ class Retriever:
     def background(self) -> Background | None:
         """Some videos of the index, spread over it; drawn again when the index has changed."""
         if self._background is None or self._background[0] is not self.index:
-            rows = self.index.live_rows()
-            some = rows[np.linspace(0, len(rows) - 1, min(len(rows), BACKGROUND_VIDEOS)).astype(int)]
+            some = self.index.some_rows(BACKGROUND_VIDEOS)
             self._background = self.index, background(self.index.tokens(some)) if len(some) else None
         return self._background[1]
 

@@ -101,6 +101,14 @@ def read_texts(folder: Path) -> TextTokens:
     return TextTokens(*(read(field) for field in TextTokens.__dataclass_fields__))
 
 
+def tokens_of(stored: dict[str, np.ndarray]) -> VideoTokens:
+    """Tokens from what the files hold."""
+    def read(name: str) -> Tensor:
+        values = stored[name]
+        return torch.from_numpy(values.astype(np.float32) if name.endswith("weights") else unpack_vectors(values))
+    return VideoTokens(*(read(name) for name in FIELDS))
+
+
 class TokenWriter:
     """Fills the `.npy` files of one folder batch by batch, so that memory does not grow with the number of videos."""
 
@@ -175,11 +183,13 @@ class TokenStore:
         """[N, T] seconds into each file."""
         return np.asarray(self.arrays["times_s"][rows])
 
+    def stored(self, rows) -> dict[str, np.ndarray]:
+        """What the files hold for `rows`, by file."""
+        return {name: array[rows] for name, array in self.arrays.items()}
+
     def tokens(self, rows) -> VideoTokens:
-        def read(name: str) -> Tensor:
-            stored = self.arrays[name][rows]
-            return torch.from_numpy(stored.astype(np.float32) if name.endswith("weights") else unpack_vectors(stored))
-        return VideoTokens(*(read(name) for name in FIELDS))
+        """Tokens of `rows`, float32."""
+        return tokens_of({name: self.arrays[name][rows] for name in FIELDS})
 
     def batches(self, size: int = 4096) -> Iterator[slice]:
         """Slices that cover all rows."""
