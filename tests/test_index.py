@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -193,14 +192,21 @@ def test_search_goes_on_when_a_writer_adds_and_merges(folder):
 
 
 WRITER = """
-import sys
+import os, sys, time, signal
 sys.path.insert(0, {tests!r})
 from test_index import fill
-number = 0
-while True:
-    fill({folder!r}, [f"k{{number}}"], seed=number)
-    print(number, flush=True)
-    number += 1
+fill({folder!r}, ["first"])         # loads what is loaded late
+for line in sys.stdin:
+    number, seconds = line.split()
+    child = os.fork()
+    if not child:
+        for at in range(10**6):
+            fill({folder!r}, [f"k{{number}}_{{at}}"], seed=at)
+            os.write(1, b"added\\n")
+    time.sleep(float(seconds))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.write(1, b"killed\\n")
 """
 
 
@@ -208,17 +214,20 @@ def test_index_is_old_or_new_when_the_writer_is_killed(folder):
     tokens = fill(folder, names(20))
     program = WRITER.format(tests=os.path.dirname(__file__), folder=str(folder))
     generator = np.random.default_rng(0)
-    for _ in range(4):
-        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as writer:
-            last = -1
-            for _ in range(int(generator.integers(2, 12))):
-                last = int(writer.stdout.readline())
-            threading.Event().wait(float(generator.uniform(0, 0.02)))
-            writer.send_signal(signal.SIGKILL)
-        index = SearchIndex.open(folder)
-        assert len(index) >= 20 + last + 1
-        assert found_ids(index, tokens.video_BD[5].numpy(), 1) == ["v0005"]
-        index.tokens(index.live_rows())
+    kept = 21
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as writer:
+        for number in range(12):
+            print(number, generator.uniform(0, 0.3), file=writer.stdin, flush=True)
+            while writer.stdout.readline() == "added\n":
+                kept += 1
+            index = SearchIndex.open(folder)
+            assert kept <= len(index) <= kept + 1       # killed between the change and the word of it
+            kept = len(index)
+            assert found_ids(index, tokens.video_BD[5].numpy(), 1) == ["v0005"]
+            assert len(index.tokens(index.live_rows())) == len(index)
+        writer.stdin.close()
+    assert kept > 30
     fill(folder, ["after"], seed=99)
     query_D = video_tokens(1, np.random.default_rng(99)).video_BD[0].numpy()
     assert found_ids(SearchIndex.open(folder), query_D, 1) == ["after"]
