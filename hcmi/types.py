@@ -76,7 +76,8 @@ class TextTokens(_Tokens):
 def _check(whole_BD, fine_BND, fine_weights_BN, coarse_BND, coarse_weights_BN) -> None:
     rows, width = whole_BD.shape
     for tokens_BND, weights_BN in ((fine_BND, fine_weights_BN), (coarse_BND, coarse_weights_BN)):
-        assert tokens_BND.shape == (rows, weights_BN.shape[1], width) and weights_BN.shape[0] == rows, (
+        found = (tuple(tokens_BND.shape), weights_BN.shape[0])
+        assert found == ((rows, weights_BN.shape[1], width), rows), (
             f"tokens {tuple(tokens_BND.shape)}, weights {tuple(weights_BN.shape)} and "
             f"whole {tuple(whole_BD.shape)} do not agree")
 

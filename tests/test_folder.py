@@ -87,7 +87,8 @@ def test_long_video_is_cut_into_clips(model, tmp_path, monkeypatch):
     found = index_folder(model, tmp_path / "videos", tmp_path / "cache")
     index = SearchIndex.open(found.path)
     rows = index.live_rows()
-    parts = [(record["start_s"], record["end_s"]) for record in index.records(rows) if record["path"].endswith("long.mp4")]
+    parts = [(record["start_s"], record["end_s"]) for record in index.records(rows)
+             if record["path"].endswith("long.mp4")]
     assert sorted(parts) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
     for record, times_T in zip(index.records(rows), index.times(rows), strict=True):
         assert len(times_T) == T
