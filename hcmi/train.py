@@ -25,6 +25,7 @@ from hcmi.encode import encode_split, score
 from hcmi.errors import ModelError
 from hcmi.metrics import ranks
 from hcmi.model.retriever import HcmiModel, new_retriever
+from hcmi.postprocess import choose_level_weights
 from hcmi.progress import track
 from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
 
@@ -96,6 +97,7 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
                     checkpoints.save_best(model)
                 checkpoints.save(model, optimizer, loader, progress)
         checkpoints.load_best(model)
+        model.config.level_weights = level_weights(model, val_reader)
         live.summary["best"] = {"epoch": progress.best_epoch, "val_R@1": progress.best_score}
     with atomic_dir(model_dir) as folder:
         model.save_pretrained(folder)
@@ -169,6 +171,13 @@ def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
     sims_QV = model.combine(score(model, encoded.texts, encoded.videos)).numpy()
     found = ranks(sims_QV, encoded.caption_video)
     return {f"R@{k}": float(100 * np.mean(found.hits_at(k))) for k in (1, 5, 10)}
+
+
+def level_weights(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
+    """Weights of the levels at inference, chosen on a split that is not the test split (method section 3)."""
+    encoded = encode_split(model, reader, VALIDATION_BATCH)
+    levels = score(model, encoded.texts, encoded.videos)
+    return choose_level_weights({name: sims_QV.numpy() for name, sims_QV in levels.items()}, encoded.caption_video)
 
 
 def make_optimizer(model: HcmiModel, config: TrainConfig) -> torch.optim.AdamW:

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from hcmi.atomic import atomic_file
 from hcmi.config import ShardsConfig
+from hcmi.data.cluster import map_on_ray
 from hcmi.data.jobs import EncodeJob, JpegClip, encode_job
 from hcmi.data.journal import Journal
 from hcmi.data.manifest import SCHEMA, SPLITS, iter_manifest, write_skipped
@@ -168,8 +169,11 @@ def _decode_missing(plan: _Plan, old: OldShards, journal: Journal, config: Shard
 
 
 def _run(jobs: Iterator[EncodeJob], config: ShardsConfig) -> Iterator[tuple[EncodeJob, JpegClip | DecodeError]]:
-    with DecoderPool(config.num_workers, config.decode_timeout_s, encode_job) as pool:
-        yield from pool.map(jobs)
+    if config.executor == "ray":
+        yield from map_on_ray(jobs, config.decode_timeout_s, config.num_workers, config.ray_address)
+    else:
+        with DecoderPool(config.num_workers, config.decode_timeout_s, encode_job) as pool:
+            yield from pool.map(jobs)
 
 
 def _jobs(plan: _Plan, missing: np.ndarray, config: ShardsConfig) -> Iterator[EncodeJob]:

@@ -31,7 +31,7 @@ from hcmi.data.manifest import write_manifest
 from hcmi.data.shardfile import INDEX
 from hcmi.data.shards import leaves, write_shards
 from hcmi.data.tar import clip_members, end_of_tar
-from hcmi.errors import DataError
+from hcmi.errors import ConfigError, DataError
 from hcmi.types import Clip
 
 CONFIG = ShardsConfig(size=32, num_frames=5, quality=95, max_clips_per_shard=8, max_skip_fraction=0.5,
@@ -366,6 +366,60 @@ def test_bytes_are_those_of_an_undisturbed_run_when_killed_twenty_times(tmp_path
     folder = tmp_path_factory.mktemp("many")
     clips = [make_clip(folder, number, num_frames=100) for number in range(300)]
     assert kill_loop(tmp_path, clips, kills=20, seed=1) >= 15
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch):
+    """Two machines, as far as Ray can tell: a head without work of its own is one more."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_bytes_are_those_of_a_local_run_when_one_of_two_ray_nodes_dies(tmp_path, ray_cluster, monkeypatch):
+    clips = [make_clip(tmp_path / "videos", number, num_frames=60) for number in range(400)]
+    bad = bad_clips(tmp_path / "bad", clips[0])
+    nodes = [ray_cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(2)]
+    append, appended = Journal.append, []
+
+    def append_and_kill(journal, key, clip):
+        appended.append(key)
+        if len(appended) == 100:
+            ray_cluster.remove_node(nodes[0], allow_graceful=False)
+        return append(journal, key, clip)
+
+    monkeypatch.setattr(Journal, "append", append_and_kill)
+    monkeypatch.chdir(tmp_path)
+    config = replace_config(executor="ray", ray_address=ray_cluster.address, num_workers=0)
+    summary = stage(tmp_path, [*clips, *bad], config)
+    assert (summary["decoded"], len(set(appended))) == (400, 400)
+    monkeypatch.undo()
+    stage(tmp_path, [*clips, *bad], name="local")
+    assert contents(tmp_path / "shards") == contents(tmp_path / "local")
+
+
+def test_stage_says_how_to_start_ray_when_there_is_no_cluster(tmp_path, clips):
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError) as error:
+        stage(tmp_path, clips[:1], replace_config(executor="ray", ray_address="auto"))
+    assert str(error.value).startswith("shards.ray_address: need a running Ray cluster, got 'auto': ")
+    assert str(error.value).endswith("Start one with `ray start --head`, or set shards.ray_address to local.")
+    assert "\n" not in str(error.value)
+
+
+def test_stage_says_what_to_install_when_ray_is_missing(tmp_path, clips, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError) as error:
+        stage(tmp_path, clips[:1], replace_config(executor="ray"))
+    assert str(error.value) == ("shards.executor: need the ray package for `ray`, got none. Install it with "
+                                "`pip install 'hcmi[ray]'`, or set shards.executor to local.")
 
 
 def test_odd_files_end_as_clips_or_reasons_when_a_folder_is_full_of_them(tmp_path, shared_data):
