@@ -5,7 +5,6 @@ task is a batch of clips; a machine that dies takes its tasks with it, and Ray r
 """
 
 import logging
-import logging
 import os
 from collections.abc import Iterator
 from itertools import islice
