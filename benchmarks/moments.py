@@ -65,7 +65,8 @@ def main() -> None:
             queries = asked[clip["video_id"]]
             texts = encode_texts(model, [text for text, _ in queries])
             for number, (_, truth) in enumerate(queries):
-                got = moment(texts[number:number + 1], tokens[at:at + 1], times_BT[at], *whole, others)
+                got = moment(texts[number:number + 1], tokens[at:at + 1], times_BT[at], *whole,
+                             others and others.usual(texts[number:number + 1]))
                 random = tuple(np.sort(generator.uniform(*whole, 2)))
                 for name, answer in (("r1_iou50", got), ("whole_clip_r1_iou50", whole), ("random_r1_iou50", random)):
                     scores[name].append(100.0 * (iou(answer, truth) >= 0.5))

@@ -28,13 +28,16 @@ class Background:
     frames_VTD: Tensor
     mask_VT: Tensor
 
-    def usual(self, text: TextTokens) -> tuple[np.ndarray, np.ndarray]:
+    def usual(self, text: TextTokens) -> "Usual":
         """Mean and standard deviation, [T] each, of the relevance of one text over the videos."""
         sims_VT = (self.frames_VTD @ (text.words_BWD[0] * text.word_weights_BW[0][:, None]).sum(0)).float()
         count_T = self.mask_VT.sum(0).clamp(min=1)
         mean_T = (sims_VT * self.mask_VT).sum(0) / count_T
         variance_T = ((sims_VT - mean_T).square() * self.mask_VT).sum(0) / count_T
         return mean_T.numpy(), variance_T.sqrt().clamp(min=1e-6).numpy()
+
+
+Usual = tuple[np.ndarray, np.ndarray]
 
 
 def background(videos: VideoTokens) -> Background | None:
@@ -44,15 +47,12 @@ def background(videos: VideoTokens) -> Background | None:
     return Background(videos.frames_BTD, videos.frame_weights_BT > 0)
 
 
-def frame_relevance(text: TextTokens, video: VideoTokens, others: Background | None = None) -> np.ndarray:
+def frame_relevance(text: TextTokens, video: VideoTokens, usual: Usual | None = None) -> np.ndarray:
     """[T] how well each frame answers the words, weighted as the model weights words; in standard deviations above
-    what is usual at its place where a background is given. [ours]
+    what is usual at its place where that is given. [ours]
     """
     relevance_T = (frame_word_matrix(text, video) @ text.word_weights_BW[0]).float().numpy()
-    if others is None:
-        return relevance_T
-    mean_T, deviation_T = others.usual(text)
-    return (relevance_T - mean_T) / deviation_T
+    return relevance_T if usual is None else (relevance_T - usual[0]) / usual[1]
 
 
 def best_moment(relevance_T: np.ndarray, times_T: np.ndarray, start_s: float, end_s: float) -> tuple[float, float]:
@@ -76,12 +76,12 @@ def best_moment(relevance_T: np.ndarray, times_T: np.ndarray, start_s: float, en
 
 
 def moment(text: TextTokens, video: VideoTokens, times_T: np.ndarray, start_s: float, end_s: float,
-           others: Background | None = None) -> tuple[float, float]:
+           usual: Usual | None = None) -> tuple[float, float]:
     """Seconds into the file where one video answers one text best; padding frames are left out."""
     valid_T = (video.frame_weights_BT[0] > 0).numpy()
     if not valid_T.any():
         return start_s, end_s
-    return best_moment(frame_relevance(text, video, others)[valid_T], times_T[valid_T], start_s, end_s)
+    return best_moment(frame_relevance(text, video, usual)[valid_T], times_T[valid_T], start_s, end_s)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Explanation:
 
 def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, times_T: np.ndarray,
                 words: list[tuple[str, list[int]]], level_weights: dict[str, float],
-                others: Background | None = None) -> Explanation:
+                usual: Usual | None = None) -> Explanation:
     """`words`: each word of the query and which of the text's tokens it is made of; padding frames are left out.
 
     A word matches a frame as well as the best of its pieces does, and counts as much as all of them together.
@@ -133,7 +133,7 @@ def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, time
         query, hit, level_weights, tuple(word for word, _ in words),
         np.array([weights_W[at].sum() for _, at in words]), times_T[valid_T],
         video.frame_weights_BT[0].float().numpy()[valid_T], frame_word_TW,
-        frame_relevance(text, video, others)[valid_T], _phrase_matches(text, video, times_T, words))
+        frame_relevance(text, video, usual)[valid_T], _phrase_matches(text, video, times_T, words))
 
 
 def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, words: list[tuple[str, list[int]]]

@@ -13,7 +13,7 @@ from hcmi.atomic import atomic_file
 from hcmi.config import load_params
 from hcmi.encode import encode_texts
 from hcmi.errors import ConfigError, DataError
-from hcmi.explain import Background, Explanation, background, explain_hit, moment, query_words
+from hcmi.explain import Background, Explanation, Usual, background, explain_hit, moment, query_words
 from hcmi.index import Filter, SearchIndex
 from hcmi.milvus import MilvusIndex, is_milvus
 from hcmi.model.retriever import HcmiModel, load_retriever
@@ -119,7 +119,7 @@ class Retriever:
         times_T = self.index.times(self.index.rows_of("video_id", [hit.video_id])[:1])[0]
         words = query_words(self.model.processor.tokenizer, query, self.model.processor.num_words)
         return explain_hit(query, hit, text, video, times_T, words, self.model.level_weights,
-                           self.background())
+                           self._usual(text))
 
     def video(self, video_id: str) -> tuple[VideoTokens, dict[str, Any]]:
         """Tokens and record of one indexed video.
@@ -145,12 +145,13 @@ class Retriever:
         with torch.inference_mode():
             return self.model.encode_texts(ids_BW, mask_BW)
 
-    def background(self) -> Background | None:
-        """Some videos of the index, spread over it; drawn again when the index has changed."""
+    def _usual(self, text: TextTokens) -> Usual | None:
+        """What this text usually matches, among some videos of the index; drawn again when the index has changed."""
         if self._background is None or self._background[0] is not self.index:
             some = self.index.some_rows(BACKGROUND_VIDEOS)
             self._background = self.index, background(self.index.tokens(some)) if len(some) else None
-        return self._background[1]
+        others = self._background[1]
+        return others.usual(text) if others else None
 
     def _newest(self) -> None:
         newest = self.index.latest()
@@ -171,10 +172,9 @@ class Retriever:
             levels = self.model.similarities(text, videos)
             scores_V = self.model.combine(levels)[0]
         best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
-        hits = []
+        usual, hits = self._usual(text), []
         for rank, (at, record) in enumerate(zip(best, index.records(rows[best]), strict=True), 1):
-            start_s, end_s = moment(text, videos[at:at + 1], times_VT[at], record["start_s"], record["end_s"],
-                                    self.background())
+            start_s, end_s = moment(text, videos[at:at + 1], times_VT[at], record["start_s"], record["end_s"], usual)
             hits.append(Hit(rank, record["video_id"], record["path"], float(scores_V[at]), round(start_s, 3),
                             round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
         return hits

@@ -61,7 +61,7 @@ def test_rows_of_all_files_agree_with_the_model(world):
             torch.testing.assert_close(got.frames_BTD[0], encoded.videos.frames_BTD[tokens_row], atol=2e-3, rtol=0)
             torch.testing.assert_close(got.clip_weights_BC[0], encoded.videos.clip_weights_BC[tokens_row], atol=1e-3,
                                        rtol=0)
-            np.testing.assert_allclose(store.times(row), reader.clips[tokens_row]["times_s"][1::2], atol=1e-5)
+            np.testing.assert_allclose(store.times([row])[0], reader.clips[tokens_row]["times_s"][1::2], atol=1e-5)
 
 
 def test_arrays_are_memory_mapped_and_half_precision(world):
