@@ -86,8 +86,7 @@ class World:
         captions = [str(self.generator.choice(self.reader.clips[row]["captions"])) for row in rows]
         videos, texts = self.encode(frames), encode_texts(self.model, captions)
         sims_QQ = combined(self.model, texts, videos)
-        sample, gallery = self.reference.sample, self.reference.gallery
-        others = combined(self.model, texts, sample.videos[sample.captioned[gallery]])
+        others = combined(self.model, texts, self.reference.gallery)
         columns = query_columns(np.diagonal(sims_QQ), others, self.reference.temperature)
         columns["caption_words"] = [float(len(caption.split())) for caption in captions]
         return Profile(columns, {"video_embedding": videos.video_BD.numpy(),

@@ -26,6 +26,7 @@ from hcmi.types import TextTokens, VideoTokens
 
 REFERENCE = "test"          # the split that hcmi/export.py writes as the reference
 MAX_CLIPS = 600             # of the reference and of each batch, drawn at random: bounds the time [ours]
+MAX_GALLERY = 300           # clips that all queries are ranked among [ours]
 NUM_LOOKED_AT = 4           # frames per clip for the pixel columns
 
 
@@ -76,33 +77,34 @@ class Reference:
         self.sample = Sample(*_look(reader, [place[video_ids[row]] for row in rows]), store.tokens(rows), captioned,
                              queries["caption"].to_numpy()[chosen[captioned]].tolist(), texts)
         self.model = model
-        self._score(generator)
+        self.gallery = self._draw_gallery(export_dir, generator)
+        self.sims_NN, others, self.temperature = np.empty((0, 0), np.float32), None, 1.0
+        if self.sample.texts is not None:
+            self.sims_NN = combined(model, self.sample.texts, self.sample.videos[captioned])
+            self.temperature = fit_temperature(self.sims_NN)
+            others = self._others(self.sample.texts)
+        self.profile = _profile(self.sample, np.diagonal(self.sims_NN), others, self.temperature)
 
-    def _score(self, generator: np.random.Generator) -> None:
-        """A random half of the captioned clips is kept back as the gallery that all queries are ranked in."""
-        sample = self.sample
-        order = generator.permutation(len(sample.captioned))
-        self.gallery, self.compared = np.sort(order[:len(order) // 2]), np.sort(order[len(order) // 2:])
-        self.sims_NN = np.empty((0, 0), np.float32)
-        self.temperature = 1.0
-        if sample.texts is not None and len(self.gallery):
-            self.sims_NN = combined(self.model, sample.texts, sample.videos[sample.captioned])
-            self.temperature = fit_temperature(self.sims_NN[np.ix_(self.gallery, self.gallery)])
-        others = self.sims_NN[np.ix_(self.compared, self.gallery)] if len(self.sims_NN) else None
-        own = np.diagonal(self.sims_NN)[self.compared] if len(self.sims_NN) else np.empty(0)
-        self.profile = _profile(sample, self.compared, own, others, self.temperature)
+    def _draw_gallery(self, export_dir: Path, generator: np.random.Generator) -> VideoTokens | None:
+        """Clips of the other splits, for the queries of reference and batch to be ranked among.
+
+        Not a part of the reference itself: held-out clips resemble each other (cut from one video, or neighbours in
+        meaning) in a way that no new clip resembles them, and that difference alone was called drift.
+        """
+        splits = read_videos(export_dir / "videos.parquet")["split"].to_numpy(zero_copy_only=False)
+        rows = np.sort(generator.permutation(np.flatnonzero(splits != REFERENCE))[:MAX_GALLERY])
+        return TokenStore(export_dir / "embeddings").tokens(rows) if len(rows) else None
+
+    def _others(self, texts: TextTokens) -> np.ndarray | None:
+        """Scores of texts against the gallery, [Q, G]."""
+        return None if self.gallery is None else combined(self.model, texts, self.gallery)
 
     def profile_of(self, batch: Sample) -> tuple[Profile, np.ndarray]:
         """The batch's profile, and its own scores [Q, Q], text i belonging to clip i."""
         if batch.texts is None:
-            return _profile(batch, batch.captioned, np.empty(0), None, 1.0), np.empty((0, 0), np.float32)
+            return _profile(batch, np.empty(0), None, 1.0), np.empty((0, 0), np.float32)
         sims_QQ = combined(self.model, batch.texts, batch.videos[batch.captioned])
-        others = None
-        if len(self.gallery):
-            gallery = self.sample.videos[self.sample.captioned[self.gallery]]
-            others = combined(self.model, batch.texts, gallery)
-        everyone = np.arange(len(batch.captioned))
-        return _profile(batch, everyone, np.diagonal(sims_QQ), others, self.temperature), sims_QQ
+        return _profile(batch, np.diagonal(sims_QQ), self._others(batch.texts), self.temperature), sims_QQ
 
 
 def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, shards_dir: str | Path,
@@ -153,12 +155,11 @@ def reasons(skipped: list[dict[str, Any]]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in skipped).most_common())
 
 
-def _profile(sample: Sample, asked: np.ndarray, own_Q: np.ndarray, others_QG: np.ndarray | None,
-             temperature: float) -> Profile:
-    """`asked`: which of the captions have scores; the columns of all other clips are NaN."""
+def _profile(sample: Sample, own_Q: np.ndarray, others_QG: np.ndarray | None, temperature: float) -> Profile:
+    """The columns of captions are NaN for clips that have none."""
     columns = sample.pixels.copy()
     embeddings = {"video_embedding": sample.videos.video_BD.numpy()}
-    rows = sample.captioned[asked]
+    rows = sample.captioned
     if others_QG is not None and len(rows):
         scores = query_columns(own_Q, others_QG, temperature)
         for name in scores:
