@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 T, C, W, P, D = 12, 4, 16, 8, 128
 PER_CLUSTER = 50
 # Length of the noise added to a unit vector: cosine 1 / sqrt(1 + noise^2).
-VIDEO, FRAME, CLIP = 0.75, 0.75, 0.45       # video around its cluster, frame and clip around their video
-SENTENCE, WORD, PHRASE = 0.75, 1.0, 0.75    # text around what it tells
+VIDEO, FRAME, CLIP = 0.65, 1.17, 0.87       # video around its cluster, frame and clip around their video
+SENTENCE, WORD, PHRASE = 0.48, 1.73, 1.23   # text around what it tells
 CHUNK = 10_000
 
 
@@ -127,8 +127,7 @@ def timed(retriever: Retriever, texts: TextTokens) -> Iterator[tuple[float, list
 
 def add_while_searching(retriever: Retriever, texts: TextTokens, num_videos: int) -> dict[str, float]:
     """Seconds that adding 1,000 videos takes, and the searches that were answered meanwhile."""
-    table_1000 = videos_rows(num_videos, 1000)
-    tokens = chunk_tokens(10**6, 1000, num_videos)
+    added, tokens = table_clips(videos_rows(num_videos, 1000)), chunk_tokens(10**6, 1000, num_videos)
     spent: list[float] = []
     stop = threading.Event()
 
@@ -140,7 +139,7 @@ def add_while_searching(retriever: Retriever, texts: TextTokens, num_videos: int
     searcher = threading.Thread(target=search)
     searcher.start()
     begun = time.perf_counter()
-    add_videos(retriever.index.folder, table_clips(table_1000), [(tokens, times(1000))])
+    add_videos(retriever.index.folder, added, [(tokens, times(1000))])
     seconds = time.perf_counter() - begun
     stop.set()
     searcher.join()

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import re
 import shlex
+import subprocess
 import sys
 
 import click
@@ -96,7 +97,10 @@ def test_every_page_is_in_the_index():
 
 
 def test_cli_page_is_the_help_texts():
-    assert (ROOT / "docs/cli.md").read_text("utf-8") == generator().cli_page(), "run `make docs`"
+    # in a process of its own: click keeps the help option of whichever context asked first
+    page = subprocess.run([sys.executable, "-c", "import generate; print(generate.cli_page(), end='')"], text=True,
+                          cwd=ROOT / "docs", check=True, capture_output=True).stdout
+    assert (ROOT / "docs/cli.md").read_text("utf-8") == page, "run `make docs`"
 
 
 def test_table_of_stages_is_dvc_yamls():

@@ -1,5 +1,6 @@
 """Set-up in one command: the lock holds what is tested, and make installs exactly when it must."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,8 +27,9 @@ def checkout(tmp_path):
 
 def planned(checkout, target: str = "test") -> str:
     """What make would do, without doing it."""
+    outer = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     return subprocess.run(["make", "-n", target, f"PYTHON={sys.executable}"], cwd=checkout, check=True, text=True,
-                          capture_output=True).stdout
+                          capture_output=True, env=outer).stdout
 
 
 def stamp(checkout):
