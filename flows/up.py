@@ -28,6 +28,7 @@ def main(port: int, gpus: int) -> None:
     home.mkdir(parents=True, exist_ok=True)     # SQLite opens no file in a folder that is not there
     os.environ.update(PREFECT_API_URL=f"http://{HOST}:{port}/api", PREFECT_SERVER_ANALYTICS_ENABLED="false",
                       DO_NOT_TRACK="1", PYTHONUNBUFFERED="1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts background jobs with Ctrl-C ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parts = []
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 from hcmi.types import Hit, TextTokens, VideoTokens
 
 MIN_BACKGROUND = 32         # videos; fewer do not tell what is usual
+WHOLE_CLIP = 2.0            # [ours] standard deviations: where even the rest of a clip stands out so, all of it is meant
 
 
 def frame_word_matrix(text: TextTokens, video: VideoTokens) -> Tensor:
@@ -55,11 +56,13 @@ def frame_relevance(text: TextTokens, video: VideoTokens, usual: Usual | None = 
     return relevance_T if usual is None else (relevance_T - usual[0]) / usual[1]
 
 
-def best_moment(relevance_T: np.ndarray, times_T: np.ndarray, start_s: float, end_s: float) -> tuple[float, float]:
+def best_moment(relevance_T: np.ndarray, times_T: np.ndarray, start_s: float, end_s: float,
+                whole_above: float = np.inf) -> tuple[float, float]:
     """The run of frames that stands out most: the box that fits relevance best in the least-squares sense. [ours]
 
     `times_T`: seconds of each frame, ascending; a frame stands for the time up to half-way to its neighbours, the
-    first and last one up to `start_s` and `end_s`. Frames that are all alike give the whole clip.
+    first and last one up to `start_s` and `end_s`. Frames that are all alike give the whole clip, and so does a clip
+    whose other frames are above `whole_above` too, on average.
     """
     num_frames = len(times_T)
     if num_frames < 2 or np.ptp(relevance_T) < 1e-6:
@@ -69,8 +72,11 @@ def best_moment(relevance_T: np.ndarray, times_T: np.ndarray, start_s: float, en
     length = last - first + 1
     first, last, length = (values[length < num_frames] for values in (first, last, length))
     inside = total_T[last + 1] - total_T[first]
-    step = inside / length - (total_T[-1] - inside) / (num_frames - length)
+    outside = (total_T[-1] - inside) / (num_frames - length)
+    step = inside / length - outside
     best = int((step * np.sqrt(length * (num_frames - length))).argmax())     # explained variance, of rises only
+    if outside[best] > whole_above:
+        return start_s, end_s
     edges = np.concatenate([[start_s], (times_T[1:] + times_T[:-1]) / 2, [end_s]])
     return float(edges[first[best]]), float(edges[last[best] + 1])
 
@@ -81,7 +87,8 @@ def moment(text: TextTokens, video: VideoTokens, times_T: np.ndarray, start_s: f
     valid_T = (video.frame_weights_BT[0] > 0).numpy()
     if not valid_T.any():
         return start_s, end_s
-    return best_moment(frame_relevance(text, video, usual)[valid_T], times_T[valid_T], start_s, end_s)
+    return best_moment(frame_relevance(text, video, usual)[valid_T], times_T[valid_T], start_s, end_s,
+                       np.inf if usual is None else WHOLE_CLIP)
 
 
 @dataclass(frozen=True)

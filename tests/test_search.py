@@ -152,6 +152,8 @@ def test_moment_is_the_run_that_stands_out_when_worked_by_hand():
     assert best_moment(np.array([0, 1, 0.4, 1, 0, 0.0]), times_T, 0, 6) == (1.0, 4.0)
     assert best_moment(np.full(6, 0.3), times_T, 0, 6) == (0, 6)
     assert best_moment(np.array([0.2]), np.array([3.0]), 1, 6) == (1, 6)
+    assert best_moment(np.array([3, 3, 5, 5, 3, 3.0]), times_T, 0, 6, whole_above=2) == (0, 6)
+    assert best_moment(np.array([1, 1, 5, 5, 1, 1.0]), times_T, 0, 6, whole_above=2) == (2, 4)
 
 
 def test_moment_leaves_padding_frames_out():
