@@ -72,7 +72,8 @@ def query_columns(own_Q: np.ndarray, others_QG: np.ndarray, temperature: float) 
     Ranks, margins and entropies depend on how many clips compete and on which. So the G others are the same for batch
     and reference, and as strange to the one as to the other: clips of neither. (With a part of the reference as
     gallery, its likeness to the rest of the reference was called drift; every reference clip in turn among all the
-    rest gave 16 % false alarms instead of 5 % with 40 reference clips.) `rank` is 1 + the number of strictly better others; `margin` first minus second; `entropy` in
+    rest gave 16 % false alarms instead of 5 % with 40 reference clips.) `rank` is 1 + the number of strictly
+    better others; `margin` first minus second; `entropy` in
     nats, of the softmax over the G + 1 scores.
     """
     all_QG = np.concatenate([own_Q[:, None], others_QG], axis=1).astype(np.float64)
