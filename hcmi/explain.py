@@ -9,7 +9,7 @@ from torch import Tensor
 from hcmi.types import Hit, TextTokens, VideoTokens
 
 MIN_BACKGROUND = 32         # videos; fewer do not tell what is usual
-WHOLE_CLIP = 2.0            # [ours] standard deviations: where even the rest of a clip stands out so, all of it is meant
+WHOLE_CLIP = 2.0            # [ours] standard deviations: where the rest of a clip stands out so too, all is meant
 
 
 def frame_word_matrix(text: TextTokens, video: VideoTokens) -> Tensor:

@@ -125,7 +125,8 @@ def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
         axes.axvspan(first - 0.5, last + 0.5, color=MOMENT, alpha=0.13, linewidth=0)
     axes.plot(places, relevance_T, color=INK, linewidth=1.6, marker="o", markersize=3.5)
     axes.set_yticks([])
-    axes.set_ylabel("all words, against\nother videos", rotation=0, ha="right", va="center", fontsize=9, color=SOFT, labelpad=8)
+    axes.set_ylabel("all words, against\nother videos", rotation=0, ha="right", va="center", fontsize=9, color=SOFT,
+                    labelpad=8)
     axes.set_xticks(places, [f"{time:.1f} s" for time in explanation.times_s], fontsize=8.5, color=SOFT)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
