@@ -17,6 +17,7 @@ from hcmi.explain import Background, Explanation, Usual, background, explain_hit
 from hcmi.index import Filter, SearchIndex
 from hcmi.milvus import MilvusIndex, is_milvus
 from hcmi.model.retriever import HcmiModel, load_retriever
+from hcmi.text_encoder import load_text_encoder
 from hcmi.types import Hit, TextTokens, VideoTokens
 
 CANDIDATES = 200
@@ -34,13 +35,14 @@ class Retriever:
         retriever.similar("video_0001")
         retriever.captions_of("video_0001", ["a dog runs", "a cat sleeps"])
 
-    Videos added to the index by others are found from the next call on.
+    Videos added to the index by others are found from the next call on. Of a model given as a folder only the text side
+    is kept in memory.
     Raises: ModelError, SearchIndexError (no index, a broken one, or one made by another model).
     """
 
     def __init__(self, model: str | Path | HcmiModel = "models/hcmi", index: str | Path = "export/index",
                  candidates: int = CANDIDATES):
-        self.model = load_retriever(model) if isinstance(model, (str, Path)) else model
+        self.model = load_text_encoder(model) if isinstance(model, (str, Path)) else model
         self.index: SearchIndex | MilvusIndex = (MilvusIndex(str(index)) if is_milvus(str(index))
                                                  else SearchIndex.open(index))
         self.candidates = candidates
