@@ -86,6 +86,8 @@ def evaluate(model_dir: str | Path, shards_dir: str | Path, out_json: str | Path
               "levels": {name: judge.both(level_QV.numpy()) for name, level_QV in levels.items()},
               "post": post_processed(judge, sims_QV / sum(model.level_weights.values()),
                                      bank_scores(model, shards_dir, encoded, params.evaluate.bank_size))}
+    if shared := shared_captions(judge, encoded.captions, sims_QV):
+        report["shared_captions"] = shared
     with atomic_dir(plots_dir) as folder:
         plots.write(folder, reader, encoded, sims_QV, judge.t2v(sims_QV), judge.v2t(sims_QV.T))
         _write_json(folder / "run.json", run_card(model, shards_dir, protocol, params))
@@ -100,6 +102,8 @@ def report_text(report: dict) -> str:
     lines = [f"{card['dataset']}, split {card['split']}: {card['num_texts']} captions, {card['num_videos']} clips, "
              f"head {card['head']}", f"{'':36}{'R@1':>7}{'95 % interval':>16}{'R@5':>7}{'R@10':>7}{'MdR':>7}{'MnR':>8}"]
     rows = {"raw": report["raw"], **{f"level {name}": entry for name, entry in report["levels"].items()}}
+    if "shared_captions" in report:
+        rows["any clip with the same caption"] = report["shared_captions"]
     for name, entry in report["post"].items():
         rows[f"{name}, {'deployable' if entry['deployable'] else 'sees all queries'}"] = entry
     for name, entry in rows.items():
@@ -137,6 +141,28 @@ def bank_scores(model: HcmiModel, shards_dir: str | Path, encoded: EncodedSplit,
     chosen = np.random.default_rng(SEED).permutation(len(captions))[:size]
     texts = encode_texts(model, [captions[row] for row in sorted(chosen)])
     return model.combine(score(model, texts, encoded.videos)).numpy() / sum(model.level_weights.values())
+
+
+def shared_captions(judge: Judge, captions: list[str], sims_QV: NDArray) -> dict | None:
+    """Raw scores with every clip that bears a caption counted as its right answer, and the other way round.
+
+    `raw` follows the published protocols, where a caption belongs to one clip: others that bear the very same words
+    (but for capitals and spaces) count as wrong. `captions` is how many have such others; None where none has.
+    """
+    _, wording_Q = np.unique([" ".join(caption.casefold().split()) for caption in captions], return_inverse=True)
+    bearing = by_item(wording_Q, wording_Q.max() + 1)       # wording -> captions
+    answers = [np.unique(judge.caption_video[rows]) for rows in bearing]
+    shared = sum(len(rows) for rows, videos in zip(bearing, answers, strict=True) if len(videos) > 1)
+    if not shared:
+        return None
+    own = by_item(judge.caption_video, judge.num_videos)
+    t2v = ranks(sims_QV, [answers[wording] for wording in wording_Q])
+    v2t = ranks(sims_QV.T[judge.captioned],
+                [np.concatenate([bearing[wording] for wording in np.unique(wording_Q[own[video]])])
+                 for video in judge.captioned])
+    return {"captions": shared,
+            "t2v": summary(t2v, np.random.default_rng(SEED), judge.samples, groups=judge.caption_video),
+            "v2t": summary(v2t, np.random.default_rng(SEED), judge.samples)}
 
 
 def post_processed(judge: Judge, sims_QV: NDArray, bank_NV: NDArray | None) -> dict:

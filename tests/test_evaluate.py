@@ -18,7 +18,7 @@ from hcmi.config import load_params
 from hcmi.data.loader import ShardReader, eval_batches
 from hcmi.encode import encode_texts, encode_videos, score
 from hcmi.errors import DataError
-from hcmi.evaluate import Judge, evaluate, post_processed, split_sha256
+from hcmi.evaluate import Judge, evaluate, post_processed, report_text, shared_captions, split_sha256
 from hcmi.metrics import RECALL_AT
 from hcmi.model.retriever import load_retriever
 from hcmi.types import VideoTokens
@@ -48,7 +48,7 @@ def write_shards(folder, sizes=(("train", 12), ("test", 20)), captions=(2,), ord
             for number in (order or range(size)) if split == "test" else range(size):
                 record = clip_record(split, number, captions[number % len(captions)])
                 members = {"json": json.dumps(record).encode()}
-                pixels = np.random.default_rng(number).integers(0, 40 + 10 * number, (6, 16, 16, 3), np.uint8)
+                pixels = np.random.default_rng(number).integers(0, min(40 + 10 * number, 255), (6, 16, 16, 3), np.uint8)
                 for frame in range(6):
                     buffer = io.BytesIO()
                     Image.fromarray(pixels[frame]).save(buffer, "JPEG", quality=95)
@@ -184,6 +184,30 @@ def test_evaluate_counts_every_caption_when_clips_have_unequal_numbers(world, tm
     assert (report["protocol"]["num_videos"], report["protocol"]["captions_per_video"]) == (10, 1.5)
     assert list(report["post"]) == ["dsl", "sinkhorn"]      # no training captions, no bank
     assert (out / "plots" / "worst_queries.png").exists()
+
+
+def test_shared_captions_count_every_clip_that_bears_the_words_when_worked_by_hand():
+    captions = ["A red ring", "a blue ring", "a red  ring", "a square"]        # of clips 0, 0, 1, 2
+    judge = Judge(np.array([0, 0, 1, 2]), 4, 50)
+    sims_QV = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [1, 2, 0, 0], [0, 0, 1, 2.0]])
+    found = shared_captions(judge, captions, sims_QV)
+    assert found["captions"] == 2
+    assert judge.t2v(sims_QV).expected.tolist() == [2, 1, 1, 2]
+    assert (found["t2v"]["R@1"], found["t2v"]["n"]) == (75, 4)      # the first finds clip 1, which bears it too
+    assert judge.v2t(sims_QV.T).expected.tolist() == [1, 1.5, 1]
+    assert (found["v2t"]["R@1"], found["v2t"]["n"]) == (100, 3)     # clip 1: both captions that tie for it are right
+    assert shared_captions(judge, ["a", "b", "c", "d"], sims_QV) is None
+
+
+def test_evaluate_says_what_shared_captions_change_when_there_are_some(world, tmp_path):
+    shards = write_shards(tmp_path / "shards", (("test", 30),))     # 25 different texts
+    report = run(world, "shared", shards)[1]
+    assert list(report) == ["protocol", "raw", "levels", "post", "shared_captions"]
+    assert report["shared_captions"]["captions"] == 20      # two of each of clips 0 to 4 and 25 to 29
+    for direction in ("t2v", "v2t"):
+        assert set(report["shared_captions"][direction]) == FIGURES
+        assert report["shared_captions"][direction]["MnR"] < report["raw"][direction]["MnR"]
+    assert "any clip with the same caption" in report_text(report)
 
 
 def test_evaluate_refuses_a_split_when_no_clip_has_a_caption(world, tmp_path):
