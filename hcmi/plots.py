@@ -26,6 +26,7 @@ NUM_WORST = 6
 SHEET_FRAMES = 6
 SHEET_PIXELS = 160         # height that frames are blown up to
 TITLE_INCHES, LABEL_INCHES, STRIP_INCHES = 0.5, 0.28, 1.65
+GROUP_GAP = 0.5             # bars; between the slices of one kind and the next
 QUERY_INCHES = TITLE_INCHES + 2 * (LABEL_INCHES + STRIP_INCHES) + 0.2
 
 
@@ -163,15 +164,20 @@ def draw_rank_histogram(histogram: pd.DataFrame, path: Path) -> None:
 
 def draw_slices(slices: pd.DataFrame, path: Path) -> None:
     """R@1 with its interval, text to video, one bar per slice."""
-    rows = slices[slices["direction"] == "t2v"].iloc[::-1]
-    figure = Figure(figsize=(7, 1.4 + 0.32 * max(len(rows), 1)), layout="constrained")
+    rows = slices[slices["direction"] == "t2v"]
+    places = -(np.arange(len(rows)) + GROUP_GAP * rows["slice"].ne(rows["slice"].shift()).cumsum().to_numpy())
+    height = np.ptp(places) if len(rows) else 0.0
+    figure = Figure(figsize=(7, 1.5 + 0.3 * height), layout="constrained")
     axes = figure.add_subplot(title="R@1 per slice, text to video, with 95 % interval")
-    places = np.arange(len(rows))
     errors = np.abs(rows[["R@1_low", "R@1_high"]].to_numpy().T - rows["R@1"].to_numpy())
-    axes.barh(places, rows["R@1"], color=COLOURS["t2v"], height=0.7)
+    axes.barh(places, rows["R@1"], color=COLOURS["t2v"], height=0.75)
     axes.errorbar(rows["R@1"], places, xerr=errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
-    axes.set(xlabel="R@1, %", xlim=(0, 100), yticks=places)
-    axes.set_yticklabels([f"{row['slice']} = {row['value']}  (n={row['n']})" for _, row in rows.iterrows()])
+    for place, high, value in zip(places, rows["R@1_high"], rows["R@1"], strict=True):
+        axes.annotate(f"{value:.1f}", (high, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set(xlabel="R@1, %", xlim=(0, 105), xticks=range(0, 101, 20), yticks=places)
+    axes.margins(y=0.5 / (height + 1))
+    axes.set_yticklabels([f"{row['slice'].replace('_', ' ')}: {row['value']}  (n={row['n']})"
+                          for _, row in rows.iterrows()])
     _save(axes, path, legend=False)
 
 
