@@ -73,6 +73,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence]) -> str:
     return "\n".join([line(headers), "  ".join("-" * width for width in widths), *map(line, cells)])
 
 
+def markdown(headers: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """The same table in Markdown."""
+    lines = [list(headers), ["---"] * len(headers), *([_cell(value) for value in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"

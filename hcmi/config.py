@@ -83,6 +83,7 @@ class ModelSection(Section):
     num_clips: Positive             # C
     num_phrases: Positive           # P
     temporal_layers: Annotated[int, Field(ge=0)]
+    aggregation: Literal["assign", "queries"]           # how clips and phrases are filled: soft assignment, or queries
     scratch: ScratchConfig
 
     @model_validator(mode="after")
@@ -110,8 +111,10 @@ class LossConfig(Section):
     level_weights: LevelWeights
     margin: Annotated[float, Field(ge=0)]
     margin_weight: Annotated[float, Field(ge=0)]        # 0 switches marginal sample enhancement off
+    marginal_group: Positive                            # clips hard to tell apart that share a batch; 1: random batches
     denoise: Literal["positive", "mask", "off"]         # adaptive label denoising
-    denoise_warmup_epochs: Annotated[int, Field(ge=0)]
+    denoise_by: Literal["video", "text", "both"]        # whose two views must agree: clips', captions' (two of a clip)
+    warmup_epochs: Annotated[int, Field(ge=0)]          # before denoising and marginal groups begin
 
 
 class TrainConfig(Section):

@@ -7,6 +7,8 @@ the same as video i (adaptive label denoising); its diagonal is always true.
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6         # equal items must count as the same whatever their places in the batch
+
 
 def contrastive(sims_BB: Tensor, scale: Tensor, positives_BB: Tensor | None = None, mode: str = "off") -> Tensor:
     """Symmetric InfoNCE of one level, with extra positives (`positive`) or with them left out (`mask`).
@@ -35,8 +37,8 @@ def _mean_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     return (log_probabilities.masked_fill(~targets, 0).sum(1) / targets.sum(1).clamp(min=1)).mean()
 
 
-def same_videos(view1_BD: Tensor, view2_BD: Tensor) -> Tensor:
-    """Adaptive label denoising: which videos of a batch count as the same, bool [B, B], diagonal true.
+def same_meaning(view1_BD: Tensor, view2_BD: Tensor) -> Tensor:
+    """Adaptive label denoising: which items of a batch count as the same, bool [B, B], diagonal true.
 
         1/4 sum_{k,l} cos(V_i^k, V_j^l) >= cos(V_i^1, V_i^2)
 
@@ -45,8 +47,8 @@ def same_videos(view1_BD: Tensor, view2_BD: Tensor) -> Tensor:
     """
     views = [torch.nn.functional.normalize(view.detach().float(), dim=-1) for view in (view1_BD, view2_BD)]
     cosines_KBB = torch.stack([a @ b.T for a in views for b in views])
-    own_B = cosines_KBB[1].diagonal()       # from the same product, so that equal videos tie to the last bit
-    same_BB = cosines_KBB.mean(0) >= own_B[:, None]
+    own_B = cosines_KBB[1].diagonal()
+    same_BB = cosines_KBB.mean(0) >= own_B[:, None] - ROUNDING
     return same_BB | torch.eye(len(same_BB), dtype=torch.bool, device=same_BB.device)
 
 

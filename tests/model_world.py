@@ -44,7 +44,8 @@ def section(**changes) -> ModelSection:
 
 def train_config(**changes) -> TrainConfig:
     """2 epochs in float32; what belongs to the loss may be given by its own name too."""
-    loss = {"margin": 0.2, "margin_weight": 1.0, "denoise": "off", "denoise_warmup_epochs": 0}
+    loss = {"margin": 0.2, "margin_weight": 1.0, "denoise": "off",
+            "denoise_by": "video", "marginal_group": 1, "warmup_epochs": 0}
     loss |= {key: changes.pop(key) for key in list(changes) if key in LossConfig.model_fields}
     values = {"seed": 0, "device": "cpu", "precision": "float32", "epochs": 2, "batch_size": 8, "lr": 2e-3,
               "backbone_lr": 2e-3, "num_workers": 0, "loss": {**PARAMS.train.loss.model_dump(), **loss}}

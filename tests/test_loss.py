@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model_world import tiny_model, train_config
 
 from hcmi.config import LevelWeights
-from hcmi.loss import contrastive, margin, same_videos
+from hcmi.loss import contrastive, margin, same_meaning
 from hcmi.train import total_loss
 
 
@@ -152,28 +152,28 @@ def test_same_videos_compares_with_the_anchors_own_agreement_when_worked_by_hand
     # own agreement: 0.8, 0.8, 1; between 0 and 1 the four cosines are 0.8 1 1 0.8: mean 0.9 >= 0.8, both ways
     # between 0 or 1 and 2: (0 + 0 + 0.6 + 0.6) / 4 = 0.3
     expected = [[True, True, False], [True, True, False], [False, False, True]]
-    assert same_videos(view1_BD, view2_BD).tolist() == expected
+    assert same_meaning(view1_BD, view2_BD).tolist() == expected
 
 
 def test_same_videos_is_not_symmetric_when_one_anchor_is_less_sure():
     view1_BD = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     view2_BD = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     # between them: (0.6 + 1 + 0.6 + 1) / 4 = 0.8; own agreement of 0 is 1, of 1 is 0.6
-    assert same_videos(view1_BD, view2_BD).tolist() == [[True, False], [True, True]]
+    assert same_meaning(view1_BD, view2_BD).tolist() == [[True, False], [True, True]]
 
 
 def test_same_videos_ignores_length_and_gives_no_gradient_when_embeddings_are_scaled():
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(5, 4, generator=generator, requires_grad=True) for _ in range(2)]
-    found = same_videos(*views)
-    assert torch.equal(found, same_videos(7 * views[0], 0.1 * views[1]))
+    found = same_meaning(*views)
+    assert torch.equal(found, same_meaning(7 * views[0], 0.1 * views[1]))
     assert not found.requires_grad
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31))
 def test_same_videos_equals_loops_when_views_are_random(seed):
-    assert_is_same_videos(same_videos, seed)
+    assert_is_same_videos(same_meaning, seed)
 
 
 # marginal sample enhancement
@@ -269,7 +269,7 @@ def test_assert_is_contrastive_fails_when_one_direction_is_left_out():
 
 def test_assert_is_same_videos_fails_when_the_condition_is_reversed():
     def reversed_condition(view1_BD, view2_BD):
-        same_BB = same_videos(view1_BD, view2_BD)
+        same_BB = same_meaning(view1_BD, view2_BD)
         return ~same_BB | torch.eye(len(same_BB), dtype=torch.bool)
 
     with pytest.raises(AssertionError, match="need"):
@@ -278,7 +278,7 @@ def test_assert_is_same_videos_fails_when_the_condition_is_reversed():
 
 def test_assert_is_same_videos_fails_when_the_threshold_is_the_others():
     with pytest.raises(AssertionError, match="need"):
-        assert_is_same_videos(lambda *views: same_videos(*views).T)
+        assert_is_same_videos(lambda *views: same_meaning(*views).T)
 
 
 def test_assert_is_margin_fails_when_the_sign_is_flipped():

@@ -5,6 +5,7 @@ import math
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -24,6 +25,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from train_world import assert_same_run, curves, run
 
+from hcmi import loss as losses
 from hcmi import train as subject
 from hcmi.cli import main
 from hcmi.data.loader import TrainBatch
@@ -31,8 +33,11 @@ from hcmi.errors import DataError, ModelError
 from hcmi.model.heads import HEADS
 from hcmi.model.retriever import load_retriever
 from hcmi.train import (
+    denoise_figures,
     denoise_mode,
+    group_size,
     make_optimizer,
+    positives,
     same_videos,
     set_learning_rate,
     total_loss,
@@ -47,7 +52,7 @@ def batch_of(frames: list[int], captions: list[str], longest: int = FRAMES) -> T
     mask_BT = mask_of(frames, longest)
     pixels[0][~mask_BT] = 0
     rows = list(range(len(frames)))
-    return TrainBatch(rows, [f"v{row}" for row in rows], captions, pixels, mask_BT)
+    return TrainBatch(rows, [f"v{row}" for row in rows], captions, captions[::-1], pixels, mask_BT)
 
 
 # learning
@@ -84,10 +89,10 @@ def test_train_writes_a_model_that_loads_when_the_head_is_any(films, tmp_path, h
     assert (summary["steps"], summary["precision"]) == (3, precision)
 
 
-@pytest.mark.parametrize("mode", ["positive", "mask"])
-def test_train_logs_extra_positives_when_denoising_is_on(films, tmp_path, mode):
-    run(films, tmp_path, epochs=2, denoise=mode, denoise_warmup_epochs=1)
-    lines = curves(tmp_path)["train/extra_positives.tsv"].splitlines()
+@pytest.mark.parametrize(("mode", "by"), [("positive", "text"), ("mask", "video"), ("positive", "both")])
+def test_train_logs_extra_positives_when_denoising_is_on(films, tmp_path, mode, by):
+    run(films, tmp_path, epochs=2, denoise=mode, denoise_by=by, warmup_epochs=1)
+    lines = curves(tmp_path)["train/denoise_fired.tsv"].splitlines()
     assert [line.split("\t")[0] for line in lines[1:]] == ["1"]      # not in the warm-up epoch
     assert 0 <= float(lines[1].split("\t")[1]) < 8
 
@@ -174,7 +179,7 @@ def test_training_step_stays_finite_when_the_batch_is_odd(head, mode, frames, ca
     model, config = tiny_model(head).train(), train_config(denoise=mode)
     optimizer = make_optimizer(model, config)
     for longest in {FRAMES, max(frames)}:
-        figures = training_step(model, optimizer, batch_of(frames, captions, longest), config, mode, "float32")
+        figures, _ = training_step(model, optimizer, batch_of(frames, captions, longest), config, mode, "float32")
         assert all(math.isfinite(value) for value in figures.values())
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 
@@ -213,6 +218,21 @@ def test_same_videos_finds_duplicates_when_they_share_a_batch():
     assert not others.any()
 
 
+def test_positives_need_what_they_are_asked_for_when_videos_or_captions_agree():
+    """Clips 0 and 2 have equal pictures, clips 1 and 2 equal captions; three of each differ."""
+    model, generator = tiny_model("hcmi", wild=True), torch.Generator().manual_seed(0)
+    features_BTD = torch.randn(3, 1, 32, generator=generator) + 0.02 * torch.randn(3, 4, 32, generator=generator)
+    features_BTD[2] = features_BTD[0]
+    captions = ["a red film then blue", "a green film", "a green film"]
+    sentence_BD = model.encode_texts(*model.processor.texts(captions)).sentence_BD
+    found = {by: positives(model, by, features_BTD, torch.ones(3, 4, dtype=torch.bool), sentence_BD, captions)
+             for by in ("video", "text", "both")}
+    assert found["video"][0, 2]
+    assert not found["video"][1, 2]
+    assert found["text"].tolist() == [[True, False, False], [False, True, True], [False, True, True]]
+    assert torch.equal(found["both"], found["video"] & found["text"])
+
+
 @pytest.mark.parametrize("longest", [1, 4])
 def test_same_videos_finds_none_when_clips_of_one_frame_differ(longest):
     """A clip of one frame has no second view; padding must not become one."""
@@ -225,8 +245,54 @@ def test_same_videos_finds_none_when_clips_of_one_frame_differ(longest):
 
 
 def test_denoise_mode_is_off_when_still_warming_up():
-    config = train_config(denoise="mask", denoise_warmup_epochs=2)
-    assert [denoise_mode(config, epoch) for epoch in range(4)] == ["off", "off", "mask", "mask"]
+    config, model = train_config(denoise="mask", marginal_group=4, warmup_epochs=2), tiny_model()
+    assert [denoise_mode(model, config, epoch) for epoch in range(4)] == ["off", "off", "mask", "mask"]
+    assert [group_size(model, config, epoch) for epoch in range(4)] == [1, 1, 4, 4]
+
+
+def test_peers_train_plainly_when_the_parameters_ask_for_hcmis_own_parts():
+    config, model = train_config(denoise="mask", marginal_group=4), tiny_model("wti")
+    assert (denoise_mode(model, config, 9), group_size(model, config, 9)) == ("off", 1)
+    sims_BB = torch.eye(3) / 2
+    plain = losses.contrastive(sims_BB, model.head.scale("frame_word"))
+    assert torch.equal(total_loss(model, {"frame_word": sims_BB}, config, None, "off")[0], plain)
+
+
+def test_denoise_figures_count_what_is_right_when_worked_by_hand():
+    """Clips 0, 1 and 3 are the same; denoising finds (0, 1) one way round and takes 2 for 3."""
+    positives_BB = torch.eye(4, dtype=torch.bool)
+    positives_BB[0, 1] = positives_BB[2, 3] = True
+    figures = denoise_figures(positives_BB, torch.tensor([7, 7, 5, 7]))
+    assert figures == {"denoise_fired": 2 / 4, "denoise_right": 1 / 4, "denoise_true": 6 / 4}
+    progress = subject.Progress(torch.zeros(4, 2))
+    progress.add([0, 1], figures, torch.ones(2, 2))
+    progress.add([2, 3], figures, torch.ones(2, 2))
+    row = progress.end_epoch(5, 2, {"R@1": 50.0}, 1.5)
+    assert row == {"epoch": 5, "train/seconds": 1.5, "train/denoise_fired": 0.5, "train/denoise_precision": 0.5,
+                   "train/denoise_recall": pytest.approx(1 / 6), "val/R@1": 50.0}
+    assert (progress.step, progress.sums, progress.history) == (2, {}, [row])
+
+
+def test_meanings_are_none_when_a_data_set_does_not_know_them():
+    reader = types.SimpleNamespace(clips=[{"tags": {"meaning": name}} for name in ("b", "a", "b")])
+    assert subject.meanings(reader).tolist() == [1, 0, 1]
+    reader.clips.append({"tags": {}})
+    assert subject.meanings(reader) is None
+
+
+def test_train_gathers_marginal_clips_when_groups_are_asked_for(films, tmp_path, monkeypatch):
+    """From the end of the warm-up on, by what the model itself saw; a vector for each clip it was shown."""
+    given = []
+    gather = subject.TrainLoader.gather
+
+    def watched(loader, embeddings_ND, size):
+        given.append((loader.epoch, size, np.linalg.norm(embeddings_ND, axis=1)))
+        gather(loader, embeddings_ND, size)
+
+    monkeypatch.setattr(subject.TrainLoader, "gather", watched)
+    run(films, tmp_path, epochs=3, marginal_group=4, warmup_epochs=1)
+    assert [(epoch, size) for epoch, size, _ in given] == [(1, 4), (2, 4)]
+    assert given[0][2] == pytest.approx(np.ones(24), abs=1e-5)
 
 
 # what bad input gets

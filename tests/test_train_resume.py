@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from model_world import section, tiny_model, train_config
 from train_world import assert_same_run, run
 
@@ -130,9 +131,9 @@ def test_checkpoint_names_tensor_and_both_shapes_when_it_does_not_fit(tmp_path):
     model = tiny_model("mean_pool")
     other = tiny_model("mean_pool", scratch={**section().scratch.model_dump(), "width": 64})
     loader = types.SimpleNamespace(state_dict=dict)
-    Checkpoints(tmp_path, "same").save(other, make_optimizer(other, train_config()), loader, Progress())
+    Checkpoints(tmp_path, "same").save(other, make_optimizer(other, train_config()), loader, Progress(torch.zeros(24, 32)))
     with pytest.raises(ModelError) as caught:
-        Checkpoints(tmp_path, "same").restore(model, make_optimizer(model, train_config()), loader, Progress())
+        Checkpoints(tmp_path, "same").restore(model, make_optimizer(model, train_config()), loader, Progress(torch.zeros(24, 32)))
     assert str(caught.value) == (
         f"checkpoint {tmp_path / 'last.pt'}, tensor towers.text_model.embeddings.position_embedding.weight: need shape "
         f"(16, 32), got (16, 64). It is of another version of hcmi: remove it to train anew.")

@@ -32,6 +32,7 @@ class TrainBatch:
     rows: list[int]                 # of the reader
     video_ids: list[str]
     captions: list[str]
+    second_captions: list[str]      # the next caption of each clip; the same one where it has no other
     frames_KBTHXC: Tensor           # uint8
     frame_mask_BT: Tensor           # bool
 
@@ -54,8 +55,9 @@ class TrainLoader:
     are fewer videos than `batch_size` all batches are smaller, `batch_size` says by how much, and a warning is given.
     Each epoch takes the next of a clip's captions, from a random first one.
 
-    Order, captions and frames are pure functions of (seed, epoch, batch number): neither ranks nor workers nor where
-    an earlier run stopped change them. Workers decode whole batches ahead and hand them over in shared memory.
+    Order, captions and frames are pure functions of (seed, epoch, batch number), and of what `gather` was given:
+    neither ranks nor workers nor where an earlier run stopped change them. Workers decode whole batches ahead and hand
+    them over in shared memory.
 
     Raises: DataError when a clip has no caption or there are fewer videos than ranks; ConfigError when `batch_size`
     cannot be split over the ranks.
@@ -77,6 +79,7 @@ class TrainLoader:
         self._order = TrainOrder(videos, np.array([len(clip["captions"]) for clip in reader.clips]),
                                  reader.num_stored, self.batch_size, num_frames, views, seed)
         self._epoch, self._batch = 0, 0
+        self._together: np.ndarray | None = None
         self._pipeline = _Pipeline(reader, num_workers, self.batch_size // world_size * views * num_frames)
 
     def _fit(self, batch_size: int, num_videos: int) -> int:
@@ -102,21 +105,38 @@ class TrainLoader:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         if epoch != self._epoch:
-            self._epoch, self._batch = epoch, 0
+            self._epoch, self._batch, self._together = epoch, 0, None
+
+    @property
+    def batch(self) -> int:
+        """Batches of the current epoch that have been handed out."""
+        return self._batch
+
+    def gather(self, embeddings_ND: np.ndarray, size: int) -> None:
+        """Make the coming epoch's batches of groups of up to `size` clips whose unit vectors are near one another.
+
+        For that epoch alone, and only before its first batch. On several ranks all must be given the same vectors.
+        """
+        assert self._batch == 0, f"need to be before an epoch's first batch, got batch {self._batch}"
+        assert len(embeddings_ND) == len(self.reader), f"need {len(self.reader)} vectors, got {len(embeddings_ND)}"
+        self._together = self._order.marginal(self._epoch, embeddings_ND, size)
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        plans = self._order.plans(self._epoch, self._batch, self.rank, self.world_size)
+        plans = self._order.plans(self._epoch, self._batch, self.rank, self.world_size, self._together)
         for plan, frames_KBTHXC, frame_mask_BT in self._pipeline.run(plans):
             self._batch += 1
             clips = [self.reader.clips[row] for row in plan.rows]
-            captions = [clip["captions"][number] for clip, number in zip(clips, plan.captions, strict=True)]
-            yield TrainBatch(plan.rows.tolist(), [clip["video_id"] for clip in clips], captions, frames_KBTHXC,
-                             frame_mask_BT)
-        self._epoch, self._batch = self._epoch + 1, 0
+            captions, second_captions = ([clip["captions"][number % len(clip["captions"])] for clip, number
+                                          in zip(clips, numbers, strict=True)]
+                                         for numbers in (plan.captions, plan.captions + 1))
+            yield TrainBatch(plan.rows.tolist(), [clip["video_id"] for clip in clips], captions, second_captions,
+                             frames_KBTHXC, frame_mask_BT)
+        self._epoch, self._batch, self._together = self._epoch + 1, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """Where iterating stands: of the current epoch, `batch` batches have been handed out."""
-        return {"epoch": self._epoch, "batch": self._batch, **self._identity()}
+        together = None if self._together is None else self._together.tolist()
+        return {"epoch": self._epoch, "batch": self._batch, "together": together, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, with the very same batches, on any number of ranks and workers.
@@ -128,6 +148,7 @@ class TrainLoader:
                 raise ConfigError(f"loader state: need {key}={value!r}, got {state.get(key)!r}. "
                                   f"Continue with the data and parameters it was made with, or start training anew.")
         self._epoch, self._batch = state["epoch"], state["batch"]
+        self._together = None if state["together"] is None else np.array(state["together"])
 
     def _identity(self) -> dict[str, Any]:
         clips = [[clip["video_id"], clip["path"], clip["captions"]] for clip in self.reader.clips]

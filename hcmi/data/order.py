@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 # Names of the independent random streams; they are first in the seed because NumPy pads short seeds with zeros.
-_ORDER, _PICKS, _CAPTIONS = 1, 2, 3
+_ORDER, _PICKS, _CAPTIONS, _GROUPS = 1, 2, 3, 4
+NEIGHBOURS_TRIED = 8        # times the size of a group: most of a clip's nearest may be taken already
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ def spread_frames(num_stored_B: np.ndarray, uniform_BT: np.ndarray) -> np.ndarra
     return np.where(segment_T < segments_B1, picks_BT, -1)
 
 
-def plan_epoch(order: np.ndarray, videos: np.ndarray, batch_size: int) -> np.ndarray:
+def plan_epoch(order: np.ndarray, videos: np.ndarray, batch_size: int, together: bool = False) -> np.ndarray:
     """Deal the clips, taken in `order`, into as many full batches as there can be without a video twice in one.
 
     `videos[clip]` is the video a clip belongs to. Clips of one video are dealt to consecutive batches, so each clip
     is in at most one batch, and only what cannot be placed is left out: of a video with more clips than there are
-    batches those that come last in `order`, and then the last few that fill no batch.
+    batches those that come last in `order`, and then the last few that fill no batch. With `together` clips that are
+    next to each other in `order` share a batch, unless they are of a video with several clips.
 
     Returns: clips, int [batches, batch_size]; `batch_size` may be as large as the number of videos, not larger.
     """
@@ -63,8 +65,45 @@ def plan_epoch(order: np.ndarray, videos: np.ndarray, batch_size: int) -> np.nda
     within = np.empty(len(order), np.int64)
     within[by_video] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
     kept = np.flatnonzero(within < num_batches)[:num_batches * batch_size]
-    dealt = kept[np.argsort(first[code[kept]], kind="stable")]
-    return order[dealt].reshape(batch_size, num_batches).T
+    dealt = order[kept[np.argsort(first[code[kept]], kind="stable")]]
+    if not together:
+        return dealt.reshape(batch_size, num_batches).T
+    several = counts[videos[dealt]] > 1
+    batch = np.empty(len(dealt), np.int64)
+    batch[several] = np.arange(several.sum()) % num_batches
+    batch[~several] = np.repeat(np.arange(num_batches), batch_size - np.bincount(batch[several], minlength=num_batches))
+    return dealt[np.argsort(batch, kind="stable")].reshape(num_batches, batch_size)
+
+
+def marginal_order(embeddings_ND: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """A random order of all clips in which clips that are hard to tell apart are next to each other, int [N].
+
+    A clip drawn at random and the up to `size` - 1 clips nearest to it that are still free form a group, until none is
+    left; groups follow one another as they were drawn. Unit vectors; a clip with a zero vector stands alone.
+    Source: ours, for marginal sample enhancement (method section 6): a random batch holds few marginal samples.
+    """
+    num_clips = len(embeddings_ND)
+    near_NK = _nearest(np.asarray(embeddings_ND, np.float32), min(num_clips - 1, NEIGHBOURS_TRIED * size))
+    free = np.ones(num_clips, bool)
+    order: list[int] = []
+    for clip in generator.permutation(num_clips):
+        if free[clip]:
+            chosen = near_NK[clip][free[near_NK[clip]]]
+            group = [clip, *chosen[chosen != clip][:size - 1]] if embeddings_ND[clip].any() else [clip]
+            free[group] = False
+            order += group
+    return np.array(order)
+
+
+def _nearest(embeddings_ND: np.ndarray, count: int, rows: int = 1024) -> np.ndarray:
+    """The `count` rows nearest to each row, nearest first, itself among them; in bounded memory."""
+    found = [np.empty((0, count), np.int64)]
+    for start in range(0, len(embeddings_ND) if count else 0, rows):
+        sims_RN = embeddings_ND[start:start + rows] @ embeddings_ND.T
+        best_RK = np.argpartition(-sims_RN, count - 1, axis=1)[:, :count]
+        by_score = np.argsort(-np.take_along_axis(sims_RN, best_RK, 1), axis=1, kind="stable")
+        found.append(np.take_along_axis(best_RK, by_score, 1))
+    return np.concatenate(found) if count else np.empty((len(embeddings_ND), 0), np.int64)
 
 
 @dataclass(frozen=True)
@@ -84,10 +123,17 @@ class TrainOrder:
         """Of an epoch, the same for each."""
         return len(plan_epoch(np.arange(len(self.videos)), self.videos, self.batch_size))
 
-    def plans(self, epoch: int, first: int, rank: int, world_size: int) -> Iterator[Plan]:
-        """This rank's part of the batches of an epoch, from batch number `first` on."""
+    def marginal(self, epoch: int, embeddings_ND: np.ndarray, size: int) -> np.ndarray:
+        """An order for `plans` that brings clips together which are hard to tell apart."""
+        return marginal_order(embeddings_ND, size, self._generator(_GROUPS, epoch))
+
+    def plans(self, epoch: int, first: int, rank: int, world_size: int,
+              together: np.ndarray | None = None) -> Iterator[Plan]:
+        """This rank's part of the batches of an epoch, from batch number `first` on; clips next to each other in the
+        order `together` share a batch."""
         generator = self._generator(_ORDER, epoch)
-        batches = plan_epoch(generator.permutation(len(self.videos)), self.videos, self.batch_size)
+        order = generator.permutation(len(self.videos)) if together is None else together
+        batches = plan_epoch(order, self.videos, self.batch_size, together is not None)
         batches = batches[generator.permutation(len(batches))]     # else neighbours would share videos
         first_caption = self._generator(_CAPTIONS).integers(self.num_captions)
         part = slice(self.batch_size * rank // world_size, self.batch_size * (rank + 1) // world_size)

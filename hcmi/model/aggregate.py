@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from hcmi.model.towers import attention, stretch_positions
 
+AGGREGATIONS = ("assign", "queries")
+PADDING_LOGIT = -1e4    # finite: a row of padding alone must not give NaN
 UNIFORM_SHARE = 0.2     # [ours] part of the initial assignment that is spread over all tokens, the rest is by time
 
 
@@ -72,27 +74,39 @@ class TemporalTransformer(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """One aggregation layer: N tokens become `slots` tokens by soft assignment (method section 2.2).
+    """One aggregation layer: N tokens become `slots` tokens (method section 2.2).
 
-        X' = X + MHSA(LN(X));  A = softmax over members of (log prior + g(X'));  Y = A^T X';  Y = Y + FFN(LN(Y))
+        X' = X + MHSA(LN(X));  A = softmax over members of logits(X');  Y = A^T X';  Y = Y + FFN(LN(Y))
 
-    [ours] The prior assigns slot c its c-th equal part of the time, mixed with a uniform share, and g starts at zero.
-    The rows of the prior sum alike, so the mean over slots is at first exactly the mean over tokens, and slots differ
-    from the first step on; without a prior all slots are equal and can only part by chance.
+    `kind` says where the logits come from [ours]:
+
+    - `assign`: log prior + g(X'), g a 2-layer MLP that starts at zero. The prior gives slot c the c-th equal part of
+      the time, mixed with a uniform share; its rows sum alike, so the mean over slots is at first exactly the mean over
+      tokens, and slots differ from the first step on; without a prior all slots are equal and part by chance alone.
+    - `queries`: learned queries attend to the tokens. Keys start at zero, so every slot is at first the mean.
     """
 
-    def __init__(self, dim: int, heads: int, slots: int):
+    def __init__(self, dim: int, heads: int, slots: int, kind: str = "assign"):
         super().__init__()
-        self.slots = slots
+        assert kind in AGGREGATIONS, f"need an aggregation of {AGGREGATIONS}, got {kind!r}"
+        self.slots, self.kind = slots, kind
         self.attention = SelfAttention(dim, heads)
-        self.assign = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(approximate="tanh"),
-                                    zero_init(nn.Linear(dim, slots)))
+        if kind == "assign":
+            self.assign = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(approximate="tanh"),
+                                        zero_init(nn.Linear(dim, slots)))
+        else:
+            self.queries_SD = nn.Parameter(torch.randn(slots, dim))
+            self.keys = nn.Sequential(nn.LayerNorm(dim), zero_init(nn.Linear(dim, dim)))
         self.feed_forward = FeedForward(dim)
 
     def forward(self, tokens_BND: Tensor, mask_BN: Tensor) -> Tensor:
         tokens_BND = self.attention(tokens_BND, mask_BN)
-        logits_BNS = self.assign(tokens_BND) + time_prior(mask_BN, self.slots).log().to(tokens_BND.dtype)
-        assignment_BNS = logits_BNS.float().softmax(1).to(tokens_BND.dtype)
+        if self.kind == "assign":
+            logits_BNS = self.assign(tokens_BND).float() + time_prior(mask_BN, self.slots).log()
+        else:
+            logits_BNS = (self.keys(tokens_BND) @ self.queries_SD.T).float() * tokens_BND.shape[-1] ** -0.5
+            logits_BNS = logits_BNS.masked_fill(~mask_BN[..., None], PADDING_LOGIT)
+        assignment_BNS = logits_BNS.softmax(1).to(tokens_BND.dtype)
         return self.feed_forward(assignment_BNS.transpose(1, 2) @ tokens_BND)
 
 

@@ -129,10 +129,10 @@ class Hcmi(Wti):
 
     levels = ("frame_word", "clip_phrase", "video_sentence")
 
-    def __init__(self, dim: int, heads: int, num_clips: int, num_phrases: int, **options):
+    def __init__(self, dim: int, heads: int, num_clips: int, num_phrases: int, aggregation: str = "assign", **options):
         super().__init__(dim, heads=heads, **options)
-        self.to_clips, self.to_video = Aggregation(dim, heads, num_clips), Aggregation(dim, heads, 1)
-        self.to_phrases, self.to_sentence = Aggregation(dim, heads, num_phrases), Aggregation(dim, heads, 1)
+        self.to_clips, self.to_video, self.to_phrases, self.to_sentence = (
+            Aggregation(dim, heads, slots, aggregation) for slots in (num_clips, 1, num_phrases, 1))
         self.sentence_gate_D = nn.Parameter(torch.zeros(dim))
         self.clip_weights, self.phrase_weights = TokenWeights(dim), TokenWeights(dim)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hcmi.data.loader import ShardReader, TrainLoader, eval_batches, pick_frames
-from hcmi.data.order import plan_epoch
+from hcmi.data.order import marginal_order, plan_epoch
 from hcmi.errors import ConfigError, DataError
 
 SIZE = 16
@@ -97,7 +97,7 @@ def assert_same_batches(left, right):
     for a, b in zip(left, right, strict=True):
         assert a.rows == b.rows
         assert a.video_ids == b.video_ids
-        assert a.captions == b.captions
+        assert (a.captions, a.second_captions) == (b.captions, b.second_captions)
         assert torch.equal(a.frames_KBTHXC, b.frames_KBTHXC)
         assert torch.equal(a.frame_mask_BT, b.frame_mask_BT)
 
@@ -165,15 +165,68 @@ def most_batches(videos, batch_size):
     return done
 
 
-@given(st.lists(st.integers(0, 12), min_size=1, max_size=80), st.integers(1, 12), st.integers(0, 2**32))
-def test_plan_epoch_makes_the_most_full_batches_of_different_videos_when_videos_repeat(videos, batch_size, seed):
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=80), st.integers(1, 12), st.integers(0, 2**32), st.booleans())
+def test_plan_epoch_makes_the_most_full_batches_of_different_videos_when_videos_repeat(videos, batch_size, seed,
+                                                                                       together):
     videos = np.array(videos)
     batch_size = min(batch_size, len(set(videos.tolist())))
-    batches = plan_epoch(np.random.default_rng(seed).permutation(len(videos)), videos, batch_size)
+    batches = plan_epoch(np.random.default_rng(seed).permutation(len(videos)), videos, batch_size, together)
     assert batches.shape == (most_batches(videos, batch_size), batch_size)
     assert len(set(batches.ravel().tolist())) == batches.size
     for batch in batches:
         assert len(set(videos[batch].tolist())) == batch_size
+
+
+def test_plan_epoch_keeps_neighbours_in_a_batch_when_they_belong_together():
+    order = np.array([4, 0, 3, 1, 2, 5, 6])
+    assert plan_epoch(order, np.arange(7), 3, together=True).tolist() == [[4, 0, 3], [1, 2, 5]]
+    videos = np.array([0, 1, 2, 3, 4, 5, 5])        # clips 5 and 6 are of one video, dealt to two batches first
+    order = np.array([4, 0, 3, 5, 6, 1, 2])
+    assert plan_epoch(order, videos, 3, together=True).tolist() == [[4, 0, 5], [3, 6, 1]]
+
+
+def test_marginal_order_groups_what_is_near_when_worked_by_hand():
+    angles_N = np.radians([0, 90, 2, 91, 180, 4, 93])
+    embeddings_ND = np.stack([np.cos(angles_N), np.sin(angles_N)], 1)
+    embeddings_ND[4] = 0                                # never seen by the model: stands alone
+    for seed in range(5):
+        order = marginal_order(embeddings_ND, 3, np.random.default_rng(seed)).tolist()
+        alone = order.index(4)
+        groups = order[:alone] + order[alone + 1:]
+        assert {frozenset(groups[:3]), frozenset(groups[3:])} == {frozenset({0, 2, 5}), frozenset({1, 3, 6})}
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 2**32))
+def test_marginal_order_takes_each_clip_once_whatever_the_vectors(num_clips, size, seed):
+    generator = np.random.default_rng(seed)
+    embeddings_ND = generator.standard_normal((num_clips, 4))
+    order = marginal_order(embeddings_ND / np.linalg.norm(embeddings_ND, axis=1, keepdims=True), size, generator)
+    assert sorted(order.tolist()) == list(range(num_clips))
+
+
+def test_train_loader_gathers_marginal_clips_for_one_epoch_when_told_to(shards):
+    reader = ShardReader(shards, "train")
+    angles_N = np.arange(len(reader)) % 5 * 2 * np.pi / 5           # five kinds of clips
+    embeddings_ND = np.stack([np.cos(angles_N), np.sin(angles_N)], 1)
+
+    def of_one_kind(batch):
+        kinds = [row % 5 for row in batch.rows]
+        return sum(kinds.count(kind) for kind in set(kinds) if kinds.count(kind) > 1)
+
+    loader = TrainLoader(reader, 5, num_frames=2)
+    plain = [of_one_kind(batch) for batch in loader]
+    loader.gather(embeddings_ND, 5)
+    gathered = list(loader)
+    assert sum(map(of_one_kind, gathered)) >= sum(plain) + 6
+    again = TrainLoader(reader, 5, num_frames=2)
+    again.epoch = 2
+    assert_same_batches(list(loader), list(again))      # the epoch after it is any epoch again
+    resumed, stopped = (TrainLoader(reader, 5, num_frames=2) for _ in range(2))
+    stopped.epoch = 1
+    stopped.gather(embeddings_ND, 5)
+    first = next(iter(stopped))
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert_same_batches([first, *resumed], gathered)
 
 
 def test_plan_epoch_puts_any_two_videos_together_equally_often_when_order_is_random():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from model_world import mask_of, shake
 
 from hcmi.model.aggregate import (
+    AGGREGATIONS,
     Aggregation,
     FeedForward,
     SelfAttention,
@@ -86,10 +87,11 @@ def test_feed_forward_passes_tokens_unchanged_when_untrained():
     assert torch.equal(FeedForward(D)(tokens(2, 3)), tokens(2, 3))
 
 
+@pytest.mark.parametrize("kind", AGGREGATIONS)
 @pytest.mark.parametrize(("length", "slots"), [(4, 2), (5, 2), (12, 5), (3, 3), (1, 1), (2, 4)])
-def test_aggregation_keeps_the_mean_when_untrained(length, slots):
+def test_aggregation_keeps_the_mean_when_untrained(length, slots, kind):
     tokens_BND, mask_BN = tokens(2, length + 2), mask_of([length, max(length - 1, 1)], length + 2)
-    coarse_BSD = Aggregation(D, 2, slots)(tokens_BND, mask_BN)
+    coarse_BSD = Aggregation(D, 2, slots, kind)(tokens_BND, mask_BN)
     assert coarse_BSD.shape == (2, slots, D)
     torch.testing.assert_close(coarse_BSD.mean(1), masked_mean(tokens_BND, mask_BN), atol=1e-6, rtol=0)
 
@@ -99,12 +101,13 @@ def test_aggregation_slots_differ_when_untrained():
     assert torch.pdist(coarse_BSD[0]).min() > 0.1
 
 
-def test_aggregation_learns_from_the_first_step_when_untrained():
+@pytest.mark.parametrize("kind", AGGREGATIONS)
+def test_aggregation_learns_from_the_first_step_when_untrained(kind):
     """Zero branches must not stop the gradient of the layers that end them."""
-    layer, weights_SD = Aggregation(D, 2, 3), torch.randn(3, D, generator=torch.Generator().manual_seed(1))
+    layer, weights_SD = Aggregation(D, 2, 3, kind), torch.randn(3, D, generator=torch.Generator().manual_seed(1))
     (layer(tokens(2, 6), mask_of([6, 4], 6)) * weights_SD).sum().backward()
     for name, weight in layer.named_parameters():
-        last = name.endswith(("out.weight", "assign.3.weight", "layers.3.weight"))
+        last = name.endswith(("out.weight", "assign.3.weight", "keys.1.weight", "layers.3.weight"))
         assert (weight.grad.abs().max() > 0) == last or not last, name
 
 
@@ -124,8 +127,9 @@ def test_layer_ignores_padding_when_every_parameter_is_random(name):
     torch.testing.assert_close(before[1:, :2], short, atol=1e-5, rtol=1e-4)
 
 
-def test_aggregation_ignores_padding_when_every_parameter_is_random():
-    layer, mask_BN = shake(Aggregation(D, 2, 3)), mask_of([4, 2], 6)
+@pytest.mark.parametrize("kind", AGGREGATIONS)
+def test_aggregation_ignores_padding_when_every_parameter_is_random(kind):
+    layer, mask_BN = shake(Aggregation(D, 2, 3, kind)), mask_of([4, 2], 6)
     tokens_BND = tokens(2, 6)
     found_BSD = layer(tokens_BND, mask_BN)
     torch.testing.assert_close(layer(torch.where(mask_BN[..., None], tokens_BND, 30.0), mask_BN), found_BSD)

@@ -1,0 +1,140 @@
+"""What each part of HCMI is worth: one part changed at a time, against the shipped configuration, paired by seed.
+
+- each level alone, and each left out
+- label denoising positive, mask and off, at 0, 20 and 40 % duplicates in the training set, with its precision and
+  recall against the truth, epoch by epoch
+- marginal sample enhancement on and off, and theta
+- number of clips and phrases; slots filled by soft assignment against learned queries
+
+Three seeds on a smaller budget than heads.py (half the epochs, said in the table). Intervals are Student's t over
+seeds. Writes results/ablation.json, ablation.md and denoise.png. Finished runs are kept in results/runs.jsonl and never
+made twice: start it again after an interruption.
+
+    python benchmarks/ablation.py [--quick] [--seeds N] [--device cuda] [--jobs N]
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from common import RESULTS, markdown, table, write_result
+from matplotlib.figure import Figure
+from runs import Spec, interval, run_all
+
+EPOCHS = {"train.epochs": 8}
+LEVELS = ("frame_word", "clip_phrase", "video_sentence")
+WEIGHT = "train.loss.level_weights."
+NOISE = (0, 20, 40)
+MODES = ("off", "positive", "mask")
+GALLERIES = ("main", "attribute", "order")
+
+# Name in the table -> what differs from params.yaml.
+VARIANTS: dict[str, dict] = {
+    "shipped": {},
+    **{f"{level} alone": {WEIGHT + other: 0.0 for other in LEVELS if other != level} for level in LEVELS},
+    **{f"without {level}": {WEIGHT + level: 0.0} for level in LEVELS},
+    "MSE off": {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1},
+    "MSE: margin loss off": {"train.loss.margin_weight": 0.0},
+    "MSE: batches of random clips": {"train.loss.marginal_group": 1},
+    "theta 0.1": {"train.loss.margin": 0.1},
+    "theta 0.4": {"train.loss.margin": 0.4},
+    "2 clips, 4 phrases": {"model.num_clips": 2, "model.num_phrases": 4},
+    "8 clips, 16 phrases": {"model.num_clips": 8, "model.num_phrases": 16},
+    "learned queries": {"model.aggregation": "queries"},
+}
+
+
+def variant_specs(seeds: int) -> dict[tuple[str, int], Spec]:
+    return {(name, seed): Spec("standard", seed, {**EPOCHS, **changes})
+            for seed in range(seeds) for name, changes in VARIANTS.items()}
+
+
+def noise_specs(seeds: int) -> dict[tuple[int, str, int], Spec]:
+    return {(rate, mode, seed): Spec(f"noise_{rate}", seed, {**EPOCHS, "train.loss.denoise": mode})
+            for seed in range(seeds) for rate in NOISE for mode in MODES}
+
+
+def difference(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[float, list[float]]:
+    """Mean and interval of R@1 of `ours` minus `others`, paired by seed."""
+    lead = np.array([a["r1"][gallery] - b["r1"][gallery] for a, b in zip(ours, others, strict=True)])
+    return float(lead.mean()), interval(lead)
+
+
+def denoise_curve(records: Sequence[dict], name: str) -> np.ndarray:
+    """Mean over seeds of what training logged of denoising, an entry an epoch."""
+    return np.mean([record["curves"][f"train/denoise_{name}"] for record in records], axis=0)
+
+
+def draw(by_rate: dict[int, Sequence[dict]], path: Path) -> None:
+    """Precision, recall and firing rate per epoch, a line for each rate of duplicates."""
+    figure = Figure(figsize=(9, 2.8), layout="constrained", dpi=110)
+    for place, (name, title) in enumerate((("precision", "precision"), ("recall", "recall"),
+                                           ("fired", "extra positives a clip"))):
+        axes = figure.add_subplot(1, 3, place + 1)
+        for rate, records in by_rate.items():
+            values = denoise_curve(records, name)
+            first = EPOCHS["train.epochs"] - len(values) + 1
+            axes.plot(first + np.arange(len(values)), values, marker="o", markersize=3, label=f"{rate} % duplicates")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if name != "fired":
+            axes.set_ylim(0, 1.02)
+    axes.legend(fontsize=8)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 seeds, denoising and MSE only")
+    parser.add_argument("--seeds", type=int, help="default 3, with --quick 2")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    options = parser.parse_args()
+    seeds = options.seeds or (2 if options.quick else 3)
+    wanted = {key: spec for key, spec in variant_specs(seeds).items()
+              if not options.quick or key[0] in ("shipped", "MSE off")} | noise_specs(seeds)
+    found = dict(zip(wanted, run_all(list(wanted.values()), options.device, options.jobs), strict=True))
+
+    def of(*name) -> list[dict]:
+        return [found[(*name, seed)] for seed in range(seeds)]
+
+    rows, figures = [], {"seeds": seeds, "epochs": EPOCHS["train.epochs"]}
+    for name in dict.fromkeys(key[0] for key in wanted if isinstance(key[0], str)):
+        for gallery in GALLERIES:
+            mean = float(np.mean([record["r1"][gallery] for record in of(name)]))
+            gain, gain_ci = difference(of("shipped"), of(name), gallery)
+            rows.append((name, gallery, mean, gain, gain_ci))
+            if gallery == "main" and name != "shipped":
+                figures["gain_over_" + name.replace(" ", "_").replace(",", "").replace(":", "")] = gain
+    figures["mse_gain_attribute"], figures["mse_gain_attribute_ci95"] = difference(of("shipped"), of("MSE off"),
+                                                                                  "attribute")
+    noise_rows = []
+    for rate in NOISE:
+        for mode in MODES:
+            gain, gain_ci = difference(of(rate, mode), of(rate, "off"), "main")
+            mean = float(np.mean([record["r1"]["main"] for record in of(rate, mode)]))
+            measured = [None] * 2 if mode == "off" else [
+                float(denoise_curve(of(rate, mode), name)[-1]) for name in ("precision", "recall")]
+            noise_rows.append((f"{rate} %", mode, mean, gain, None if mode == "off" else gain_ci, *measured))
+            if rate and mode == "positive":
+                figures[f"ald_gain_{rate}"], figures[f"ald_gain_{rate}_ci95"] = gain, gain_ci
+    figures["ald_precision"], figures["ald_recall"] = (
+        float(denoise_curve(of(20, "positive"), name)[-1]) for name in ("precision", "recall"))
+    headers = ["variant", "gallery", "R@1", "shipped minus this", "95 % interval"]
+    noise_headers = ["duplicates", "denoise", "R@1", "minus off", "95 % interval", "precision", "recall"]
+    print(table(headers, rows), table(noise_headers, noise_rows), table(["figure", "value"], figures.items()),
+          sep="\n\n")
+    path = write_result("ablation", figures, options.quick)
+    if not options.quick:
+        (RESULTS / "ablation.md").write_text(markdown(headers, rows) + "\n" + markdown(noise_headers, noise_rows),
+                                             encoding="utf-8")
+        draw({rate: of(rate, "positive") for rate in NOISE}, RESULTS / "denoise.png")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

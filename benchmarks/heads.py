@@ -1,0 +1,135 @@
+"""HCMI against its peers: every head on the same towers, data, steps and seeds; mean, 95 % interval, paired difference.
+
+`main`, `attribute`, `order`, `count` and `paraphrase` are galleries of Scenes for models trained on the standard set,
+`long` is for models trained on clips of up to 6 events (32 frames, captions in paragraphs). Intervals are Student's
+t over seeds; a difference is paired by seed. HCMI is trained with all its parts (marginal sample enhancement, label
+denoising), as params.yaml has them; the peers with the plain loss, as their papers do.
+
+Writes results/heads.json, heads.md and heads.png. Finished runs are kept in results/runs.jsonl and never made twice:
+start it again after an interruption.
+
+    python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from common import RESULTS, markdown, table, write_result
+from matplotlib.figure import Figure
+from runs import GALLERIES, Spec, interval, run_all
+
+HEADS = ("hcmi", "wti", "xclip", "seq_transf", "mean_pool")
+LONG_EPOCHS = 10        # 32 frames instead of 12: about the time of the standard epochs on 12
+QUICK = {"train.epochs": 8}
+
+
+def specs(quick: bool, seeds: int) -> list[Spec]:
+    """Seed by seed, so that an interrupted benchmark has all heads of the seeds it finished."""
+    if quick:
+        return [Spec("quick", seed, {**QUICK, "model.head": head}) for seed in range(seeds) for head in HEADS]
+    return [Spec(data, seed, {**more, "model.head": head}) for seed in range(seeds)
+            for data, more in (("standard", {}), ("long", {"train.epochs": LONG_EPOCHS})) for head in HEADS]
+
+
+def by_head(records: Sequence[dict], gallery: str) -> dict[str, np.ndarray]:
+    """Head -> R@1 of each seed, seeds in order."""
+    found = {}
+    for head in HEADS:
+        rows = [r for r in records if r["params"]["model.head"] == head and gallery in r["r1"]]
+        found[head] = np.array([r["r1"][gallery] for r in sorted(rows, key=lambda r: r["seed"])])
+    return {head: values for head, values in found.items() if len(values)}
+
+
+def compare(records: Sequence[dict], gallery: str) -> list[tuple]:
+    """Rows of the table: gallery, head, mean, interval, hcmi's lead over it and the lead's interval."""
+    scores = by_head(records, gallery)
+    rows = []
+    for head, values in scores.items():
+        lead = scores["hcmi"] - values
+        rows.append((gallery, head, float(values.mean()), interval(values),
+                     None if head == "hcmi" else float(lead.mean()), None if head == "hcmi" else interval(lead)))
+    return rows
+
+
+def lead_over_best(records: Sequence[dict], gallery: str) -> tuple[str, float, float, list[float]]:
+    """The best other head, its mean, and hcmi's paired lead over it with its interval."""
+    scores = by_head(records, gallery)
+    best = max((head for head in scores if head != "hcmi"), key=lambda head: scores[head].mean())
+    lead = scores["hcmi"] - scores[best]
+    return best, float(scores[best].mean()), float(lead.mean()), interval(lead)
+
+
+def step_costs(device: str, rounds: int = 5) -> dict[str, float]:
+    """Processor (or GPU) time and peak memory of a training step, hcmi over mean_pool, in turn in one run."""
+    times: dict[str, list[float]] = {"hcmi": [], "mean_pool": []}
+    peaks: dict[str, list[float]] = {"hcmi": [], "mean_pool": []}
+    for _ in range(rounds):
+        for head in times:
+            done = subprocess.run([sys.executable, str(Path(__file__).with_name("step.py")), head, device], check=True,
+                                  capture_output=True, text=True)
+            measured = json.loads(done.stdout.splitlines()[-1])
+            times[head].append(measured["seconds"])
+            peaks[head].append(measured["peak_mb"])
+    ratios = {"step_time_ratio": times, "step_memory_ratio": peaks}
+    return {name: float(np.median(np.array(values["hcmi"]) / np.array(values["mean_pool"])))
+            for name, values in ratios.items()}
+
+
+def draw(rows: Sequence[tuple], path: Path) -> None:
+    """A panel a gallery: mean R@1 and interval of each head."""
+    galleries = list(dict.fromkeys(row[0] for row in rows))
+    figure = Figure(figsize=(2.3 * len(galleries), 2.6), layout="constrained", dpi=110)
+    for panel, gallery in enumerate(galleries):
+        axes = figure.add_subplot(1, len(galleries), panel + 1)
+        chosen = [row for row in rows if row[0] == gallery]
+        for place, (_, head, mean, (low, high), *_) in enumerate(reversed(chosen)):
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
+                          color="#1f77b4" if head == "hcmi" else "#888888")
+        axes.set_yticks(range(len(chosen)), [row[1] for row in reversed(chosen)] if panel == 0 else [""] * len(chosen))
+        axes.set_title(gallery, fontsize=10)
+        axes.set_xlabel("t2v R@1, %", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 seeds, half the clips and epochs, no long clips")
+    parser.add_argument("--seeds", type=int, help="default 5, with --quick 2")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    options = parser.parse_args()
+    quick, seeds = options.quick, options.seeds or (2 if options.quick else 5)
+    records = run_all(specs(quick, seeds), options.device, options.jobs)
+    galleries = [name for name in (*GALLERIES["standard"], "long") if any(name in r["r1"] for r in records)]
+    rows = [row for gallery in galleries for row in compare(records, gallery)]
+    best, best_r1, gain, gain_ci = lead_over_best(records, "main")
+    scores = {gallery: by_head(records, gallery) for gallery in galleries}
+    figures = {"seeds": seeds, "hcmi_t2v_r1": float(scores["main"]["hcmi"].mean()), "best_other_t2v_r1": best_r1,
+               "gain_over_best": gain, "gain_over_best_ci95": gain_ci,
+               **{f"gain_{name}": float((scores[name]["hcmi"] - scores[name]["mean_pool"]).mean())
+                  for name in ("order", "attribute")},
+               "cpu_minutes_per_run": float(np.median([record["cpu_minutes"] for record in records]))}
+    if "long" in galleries:
+        figures["gain_long"], figures["gain_long_ci95"] = lead_over_best(records, "long")[2:]
+    figures |= step_costs(options.device, 2 if quick else 5)
+    headers = ["gallery", "head", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
+    print(table(headers, rows))
+    print(f"\nbest other head on main: {best}")
+    print(table(["figure", "value"], figures.items()))
+    path = write_result("heads", figures, quick)
+    if not quick:
+        (RESULTS / "heads.md").write_text(markdown(headers, rows), encoding="utf-8")
+        draw(rows, RESULTS / "heads.png")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

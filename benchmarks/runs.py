@@ -1,0 +1,202 @@
+"""Training runs that several benchmarks share: make Scenes once, train a configuration, measure it, remember it.
+
+Every finished run is a line of `results/runs.jsonl`: what was trained, on which machine, and R@1 on each gallery. A run
+with the same parameters, data, device and code is never made twice, and one that was stopped goes on from its last
+checkpoint; so a benchmark that was interrupted is simply started again. Two runs at once, one thread each, are quicker
+on two cores than one after the other.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from common import RESULTS, machine, versions
+
+from hcmi.config import Params, load_params
+from hcmi.data.galleries import LONG, STANDARD, VERSION
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / ".bench" / "scenes"
+RUNS = RESULTS / "runs.jsonl"
+QUICK = STANDARD.model_copy(update={"num_train": 2000, "num_val": 200})
+# What can be trained on. Galleries are never trained on, whatever the data.
+DATA = {"standard": STANDARD, "long": LONG, "quick": QUICK,
+        **{f"noise_{rate}": STANDARD.model_copy(update={"duplicate_rate": rate / 100}) for rate in (0, 20, 40)}}
+GALLERIES = {name: ("long",) if name == "long" else ("main", "attribute", "order", "count", "paraphrase")
+             for name in DATA}
+# Beyond params.yaml: clips of up to 6 events need more frames and words, and as many clips and phrases more.
+LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
+               "model.num_phrases": 16}
+# The code that decides what a run gives. Comments and docstrings do not.
+CODE = ("hcmi/train.py", "hcmi/loss.py", "hcmi/encode.py", "hcmi/postprocess.py", "hcmi/metrics.py", "hcmi/model",
+        "hcmi/data/order.py", "hcmi/data/loader.py", "hcmi/data/draw.py", "hcmi/data/events.py",
+        "hcmi/data/script.py", "hcmi/data/wording.py", "hcmi/data/jobs.py")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run: parameters of params.yaml by their dotted names, on one of `DATA`, with one seed."""
+
+    data: str = "standard"
+    seed: int = 0
+    params: dict[str, object] = field(default_factory=dict)
+
+    def resolved(self) -> Params:
+        base = load_params(ROOT / "params.yaml").model_dump()
+        changes = {**(LONG_PARAMS if self.data == "long" else {}), **self.params, "train.seed": self.seed}
+        for name, value in changes.items():
+            *path, key = name.split(".")
+            section = base
+            for part in path:
+                section = section[part]
+            assert key in section, f"params.yaml has no {name}"
+            section[key] = value
+        return Params.model_validate(base)
+
+    def key(self, device: str) -> str:
+        params = self.resolved()
+        parts = [self.data, VERSION, params.model.model_dump(), params.shards.model_dump(),
+                 params.train.model_dump(exclude={"device", "num_workers"}), device.partition(":")[0], code_identity()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def code_identity() -> str:
+    """Hash of what the code does: of its syntax trees without docstrings."""
+    digest = hashlib.sha256()
+    for name in CODE:
+        for path in sorted((ROOT / name).glob("*.py")) if (ROOT / name).is_dir() else [ROOT / name]:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
+                        body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                    body.pop(0)
+            digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def remembered() -> dict[str, dict]:
+    """Key -> record of every finished run."""
+    if not RUNS.exists():
+        return {}
+    records = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
+    return {record["key"]: record for record in records}
+
+
+def run_all(specs: Sequence[Spec], device: str, jobs: int) -> list[dict]:
+    """The record of each spec, in order; what is not remembered yet is run, `jobs` at a time."""
+    keys = [spec.key(device) for spec in specs]
+    done = remembered()
+    missing = {key: spec for key, spec in zip(keys, specs, strict=True) if key not in done}
+    if missing:
+        make_data({spec.data for spec in missing.values()})
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(_run_process, spec, device, jobs): key for key, spec in missing.items()}
+        for number, finished in enumerate(as_completed(running), 1):
+            record = finished.result()
+            done[record["key"]] = record
+            with open(RUNS, "a", encoding="utf-8") as file:     # one write of one line: whole or not at all
+                file.write(json.dumps(record) + "\n")
+            print(f"{number} of {len(missing)}: {record['data']} seed {record['seed']} {record['params']} "
+                  f"{record['r1']} in {record['cpu_minutes']:.1f} CPU minutes", file=sys.stderr, flush=True)
+    return [done[key] for key in keys]
+
+
+def make_data(names: Iterable[str]) -> None:
+    """Films and shards of the training sets and their galleries, unless they are there."""
+    from hcmi.data.manifest import write_manifest
+    from hcmi.data.scenes import write_gallery, write_scenes
+    from hcmi.data.shards import write_shards
+
+    def shards(folder: Path, make, config) -> None:
+        if not (folder / "shards" / "index.parquet").exists():
+            write_manifest(make(folder / "films"), folder / "manifest.parquet")
+            write_shards(folder / "manifest.parquet", folder / "shards", config)
+
+    RESULTS.mkdir(exist_ok=True)
+    for name in sorted(names):
+        params = Spec(name).resolved()
+        config = DATA[name].model_copy(update={"num_test": 1})      # tests are the galleries
+        shards(WORK / name, lambda folder, config=config: write_scenes(config, 0, folder), params.shards)
+        for gallery in GALLERIES[name]:
+            shards(WORK / f"gallery_{gallery}", lambda folder, gallery=gallery: write_gallery(gallery, folder),
+                   params.shards)
+
+
+def _run_process(spec: Spec, device: str, jobs: int) -> dict:
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    done = subprocess.run([sys.executable, str(Path(__file__)), json.dumps(asdict(spec)), "--device", device],
+                          env={**os.environ, "OMP_NUM_THREADS": threads}, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{spec}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(spec: Spec, device: str) -> dict:
+    """Train and measure, in this process."""
+    from hcmi.data.loader import ShardReader
+    from hcmi.encode import encode_split, score
+    from hcmi.metrics import ranks
+    from hcmi.model.retriever import load_retriever
+    from hcmi.train import train
+
+    started = time.monotonic()
+    key = spec.key(device)
+    params = spec.resolved()
+    folder = ROOT / ".bench" / "runs" / key
+    config = params.train.model_copy(update={"device": device, "num_workers": 0})
+    summary = train(WORK / spec.data / "shards", folder / "model", folder / "metrics", folder / "checkpoints",
+                    params.model, config)
+    cpu = resource.getrusage(resource.RUSAGE_SELF)
+    model = load_retriever(folder / "model", device)
+    r1, r5, levels = {}, {}, {}
+    for name in GALLERIES[spec.data]:
+        encoded = encode_split(model, ShardReader(WORK / f"gallery_{name}" / "shards", "test"), 64)
+        scores = score(model, encoded.texts, encoded.videos)
+        found = ranks(model.combine(scores).numpy(), encoded.caption_video)
+        r1[name], r5[name] = (round(float(100 * found.hits_at(k).mean()), 2) for k in (1, 5))
+        levels[name] = {level: round(float(100 * ranks(sims_QV.numpy(), encoded.caption_video).hits_at(1).mean()), 2)
+                        for level, sims_QV in scores.items()}
+    return {"key": key, "data": spec.data, "seed": spec.seed, "params": spec.params, "device": device, "r1": r1,
+            "r5": r5, "levels_r1": levels, "val_r1": round(summary["val_R@1"], 2),
+            "level_weights": model.level_weights, "curves": curves(folder / "metrics"),
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "cpu_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 2),
+            "wall_minutes": round((time.monotonic() - started) / 60, 2), "precision": summary["precision"],
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": machine(), "versions": versions()}
+
+
+def curves(metrics_dir: Path) -> dict[str, list[float]]:
+    """Figure -> its value each epoch, as training logged them."""
+    plots = metrics_dir / "plots" / "metrics"
+    return {str(path.relative_to(plots).with_suffix("")): [round(float(line.split("\t")[-1]), 4) for line in
+            path.read_text(encoding="utf-8").splitlines()[1:]] for path in sorted(plots.rglob("*.tsv"))}
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """95 % interval of the mean over seeds, by Student's t; needs two or more."""
+    from scipy.stats import t
+
+    array = np.asarray(values, float)
+    half = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    return [float(array.mean() - half), float(array.mean() + half)]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="One run; prints its record as JSON.")
+    parser.add_argument("spec")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    print(json.dumps(run(Spec(**json.loads(options.spec)), options.device)))

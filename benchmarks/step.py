@@ -1,0 +1,54 @@
+"""One head's training step in a process of its own: seconds, and the peak of memory that steps take; for heads.py.
+
+    python benchmarks/step.py HEAD DEVICE
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hcmi.config import load_params
+from hcmi.data.loader import TrainBatch
+from hcmi.data.script import scene_clips
+from hcmi.model.retriever import new_retriever
+from hcmi.runtime import pick_device, pick_precision, tune_allocator
+from hcmi.train import make_optimizer, training_step
+
+ROOT = Path(__file__).resolve().parents[1]
+WARM, STEPS = 3, 8
+
+
+def resident_mb(which: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) / 1024
+
+
+def main(head: str, device_name: str) -> None:
+    params = load_params(ROOT / "params.yaml")
+    tune_allocator()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    device, size, frames = pick_device(device_name), params.shards.size, params.model.num_frames
+    clips = list(scene_clips(params.dataset.scenes, "train", 0, params.train.batch_size))
+    captions = [clip.captions[0] for clip in clips]
+    model = new_retriever(params.model.model_copy(update={"head": head}), size, captions).train()
+    nn.Module.to(model, device)
+    optimizer, precision = make_optimizer(model, params.train), pick_precision(params.train.precision, device)
+    pixels = torch.randint(0, 256, (1, len(clips), frames, size, size, 3), dtype=torch.uint8)
+    batch = TrainBatch(list(range(len(clips))), [clip.video_id for clip in clips], captions,
+                       [clip.captions[1] for clip in clips], pixels, torch.ones(len(clips), frames, dtype=torch.bool))
+    before = resident_mb("VmRSS")
+    for step in range(WARM + STEPS):
+        if step == WARM:
+            started = time.perf_counter() if device.type == "cuda" else time.process_time()
+        training_step(model, optimizer, batch, params.train, params.train.loss.denoise, precision)
+    ended = time.perf_counter() if device.type == "cuda" else time.process_time()
+    peak = (torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_mb("VmHWM") - before)
+    print(json.dumps({"seconds": (ended - started) / STEPS, "peak_mb": peak}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
