@@ -40,9 +40,9 @@ GALLERIES = {name: ("long",) if name == "long" else ("main", "attribute", "order
 LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
                "model.num_phrases": 16}
 # The code that decides what a run gives. Comments and docstrings do not.
-CODE = ("hcmi/train.py", "hcmi/loss.py", "hcmi/encode.py", "hcmi/postprocess.py", "hcmi/metrics.py", "hcmi/model",
-        "hcmi/data/order.py", "hcmi/data/loader.py", "hcmi/data/draw.py", "hcmi/data/events.py",
-        "hcmi/data/script.py", "hcmi/data/wording.py", "hcmi/data/jobs.py")
+CODE = ("hcmi/train.py", "hcmi/loss.py", *(f"hcmi/model/{name}.py" for name in (
+        "aggregate", "heads", "interaction", "processor", "retriever", "towers")), *(f"hcmi/data/{name}.py" for name in (
+            "order", "draw", "events", "script", "wording")))
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,11 @@ def code_identity() -> str:
     """Hash of what the code does: of its syntax trees without docstrings."""
     digest = hashlib.sha256()
     for name in CODE:
-        for path in sorted((ROOT / name).glob("*.py")) if (ROOT / name).is_dir() else [ROOT / name]:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
-                        body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                    body.pop(0)
-            digest.update(ast.dump(tree).encode())
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                node.body.pop(0)
+        digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
 
 
