@@ -40,9 +40,10 @@ GALLERIES = {name: ("long",) if name == "long" else ("main", "attribute", "order
 LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
                "model.num_phrases": 16}
 # The code that decides what a run gives. Comments and docstrings do not.
-CODE = ("hcmi/train.py", "hcmi/loss.py", *(f"hcmi/model/{name}.py" for name in (
-        "aggregate", "heads", "interaction", "processor", "retriever", "towers")), *(f"hcmi/data/{name}.py" for name in (
-            "order", "draw", "events", "script", "wording")))
+CODE = ("hcmi/train.py", "hcmi/loss.py",
+        *(f"hcmi/model/{name}.py"
+          for name in ("aggregate", "heads", "interaction", "processor", "retriever", "towers")),
+        *(f"hcmi/data/{name}.py" for name in ("order", "draw", "events", "script", "wording")))
 
 
 @dataclass(frozen=True)
