@@ -99,7 +99,7 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
     axes.set_yticks(range(len(explanation.words)), explanation.words, fontsize=10.5)
     most = max(float(explanation.word_weights_W.max()), 1e-9)
     for label, weight in zip(axes.get_yticklabels(), explanation.word_weights_W, strict=True):
-        label.set_color(HEAT(0.35 + 0.65 * weight / most))
+        label.set_color(HEAT(0.6 + 0.4 * weight / most))     # lighter ones were hard to read
         label.set_fontweight("bold" if weight > 0.5 * most else "normal")
     axes.tick_params(length=0, pad=8)
     for spine in axes.spines.values():
