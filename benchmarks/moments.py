@@ -34,7 +34,8 @@ def events(annotation: Path, split: str) -> dict[str, list[tuple[str, tuple[floa
     found = {}
     for line in annotation.read_text(encoding="utf-8").splitlines():
         clip = json.loads(line)
-        told = [f"a {e['colour']} {e['shape']} {e['action']}" for e in clip["events"]]
+        told = [f"{'an' if e['colour'][0] in 'aeiou' else 'a'} {e['colour']} {e['shape']} {e['action']}"
+                for e in clip["events"]]
         if clip["split"] == split and len(told) > 1:
             found[clip["video_id"]] = [(text, (event["start_s"], event["end_s"])) for text, event
                                        in zip(told, clip["events"], strict=True) if Counter(told)[text] == 1]
