@@ -55,7 +55,7 @@ def noise_specs(seeds: int) -> dict[tuple[int, str, int], Spec]:
             for seed in range(seeds) for rate in NOISE for mode in MODES}
 
 
-def difference(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[float, list[float]]:
+def difference(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[float, list[float] | None]:
     """Mean and interval of R@1 of `ours` minus `others`, paired by seed."""
     lead = np.array([a["r1"][gallery] - b["r1"][gallery] for a, b in zip(ours, others, strict=True)])
     return float(lead.mean()), interval(lead)

@@ -56,7 +56,7 @@ def compare(records: Sequence[dict], gallery: str) -> list[tuple]:
     return rows
 
 
-def lead_over_best(records: Sequence[dict], gallery: str) -> tuple[str, float, float, list[float]]:
+def lead_over_best(records: Sequence[dict], gallery: str) -> tuple[str, float, float, list[float] | None]:
     """The best other head, its mean, and hcmi's paired lead over it with its interval."""
     scores = by_head(records, gallery)
     best = max((head for head in scores if head != "hcmi"), key=lambda head: scores[head].mean())
@@ -87,7 +87,8 @@ def draw(rows: Sequence[tuple], path: Path) -> None:
     for panel, gallery in enumerate(galleries):
         axes = figure.add_subplot(1, len(galleries), panel + 1)
         chosen = [row for row in rows if row[0] == gallery]
-        for place, (_, head, mean, (low, high), *_) in enumerate(reversed(chosen)):
+        for place, (_, head, mean, between, *_) in enumerate(reversed(chosen)):
+            low, high = between or (mean, mean)
             axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
                           color="#1f77b4" if head == "hcmi" else "#888888")
         axes.set_yticks(range(len(chosen)), [row[1] for row in reversed(chosen)] if panel == 0 else [""] * len(chosen))

@@ -183,11 +183,13 @@ def curves(metrics_dir: Path) -> dict[str, list[float]]:
             path.read_text(encoding="utf-8").splitlines()[1:]] for path in sorted(plots.rglob("*.tsv"))}
 
 
-def interval(values: Sequence[float]) -> list[float]:
-    """95 % interval of the mean over seeds, by Student's t; needs two or more."""
+def interval(values: Sequence[float]) -> list[float] | None:
+    """95 % interval of the mean over seeds, by Student's t; None for a single seed."""
     from scipy.stats import t
 
     array = np.asarray(values, float)
+    if len(array) < 2:
+        return None
     half = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
     return [float(array.mean() - half), float(array.mean() + half)]
 
