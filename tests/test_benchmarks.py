@@ -1,0 +1,77 @@
+"""The arithmetic of the benchmarks that compare training runs, on records made up here."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """The scripts as modules: a script's own folder is on its path."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import heads
+    import runs
+
+    yield heads, runs
+    for name in ("ablation", "heads", "runs", "common"):
+        sys.modules.pop(name, None)
+
+
+def record(head: str, seed: int, **r1: float) -> dict:
+    return {"params": {"model.head": head}, "seed": seed, "r1": r1}
+
+
+def test_interval_is_students_when_worked_by_hand(benchmarks):
+    _, runs = benchmarks
+    # mean 2, standard deviation 1, t(0.975, 2) = 4.3027: 2 -+ 4.3027 / sqrt(3)
+    assert runs.interval([1.0, 2.0, 3.0]) == pytest.approx([-0.4841, 4.4841], abs=1e-4)
+    assert runs.interval([5.0]) is None
+
+
+def test_lead_is_paired_by_seed_when_records_come_in_any_order(benchmarks):
+    heads, _ = benchmarks
+    records = [record("wti", 1, main=60.0), record("hcmi", 0, main=70.0), record("mean_pool", 0, main=40.0),
+               record("hcmi", 1, main=66.0), record("mean_pool", 1, main=50.0), record("wti", 0, main=65.0)]
+    best, best_r1, lead, between = heads.lead_over_best(records, "main")
+    assert (best, best_r1, lead) == ("wti", 62.5, 5.5)      # 70 - 65 and 66 - 60
+    assert between == pytest.approx([5.5 - 12.706 * 0.5, 5.5 + 12.706 * 0.5], abs=1e-3)
+    rows = {row[1]: row for row in heads.compare(records, "main")}
+    assert rows["mean_pool"][2:5:2] == (45.0, 23.0)
+    assert rows["hcmi"][4:] == (None, None)
+
+
+def test_spec_key_follows_what_is_trained_and_not_where(benchmarks):
+    _, runs = benchmarks
+    spec = runs.Spec("standard", 1, {"train.epochs": 3})
+    assert spec.resolved().train.epochs == 3
+    assert spec.resolved().train.seed == 1
+    assert spec.key("cuda:0") == spec.key("cuda:1") != spec.key("cpu")
+    others = [runs.Spec("quick", 1, {"train.epochs": 3}), runs.Spec("standard", 2, {"train.epochs": 3}),
+              runs.Spec("standard", 1, {"train.epochs": 4}), runs.Spec("long", 1, {"train.epochs": 3})]
+    assert len({spec.key("cpu"), *(other.key("cpu") for other in others)}) == 5
+    with pytest.raises(AssertionError, match=r"params\.yaml has no train\.epoch$"):
+        runs.Spec("standard", 0, {"train.epoch": 3}).resolved()
+
+
+def test_code_identity_changes_with_the_code_and_not_with_its_comments(benchmarks, tmp_path, monkeypatch):
+    _, runs = benchmarks
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "CODE", ("code.py",))
+    found = []
+    for text in ('"""One."""\ndef f():\n    """Two."""\n    return 1\n', 'def f():\n    return 1     # why\n',
+                 'def f():\n    return 2\n'):
+        (tmp_path / "code.py").write_text(text, encoding="utf-8")
+        found.append(runs.code_identity())
+    assert found[0] == found[1] != found[2]
+
+
+def test_benchmarks_ask_for_parameters_that_there_are(benchmarks):
+    heads, _ = benchmarks
+    import ablation
+
+    for spec in [*heads.specs(False, 1), *heads.specs(True, 1), *ablation.variant_specs(1).values(),
+                 *ablation.noise_specs(1).values()]:
+        assert spec.resolved().train.seed == 0
