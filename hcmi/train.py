@@ -37,17 +37,17 @@ VALIDATION_BATCH = 64
 class Progress:
     """What a checkpoint holds besides weights, optimiser and loader: where training stands and how it went."""
 
-    embeddings_ND: Tensor               # video level, of each training clip when it was last seen; 0 before
+    seen_3ND: Tensor    # of each training clip when it was last seen: video embedding, denoising's two views; 0 before
     step: int = 0
     best_score: float = -1.0
     best_epoch: int = -1
     sums: dict[str, float] = field(default_factory=dict)    # of the epoch at hand's figures, over its steps so far
     history: list[dict] = field(default_factory=list)       # one row of figures an epoch
 
-    def add(self, rows: list[int], figures: dict[str, float], video_BD: Tensor) -> None:
-        """One step more."""
+    def add(self, rows: list[int], figures: dict[str, float], seen_KBD: Tensor) -> None:
+        """One step more, which saw the clips `rows`: their video embeddings, and where it denoised their views."""
         self.step += 1
-        self.embeddings_ND[rows] = video_BD.detach().float().cpu()
+        self.seen_3ND[:len(seen_KBD), rows] = seen_KBD
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
@@ -85,7 +85,7 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
                          num_workers=config.num_workers)
     total_steps = config.epochs * len(loader)
     optimizer = make_optimizer(model, config)
-    progress = Progress(torch.zeros(len(train_reader), model.head.dim))
+    progress = Progress(torch.zeros(3, len(train_reader), model.head.dim))
     meaning_N = meanings(train_reader)
     checkpoints = Checkpoints(checkpoint_dir, identity(shards_dir, section, config))
     checkpoints.restore(model, optimizer, loader, progress)
@@ -99,13 +99,14 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
                 model.train()
                 started = time.monotonic()
                 if loader.batch == 0 and group_size(model, config, epoch) > 1:
-                    loader.gather(progress.embeddings_ND.numpy(), group_size(model, config, epoch))
+                    views_2ND = None if config.loss.denoise == "off" else progress.seen_3ND[1:].numpy()
+                    loader.gather(progress.seen_3ND[0].numpy(), group_size(model, config, epoch), views_2ND)
                 for batch in loader:
                     set_learning_rate(optimizer, progress.step / total_steps, config.warmup_fraction)
-                    figures, video_BD = training_step(
+                    figures, seen_KBD = training_step(
                         model, optimizer, batch, config, denoise_mode(model, config, epoch), precision,
                         None if meaning_N is None else meaning_N[batch.rows])
-                    progress.add(batch.rows, figures, video_BD)
+                    progress.add(batch.rows, figures, seen_KBD)
                     bar.update(1)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{figures['loss']:.3f}")
                     if checkpoints.due():
@@ -129,7 +130,8 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
 def training_step(model: HcmiModel, optimizer: torch.optim.Optimizer, batch: TrainBatch, config: TrainConfig,
                   denoise: str, precision: str,
                   meaning_B: Tensor | None = None) -> tuple[dict[str, float], Tensor]:
-    """Forward, backward, update; returns figures for the log, and the videos' embeddings [B, D].
+    """Forward, backward, update; returns figures for the log, and the videos' embeddings [1, B, D] or, where it
+    denoises, those and two views of each clip [3, B, D].
 
     `meaning_B`: equal numbers for videos that truly show the same, where that is known; denoising is measured by it.
     """
@@ -142,8 +144,9 @@ def training_step(model: HcmiModel, optimizer: torch.optim.Optimizer, batch: Tra
         features_BTD = model.frame_features(pixels_BTCHX)
         videos = model.head.video(features_BTD, mask_BT)
         texts = model.encode_texts(ids_BW, word_mask_BW)
-        positives_BB = None if denoise == "off" else positives(model, config.loss.denoise_by, features_BTD, mask_BT,
-                                                               texts.sentence_BD, batch.second_captions)
+        views = [] if denoise == "off" else two_views(model, config.loss.denoise_by, features_BTD, mask_BT,
+                                                      texts.sentence_BD, batch.second_captions)
+    positives_BB = positives(views) if views else None
     total, figures = total_loss(model, model.similarities(texts, videos), config, positives_BB, denoise)
     if not math.isfinite(figures["loss"]):
         raise ModelError(f"training: need a finite loss, got {figures['loss']}. Lower train.lr or train.backbone_lr, "
@@ -154,7 +157,7 @@ def training_step(model: HcmiModel, optimizer: torch.optim.Optimizer, batch: Tra
     optimizer.step()
     if positives_BB is not None:
         figures |= denoise_figures(positives_BB.cpu(), meaning_B)
-    return figures, videos.video_BD
+    return figures, torch.stack([videos.video_BD, *(views[0] if views else ())]).detach().float().cpu()
 
 
 def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig, positives_BB: Tensor | None,
@@ -191,26 +194,29 @@ def meanings(reader: ShardReader) -> Tensor | None:
     return torch.from_numpy(np.unique(tags, return_inverse=True)[1])
 
 
+Views = tuple[Tensor, Tensor]
+
+
 @torch.no_grad()
-def positives(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor, sentence_BD: Tensor,
-              second_captions: list[str]) -> Tensor:
-    """Adaptive label denoising by the videos' two views, the captions', or where both agree; bool [B, B].
+def two_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor, sentence_BD: Tensor,
+              second_captions: list[str]) -> list[Views]:
+    """Two views [B, D] of each clip for adaptive label denoising: its captions', its frames', or both, in this order.
 
     The paper's authors compare videos alone. On Scenes that is right in one case of three, while captions tell clips of
     one meaning from those that differ in a word: `text` applies the same rule to two captions of each clip. [ours]
     """
-    found_BB = same_videos(model, features_BTD, mask_BT) if by != "text" else torch.ones(
-        len(mask_BT), len(mask_BT), dtype=torch.bool, device=mask_BT.device)
+    found = []
     if by != "video":
         ids_BW, word_mask_BW = (tensor.to(mask_BT.device) for tensor in model.processor.texts(second_captions))
-        same_BB = losses.same_meaning(sentence_BD, model.encode_texts(ids_BW, word_mask_BW).sentence_BD)
-        found_BB = found_BB & same_BB & same_BB.T
-    return found_BB
+        found.append((sentence_BD.detach(), model.encode_texts(ids_BW, word_mask_BW).sentence_BD))
+    if by != "text":
+        found.append(video_views(model, features_BTD, mask_BT))
+    return found
 
 
 @torch.no_grad()
-def same_videos(model: HcmiModel, features_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Which videos agree, from two views: the even and the odd frames of those already encoded. [ours]
+def video_views(model: HcmiModel, features_BTD: Tensor, mask_BT: Tensor) -> Views:
+    """Two views of each video: the even and the odd frames of those already encoded. [ours]
 
     A view's frames are one from each of T/2 segments, as in the paper, and the towers run once instead of twice.
     A clip of one frame has no second view: its two agree fully, so that only an equal clip is the same.
@@ -218,7 +224,13 @@ def same_videos(model: HcmiModel, features_BTD: Tensor, mask_BT: Tensor) -> Tens
     position_T = torch.arange(features_BTD.shape[1], device=features_BTD.device)
     even, odd = (model.head.video(features_BTD[:, half], mask_BT[:, half], position_T[half]).video_BD
                  for half in (slice(0, None, 2), slice(1 if features_BTD.shape[1] > 1 else 0, None, 2)))
-    return losses.same_meaning(even, torch.where(mask_BT.sum(1, keepdim=True) > 1, odd, even))
+    return even, torch.where(mask_BT.sum(1, keepdim=True) > 1, odd, even)
+
+
+def positives(views: list[Views]) -> Tensor:
+    """Which clips of a batch count as the same, bool [B, B]: both ways round, by each kind of view there is. [ours]"""
+    found_BB = torch.stack([losses.same_meaning(*pair) for pair in views]).all(0)
+    return found_BB & found_BB.T
 
 
 def denoise_mode(model: HcmiModel, config: TrainConfig, epoch: int) -> str:

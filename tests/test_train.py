@@ -38,10 +38,11 @@ from hcmi.train import (
     group_size,
     make_optimizer,
     positives,
-    same_videos,
     set_learning_rate,
     total_loss,
     training_step,
+    two_views,
+    video_views,
 )
 
 
@@ -211,7 +212,7 @@ def test_same_videos_finds_duplicates_when_they_share_a_batch():
     model, generator = tiny_model("mean_pool"), torch.Generator().manual_seed(0)
     scenes_BTD = torch.randn(4, 8, 32, generator=generator)[:, :1] + 0.5 * torch.randn(4, 8, 32, generator=generator)
     scenes_BTD[2] = scenes_BTD[0, torch.randperm(8, generator=generator)]
-    same_BB = same_videos(model, scenes_BTD, torch.ones(4, 8, dtype=torch.bool))
+    same_BB = losses.same_meaning(*video_views(model, scenes_BTD, torch.ones(4, 8, dtype=torch.bool)))
     assert same_BB[0, 2] or same_BB[2, 0]
     others = same_BB & ~torch.eye(4, dtype=torch.bool)
     others[0, 2] = others[2, 0] = False
@@ -225,7 +226,8 @@ def test_positives_need_what_they_are_asked_for_when_videos_or_captions_agree():
     features_BTD[2] = features_BTD[0]
     captions = ["a red film then blue", "a green film", "a green film"]
     sentence_BD = model.encode_texts(*model.processor.texts(captions)).sentence_BD
-    found = {by: positives(model, by, features_BTD, torch.ones(3, 4, dtype=torch.bool), sentence_BD, captions)
+    mask_BT = torch.ones(3, 4, dtype=torch.bool)
+    found = {by: positives(two_views(model, by, features_BTD, mask_BT, sentence_BD, captions))
              for by in ("video", "text", "both")}
     assert found["video"][0, 2]
     assert not found["video"][1, 2]
@@ -239,9 +241,10 @@ def test_same_videos_finds_none_when_clips_of_one_frame_differ(longest):
     model = tiny_model("hcmi", wild=True)
     features_BTD = torch.randn(3, longest, 32, generator=torch.Generator().manual_seed(0))
     features_BTD[:, 1:] = 0
-    assert torch.equal(same_videos(model, features_BTD, mask_of([1, 1, 1], longest)), torch.eye(3, dtype=torch.bool))
+    mask_BT = mask_of([1, 1, 1], longest)
+    assert torch.equal(positives([video_views(model, features_BTD, mask_BT)]), torch.eye(3, dtype=torch.bool))
     features_BTD[2] = features_BTD[0]
-    assert same_videos(model, features_BTD, mask_of([1, 1, 1], longest))[0, 2]
+    assert positives([video_views(model, features_BTD, mask_BT)])[0, 2]
 
 
 def test_denoise_mode_is_off_when_still_warming_up():
@@ -264,9 +267,10 @@ def test_denoise_figures_count_what_is_right_when_worked_by_hand():
     positives_BB[0, 1] = positives_BB[2, 3] = True
     figures = denoise_figures(positives_BB, torch.tensor([7, 7, 5, 7]))
     assert figures == {"denoise_fired": 2 / 4, "denoise_right": 1 / 4, "denoise_true": 6 / 4}
-    progress = subject.Progress(torch.zeros(4, 2))
-    progress.add([0, 1], figures, torch.ones(2, 2))
-    progress.add([2, 3], figures, torch.ones(2, 2))
+    progress = subject.Progress(torch.zeros(3, 4, 2))
+    progress.add([0, 1], figures, torch.ones(3, 2, 2))
+    progress.add([2, 3], figures, torch.ones(1, 2, 2))
+    assert progress.seen_3ND[..., 0].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
     row = progress.end_epoch(5, 2, {"R@1": 50.0}, 1.5)
     assert row == {"epoch": 5, "train/seconds": 1.5, "train/denoise_fired": 0.5, "train/denoise_precision": 0.5,
                    "train/denoise_recall": pytest.approx(1 / 6), "val/R@1": 50.0}
@@ -285,14 +289,16 @@ def test_train_gathers_marginal_clips_when_groups_are_asked_for(films, tmp_path,
     given = []
     gather = subject.TrainLoader.gather
 
-    def watched(loader, embeddings_ND, size):
-        given.append((loader.epoch, size, np.linalg.norm(embeddings_ND, axis=1)))
-        gather(loader, embeddings_ND, size)
+    def watched(loader, embeddings_ND, size, views_2ND):
+        given.append((loader.epoch, size, np.linalg.norm(embeddings_ND, axis=1), np.linalg.norm(views_2ND, axis=2)))
+        gather(loader, embeddings_ND, size, views_2ND)
 
     monkeypatch.setattr(subject.TrainLoader, "gather", watched)
-    run(films, tmp_path, epochs=3, marginal_group=4, warmup_epochs=1)
-    assert [(epoch, size) for epoch, size, _ in given] == [(1, 4), (2, 4)]
+    run(films, tmp_path, epochs=3, marginal_group=4, warmup_epochs=1, denoise="positive", denoise_by="text")
+    assert [(epoch, size) for epoch, size, *_ in given] == [(1, 4), (2, 4)]
     assert given[0][2] == pytest.approx(np.ones(24), abs=1e-5)
+    assert not given[0][3].any()                        # no clip has been denoised before
+    assert given[1][3] == pytest.approx(np.ones((2, 24)), abs=1e-5)
 
 
 # what bad input gets

@@ -130,7 +130,7 @@ def test_train_removes_its_checkpoints_and_nothing_else_when_done(films, tmp_pat
 def test_checkpoint_names_tensor_and_both_shapes_when_it_does_not_fit(tmp_path):
     model = tiny_model("mean_pool")
     other = tiny_model("mean_pool", scratch={**section().scratch.model_dump(), "width": 64})
-    loader, progress = types.SimpleNamespace(state_dict=dict), Progress(torch.zeros(24, 32))
+    loader, progress = types.SimpleNamespace(state_dict=dict), Progress(torch.zeros(3, 24, 32))
     Checkpoints(tmp_path, "same").save(other, make_optimizer(other, train_config()), loader, progress)
     with pytest.raises(ModelError) as caught:
         Checkpoints(tmp_path, "same").restore(model, make_optimizer(model, train_config()), loader, progress)

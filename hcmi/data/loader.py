@@ -112,14 +112,15 @@ class TrainLoader:
         """Batches of the current epoch that have been handed out."""
         return self._batch
 
-    def gather(self, embeddings_ND: np.ndarray, size: int) -> None:
-        """Make the coming epoch's batches of groups of up to `size` clips whose unit vectors are near one another.
+    def gather(self, embeddings_ND: np.ndarray, size: int, views_2ND: np.ndarray | None = None) -> None:
+        """Make the coming epoch's batches of groups of up to `size` clips whose unit vectors are near one another, but
+        not of clips whose two views say that they are the same (`marginal_order`).
 
         For that epoch alone, and only before its first batch. On several ranks all must be given the same vectors.
         """
         assert self._batch == 0, f"need to be before an epoch's first batch, got batch {self._batch}"
         assert len(embeddings_ND) == len(self.reader), f"need {len(self.reader)} vectors, got {len(embeddings_ND)}"
-        self._together = self._order.marginal(self._epoch, embeddings_ND, size)
+        self._together = self._order.marginal(self._epoch, embeddings_ND, size, views_2ND)
 
     def __iter__(self) -> Iterator[TrainBatch]:
         plans = self._order.plans(self._epoch, self._batch, self.rank, self.world_size, self._together)

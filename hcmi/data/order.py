@@ -7,7 +7,7 @@ import numpy as np
 
 # Names of the independent random streams; they are first in the seed because NumPy pads short seeds with zeros.
 _ORDER, _PICKS, _CAPTIONS, _GROUPS = 1, 2, 3, 4
-NEIGHBOURS_TRIED = 8        # times the size of a group: most of a clip's nearest may be taken already
+NEIGHBOURS_TRIED = 16       # times the size of a group: most of a clip's nearest may be taken already
 
 
 @dataclass(frozen=True)
@@ -75,24 +75,41 @@ def plan_epoch(order: np.ndarray, videos: np.ndarray, batch_size: int, together:
     return dealt[np.argsort(batch, kind="stable")].reshape(num_batches, batch_size)
 
 
-def marginal_order(embeddings_ND: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+def marginal_order(embeddings_ND: np.ndarray, size: int, generator: np.random.Generator,
+                   views_2ND: np.ndarray | None = None) -> np.ndarray:
     """A random order of all clips in which clips that are hard to tell apart are next to each other, int [N].
 
     A clip drawn at random and the up to `size` - 1 clips nearest to it that are still free form a group, until none is
-    left; groups follow one another as they were drawn. Unit vectors; a clip with a zero vector stands alone.
-    Source: ours, for marginal sample enhancement (method section 6): a random batch holds few marginal samples.
+    left; groups follow one another as they were drawn. Unit vectors; a clip with a zero vector stands alone. With
+    `views_2ND` no two clips of a group are ones that label denoising takes for the same, one way round or the other.
+    Source: ours, for marginal sample enhancement (method section 6): a random batch holds few marginal samples, and
+    pairs that denoising calls positive are never mined.
     """
     num_clips = len(embeddings_ND)
     near_NK = _nearest(np.asarray(embeddings_ND, np.float32), min(num_clips - 1, NEIGHBOURS_TRIED * size))
     free = np.ones(num_clips, bool)
     order: list[int] = []
     for clip in generator.permutation(num_clips):
-        if free[clip]:
-            chosen = near_NK[clip][free[near_NK[clip]]]
-            group = [clip, *chosen[chosen != clip][:size - 1]] if embeddings_ND[clip].any() else [clip]
-            free[group] = False
-            order += group
+        if not free[clip]:
+            continue
+        group, near = [clip], near_NK[clip] if embeddings_ND[clip].any() else near_NK[clip, :0]
+        near = near[free[near] & (near != clip)]
+        while len(group) < size and len(near):
+            if views_2ND is not None:
+                near = near[~_taken_for_same(group[-1], near, views_2ND)]
+            group += near[:1].tolist()
+            near = near[1:]
+        free[group] = False
+        order += group
     return np.array(order)
+
+
+def _taken_for_same(clip: int, others: np.ndarray, views_2ND: np.ndarray) -> np.ndarray:
+    """The rule of `hcmi.loss.same_meaning` for one clip and some others, either way round; false where a clip has no
+    views yet."""
+    cross = (views_2ND[0, others] + views_2ND[1, others]) @ (views_2ND[0, clip] + views_2ND[1, clip]) / 4
+    own = np.minimum((views_2ND[0, others] * views_2ND[1, others]).sum(1), views_2ND[0, clip] @ views_2ND[1, clip])
+    return (cross >= own - 1e-6) & views_2ND[0, others].any(1) & views_2ND[0, clip].any()
 
 
 def _nearest(embeddings_ND: np.ndarray, count: int, rows: int = 1024) -> np.ndarray:
@@ -123,9 +140,9 @@ class TrainOrder:
         """Of an epoch, the same for each."""
         return len(plan_epoch(np.arange(len(self.videos)), self.videos, self.batch_size))
 
-    def marginal(self, epoch: int, embeddings_ND: np.ndarray, size: int) -> np.ndarray:
+    def marginal(self, epoch: int, embeddings_ND: np.ndarray, size: int, views_2ND: np.ndarray | None) -> np.ndarray:
         """An order for `plans` that brings clips together which are hard to tell apart."""
-        return marginal_order(embeddings_ND, size, self._generator(_GROUPS, epoch))
+        return marginal_order(embeddings_ND, size, self._generator(_GROUPS, epoch), views_2ND)
 
     def plans(self, epoch: int, first: int, rank: int, world_size: int,
               together: np.ndarray | None = None) -> Iterator[Plan]:

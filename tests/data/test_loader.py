@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hcmi.data.loader import ShardReader, TrainLoader, eval_batches, pick_frames
-from hcmi.data.order import marginal_order, plan_epoch
+from hcmi.data.order import _taken_for_same, marginal_order, plan_epoch
 from hcmi.errors import ConfigError, DataError
+from hcmi.loss import same_meaning
 
 SIZE = 16
 
@@ -194,6 +195,33 @@ def test_marginal_order_groups_what_is_near_when_worked_by_hand():
         alone = order.index(4)
         groups = order[:alone] + order[alone + 1:]
         assert {frozenset(groups[:3]), frozenset(groups[3:])} == {frozenset({0, 2, 5}), frozenset({1, 3, 6})}
+
+
+def test_marginal_order_keeps_apart_what_denoising_takes_for_the_same():
+    """Eight near clips in four pairs whose captions say the same; views of clip 7 are not known."""
+    angles_N = np.radians(np.arange(8))
+    embeddings_ND = np.stack([np.cos(angles_N), np.sin(angles_N)], 1)
+    views_2ND = np.eye(5)[[[0, 0, 1, 1, 2, 2, 3, 3]] * 2]
+    views_2ND[1] = views_2ND[1] * 0.8 + 0.6 * np.eye(5)[4]      # the two views agree to 0.8, as do those of a pair
+    views_2ND[:, 7] = 0
+    for seed in range(20):
+        order = marginal_order(embeddings_ND, 4, np.random.default_rng(seed), views_2ND)
+        assert sorted(order.tolist()) == list(range(8))
+        pairs = [clip // 2 if clip < 6 else clip for clip in order[:4].tolist()]
+        assert len(set(pairs)) == 4, order
+
+
+def test_marginal_order_agrees_with_the_loss_when_it_takes_clips_for_the_same():
+    generator = torch.Generator().manual_seed(0)
+    base_ND = torch.randn(40, 6, generator=generator)[torch.randint(0, 12, (40,), generator=generator)]
+    views = [torch.nn.functional.normalize(base_ND + 0.3 * torch.randn(40, 6, generator=generator), dim=1)
+             for _ in range(2)]
+    one_way_BB = same_meaning(*views).numpy()
+    views_2ND, others = torch.stack(views).numpy(), np.arange(40)
+    found_BB = np.stack([_taken_for_same(clip, others, views_2ND) for clip in range(40)])
+    np.fill_diagonal(found_BB, True)
+    assert 0.05 < one_way_BB.mean() < 0.5
+    assert (found_BB == (one_way_BB | one_way_BB.T)).all()
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 2**32))
