@@ -1,11 +1,12 @@
 """What worker processes are asked for, and what they answer: records that travel between processes and machines."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import simplejpeg
 
-from hcmi.data.frames import DecodedClip, decode_clip
+from hcmi.data.frames import DecodedClip, decode_and_keep, decode_clip
 
 FULL_COLOUR_BELOW = 128     # pixels: small frames have no colour to spare; large ones would take half as much again
 
@@ -52,10 +53,7 @@ def encode_job(job: EncodeJob) -> JpegClip:
 
     Raises: DecodeError with a reason from `REASONS`.
     """
-    clip = decode_job(job)
     subsampling = "444" if job.size < FULL_COLOUR_BELOW else "420"
-    jpegs: list[bytes] = []
-    for index, frame in enumerate(clip.frames_THWC):
-        repeated = index > 0 and clip.times_s[index] == clip.times_s[index - 1]
-        jpegs.append(jpegs[-1] if repeated else simplejpeg.encode_jpeg(frame, job.quality, "RGB", subsampling))
-    return JpegClip(tuple(jpegs), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)
+    encode = partial(simplejpeg.encode_jpeg, quality=job.quality, colorspace="RGB", colorsubsampling=subsampling)
+    clip = decode_and_keep(job.path, job.num_frames, job.size, encode, job.start_s, job.end_s, job.decoder)
+    return JpegClip(clip.kept, clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)

@@ -27,6 +27,8 @@ from hcmi.errors import DataError, DecodeError
 START_TIMEOUT_S = 120.0
 IDLE_SHARE = 0.01                   # of one core: who uses less is waiting for something, not for its turn
 JOBS_BEFORE_REPLACEMENT = 2000      # decoders leak; a new process costs 0.3 s
+# Frames are big blocks, which glibc by itself gives back to the system each time and then faults in again.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 _CHILD = "import sys; from hcmi.data.pool import _child_main; _child_main(int(sys.argv[1]), *sys.argv[2:])"
 
 
@@ -48,8 +50,9 @@ class DecoderPool:
 
     The seconds are those of a machine with nothing else to do: a job is stopped when it has used so much processor
     time, or waited so long while using none, so that a busy machine does not change the result. A job whose `decoder`
-    is "auto" and that hangs or crashes is tried once more with "pyav", because decord is what hangs (dmlc/decord issue
-    373). Use as a context manager, or call `close`.
+    is "auto" and that waits for ever or crashes is tried once more with "pyav", because decord is what does that
+    (dmlc/decord issue 373); one that has worked all its time is not, because PyAV would be as slow. Use as a context
+    manager, or call `close`.
     """
 
     def __init__(self, num_workers: int, timeout_s: float, function: Callable = decode_job):
@@ -109,7 +112,8 @@ class DecoderPool:
             yield from self._receive(pipes[pipe], again)  # type: ignore[index]
         for worker in [worker for worker in self._workers if worker.jobs]:
             if time.monotonic() > worker.since + worker.wait_s and not worker.pipe.poll() and self._is_late(worker):
-                yield from self._fail(worker, "timeout", again)
+                worked = (_cpu_seconds(worker.process.pid) or 0.0) - worker.cpu_first_s >= self.timeout_s
+                yield from self._fail(worker, "timeout", again, retry=not worked)
 
     def _begin(self, worker: _Worker) -> None:
         worker.since, worker.wait_s = time.monotonic(), self.timeout_s
@@ -138,7 +142,7 @@ class DecoderPool:
                 raise DataError("decoder process: need it to start, got an end at once. "
                                 "Try `python -c 'import hcmi.data.pool'`.") from None
             if worker.jobs:
-                yield from self._fail(worker, "crashed", again)
+                yield from self._fail(worker, "crashed", again, retry=True)
             else:
                 self._stop(worker)
             return
@@ -155,12 +159,12 @@ class DecoderPool:
             raise value
         yield job, value
 
-    def _fail(self, worker: _Worker, reason: str, again: deque) -> Iterator[tuple[Any, Any]]:
+    def _fail(self, worker: _Worker, reason: str, again: deque, retry: bool) -> Iterator[tuple[Any, Any]]:
         """The first job of a worker killed it or has to be killed; the one behind it goes back to the queue."""
         job, *behind = worker.jobs
         self._stop(worker)
         again.extendleft(behind)
-        if getattr(job, "decoder", None) == "auto":
+        if retry and getattr(job, "decoder", None) == "auto":
             again.append(replace(job, decoder="pyav"))
         else:
             path = getattr(job, "path", job)
@@ -170,7 +174,8 @@ class DecoderPool:
     def _start(self) -> _Worker:
         ours, theirs = Pipe()
         names = (self.function.__module__, self.function.__qualname__, str(os.getpid()))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        environment = {**KEEP_MEMORY, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                       "OMP_NUM_THREADS": "1"}
         with theirs:
             process = subprocess.Popen([sys.executable, "-c", _CHILD, str(theirs.fileno()), *names], env=environment,
                                        pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,

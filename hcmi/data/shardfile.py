@@ -92,6 +92,7 @@ def write_shard(path: Path, clips: Sequence[Clip], keys: Sequence[str], old: Old
                 decoded: Sequence[Callable[[], JpegClip]]) -> pa.Table:
     """Write the tar, or link an old one that has just these clips; returns its rows of the index.
 
+    The caller sees to it that the bytes reach the disk.
     `keys` are the clips' content keys; `decoded[i]()` gives the frames of clip i when no old shard has its key.
     """
     records = [_record(clip) for clip in clips]
@@ -124,8 +125,6 @@ def write_shard(path: Path, clips: Sequence[Clip], keys: Sequence[str], old: Old
                 rows.append(row)
                 position += len(content)
             tar.write(end_of_tar(position))
-            tar.flush()
-            os.fsync(tar.fileno())
     finally:
         for file in files.values():
             file.close()

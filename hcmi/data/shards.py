@@ -18,6 +18,7 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,7 +226,8 @@ def _write_folder(new: Path, plan: _Plan, old: OldShards, journal: Journal, conf
     clips, numbers, decoders = Counter[str](), Counter[str](), Counter[str]()
     seconds: defaultdict[str, float] = defaultdict(float)
     size_bytes = 0
-    with pq.ParquetWriter(new / "index.parquet", INDEX, compression="zstd") as index:
+    on_disk: list[Future[None]] = []        # the disk writes one shard while the next is put together
+    with ThreadPoolExecutor(1) as disk, pq.ParquetWriter(new / "index.parquet", INDEX, compression="zstd") as index:
         for split, leaf in track(plan.shards, "shard files", unit="shard"):
             rows = leaf[~failed[plan.key_of_row[leaf]]]
             if not len(rows):
@@ -237,11 +239,14 @@ def _write_folder(new: Path, plan: _Plan, old: OldShards, journal: Journal, conf
             offsets = map(int, plan.journal_at[indices])
             table = write_shard(path, some, [plan.key(index) for index in indices], old,
                                 [functools.partial(journal.read, offset) for offset in offsets])
+            on_disk.append(disk.submit(_sync, path))
             index.write_table(table)
             size_bytes += path.stat().st_size
             clips[split] += len(some)
             seconds[split] += sum(clip.duration_s for clip in some)
             decoders.update(table["decoder"].to_pylist())
+    for written in on_disk:
+        written.result()
     write_skipped(_skipped(plan), new / "skipped.jsonl")
     reasons = Counter(plan.failed[int(index)].reason for index in plan.key_of_row[_failed_rows(plan)])
     stats = {"num_clips": clips.total(), "clips": dict(clips), "shards": dict(numbers), "bytes": size_bytes,
@@ -251,6 +256,11 @@ def _write_folder(new: Path, plan: _Plan, old: OldShards, journal: Journal, conf
     with atomic_file(new / "stats.json") as temporary:
         temporary.write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
     return stats
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _swap(out_dir: Path, work: Path) -> None:

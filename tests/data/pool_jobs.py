@@ -20,7 +20,8 @@ class Job:
 
 def act(job: Job):
     """`echo`, `refuse`, `break`, `crash`, `hang` (holding the interpreter lock, as decord does), `spin`,
-    `hang_in_decord`, which is cured by another decoder, `starve`: long waits for a turn, little work."""
+    `hang_in_decord` and `spin_in_decord`, which another decoder would cure, `starve`: long waits for a turn, little
+    work."""
     if job.act == "refuse":
         raise DecodeError("no_frames", f"{job.path}: no")
     if job.act == "break":
@@ -31,7 +32,7 @@ def act(job: Job):
             stop = time.process_time() + 0.02
             while time.process_time() < stop:
                 pass
-    while job.act == "spin":
+    while job.act == "spin" or (job.act == "spin_in_decord" and job.decoder == "auto"):
         pass
     if job.act == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)

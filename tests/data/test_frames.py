@@ -41,6 +41,23 @@ def test_decode_repeats_frames_when_there_are_too_few(tmp_path, decoder):
     assert grey_numbers(one.frames_THWC) == [0, 0, 0]
 
 
+@pytest.mark.parametrize("waiting_bytes", [1, 64 * 48 * 3 * 2, 2**26])
+def test_frames_are_the_same_when_few_may_wait(tmp_path, monkeypatch, waiting_bytes):
+    monkeypatch.setattr(frames, "WAITING_BYTES", waiting_bytes)
+    clip = decode_clip(write_grey(tmp_path / "v.mp4", num_frames=20), 5, 32)
+    assert (clip.decoder, grey_numbers(clip.frames_THWC)) == ("decord", [2, 6, 10, 14, 18])
+
+
+def test_something_else_is_kept_of_each_frame_when_asked(tmp_path):
+    for name, decoder in (("v.mp4", "decord"), ("v.avi", "pyav")):
+        video = write_grey(tmp_path / name, num_frames=2)
+        clip = frames.decode_and_keep(video, 4, 16, lambda frame_HXC: [int(frame_HXC.mean())])
+        assert (clip.decoder, clip.num_decodable, len(clip.kept)) == (decoder, 2, 4)
+        assert clip.kept[0] is clip.kept[1]
+        assert clip.kept[2] is clip.kept[3]
+        assert clip.kept[0] != clip.kept[2]
+
+
 @given(st.integers(1, 500), st.integers(1, 64))
 def test_spread_is_sorted_and_central_when_sizes_vary(available, wanted):
     picked = frames._spread(available, wanted)

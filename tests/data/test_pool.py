@@ -72,6 +72,12 @@ def test_pool_tries_pyav_when_decord_may_be_what_hangs():
     assert job.key == 0
 
 
+def test_pool_gives_up_when_a_job_has_worked_all_its_time():
+    """A large film, not a hang: PyAV would take as long, and a batch with some of them twice as long."""
+    (job, error), = _run([Job(0, "spin_in_decord", decoder="auto")], num_workers=1)
+    assert (job.decoder, error.reason) == ("auto", "timeout")
+
+
 def test_pool_hands_on_refusals_and_raises_bugs_when_a_job_fails():
     (_, error), = _run([Job(0, "refuse")], timeout_s=20)
     assert (error.reason, str(error)) == ("no_frames", "clip.mp4: no")
