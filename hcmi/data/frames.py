@@ -70,10 +70,9 @@ class DecodedClip:
     height: int
 
     def __post_init__(self) -> None:
-        frames = self.frames_THWC
-        assert frames.dtype == np.uint8, f"frames are {frames.dtype}"
-        assert frames.shape == (len(self.times_s), *frames.shape[1:3], 3), (
-            f"frames {frames.shape} and {len(self.times_s)} times do not agree")
+        shape, count = self.frames_THWC.shape, len(self.times_s)
+        assert self.frames_THWC.dtype == np.uint8, f"frames are {self.frames_THWC.dtype}"
+        assert (shape[0], *shape[3:]) == (count, 3), f"frames {shape} and {count} times do not agree"
 
 
 @dataclass(frozen=True)
@@ -292,9 +291,11 @@ def _decord_pictures(path: str | Path, indices: list[int], expected: int, finish
             if frame.shape[2] != 3:     # it divides the bytes of a padded row by the width
                 raise RuntimeError(f"decord gives frames of shape {frame.shape}")
             waiting[index] = frame
-            if frame.nbytes * len(waiting) >= WAITING_BYTES or index == indices[-1]:
+            if frame.nbytes * len(waiting) >= WAITING_BYTES:
                 pictures |= {i: finish(frame) for i, frame in waiting.items()}
                 waiting.clear()
+        del reader      # and its thread
+        pictures |= {i: finish(frame) for i, frame in waiting.items()}
     except decord.DECORDError as error:
         raise RuntimeError(str(error)) from error
     return pictures, frame.shape[1], frame.shape[0]
@@ -388,8 +389,7 @@ def _square(picture: np.ndarray, size: int) -> np.ndarray:
     limit = MAX_ASPECT * min(height, width)
     top, left = max(height - limit, 0) // 2, max(width - limit, 0) // 2
     picture = picture[top:top + limit, left:left + limit]
-    height, width = picture.shape[:2]
-    short = min(height, width)
+    height, width, short = *picture.shape[:2], min(picture.shape[:2])
     wide, high = size * width // short, size * height // short
     left, top = (wide - size) // 2, (high - size) // 2
     image = Image.fromarray(np.ascontiguousarray(picture))
