@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hcmi.config import Params
+from hcmi.config import DatasetConfig, Params
+from hcmi.data.annotations import SOURCES, find_videos, read_annotations
 from hcmi.data.captions import read_captions
 from hcmi.data.frames import probe
 from hcmi.data.gather import VIDEO_ENDINGS
@@ -46,18 +47,19 @@ def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float 
            seed: int = 0) -> dict[str, Any]:
     """Counts, durations, caption lengths, projected disk, time and failures, the worst files, what stands in the way.
 
-    `folder` is in the `folder` format, or a plain folder of videos. At most `sample` files are decoded, and no new one
-    is begun after `seconds`. `problems` lists what would end or spoil a run; it is empty when all is well.
+    `folder` is in the `folder` format, a plain folder of videos, or that of the published data set which
+    `params.dataset` names. At most `sample` files are decoded, and no new one is begun after `seconds`. `problems`
+    lists what would end or spoil a run; it is empty when all is well.
 
-    Raises: DataError when the folder or its captions.csv is wrong, or it holds no video.
+    Raises: DataError when the folder or its captions are wrong, or it holds no video.
     """
     folder = Path(folder)
-    videos, captions = _read_folder(folder)
+    videos, captions = _read_folder(folder, params.dataset)
     present = sorted(name for name, path in videos.items() if path.is_file())
     missing = sorted(set(videos) - set(present))
     if not present:
         raise DataError(f"{folder}: need at least one video file, got {len(missing)} names without a file. "
-                        f"Correct the folder or the column video of captions.csv.")
+                        f"Correct the folder or the names in its captions.")
     chosen = random.Random(seed).sample(present, min(sample, len(present)))
     good, bad, wall_s = _examine({name: videos[name] for name in chosen}, params, seconds)
     looked_at = len(good) + len(bad)
@@ -81,7 +83,7 @@ def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float 
     return report
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Path], dict[str, dict[tuple, list[str]]]]:
+def _read_folder(folder: Path, config: DatasetConfig) -> tuple[dict[str, Path], dict[str, dict[tuple, list[str]]]]:
     """Path of each video by name, and per video its captions by (start, end)."""
     if not folder.is_dir():
         raise DataError(f"{folder}: need a folder of videos, got {'a file' if folder.exists() else 'nothing there'}. "
@@ -92,6 +94,11 @@ def _read_folder(folder: Path) -> tuple[dict[str, Path], dict[str, dict[tuple, l
         for row in read_captions(folder / "captions.csv"):
             captions[row.video][row.start_s, row.end_s].append(row.caption or "")
         return {name: inside / name for name in captions}, captions
+    if config.name in SOURCES and Path(config.path).resolve() == folder.resolve():
+        for row in read_annotations(config):
+            captions[row.video][row.start_s, row.end_s].append(row.caption or "")
+        files = find_videos(folder)
+        return {name: Path(files.get(name, inside / name)) for name in captions}, captions
     found = [path for path in inside.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS]
     return {path.relative_to(inside).as_posix(): path for path in found}, captions
 

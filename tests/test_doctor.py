@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from hcmi.cli import main
 from hcmi.config import load_params
+from hcmi.data.annotations import SOURCES, Source, msvd
 from hcmi.doctor import doctor, report_text, wilson
 from hcmi.errors import DataError
 
@@ -49,6 +50,21 @@ def test_doctor_counts_what_is_there_when_the_folder_is_known(folder, params):
     assert "videos: need at most 10% that cannot be decoded, got 33% of the sample" in report["problems"][0]
     assert json.loads(json.dumps(report)) == report
     assert "broken.mp4: not_a_video" in report_text(report)
+
+
+def test_doctor_reads_the_annotation_when_the_folder_is_a_published_data_set(folder, params, tmp_path, monkeypatch):
+    shutil.copytree(folder / "videos", tmp_path / "videos" / "deeper")
+    captions = {"two": ["one", "two words"], "four": ["three whole words"], "gone": ["nobody knows"]}
+    (tmp_path / "captions_msvd.json").write_text(json.dumps(captions))
+    for split, name in (("train", "two"), ("val", "four"), ("test", "gone")):
+        (tmp_path / f"{split}_list.txt").write_text(name)
+    monkeypatch.setitem(SOURCES, "msvd", Source(msvd, {"multi": {}}))
+    config = params.dataset.model_copy(update={"name": "msvd", "path": str(tmp_path)})
+    report = doctor(tmp_path, params.model_copy(update={"dataset": config}))
+    assert report["videos"] == {"files": 2, "missing": 1, "clips": 2, "sampled": 2}
+    assert report["captions"] == {"count": 4, "empty": 0, "words": {"min": 1, "median": 2, "max": 3}}
+    assert report["worst"][0] == {"file": "gone", "why": "missing"}
+    assert not any(problem.startswith("captions") for problem in report["problems"])
 
 
 def test_doctor_projects_the_bytes_that_shards_take_when_all_are_sampled(folder, params, tmp_path):

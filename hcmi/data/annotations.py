@@ -46,6 +46,8 @@ class Source:
 # ------------------------------------------------------------------------------------------------------ reading files
 
 def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():        # a pipe would wait for ever
+        raise DataError(f"{path}: need a regular file, got something else. See docs/datasets.md.")
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:

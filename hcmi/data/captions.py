@@ -36,6 +36,8 @@ def read_captions(path: str | Path) -> Iterator[CaptionRow]:
     Raises: DataError naming file, row, what was needed and what was found, at the first row that cannot be meant.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():        # a pipe would wait for ever
+        raise DataError(f"{path}: need a regular file, got something else. Write the table there.")
     try:
         file = open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # noqa: SIM115 - closed below
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -1,6 +1,7 @@
 """Readers of published data sets, on the real annotation files where they are there and on made ones of their shape."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -219,6 +220,12 @@ def test_reading_is_refused_when_a_file_is_missing_or_short(real, tmp_path):
     (tmp_path / "msvd" / "test_list.txt").write_text("\n".join(lines[1:]))
     with pytest.raises(DataError, match=r"need 670 test videos for msvd multi, got 669. Download the annotation again"):
         list(read_annotations(config_for("msvd", tmp_path / "msvd")))
+
+
+def test_reading_is_refused_when_an_annotation_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "captions_msvd.json")
+    with pytest.raises(DataError, match=r"captions_msvd.json: need a regular file, got something else. See docs"):
+        list(read_annotations(config_for("msvd", tmp_path)))
 
 
 def test_reading_is_refused_when_the_protocol_is_unknown():

@@ -228,6 +228,13 @@ def test_folder_is_refused_in_one_line_when_wrong(folder, case):
     assert "\n" not in str(caught.value)
 
 
+def test_folder_is_refused_when_its_table_is_no_file(folder):
+    root = folder()
+    os.mkfifo(root / "captions.csv")
+    with pytest.raises(DataError, match=r"captions.csv: need a regular file, got something else"):
+        read_folder(root, CONFIG)
+
+
 def test_folder_is_refused_when_a_link_points_outside(folder, film, tmp_path):
     root = folder("video,caption\na.mp4,x\nlink.mp4,x\n")
     (root / "videos" / "link.mp4").symlink_to(film)
