@@ -12,79 +12,32 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from av.stream import Disposition
-from PIL import Image
 
+from hcmi.data.decoded import REASONS as REASONS
+from hcmi.data.decoded import DecodedClip as DecodedClip
+from hcmi.data.decoded import KeptClip as KeptClip
+from hcmi.data.decoded import VideoInfo as VideoInfo
+from hcmi.data.square import square as _square
 from hcmi.errors import DecodeError
 
-REASONS = {
-    "missing": "no such file",
-    "unreadable": "not a regular file, or no permission to read it",
-    "empty_file": "zero bytes",
-    "not_a_video": "no container that FFmpeg knows, or a broken header",
-    "no_video_stream": "sound, subtitles or pictures only",
-    "unsupported_codec": "no decoder for the video stream",
-    "no_frames": "a video stream of which not one frame can be decoded",
-    "too_short": "the segment start_s..end_s holds no frame",
-    "timeout": "not decoded within shards.decode_timeout_s",
-    "crashed": "the decoder took its process down",
-}
 # One packet is one shown frame in these; VP8, VP9 and AV1 have hidden frames, which decord counts and repeats.
 DECORD_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg"})
 # After a jump in an AVI, decord 0.6 returned frame 0 for frame 60 of MSVD clips; transport streams have no index.
 DECORD_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 MIN_DECORD_PIXELS = 16      # decord 0.6 miscounts the bytes of narrower frames
+SEEKS_ANYWHERE = frozenset({"mpegts", "mpeg"})      # there is no index: a jump lands at any packet, not at a key frame
+LEADS_S = (1.0, 10.0, 100.0)    # so jump to so long before, and look whether a key frame follows in time
 DEFAULT_FPS = 25.0          # of a file that tells neither its rate nor the times of its frames
 # Of frames read before one is finished: meanwhile decord makes pictures of those to be skipped, 10 % of its time.
 WAITING_BYTES = 2**26
-MAX_ASPECT = 8              # a longer strip is cropped to this before it is resized, to bound memory
 Keep = Callable[[np.ndarray], Any]
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file's headers claim; `num_frames_claimed` is 0 where they say nothing."""
-
-    width: int              # upright
-    height: int
-    fps: float
-    duration_s: float
-    num_frames_claimed: int
-    codec: str
-
-
-@dataclass(frozen=True)
-class DecodedClip:
-    """Frames of one clip in order of time; a clip with fewer frames than were asked for repeats some."""
-
-    frames_THWC: np.ndarray         # uint8, RGB, square
-    times_s: tuple[float, ...]      # of each frame, seconds into the file
-    decoder: str                    # decord | pyav
-    num_decodable: int              # frames in the clip; of a long video the parts jumped over count by their packets
-    width: int                      # upright, before resizing
-    height: int
-
-    def __post_init__(self) -> None:
-        shape, count = self.frames_THWC.shape, len(self.times_s)
-        assert self.frames_THWC.dtype == np.uint8, f"frames are {self.frames_THWC.dtype}"
-        assert (shape[0], *shape[3:]) == (count, 3), f"frames {shape} and {count} times do not agree"
-
-
-@dataclass(frozen=True)
-class KeptClip:
-    """A `DecodedClip` with something else in place of each frame, the same object where a frame is repeated."""
-
-    kept: tuple[Any, ...]
-    times_s: tuple[float, ...]
-    decoder: str
-    num_decodable: int
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -224,6 +177,18 @@ def _scan(container, stream, start_s: float, end_s: float | None) -> _Scan:
     origin, first, end = _window(container, stream, start_s, end_s)
     if first is not None:
         _seek(container, stream, first)
+    pts, key_pts, trusted = _packet_times(container, stream, first, end)
+    if first is not None and min(key_pts, default=first + 1) > first:       # jumped too far
+        container.seek(0)
+        pts, key_pts, trusted = _packet_times(container, stream, first, end)
+    whole = first is None and end is None
+    if len(set(pts)) != len(pts) or (whole and stream.frames not in (0, len(pts))):
+        trusted = False
+    return _Scan(sorted(pts), sorted(key_pts), origin, trusted, whole)
+
+
+def _packet_times(container, stream, first: int | None, end: int | None) -> tuple[list[int], list[int], bool]:
+    """From the current position on: pts of the segment's frames, of key frames, and whether nothing looks odd."""
     pts, key_pts = [], []
     # AVI has no times of presentation, only an order of storage
     trusted = len(container.streams.video) == 1 and container.format.name != "avi"
@@ -239,10 +204,7 @@ def _scan(container, stream, start_s: float, end_s: float | None) -> _Scan:
             pts.append(packet.pts)
         if end is not None and packet.dts is not None and packet.dts >= end:
             break
-    whole = first is None and end is None
-    if len(set(pts)) != len(pts) or (whole and stream.frames not in (0, len(pts))):
-        trusted = False
-    return _Scan(sorted(pts), sorted(key_pts), origin, trusted, whole)
+    return pts, key_pts, trusted
 
 
 def _packets(container, stream) -> Iterator:
@@ -268,10 +230,21 @@ def _decode(container, stream) -> Iterator:
 
 
 def _seek(container, stream, pts: int) -> None:
+    """Go to the last key frame that is not behind `pts`, or to some place before it."""
     try:
-        container.seek(pts, stream=stream, backward=True)
-    except av.error.FFmpegError:        # some containers have no index: read from the start
-        container.seek(0)
+        if container.format.name not in SEEKS_ANYWHERE:
+            container.seek(pts, stream=stream, backward=True)
+            return
+        for lead_s in LEADS_S:
+            before = pts - round(lead_s / stream.time_base)
+            container.seek(before, stream=stream, backward=True)
+            key = next((packet for packet in _packets(container, stream) if packet.is_keyframe), None)
+            if key is not None and key.pts is not None and key.pts <= pts:
+                container.seek(before, stream=stream, backward=True)
+                return
+    except av.error.FFmpegError:        # read from the start
+        pass
+    container.seek(0)
 
 
 def _decord_pictures(path: str | Path, indices: list[int], expected: int, finish: Keep) -> tuple[dict, int, int]:
@@ -366,12 +339,22 @@ def _all_frames(container, stream, start_s: float, end_s: float | None) -> Itera
     origin, first, end = _window(container, stream, start_s, end_s)
     base = float(stream.time_base)
     rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+    frames = _decode(container, stream)
     if first is not None:
         _seek(container, stream, first)
-    latest = origin
-    for index, frame in enumerate(_decode(container, stream)):
-        pts = frame.pts if frame.pts is not None else origin + round(index / rate / base)
-        latest = pts = max(pts, latest)
+        head = next(frames, None)
+        if head is not None and head.pts is not None and head.pts <= first:
+            frames = chain([head], frames)
+        else:       # jumped too far, or nobody knows where to
+            container.seek(0)
+            frames = _decode(container, stream)
+    latest = known = origin
+    since = 0               # frames, from the one whose time is known
+    for frame in frames:
+        if frame.pts is not None:
+            known, since = frame.pts, 0
+        latest = pts = max(known + round(since / rate / base), latest)
+        since += 1
         if end is not None and pts >= end:
             return
         if first is None or pts >= first:
@@ -381,20 +364,3 @@ def _all_frames(container, stream, start_s: float, end_s: float | None) -> Itera
 def _upright(frame) -> np.ndarray:
     picture = frame.to_ndarray(format="rgb24")
     return np.rot90(picture, frame.rotation // 90 % 4) if frame.rotation else picture
-
-
-def _square(picture: np.ndarray, size: int) -> np.ndarray:
-    """CLIP's geometry: shortest side to `size` (bicubic, the longer one rounded down), then the centre."""
-    height, width = picture.shape[:2]
-    limit = MAX_ASPECT * min(height, width)
-    top, left = max(height - limit, 0) // 2, max(width - limit, 0) // 2
-    picture = picture[top:top + limit, left:left + limit]
-    height, width, short = *picture.shape[:2], min(picture.shape[:2])
-    wide, high = size * width // short, size * height // short
-    left, top = (wide - size) // 2, (high - size) // 2
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    if width > height:
-        # Pillow's own two passes, across and then down, cropped in between: the same pixels, a tenth sooner
-        image = image.resize((wide, height), Image.Resampling.BICUBIC).crop((left, 0, left + size, height))
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-    return np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC).crop((0, top, size, top + size)))

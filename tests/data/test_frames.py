@@ -15,6 +15,7 @@ from video_files import STEP, grey_numbers, write_grey, write_sound
 
 from hcmi.data import frames
 from hcmi.data.frames import REASONS, DecodedClip, decode_clip, probe
+from hcmi.data.square import MAX_ASPECT, square
 from hcmi.errors import DecodeError
 
 DECODERS = ("decord", "pyav")
@@ -80,6 +81,26 @@ def test_segment_gives_its_own_frames_when_cut_from_a_longer_video(tmp_path, gop
     assert decode_clip(video, 2, 16, end_s=6.0).decoder == "decord", "an end at the claimed duration is no cut"
 
 
+@pytest.mark.parametrize("gop", [10, 250])
+@pytest.mark.parametrize("ending", ["mkv", "flv", "ts", "mpg"])
+def test_segment_is_the_same_when_the_container_has_no_index(tmp_path, ending, gop):
+    """A jump in a transport or program stream lands at any packet: behind the key frame, or at no known time."""
+    video = write_grey(tmp_path / f"v.{ending}", num_frames=60, fps=10, gop=gop)
+    clip = decode_clip(video, 4, 16, start_s=2.0, end_s=2.8)
+    assert grey_numbers(clip.frames_THWC) == [21, 23, 25, 27]
+    assert clip.times_s == pytest.approx((2.1, 2.3, 2.5, 2.7))
+    assert grey_numbers(decode_clip(video, 1, 16, start_s=3.0, end_s=3.5).frames_THWC) == [32]
+
+
+def test_transport_stream_is_not_decoded_twice_when_its_packets_can_be_believed(tmp_path, monkeypatch):
+    video = write_grey(tmp_path / "v.ts", num_frames=60, gop=20)
+    seen = []
+    decode = frames._decode
+    monkeypatch.setattr(frames, "_decode", lambda *args: (seen.append(f.pts) or f for f in decode(*args)))
+    assert grey_numbers(decode_clip(video, 3, 16).frames_THWC) == [10, 30, 50]
+    assert len(seen) <= 60
+
+
 def test_segment_skips_what_lies_before_when_there_are_key_frames(tmp_path, monkeypatch):
     video = write_grey(tmp_path / "v.mp4", num_frames=200, gop=10, width=32, height=32)
     seen = []
@@ -119,14 +140,14 @@ def test_rotation_is_applied_when_the_header_asks_for_it(tmp_path, rotation, bri
 def test_square_is_clips_geometry_when_shapes_vary(shape):
     picture = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
     size = 32
-    square = frames._square(picture, size)
-    assert square.shape == (size, size, 3)
+    found = square(picture, size)
+    assert found.shape == (size, size, 3)
     height, width = shape
-    if max(shape) <= frames.MAX_ASPECT * min(shape):
+    if max(shape) <= MAX_ASPECT * min(shape):
         short = min(shape)
         whole = Image.fromarray(picture).resize((size * width // short, size * height // short), Image.BICUBIC)
         left, top = (whole.width - size) // 2, (whole.height - size) // 2
-        assert np.array_equal(square, np.asarray(whole)[top:top + size, left:left + size])
+        assert np.array_equal(found, np.asarray(whole)[top:top + size, left:left + size])
 
 
 def _cut_off(source: Path, target: Path, share: float = 0.6) -> Path:
