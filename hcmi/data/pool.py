@@ -130,7 +130,7 @@ class DecoderPool:
         if cpu - worker.cpu_last_s < IDLE_SHARE * (now - worker.since):
             return True
         worker.since, worker.cpu_last_s = now, cpu
-        worker.wait_s = max(self.timeout_s - (cpu - worker.cpu_first_s), self.timeout_s / 10)
+        worker.wait_s = max(self.timeout_s - (cpu - worker.cpu_first_s), self.timeout_s / 50)
         return False
 
     def _receive(self, worker: _Worker, again: deque) -> Iterator[tuple[Any, Any]]:
