@@ -162,7 +162,9 @@ def _without(index: SearchIndex, rows: np.ndarray) -> dict[str, Any]:
             name = f"{Path(entry['vectors']).parent}/removed-{index.generation + 1:06d}.npy"
             alive = segment.alive.copy()
             alive[dead] = False
-            np.save(index.folder / name, np.flatnonzero(~alive))
+            with open(index.folder / name, "wb") as file:
+                np.save(file, np.flatnonzero(~alive))
+                os.fsync(file.fileno())
             entry = {**entry, "removed": name}
         segments.append(entry)
     return {**index.manifest, "segments": segments}

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import hcmi.atomic
 from hcmi.atomic import atomic_dir, atomic_file
 
 
@@ -80,6 +81,31 @@ def test_output_is_the_old_one_when_the_process_is_killed(tmp_path, kind):
         f"    os.kill(os.getpid(), signal.{signal.SIGKILL.name})"), str(target)], check=False)
     assert child.returncode == -signal.SIGKILL
     assert (target if kind == "atomic_file" else target / "a.txt").read_text() == "old"
+
+
+def test_atomic_dir_sweeps_what_a_killed_writer_left_and_not_what_a_living_one_writes(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", (
+        "import os, sys; from hcmi.atomic import atomic_dir\n"
+        "with atomic_dir(sys.argv[1]): os.kill(os.getpid(), 9)"), str(target)], check=False)
+    left, = names(tmp_path)
+    with atomic_dir(target):
+        assert left in names(tmp_path), "it may be a young one, not yet held"
+    monkeypatch.setattr(hcmi.atomic, "LEFT_SECONDS", 0)
+    with atomic_dir(target), atomic_dir(target):
+        assert left not in names(tmp_path)
+        assert len(names(tmp_path)) == 3        # the first result and the two that are being written
+    assert names(tmp_path) == ["out"]
+
+
+def test_atomic_dir_puts_the_old_one_back_when_the_writer_was_killed_between_two_renames(tmp_path, monkeypatch):
+    monkeypatch.setattr(hcmi.atomic, "LEFT_SECONDS", 0)
+    (tmp_path / ".out.abc.old").mkdir()
+    (tmp_path / ".out.abc.old" / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError, match="half"):
+        write_half(atomic_dir, tmp_path / "out")
+    assert (tmp_path / "out" / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["out"]
 
 
 def test_atomic_file_is_another_file_when_it_replaces_one(tmp_path):

@@ -1,6 +1,10 @@
 """The export of real little videos: every file of the contract, row for row what the model says."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as pads
@@ -151,6 +155,50 @@ def test_old_export_stays_when_the_new_one_fails(world):
                ExportConfig(batch_size=2, precision="float16", parquet=False))
     assert (world / "export/meta.json").read_bytes() == before
     assert not list(world.glob(".export*"))
+
+
+EXPORTER = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_export import run
+world = Path({world!r})
+run(world, "killed", "int8")        # loads what is loaded late
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        while True:
+            run(world, "killed")
+            os.write(1, b"written\\n")
+    time.sleep(float(line))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.write(1, b"killed\\n")
+"""
+
+
+def test_export_is_whole_or_absent_when_the_stage_is_killed(world):
+    program = EXPORTER.format(tests=str(Path(__file__).parent), world=str(world))
+    written = found = 0
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as exporter:
+        for seconds in np.random.default_rng(0).uniform(0, 0.8, 12):
+            print(seconds, file=exporter.stdin, flush=True)
+            while exporter.stdout.readline() == "written\n":
+                written += 1
+            if (world / "killed").exists():
+                found += 1
+                retriever = Retriever(tiny_model(), world / "killed" / "index")
+                assert len(retriever.search("a ring", top=6)) == 6
+                assert pq.read_table(world / "killed/videos.parquet").num_rows == 6
+                assert json.loads((world / "killed/meta.json").read_text())["num_videos"] == 6
+        exporter.stdin.close()
+    assert written
+    assert found > 6
+    run(world, "killed")
+    for path in sorted((world / "export").rglob("*")):
+        if path.is_file():
+            assert (world / "killed" / path.relative_to(world / "export")).read_bytes() == path.read_bytes(), path
 
 
 def test_export_refuses_when_there_are_no_shards(world, tmp_path):

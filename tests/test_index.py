@@ -194,15 +194,21 @@ def test_search_goes_on_when_a_writer_adds_and_merges(folder):
 WRITER = """
 import os, sys, time, signal
 sys.path.insert(0, {tests!r})
-from test_index import fill
-fill({folder!r}, ["first"])         # loads what is loaded late
+from test_index import SearchIndex, fill, remove_videos
+folder = {folder!r}
+
+def last(folder):
+    index = SearchIndex.open(folder)
+    return index.records(index.live_rows()[-1:])[0]["video_id"]
+
+fill(folder, ["first"])         # loads what is loaded late
 for line in sys.stdin:
     number, seconds = line.split()
     child = os.fork()
     if not child:
         for at in range(10**6):
-            fill({folder!r}, [f"k{{number}}_{{at}}"], seed=at)
-            os.write(1, b"added\\n")
+            {change}
+            os.write(1, b"changed\\n")
     time.sleep(float(seconds))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -210,24 +216,28 @@ for line in sys.stdin:
 """
 
 
-def test_index_is_old_or_new_when_the_writer_is_killed(folder):
-    tokens = fill(folder, names(20))
-    program = WRITER.format(tests=os.path.dirname(__file__), folder=str(folder))
+@pytest.mark.parametrize(("change", "step", "rows"), [
+    ('fill(folder, [f"k{number}_{at}"], seed=at)', 1, 20), ("remove_videos(folder, [last(folder)])", -1, 3000)],
+    ids=["add", "remove"])
+def test_index_is_old_or_new_when_the_writer_is_killed(folder, change, step, rows):
+    """Of many additions or removals each is whole or has not been, wherever a kill falls."""
+    tokens = fill(folder, names(rows))
+    program = WRITER.format(tests=os.path.dirname(__file__), folder=str(folder), change=change)
     generator = np.random.default_rng(0)
-    kept = 21
+    kept = rows + 1
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}) as writer:
         for number in range(12):
             print(number, generator.uniform(0, 0.3), file=writer.stdin, flush=True)
-            while writer.stdout.readline() == "added\n":
-                kept += 1
+            while writer.stdout.readline() == "changed\n":
+                kept += step
             index = SearchIndex.open(folder)
-            assert kept <= len(index) <= kept + 1       # killed between the change and the word of it
+            assert len(index) in (kept, kept + step)        # killed between the change and the word of it
             kept = len(index)
             assert found_ids(index, tokens.video_BD[5].numpy(), 1) == ["v0005"]
             assert len(index.tokens(index.live_rows())) == len(index)
         writer.stdin.close()
-    assert kept > 30
+    assert abs(kept - rows) > 9, "need changes between the kills"
     fill(folder, ["after"], seed=99)
     query_D = video_tokens(1, np.random.default_rng(99)).video_BD[0].numpy()
     assert found_ids(SearchIndex.open(folder), query_D, 1) == ["after"]
