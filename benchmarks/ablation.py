@@ -13,14 +13,12 @@ made twice: start it again after an interruption.
     python benchmarks/ablation.py [--quick] [--seeds N] [--device cuda] [--jobs N]
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from common import RESULTS, markdown, table, write_result
-from matplotlib.figure import Figure
-from runs import Spec, interval, run_all
+from runs import Spec, arguments, interval, panels, run_all
 
 EPOCHS = {"train.epochs": 8}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
@@ -68,33 +66,22 @@ def denoise_curve(records: Sequence[dict], name: str) -> np.ndarray:
 
 def draw(by_rate: dict[int, Sequence[dict]], path: Path) -> None:
     """Precision, recall and firing rate per epoch, a line for each rate of duplicates."""
-    figure = Figure(figsize=(9, 2.8), layout="constrained", dpi=110)
-    for place, (name, title) in enumerate((("precision", "precision"), ("recall", "recall"),
-                                           ("fired", "extra positives a clip"))):
-        axes = figure.add_subplot(1, 3, place + 1)
+    shown = {"precision": "precision", "recall": "recall", "fired": "extra positives a clip"}
+    figure, row = panels(list(shown.values()), "epoch", 9, 2.8)
+    for axes, name in zip(row, shown, strict=True):
         for rate, records in by_rate.items():
             values = denoise_curve(records, name)
             first = EPOCHS["train.epochs"] - len(values) + 1
             axes.plot(first + np.arange(len(values)), values, marker="o", markersize=3, label=f"{rate} % duplicates")
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("epoch", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
         if name != "fired":
             axes.set_ylim(0, 1.02)
-    axes.legend(fontsize=8)
+    row[-1].legend(fontsize=8)
     figure.savefig(path, metadata={"Software": None})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 seeds, denoising and MSE only")
-    parser.add_argument("--seeds", type=int, help="default 3, with --quick 2")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    options = parser.parse_args()
-    seeds = options.seeds or (2 if options.quick else 3)
+    options = arguments(__doc__, "2 seeds, denoising and MSE only", seeds=3)
+    seeds = options.seeds
     wanted = {key: spec for key, spec in variant_specs(seeds).items()
               if not options.quick or key[0] in ("shipped", "MSE off")} | noise_specs(seeds)
     found = dict(zip(wanted, run_all(list(wanted.values()), options.device, options.jobs), strict=True))

@@ -11,7 +11,6 @@ start it again after an interruption.
     python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N]
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, markdown, table, write_result
-from matplotlib.figure import Figure
-from runs import GALLERIES, Spec, interval, run_all
+from runs import GALLERIES, Spec, arguments, interval, panels, run_all
 
 HEADS = ("hcmi", "wti", "xclip", "seq_transf", "mean_pool")
 LONG_EPOCHS = 10        # 32 frames instead of 12: about the time of the standard epochs on 12
@@ -83,31 +81,22 @@ def step_costs(device: str, rounds: int = 5) -> dict[str, float]:
 def draw(rows: Sequence[tuple], path: Path) -> None:
     """A panel a gallery: mean R@1 and interval of each head."""
     galleries = list(dict.fromkeys(row[0] for row in rows))
-    figure = Figure(figsize=(2.3 * len(galleries), 2.6), layout="constrained", dpi=110)
-    for panel, gallery in enumerate(galleries):
-        axes = figure.add_subplot(1, len(galleries), panel + 1)
-        chosen = [row for row in rows if row[0] == gallery]
-        for place, (_, head, mean, between, *_) in enumerate(reversed(chosen)):
+    figure, row_of_panels = panels(galleries, "t2v R@1, %", 2.3 * len(galleries), 2.6)
+    for panel, gallery in zip(row_of_panels, galleries, strict=True):
+        chosen = [row for row in rows if row[0] == gallery][::-1]
+        for place, (_, head, mean, between, *_) in enumerate(chosen):
             low, high = between or (mean, mean)
-            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
-                          color="#1f77b4" if head == "hcmi" else "#888888")
-        axes.set_yticks(range(len(chosen)), [row[1] for row in reversed(chosen)] if panel == 0 else [""] * len(chosen))
-        axes.set_title(gallery, fontsize=10)
-        axes.set_xlabel("t2v R@1, %", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+            panel.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
+                           color="#1f77b4" if head == "hcmi" else "#888888")
+        names = [row[1] if gallery == galleries[0] else "" for row in chosen]
+        panel.set_yticks(range(len(chosen)), names)
+        panel.grid(axis="y", visible=False)
     figure.savefig(path, metadata={"Software": None})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 seeds, half the clips and epochs, no long clips")
-    parser.add_argument("--seeds", type=int, help="default 5, with --quick 2")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    options = parser.parse_args()
-    quick, seeds = options.quick, options.seeds or (2 if options.quick else 5)
+    options = arguments(__doc__, "2 seeds, half the clips and epochs, no long clips", seeds=5)
+    quick, seeds = options.quick, options.seeds
     records = run_all(specs(quick, seeds), options.device, options.jobs)
     galleries = [name for name in (*GALLERIES["standard"], "long") if any(name in r["r1"] for r in records)]
     rows = [row for gallery in galleries for row in compare(records, gallery)]

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, machine, versions
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hcmi.config import Params, load_params
 from hcmi.data.galleries import LONG, STANDARD, VERSION
@@ -192,6 +194,31 @@ def interval(values: Sequence[float]) -> list[float] | None:
         return None
     half = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
     return [float(array.mean() - half), float(array.mean() + half)]
+
+
+def panels(titles: Sequence[str], xlabel: str, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A row of small plots of one style, one a title."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    row = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for axes, title in zip(row, titles, strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(xlabel, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, row
+
+
+def arguments(doc: str | None, quick: str, seeds: int) -> argparse.Namespace:
+    """The options of a benchmark of training runs; `seeds` unless told, with --quick 2."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--seeds", type=int, help=f"default {seeds}, with --quick 2")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    options = parser.parse_args()
+    options.seeds = options.seeds or (2 if options.quick else seeds)
+    return options
 
 
 if __name__ == "__main__":
