@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from hcmi.atomic import atomic_file
-from hcmi.data.frames import DecodedClip, probe
+from hcmi.data.decoded import DecodedClip
+from hcmi.data.frames import probe
 from hcmi.data.pool import DecodeJob, DecoderPool
 from hcmi.errors import DataError, DecodeError, SearchIndexError
 from hcmi.index import SearchIndex

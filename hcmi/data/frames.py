@@ -20,11 +20,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from hcmi.data.decoded import REASONS as REASONS
-from hcmi.data.decoded import DecodedClip as DecodedClip
-from hcmi.data.decoded import KeptClip as KeptClip
-from hcmi.data.decoded import VideoInfo as VideoInfo
-from hcmi.data.square import square as _square
+from hcmi.data.decoded import REASONS, DecodedClip, KeptClip, VideoInfo
+from hcmi.data.square import square
 from hcmi.errors import DecodeError
 
 # One packet is one shown frame in these; VP8, VP9 and AV1 have hidden frames, which decord counts and repeats.
@@ -94,7 +91,7 @@ def decode_and_keep(path: str | Path, num_frames: int, size: int, keep: Keep, st
                     end_s: float | None = None, decoder: str = "auto") -> KeptClip:
     """`decode_clip`, but what `keep` makes of each square frame [H,X,3] as soon as it is there. Raises: DecodeError."""
     def finish(picture: np.ndarray) -> Any:
-        return keep(_square(picture, size))
+        return keep(square(picture, size))
     with _open(path) as (container, stream):
         scan = _scan(container, stream, start_s, end_s)
         usable = scan.trusted and scan.whole and _suits_decord(container, stream)

@@ -18,7 +18,8 @@ from typing import Any
 
 from hcmi.config import DatasetConfig
 from hcmi.data.captions import CaptionRow
-from hcmi.data.frames import VideoInfo, probe
+from hcmi.data.decoded import VideoInfo
+from hcmi.data.frames import probe
 from hcmi.data.pool import DecoderPool
 from hcmi.errors import DataError, DecodeError
 from hcmi.progress import track

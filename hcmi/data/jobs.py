@@ -6,7 +6,8 @@ from typing import Any
 
 import simplejpeg
 
-from hcmi.data.frames import DecodedClip, decode_and_keep, decode_clip
+from hcmi.data.decoded import DecodedClip
+from hcmi.data.frames import decode_and_keep, decode_clip
 
 FULL_COLOUR_BELOW = 128     # pixels: small frames have no colour to spare; large ones would take half as much again
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from hcmi.data.frames import REASONS
+from hcmi.data.decoded import REASONS
 from hcmi.data.jobs import DecodeJob as DecodeJob
 from hcmi.data.jobs import decode_job
 from hcmi.errors import DataError, DecodeError

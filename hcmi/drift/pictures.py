@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from hcmi.data.frames import DecodedClip
+from hcmi.data.decoded import DecodedClip
 from hcmi.data.pool import DecodeJob, DecoderPool
 from hcmi.drift.sample import Sample
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from hcmi.config import Params
 from hcmi.data.datasets import read_folder
-from hcmi.data.frames import REASONS
+from hcmi.data.decoded import REASONS
 from hcmi.data.loader import ShardReader, eval_batches, pick_frames
 from hcmi.data.manifest import write_manifest
 from hcmi.data.shards import write_shards

@@ -16,7 +16,7 @@ from hcmi.cli import main
 from hcmi.config import load_params
 from hcmi.data.captions import CaptionRow, read_captions
 from hcmi.data.datasets import build_dataset, iter_folder, read_folder
-from hcmi.data.frames import REASONS
+from hcmi.data.decoded import REASONS
 from hcmi.data.gather import clip_id, gather
 from hcmi.data.manifest import read_manifest
 from hcmi.data.scenes import encode

@@ -14,7 +14,8 @@ from PIL import Image
 from video_files import STEP, grey_numbers, write_grey, write_sound
 
 from hcmi.data import frames
-from hcmi.data.frames import REASONS, DecodedClip, decode_clip, probe
+from hcmi.data.decoded import REASONS, DecodedClip
+from hcmi.data.frames import decode_clip, probe
 from hcmi.data.square import MAX_ASPECT, square
 from hcmi.errors import DecodeError
 

@@ -7,7 +7,7 @@ from model_world import clip_tokenizer, save_small_clip, save_small_siglip
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from hcmi.data.frames import _square
+from hcmi.data.square import square
 from hcmi.errors import ModelError
 from hcmi.model.processor import HcmiProcessor
 
@@ -109,7 +109,7 @@ def clips_own(image, **options) -> torch.Tensor:
 
 
 def squared(pixels: np.ndarray) -> np.ndarray:
-    return np.array(_square(pixels, 224))
+    return np.array(square(pixels, 224))
 
 
 def test_frames_are_clips_own_pixels_to_the_last_bit_when_photographs_are_real(real, clip_data):
