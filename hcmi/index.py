@@ -12,7 +12,7 @@ makes the next one.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from hcmi.errors import SearchIndexError
 from hcmi.progress import track
-from hcmi.store import FILES, TokenStore, read_videos, table_clips, tokens_of
+from hcmi.store import FIELDS, FILES, TokenStore, read_videos, table_clips, tokens_of
 from hcmi.types import Clip, VideoTokens
 
 FORMAT = 1
@@ -181,12 +181,11 @@ class SearchIndex:
 
     def tokens(self, rows: np.ndarray) -> VideoTokens:
         """Tokens of `rows` (at least one), read from disk, in the order given."""
-        return tokens_of(self.stored(rows))
+        return tokens_of(self.stored(rows, FIELDS))
 
     def times(self, rows: np.ndarray) -> np.ndarray:
         """[N, T] seconds into each file of the frames behind `tokens(rows)`; at least one row."""
-        parts = self._gather(rows, lambda segment, local: segment.store.times(local))
-        return np.concatenate([p for _, p in parts])[np.argsort(np.concatenate([at for at, _ in parts]))]
+        return self.stored(rows, ("times_s",))["times_s"]
 
     def records(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """The videos.parquet rows, in the order given."""
@@ -234,13 +233,13 @@ class SearchIndex:
             found.update(pc.list_flatten(kept).unique().to_pylist())
         return sorted(found)
 
-    def stored(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """What the token files hold for `rows` (at least one), by file, in the order given."""
-        parts = self._gather(rows, lambda segment, local: segment.store.stored(local))
+    def stored(self, rows: np.ndarray, names: Iterable[str] = FILES) -> dict[str, np.ndarray]:
+        """What the token files `names` hold for `rows` (at least one), by file, in the order given."""
+        parts = self._gather(rows, lambda segment, local: segment.store.stored(local, names))
         if len(parts) == 1:
             return parts[0][1]
         order = np.argsort(np.concatenate([at for at, _ in parts]))
-        return {name: np.concatenate([arrays[name] for _, arrays in parts])[order] for name in FILES}
+        return {name: np.concatenate([arrays[name] for _, arrays in parts])[order] for name in names}
 
     def live_rows(self) -> np.ndarray:
         """All rows that are served."""

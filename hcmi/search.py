@@ -169,14 +169,15 @@ class Retriever:
                                 where)
         if not len(rows):
             return []
-        videos, times_VT = index.tokens(rows), index.times(rows)
+        videos = index.tokens(rows)
         with torch.inference_mode():
             levels = self.model.similarities(text, videos)
             scores_V = self.model.combine(levels)[0]
         best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
         usual, hits = self._usual(text), []
-        for rank, (at, record) in enumerate(zip(best, index.records(rows[best]), strict=True), 1):
-            start_s, end_s = moment(text, videos[at:at + 1], times_VT[at], record["start_s"], record["end_s"], usual)
+        found = zip(best, index.records(rows[best]), index.times(rows[best]), strict=True)
+        for rank, (at, record, times_T) in enumerate(found, 1):
+            start_s, end_s = moment(text, videos[at:at + 1], times_T, record["start_s"], record["end_s"], usual)
             hits.append(Hit(rank, record["video_id"], record["path"], float(scores_V[at]), round(start_s, 3),
                             round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
         return hits

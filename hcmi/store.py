@@ -21,6 +21,7 @@ FIELDS = {"video": "video_BD", "frames": "frames_BTD", "clips": "clips_BCD", "fr
           "clip_weights": "clip_weights_BC"}
 FILES = (*FIELDS, "times_s")
 PRECISIONS = ("float16", "int8")
+PAGED_BELOW = 1024      # bytes a row: files of such rows are small enough to be mapped; of others single rows are read
 VIDEOS_SCHEMA = pa.schema([
     ("row", pa.int64()), ("video_id", pa.string()), ("path", pa.string()), ("split", pa.string()),
     ("captions", pa.list_(pa.string())), ("start_s", pa.float64()), ("end_s", pa.float64()),
@@ -172,18 +173,6 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.arrays["video"])
 
-    def _read(self, name: str, rows) -> np.ndarray:
-        array = self.arrays[name]
-        if isinstance(rows, slice):
-            return array[rows]
-        file, size = self._files[name].fileno(), array.strides[0]
-        places = [array.offset + row * size for row in np.asarray(rows).tolist()]
-        if hasattr(os, "posix_fadvise"):    # Linux: ask for all at once; a cold search took 32 ms without, 12 with
-            for place in places:
-                os.posix_fadvise(file, place, size, os.POSIX_FADV_WILLNEED)
-        data = b"".join([os.pread(file, size, place) for place in places])
-        return np.frombuffer(data, array.dtype).reshape(len(rows), *array.shape[1:])
-
     @property
     def precision(self) -> str:
         return str(self.arrays["video"].dtype)
@@ -198,15 +187,32 @@ class TokenStore:
 
     def times(self, rows) -> np.ndarray:
         """[N, T] seconds into each file."""
-        return np.asarray(self._read("times_s", rows))
-
-    def stored(self, rows) -> dict[str, np.ndarray]:
-        """What the files hold for `rows`, by file."""
-        return {name: self._read(name, rows) for name in FILES}
+        return np.asarray(self.stored(rows, ("times_s",))["times_s"])
 
     def tokens(self, rows) -> VideoTokens:
         """Tokens of `rows`, float32."""
-        return tokens_of({name: self._read(name, rows) for name in FIELDS})
+        return tokens_of(self.stored(rows, FIELDS))
+
+    def stored(self, rows, names: Iterable[str] = FILES) -> dict[str, np.ndarray]:
+        """What the files `names` hold for `rows`, by file."""
+        if isinstance(rows, slice):
+            return {name: self.arrays[name][rows] for name in names}
+        rows = np.asarray(rows)
+        small = {name: np.asarray(self.arrays[name][rows]) for name in names
+                 if self.arrays[name].strides[0] < PAGED_BELOW}
+        places = {name: (self.arrays[name].offset + rows * self.arrays[name].strides[0]).tolist()
+                  for name in names if name not in small}
+        if hasattr(os, "posix_fadvise"):    # Linux: ask for all at once; a cold search took 32 ms without, 12 with
+            for name, starts in places.items():
+                file, size = self._files[name].fileno(), self.arrays[name].strides[0]
+                for start in starts:
+                    os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
+        return small | {name: self._rows_at(name, starts) for name, starts in places.items()}
+
+    def _rows_at(self, name: str, starts: list[int]) -> np.ndarray:
+        file, array = self._files[name].fileno(), self.arrays[name]
+        data = b"".join([os.pread(file, array.strides[0], start) for start in starts])
+        return np.frombuffer(data, array.dtype).reshape(len(starts), *array.shape[1:])
 
     def batches(self, size: int = 4096) -> Iterator[slice]:
         """Slices that cover all rows."""
