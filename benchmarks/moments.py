@@ -2,25 +2,26 @@
 
 R@1 at IoU 0.5, in per cent, over the events of the test split's clips of more than one event; the video is given, as
 is usual for moment retrieval. Beside it what naming the whole clip and what a random moment would score, and the same
-by number of events.
+by number of events; and for the same queries over all clips, the share whose first hit (or one of ten) shows the event.
 
     python benchmarks/moments.py [--quick] [--model DIR] [--shards DIR] [--annotation FILE]
 """
 
 import argparse
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from common import table, write_result
 
 from hcmi.data.loader import ShardReader
-from hcmi.encode import encode_texts
+from hcmi.encode import encode_texts, score
 from hcmi.explain import background, moment
 from hcmi.export import encode_batches
-from hcmi.model.retriever import load_retriever
+from hcmi.model.retriever import HcmiModel, load_retriever
 from hcmi.search import BACKGROUND_VIDEOS
+from hcmi.types import VideoTokens
 
 
 def iou(one: tuple[float, float], other: tuple[float, float]) -> float:
@@ -34,12 +35,31 @@ def events(annotation: Path, split: str) -> dict[str, list[tuple[str, tuple[floa
     found = {}
     for line in annotation.read_text(encoding="utf-8").splitlines():
         clip = json.loads(line)
-        told = [f"{'an' if e['colour'][0] in 'aeiou' else 'a'} {e['colour']} {e['shape']} {e['action']}"
-                for e in clip["events"]]
-        if clip["split"] == split and len(told) > 1:
+        texts = [told(event) for event in clip["events"]]
+        if clip["split"] == split and len(texts) > 1:
             found[clip["video_id"]] = [(text, (event["start_s"], event["end_s"])) for text, event
-                                       in zip(told, clip["events"], strict=True) if Counter(told)[text] == 1]
+                                       in zip(texts, clip["events"], strict=True) if texts.count(text) == 1]
     return found
+
+
+def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens], annotation: Path,
+                    reader: ShardReader) -> dict[str, float]:
+    """Per cent of the queries for which the first clip, or one of the first ten, shows the event asked for."""
+    shows = {}
+    for line in annotation.read_text(encoding="utf-8").splitlines():
+        clip = json.loads(line)
+        shows[clip["video_id"]] = {told(event) for event in clip["events"]}
+    right_QV = np.array([[query in shows[clip["video_id"]] for clip in reader.clips] for query in queries])
+    texts = encode_texts(model, queries)
+    sims_QV = np.concatenate([model.combine(score(model, texts, tokens)).numpy() for tokens in videos], 1)
+    found_QK = np.take_along_axis(right_QV, np.argsort(-sims_QV, axis=1, kind="stable")[:, :10], 1)
+    return {"first_hit_shows_it": float(100 * found_QK[:, 0].mean()),
+            "one_of_ten_shows_it": float(100 * found_QK.any(1).mean()),
+            "random_hit_shows_it": float(100 * right_QV.mean())}
+
+
+def told(event: dict) -> str:
+    return f"{'an' if event['colour'][0] in 'aeiou' else 'a'} {event['colour']} {event['shape']} {event['action']}"
 
 
 def main() -> None:
@@ -55,6 +75,7 @@ def main() -> None:
     batches = list(encode_batches(model, reader, BACKGROUND_VIDEOS))
     others = background(batches[0][0])
     scores: dict[str, list[float]] = defaultdict(list)
+    all_queries: list[str] = []
     row = 0
     for tokens, times_BT in batches:
         for at in range(len(tokens)):
@@ -64,6 +85,7 @@ def main() -> None:
                 continue
             whole = (clip["start_s"], clip["end_s"])
             queries = asked[clip["video_id"]]
+            all_queries += [text for text, _ in queries]
             texts = encode_texts(model, [text for text, _ in queries])
             for number, (_, truth) in enumerate(queries):
                 got = moment(texts[number:number + 1], tokens[at:at + 1], times_BT[at], *whole,
@@ -73,7 +95,8 @@ def main() -> None:
                     scores[name].append(100.0 * (iou(answer, truth) >= 0.5))
                 scores["mean_iou"].append(iou(got, truth))
                 scores[f"r1_iou50_{clip['tags']['num_events']}_events"].append(scores["r1_iou50"][-1])
-    figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()}}
+    figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()},
+               **shown_among_all(model, all_queries, [tokens for tokens, _ in batches], options.annotation, reader)}
     print(table(["figure", "value"], sorted(figures.items())))
     write_result("moments", figures, options.quick)
 

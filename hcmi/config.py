@@ -28,6 +28,7 @@ class ScenesConfig(Section):
     num_incoming: Positive          # clips in each of the two batches for data/incoming/
     max_events: Annotated[int, Field(ge=1, le=6)]
     captions_per_clip: Annotated[int, Field(ge=1, le=4)]    # each in another wording
+    part_captions: Annotated[int, Field(ge=0, le=4)]        # of a training clip: besides, each telling a part of it
     wording: Literal["sentence", "paragraph"]               # paragraph: a sentence for each step
     duplicate_rate: Fraction        # of the training clips: different pixels, same meaning as an earlier training clip
     neighbour_rate: Fraction        # of the clips: differ from an earlier one in one word or in order only

@@ -24,7 +24,7 @@ from hcmi.data.events import (
     pick,
     split_of,
 )
-from hcmi.data.wording import captions_for
+from hcmi.data.wording import captions_for, part_caption
 from hcmi.errors import ConfigError
 
 NEIGHBOURS = ("colour", "shape", "action", "order")
@@ -185,9 +185,11 @@ def make_clip(video_id: str, split: str, steps: Steps, rng: Random, config: Scen
     """Times, captions and tags for steps already chosen; `rng` decides them. Wording: the configured one by default."""
     events, num_frames = place_in_time(rng, steps, config.fps)
     meaning = meaning_of(steps)
+    captions = captions or captions_for(rng, steps, config.captions_per_clip, wording or config.wording)
+    if split == "train":
+        captions += part_captions(rng, steps, config.part_captions)
     return SceneClip(
-        video_id=video_id, split=split, meaning=meaning,
-        captions=captions or captions_for(rng, steps, config.captions_per_clip, wording or config.wording),
+        video_id=video_id, split=split, meaning=meaning, captions=captions,
         style="shifted" if split == "scenes_shifted" else "plain",
         num_frames=num_frames, duration_s=round(num_frames / config.fps, 6),
         pixel_seed=f"{seed}/{video_id}", events=events,
@@ -195,10 +197,25 @@ def make_clip(video_id: str, split: str, steps: Steps, rng: Random, config: Scen
               "while": "yes" if len(events) > len(steps) else "no", **tags})
 
 
+def part_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
+    """Up to `count` captions of different parts of a training clip: steps that follow one another, but not all.
+
+    Parts that another split may show are left out: their captions are for that split's clips.
+    """
+    parts = [steps[first:end] for first in range(len(steps)) for end in range(first + 1, len(steps) + 1)
+             if end - first < len(steps) and split_of(steps[first:end]) == "train"]
+    chosen: list[Steps] = []
+    while parts and len(chosen) < count:
+        chosen.append(parts.pop(int(rng.random() * len(parts))))
+    return tuple(part_caption(rng, part) for part in chosen)
+
+
 def scene_clips(config: ScenesConfig, split: str, seed: int, count: int) -> Iterator[SceneClip]:
     """The first `count` clips of a split: train, val, test, scenes_same or scenes_shifted.
 
-    Captions and meanings of val and test are true of one clip only, not even of a part of another. In train,
+    Captions and meanings of val and test are true of one clip only, not even of a part of another. Of train clips
+    `config.part_captions` captions tell a part, the way people search: whoever types one event has not seen the rest.
+    In train,
     `config.duplicate_rate` of the clips repeat the meaning of an earlier one (tag near=duplicate), mostly of a few
     popular ones, as everyday videos do; equal tags["meaning"] is the truth for label denoising.
 

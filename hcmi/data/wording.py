@@ -6,7 +6,7 @@ A caption tells the whole film, in the order of time or with words that say othe
 from collections.abc import Callable
 from random import Random
 
-from hcmi.data.events import Event, Steps
+from hcmi.data.events import Event, Steps, pick
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
@@ -73,6 +73,11 @@ def wordings(steps: Steps) -> tuple[Callable[[Random, Steps], str], ...]:
     if any(len(step) == 2 for step in steps):
         return (_then, _first, things_happen, _clip_of)
     return (_then, _first, _before, things_happen, _clip_of, *((_after,) if len(steps) == 2 else ()))
+
+
+def part_caption(rng: Random, steps: Steps) -> str:
+    """Tells these steps in words that are true of a longer film too: not how many there are, nor which is the last."""
+    return pick(rng, [say for say in wordings(steps) if say not in (things_happen, _first)])(rng, steps)
 
 
 def _watch(rng: Random, steps: Steps) -> str:

@@ -23,7 +23,8 @@ from hcmi.data.wording import captions_for
 from hcmi.errors import ConfigError
 
 CONFIG = ScenesConfig(num_train=6, num_val=2, num_test=4, num_incoming=3, max_events=4, captions_per_clip=3,
-                      wording="sentence", duplicate_rate=0.2, neighbour_rate=0.3, width=128, height=128, fps=12)
+                      part_captions=1, wording="sentence", duplicate_rate=0.2, neighbour_rate=0.3, width=128,
+                      height=128, fps=12)
 EVENT = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(ACTIONS)})")
 
 
@@ -56,9 +57,35 @@ def clips_of(split, count, seed=0, **changes):
 
 @pytest.mark.parametrize("split", ["train", "val", "test", "scenes_same", "scenes_shifted"])
 def test_captions_say_what_the_clip_shows_when_parsed_back(split):
-    for clip in clips_of(split, 200, seed=3):
+    for clip in clips_of(split, 200, seed=3, part_captions=0):
         assert len(set(clip.captions)) == 3
         assert {understood(caption) for caption in clip.captions} == {clip.meaning}
+
+
+@pytest.mark.parametrize("words", ["sentence", "paragraph"])
+def test_part_captions_tell_some_neighbouring_steps_when_a_film_has_several(words):
+    lengths = Counter()
+    for clip in clips_of("train", 300, part_captions=2, wording=words):
+        whole, parts = clip.captions[:3], clip.captions[3:]
+        assert {understood(caption) for caption in whole} == {clip.meaning}
+        steps = steps_of(clip)
+        runs = {meaning_of(steps[first:end]): steps[first:end] for first in range(len(steps))
+                for end in range(first + 1, len(steps) + 1)}
+        for part in parts:
+            told = runs.pop(understood(part))       # no part twice
+            assert len(told) < len(steps)
+            assert split_of(told) == "train", "its caption belongs to another split's clips"
+            assert not re.match(r"\w+ things? happen|first ", part), f"{part!r} says more than a part can know"
+            lengths[len(told)] += 1
+        if len(parts) < 2:
+            left = [told for told in runs.values() if len(told) < len(steps) and split_of(told) == "train"]
+            assert not left, f"{clip.meaning}: {left} could be told"
+    assert set(lengths) == {1, 2, 3}
+
+
+def test_only_training_clips_are_told_in_part():
+    for split in ("val", "test", "scenes_same", "scenes_shifted"):
+        assert clips_of(split, 50, part_captions=2) == clips_of(split, 50, part_captions=0)
 
 
 def test_captions_all_parse_to_one_meaning_when_every_wording_is_used():
