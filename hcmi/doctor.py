@@ -228,18 +228,31 @@ def _mean(numbers: list) -> float:
 
 def report_text(report: dict[str, Any]) -> str:
     """For people; ends with the problems, or with the word that there are none."""
-    lines = []
-    for name, value in report.items():
-        if name not in ("worst", "problems"):
-            lines.append(f"{name.replace('_', ' '):18}{'none' if not value else _plain(value).strip('()')}")
-    lines += ["worst files:", *(f"  {row['file']}: {row['why']}" for row in report["worst"])]
+    videos, projected, machine, captions = (report[key] for key in ("videos", "projected", "machine", "captions"))
+    low, high = projected["failure_rate_ci95"]
+    told = "none" if captions is None else (
+        f"{captions['count']}, {captions['empty']} of them empty; words: {_range(captions['words'])}")
+    rows = {"videos": f"{videos['files']} files, {videos['missing']} missing; {videos['clips']} clips; "
+                      f"{videos['sampled']} files looked at",
+            "seconds": _range(report["durations_s"]),
+            "captions": told,
+            "cannot be read": f"{projected['failure_rate']:.0%} of those looked at ({low:.0%} to {high:.0%} of all)",
+            "reasons": _counts(report["reasons"]),
+            "decoders": _counts(report["decoders"]),
+            "shards": f"about {projected['shards_mb']:.4g} MB, {projected['shards_minutes']:.2g} minutes",
+            "this machine": f"{machine['cores']} cores, {machine['gpu'] or 'no GPU'}, memory free "
+                            f"{machine['memory_free_gb']} GB, disk free {machine['disk_free_gb']} GB, "
+                            f"decord {'installed' if machine['decord'] else 'missing: PyAV decodes'}",
+            "training": f"at least {report['memory_needed_gb']} GB memory for batches"}
+    lines = [f"{name:16}{value}" for name, value in rows.items()]
+    lines += ["to look at first:", *(f"  {row['file']}: {row['why']}" for row in report["worst"])]
     lines += [f"problem: {problem}" for problem in report["problems"]] or ["ready: nothing stands in the way"]
     return "\n".join(lines)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) + ")"
-    if isinstance(value, list):
-        return " to ".join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _range(spread: dict[str, float]) -> str:
+    return "{min:.4g} to {max:.4g}, median {median:.4g}".format(**spread) if spread else "unknown"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
