@@ -43,11 +43,11 @@ GALLERIES = {name: ("long",) if name == "long" else ("main", "attribute", "order
 # Beyond params.yaml: clips of up to 6 events need more frames and words, and as many clips and phrases more.
 LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
                "model.num_phrases": 16}
-# The code that decides what a run gives. Comments and docstrings do not.
-CODE = ("hcmi/train.py", "hcmi/loss.py",
+# The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not.
+CODE = ("hcmi/train.py", "hcmi/loss.py", "hcmi/data/order.py",
         *(f"hcmi/model/{name}.py"
-          for name in ("aggregate", "heads", "interaction", "processor", "retriever", "towers")),
-        *(f"hcmi/data/{name}.py" for name in ("order", "draw", "events", "script", "wording")))
+          for name in ("aggregate", "heads", "interaction", "processor", "retriever", "towers")))
+DATA_CODE = tuple(f"hcmi/data/{name}.py" for name in ("draw", "events", "galleries", "script", "wording"))
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,23 @@ class Spec:
 
     def key(self, device: str) -> str:
         params = self.resolved()
-        parts = [self.data, VERSION, params.model.model_dump(), params.shards.model_dump(),
-                 params.train.model_dump(exclude={"device", "num_workers"}), device.partition(":")[0], code_identity()]
+        parts = [self.folder().name, params.model.model_dump(),
+                 params.train.model_dump(exclude={"device", "num_workers"}), device.partition(":")[0],
+                 code_identity(CODE)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def folder(self, gallery: str | None = None) -> Path:
+        """Where the films and shards lie that this run is trained on, or measured on; another one for other data."""
+        shards = self.resolved().shards.model_dump(include={"size", "num_frames", "quality"})
+        parts = [VERSION if gallery else DATA[self.data].model_dump(), shards, code_identity(DATA_CODE)]
+        identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+        return WORK / f"{f'gallery_{gallery}' if gallery else self.data}-{identity}"
 
-def code_identity() -> str:
+
+def code_identity(names: Sequence[str]) -> str:
     """Hash of what the code does: of its syntax trees without docstrings."""
     digest = hashlib.sha256()
-    for name in CODE:
+    for name in names:
         tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
@@ -129,12 +137,11 @@ def make_data(names: Iterable[str]) -> None:
 
     RESULTS.mkdir(exist_ok=True)
     for name in sorted(names):
-        params = Spec(name).resolved()
-        config = DATA[name].model_copy(update={"num_test": 1})      # tests are the galleries
-        shards(WORK / name, lambda folder, config=config: write_scenes(config, 0, folder), params.shards)
+        spec = Spec(name)
+        config, params = DATA[name].model_copy(update={"num_test": 1}), spec.resolved()     # tests are the galleries
+        shards(spec.folder(), lambda folder, config=config: write_scenes(config, 0, folder), params.shards)
         for gallery in GALLERIES[name]:
-            shards(WORK / f"gallery_{gallery}", lambda folder, gallery=gallery: write_gallery(gallery, folder),
-                   params.shards)
+            shards(spec.folder(gallery), lambda folder, gallery=gallery: write_gallery(gallery, folder), params.shards)
 
 
 def _run_process(spec: Spec, device: str, jobs: int) -> dict:
@@ -159,13 +166,13 @@ def run(spec: Spec, device: str) -> dict:
     params = spec.resolved()
     folder = ROOT / ".bench" / "runs" / key
     config = params.train.model_copy(update={"device": device, "num_workers": 0})
-    summary = train(WORK / spec.data / "shards", folder / "model", folder / "metrics", folder / "checkpoints",
+    summary = train(spec.folder() / "shards", folder / "model", folder / "metrics", folder / "checkpoints",
                     params.model, config)
     cpu = resource.getrusage(resource.RUSAGE_SELF)
     model = load_retriever(folder / "model", device)
     r1, r5, levels = {}, {}, {}
     for name in GALLERIES[spec.data]:
-        encoded = encode_split(model, ShardReader(WORK / f"gallery_{name}" / "shards", "test"), 64)
+        encoded = encode_split(model, ShardReader(spec.folder(name) / "shards", "test"), 64)
         scores = score(model, encoded.texts, encoded.videos)
         found = ranks(model.combine(scores).numpy(), encoded.caption_video)
         r1[name], r5[name] = (round(float(100 * found.hits_at(k).mean()), 2) for k in (1, 5))

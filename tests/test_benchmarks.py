@@ -56,15 +56,26 @@ def test_spec_key_follows_what_is_trained_and_not_where(benchmarks):
         runs.Spec("standard", 0, {"train.epoch": 3}).resolved()
 
 
+def test_data_lie_elsewhere_when_they_are_made_in_another_way(benchmarks, monkeypatch):
+    _, runs = benchmarks
+    spec = runs.Spec("standard", 1)
+    folder, key, gallery = spec.folder(), spec.key("cpu"), spec.folder("main")
+    assert runs.Spec("standard", 2, {"train.epochs": 3}).folder() == folder != runs.Spec("quick").folder()
+    assert runs.Spec("noise_20").folder("main") == gallery != spec.folder("order")
+    monkeypatch.setitem(runs.DATA, "standard", runs.STANDARD.model_copy(update={"part_captions": 0}))
+    assert spec.folder() != folder
+    assert spec.key("cpu") != key
+    assert spec.folder("main") == gallery, "galleries are made in one way only"
+
+
 def test_code_identity_changes_with_the_code_and_not_with_its_comments(benchmarks, tmp_path, monkeypatch):
     _, runs = benchmarks
     monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "CODE", ("code.py",))
     found = []
     for text in ('"""One."""\ndef f():\n    """Two."""\n    return 1\n', 'def f():\n    return 1     # why\n',
                  'def f():\n    return 2\n'):
         (tmp_path / "code.py").write_text(text, encoding="utf-8")
-        found.append(runs.code_identity())
+        found.append(runs.code_identity(["code.py"]))
     assert found[0] == found[1] != found[2]
 
 
