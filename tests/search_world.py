@@ -1,5 +1,9 @@
 """Small worlds to search in: made-up tokens, clips and an untrained model."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -72,3 +76,40 @@ def write_video(path: Path, grey: int, seconds: float = 2.0, fps: int = 8) -> Pa
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+KILL_LOOP = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+{setup}
+for number, seconds in enumerate(sys.stdin):
+    child = os.fork()
+    if not child:
+        for at in range(10**6):
+            {change}
+            os.write(1, b"changed\\n")
+    time.sleep(float(seconds))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.write(1, b"killed\\n")
+"""
+
+
+def changes_until_killed(setup: str, change: str, delays_s: Iterable[float]) -> Iterator[int]:
+    """Make a change over and over in a process that is killed after each of the delays; how many were done each time.
+
+    `setup`: lines of Python that load what is loaded late. `change`: one line; `number` is that of the process, `at`
+    that of the change.
+    """
+    program = KILL_LOOP.format(tests=str(Path(__file__).parent), setup=setup, change=change)
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        assert process.stdin
+        assert process.stdout
+        for seconds in delays_s:
+            print(seconds, file=process.stdin, flush=True)
+            done = 0
+            while process.stdout.readline() == "changed\n":
+                done += 1
+            yield done
+        process.stdin.close()

@@ -1,17 +1,13 @@
 """The export of real little videos: every file of the contract, row for row what the model says."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
-from search_world import PARAMS, D, T, tiny_model, write_video
+from search_world import PARAMS, D, T, changes_until_killed, tiny_model, write_video
 
 from hcmi.config import ExportConfig
 from hcmi.data.loader import ShardReader
@@ -157,42 +153,25 @@ def test_old_export_stays_when_the_new_one_fails(world):
     assert not list(world.glob(".export*"))
 
 
-EXPORTER = """
-import os, signal, sys, time
-sys.path.insert(0, {tests!r})
+SETUP = """
 from pathlib import Path
 from test_export import run
 world = Path({world!r})
-run(world, "killed", "int8")        # loads what is loaded late
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        while True:
-            run(world, "killed")
-            os.write(1, b"written\\n")
-    time.sleep(float(line))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.write(1, b"killed\\n")
+run(world, "killed", "int8")
 """
 
 
 def test_export_is_whole_or_absent_when_the_stage_is_killed(world):
-    program = EXPORTER.format(tests=str(Path(__file__).parent), world=str(world))
     written = found = 0
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as exporter:
-        for seconds in np.random.default_rng(0).uniform(0, 0.8, 12):
-            print(seconds, file=exporter.stdin, flush=True)
-            while exporter.stdout.readline() == "written\n":
-                written += 1
-            if (world / "killed").exists():
-                found += 1
-                retriever = Retriever(tiny_model(), world / "killed" / "index")
-                assert len(retriever.search("a ring", top=6)) == 6
-                assert pq.read_table(world / "killed/videos.parquet").num_rows == 6
-                assert json.loads((world / "killed/meta.json").read_text())["num_videos"] == 6
-        exporter.stdin.close()
+    delays_s = np.random.default_rng(0).uniform(0, 0.8, 12)
+    for done in changes_until_killed(SETUP.format(world=str(world)), 'run(world, "killed")', delays_s):
+        written += done
+        if (world / "killed").exists():
+            found += 1
+            retriever = Retriever(tiny_model(), world / "killed" / "index")
+            assert len(retriever.search("a ring", top=6)) == 6
+            assert pq.read_table(world / "killed/videos.parquet").num_rows == 6
+            assert json.loads((world / "killed/meta.json").read_text())["num_videos"] == 6
     assert written
     assert found > 6
     run(world, "killed")

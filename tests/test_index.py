@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
-from search_world import C, D, T, clips, times, video_tokens
+from search_world import C, D, T, changes_until_killed, clips, times, video_tokens
 
 import hcmi.index
 import hcmi.index_writer
@@ -191,9 +189,7 @@ def test_search_goes_on_when_a_writer_adds_and_merges(folder):
     assert len(SearchIndex.open(folder)) == 75
 
 
-WRITER = """
-import os, sys, time, signal
-sys.path.insert(0, {tests!r})
+SETUP = """
 from test_index import SearchIndex, fill, remove_videos
 folder = {folder!r}
 
@@ -201,18 +197,7 @@ def last(folder):
     index = SearchIndex.open(folder)
     return index.records(index.live_rows()[-1:])[0]["video_id"]
 
-fill(folder, ["first"])         # loads what is loaded late
-for line in sys.stdin:
-    number, seconds = line.split()
-    child = os.fork()
-    if not child:
-        for at in range(10**6):
-            {change}
-            os.write(1, b"changed\\n")
-    time.sleep(float(seconds))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.write(1, b"killed\\n")
+fill(folder, ["first"])
 """
 
 
@@ -222,22 +207,16 @@ for line in sys.stdin:
 def test_index_is_old_or_new_when_the_writer_is_killed(folder, change, step, rows):
     """Of many additions or removals each is whole or has not been, wherever a kill falls."""
     tokens = fill(folder, names(rows))
-    program = WRITER.format(tests=os.path.dirname(__file__), folder=str(folder), change=change)
-    generator = np.random.default_rng(0)
     kept = rows + 1
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as writer:
-        for number in range(12):
-            print(number, generator.uniform(0, 0.3), file=writer.stdin, flush=True)
-            while writer.stdout.readline() == "changed\n":
-                kept += step
-            index = SearchIndex.open(folder)
-            assert len(index) in (kept, kept + step)        # killed between the change and the word of it
-            kept = len(index)
-            assert found_ids(index, tokens.video_BD[5].numpy(), 1) == ["v0005"]
-            assert len(index.tokens(index.live_rows())) == len(index)
-        writer.stdin.close()
-    assert abs(kept - rows) > 9, "need changes between the kills"
+    delays_s = np.random.default_rng(0).uniform(0, 0.3, 12)
+    for done in changes_until_killed(SETUP.format(folder=str(folder)), change, delays_s):
+        kept += done * step
+        index = SearchIndex.open(folder)
+        assert len(index) in (kept, kept + step)        # killed between the change and the word of it
+        kept = len(index)
+        assert found_ids(index, tokens.video_BD[5].numpy(), 1) == ["v0005"]
+        assert len(index.tokens(index.live_rows())) == len(index)
+    assert abs(kept - rows) > 10, "need changes between the kills"
     fill(folder, ["after"], seed=99)
     query_D = video_tokens(1, np.random.default_rng(99)).video_BD[0].numpy()
     assert found_ids(SearchIndex.open(folder), query_D, 1) == ["after"]
