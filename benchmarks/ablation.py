@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, markdown, table, write_result
-from runs import Spec, arguments, interval, panels, run_all
+from panels import panels
+from runs import Spec, arguments, interval, run_all
 
 EPOCHS = {"train.epochs": 8}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")

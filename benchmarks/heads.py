@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, markdown, table, write_result
-from runs import GALLERIES, Spec, arguments, interval, panels, run_all
+from panels import panels
+from runs import GALLERIES, Spec, arguments, interval, run_all
 
 HEADS = ("hcmi", "wti", "xclip", "seq_transf", "mean_pool")
 LONG_EPOCHS = 10        # 32 frames instead of 12: about the time of the standard epochs on 12

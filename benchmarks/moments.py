@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from common import table, write_result
 
+from hcmi.data.events import Event
 from hcmi.data.loader import ShardReader
+from hcmi.data.wording import phrase
 from hcmi.encode import encode_texts, score
 from hcmi.explain import background, moment
 from hcmi.export import encode_batches
@@ -30,11 +32,14 @@ def iou(one: tuple[float, float], other: tuple[float, float]) -> float:
     return max(shared, 0.0) / max(max(one[1], other[1]) - min(one[0], other[0]), 1e-9)
 
 
-def events(annotation: Path, split: str) -> dict[str, list[tuple[str, tuple[float, float]]]]:
+def told(event: dict) -> str:
+    return phrase(Event(**event))
+
+
+def events(clips: list[dict], split: str) -> dict[str, list[tuple[str, tuple[float, float]]]]:
     """video_id -> (query, true moment) of each event that is told apart by its words, in clips of several events."""
     found = {}
-    for line in annotation.read_text(encoding="utf-8").splitlines():
-        clip = json.loads(line)
+    for clip in clips:
         texts = [told(event) for event in clip["events"]]
         if clip["split"] == split and len(texts) > 1:
             found[clip["video_id"]] = [(text, (event["start_s"], event["end_s"])) for text, event
@@ -42,13 +47,10 @@ def events(annotation: Path, split: str) -> dict[str, list[tuple[str, tuple[floa
     return found
 
 
-def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens], annotation: Path,
+def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens], clips: list[dict],
                     reader: ShardReader) -> dict[str, float]:
     """Per cent of the queries for which the first clip, or one of the first ten, shows the event asked for."""
-    shows = {}
-    for line in annotation.read_text(encoding="utf-8").splitlines():
-        clip = json.loads(line)
-        shows[clip["video_id"]] = {told(event) for event in clip["events"]}
+    shows = {clip["video_id"]: {told(event) for event in clip["events"]} for clip in clips}
     right_QV = np.array([[query in shows[clip["video_id"]] for clip in reader.clips] for query in queries])
     texts = encode_texts(model, queries)
     sims_QV = np.concatenate([model.combine(score(model, texts, tokens)).numpy() for tokens in videos], 1)
@@ -56,10 +58,6 @@ def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoToke
     return {"first_hit_shows_it": float(100 * found_QK[:, 0].mean()),
             "one_of_ten_shows_it": float(100 * found_QK.any(1).mean()),
             "random_hit_shows_it": float(100 * right_QV.mean())}
-
-
-def told(event: dict) -> str:
-    return f"{'an' if event['colour'][0] in 'aeiou' else 'a'} {event['colour']} {event['shape']} {event['action']}"
 
 
 def main() -> None:
@@ -71,7 +69,8 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="choose settings on val, never on test")
     options = parser.parse_args()
     model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
-    asked, generator = events(options.annotation, options.split), np.random.default_rng(0)
+    clips = [json.loads(line) for line in options.annotation.read_text(encoding="utf-8").splitlines()]
+    asked, generator = events(clips, options.split), np.random.default_rng(0)
     batches = list(encode_batches(model, reader, BACKGROUND_VIDEOS))
     others = background(batches[0][0])
     scores: dict[str, list[float]] = defaultdict(list)
@@ -96,7 +95,7 @@ def main() -> None:
                 scores["mean_iou"].append(iou(got, truth))
                 scores[f"r1_iou50_{clip['tags']['num_events']}_events"].append(scores["r1_iou50"][-1])
     figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()},
-               **shown_among_all(model, all_queries, [tokens for tokens, _ in batches], options.annotation, reader)}
+               **shown_among_all(model, all_queries, [tokens for tokens, _ in batches], clips, reader)}
     print(table(["figure", "value"], sorted(figures.items())))
     write_result("moments", figures, options.quick)
 
