@@ -12,7 +12,7 @@ makes the next one.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -233,7 +233,7 @@ class SearchIndex:
             found.update(pc.list_flatten(kept).unique().to_pylist())
         return sorted(found)
 
-    def stored(self, rows: np.ndarray, names: Iterable[str] = FILES) -> dict[str, np.ndarray]:
+    def stored(self, rows: np.ndarray, names: Collection[str] = FILES) -> dict[str, np.ndarray]:
         """What the token files `names` hold for `rows` (at least one), by file, in the order given."""
         parts = self._gather(rows, lambda segment, local: segment.store.stored(local, names))
         if len(parts) == 1:

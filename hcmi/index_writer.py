@@ -162,9 +162,8 @@ def _without(index: SearchIndex, rows: np.ndarray) -> dict[str, Any]:
             name = f"{Path(entry['vectors']).parent}/removed-{index.generation + 1:06d}.npy"
             alive = segment.alive.copy()
             alive[dead] = False
-            with open(index.folder / name, "wb") as file:
+            with atomic_file(index.folder / name) as path, open(path, "wb") as file:
                 np.save(file, np.flatnonzero(~alive))
-                os.fsync(file.fileno())
             entry = {**entry, "removed": name}
         segments.append(entry)
     return {**index.manifest, "segments": segments}

@@ -5,7 +5,7 @@ round(127 x / max|x|), half the bytes. Both are read back as float32 vectors of 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -193,21 +193,19 @@ class TokenStore:
         """Tokens of `rows`, float32."""
         return tokens_of(self.stored(rows, FIELDS))
 
-    def stored(self, rows, names: Iterable[str] = FILES) -> dict[str, np.ndarray]:
+    def stored(self, rows, names: Collection[str] = FILES) -> dict[str, np.ndarray]:
         """What the files `names` hold for `rows`, by file."""
         if isinstance(rows, slice):
             return {name: self.arrays[name][rows] for name in names}
-        rows = np.asarray(rows)
-        small = {name: np.asarray(self.arrays[name][rows]) for name in names
-                 if self.arrays[name].strides[0] < PAGED_BELOW}
-        places = {name: (self.arrays[name].offset + rows * self.arrays[name].strides[0]).tolist()
-                  for name in names if name not in small}
+        places = {name: [self.arrays[name].offset + row * size for row in np.asarray(rows).tolist()] for name in names
+                  if (size := self.arrays[name].strides[0]) >= PAGED_BELOW}
         if hasattr(os, "posix_fadvise"):    # Linux: ask for all at once; a cold search took 32 ms without, 12 with
             for name, starts in places.items():
                 file, size = self._files[name].fileno(), self.arrays[name].strides[0]
                 for start in starts:
                     os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
-        return small | {name: self._rows_at(name, starts) for name, starts in places.items()}
+        return {name: self._rows_at(name, places[name]) if name in places else np.asarray(self.arrays[name][rows])
+                for name in names}
 
     def _rows_at(self, name: str, starts: list[int]) -> np.ndarray:
         file, array = self._files[name].fileno(), self.arrays[name]
