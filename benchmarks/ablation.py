@@ -3,6 +3,7 @@
 - each level alone, and each left out
 - label denoising positive, mask and off, at 0, 20 and 40 % duplicates in the training set, with its precision and
   recall against the truth, epoch by epoch
+- the loss on the sum of the levels, off
 - marginal sample enhancement on and off, and theta
 - number of clips and phrases; slots filled by soft assignment against learned queries
 
@@ -21,7 +22,7 @@ from common import RESULTS, markdown, table, write_result
 from panels import panels
 from runs import Spec, arguments, interval, run_all
 
-EPOCHS = {"train.epochs": 8}
+EPOCHS = {"train.epochs": 6}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
 WEIGHT = "train.loss.level_weights."
 NOISE = (0, 20, 40)
@@ -33,6 +34,7 @@ VARIANTS: dict[str, dict] = {
     "shipped": {},
     **{f"{level} alone": {WEIGHT + other: 0.0 for other in LEVELS if other != level} for level in LEVELS},
     **{f"without {level}": {WEIGHT + level: 0.0} for level in LEVELS},
+    "no loss on the sum": {"train.loss.sum_weight": 0.0},
     "MSE off": {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1},
     "MSE: margin loss off": {"train.loss.margin_weight": 0.0},
     "MSE: batches of random clips": {"train.loss.marginal_group": 1},

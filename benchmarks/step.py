@@ -16,7 +16,7 @@ from hcmi.data.loader import TrainBatch
 from hcmi.data.script import scene_clips
 from hcmi.model.retriever import new_retriever
 from hcmi.runtime import pick_device, pick_precision, tune_allocator
-from hcmi.train import make_optimizer, training_step
+from hcmi.train import make_optimizers, training_step
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM, STEPS = 3, 8
@@ -36,7 +36,7 @@ def main(head: str, device_name: str) -> None:
     captions = [clip.captions[0] for clip in clips]
     model = new_retriever(params.model.model_copy(update={"head": head}), size, captions).train()
     nn.Module.to(model, device)
-    optimizer, precision = make_optimizer(model, params.train), pick_precision(params.train.precision, device)
+    optimizers, precision = make_optimizers(model, params.train), pick_precision(params.train.precision, device)
     pixels = torch.randint(0, 256, (1, len(clips), frames, size, size, 3), dtype=torch.uint8)
     batch = TrainBatch(list(range(len(clips))), [clip.video_id for clip in clips], captions,
                        [clip.captions[1] for clip in clips], pixels, torch.ones(len(clips), frames, dtype=torch.bool))
@@ -44,7 +44,7 @@ def main(head: str, device_name: str) -> None:
     for step in range(WARM + STEPS):
         if step == WARM:
             started = time.perf_counter() if device.type == "cuda" else time.process_time()
-        training_step(model, optimizer, batch, params.train, params.train.loss.denoise, precision)
+        training_step(model, optimizers, batch, params.train, params.train.loss.denoise, precision)
     ended = time.perf_counter() if device.type == "cuda" else time.process_time()
     peak = (torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_mb("VmHWM") - before)
     print(json.dumps({"seconds": (ended - started) / STEPS, "peak_mb": peak}))

@@ -110,6 +110,7 @@ class LevelWeights(Section):
 
 class LossConfig(Section):
     level_weights: LevelWeights
+    sum_weight: Annotated[float, Field(ge=0)]           # of the same loss on the sum of the levels; 0: off
     margin: Annotated[float, Field(ge=0)]
     margin_weight: Annotated[float, Field(ge=0)]        # 0 switches marginal sample enhancement off
     marginal_group: Positive                            # clips hard to tell apart that share a batch; 1: random batches
@@ -124,6 +125,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"]   # auto: bfloat16 where the hardware multiplies it natively
     epochs: Positive
     batch_size: Positive
+    optimizer: Literal["muon", "adamw"]     # muon: of the matrices of new layers, adamw of all else; adamw: of all
     lr: Annotated[float, Field(gt=0)]
     backbone_lr: Annotated[float, Field(ge=0)]          # 0 freezes the towers
     weight_decay: Annotated[float, Field(ge=0)]

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from dvclive import Live
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hcmi import loss as losses
 from hcmi.atomic import atomic_dir, atomic_file
@@ -84,11 +86,13 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
     loader = TrainLoader(train_reader, config.batch_size, section.num_frames, seed=config.seed,
                          num_workers=config.num_workers)
     total_steps = config.epochs * len(loader)
-    optimizer = make_optimizer(model, config)
+    optimizers = make_optimizers(model, config)
+    trained = loss_weights(model, config)
+    model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
     progress = Progress(torch.zeros(3, len(train_reader), model.head.dim))
     meaning_N = meanings(train_reader)
     checkpoints = Checkpoints(checkpoint_dir, identity(shards_dir, section, config))
-    checkpoints.restore(model, optimizer, loader, progress)
+    checkpoints.restore(model, optimizers, loader, progress)
 
     with Live(str(metrics_dir), dvcyaml=False, save_dvc_exp=False) as live:
         for row in progress.history:
@@ -102,21 +106,21 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
                     views_2ND = None if config.loss.denoise == "off" else progress.seen_3ND[1:].numpy()
                     loader.gather(progress.seen_3ND[0].numpy(), group_size(model, config, epoch), views_2ND)
                 for batch in loader:
-                    set_learning_rate(optimizer, progress.step / total_steps, config.warmup_fraction)
+                    set_learning_rate(optimizers, progress.step / total_steps, config.warmup_fraction)
                     figures, seen_KBD = training_step(
-                        model, optimizer, batch, config, denoise_mode(model, config, epoch), precision,
+                        model, optimizers, batch, config, denoise_mode(model, config, epoch), precision,
                         None if meaning_N is None else meaning_N[batch.rows])
                     progress.add(batch.rows, figures, seen_KBD)
                     bar.update(1)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{figures['loss']:.3f}")
                     if checkpoints.due():
-                        checkpoints.save(model, optimizer, loader, progress)
+                        checkpoints.save(model, optimizers, loader, progress)
                 validation = validate(model, val_reader)
                 log_epoch(live, progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started))
                 if validation["R@1"] > progress.best_score:
                     progress.best_score, progress.best_epoch = validation["R@1"], epoch
                     checkpoints.save_best(model)
-                checkpoints.save(model, optimizer, loader, progress)
+                checkpoints.save(model, optimizers, loader, progress)
         checkpoints.load_best(model)
         model.config.level_weights = level_weights(model, val_reader)
         live.summary["best"] = {"epoch": progress.best_epoch, "val_R@1": progress.best_score}
@@ -127,7 +131,7 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
             "steps": progress.step, "device": str(device), "precision": precision}
 
 
-def training_step(model: HcmiModel, optimizer: torch.optim.Optimizer, batch: TrainBatch, config: TrainConfig,
+def training_step(model: HcmiModel, optimizers: Sequence[Optimizer], batch: TrainBatch, config: TrainConfig,
                   denoise: str, precision: str,
                   meaning_B: Tensor | None = None) -> tuple[dict[str, float], Tensor]:
     """Forward, backward, update; returns figures for the log, and the videos' embeddings [1, B, D] or, where it
@@ -151,10 +155,11 @@ def training_step(model: HcmiModel, optimizer: torch.optim.Optimizer, batch: Tra
     if not math.isfinite(figures["loss"]):
         raise ModelError(f"training: need a finite loss, got {figures['loss']}. Lower train.lr or train.backbone_lr, "
                          f"or set train.precision to float32.")
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     if positives_BB is not None:
         figures |= denoise_figures(positives_BB.cpu(), meaning_B)
     return figures, torch.stack([videos.video_BD, *(views[0] if views else ())]).detach().float().cpu()
@@ -162,17 +167,30 @@ def training_step(model: HcmiModel, optimizer: torch.optim.Optimizer, batch: Tra
 
 def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig, positives_BB: Tensor | None,
                denoise: str) -> tuple[Tensor, dict[str, float]]:
-    """Method section 4. Denoising and the margin belong to HCMI; the peers' heads train with the plain loss."""
-    weights = config.loss.level_weights.model_dump() if model.config.head == "hcmi" else {}
-    weights = {level: weights.get(level, 1.0) for level in levels}
-    parts = {level: weight * losses.contrastive(levels[level], model.head.scale(level), positives_BB, denoise)
-             for level, weight in weights.items() if weight > 0}
+    """Method section 4, and the same loss on the sum of the levels, since that is what search ranks by [ours].
+
+    Denoising, the sum and the margin belong to HCMI; the peers' heads train with the plain loss.
+    """
+    weights = loss_weights(model, config)
+    sims = {level: sims_BB for level, sims_BB in levels.items() if level in weights}
+    scales = {level: model.head.scale(level) for level in sims}
+    parts = {level: weights[level] * losses.contrastive(sims[level], scales[level], positives_BB, denoise)
+             for level in sims}
+    if model.config.head == "hcmi" and config.loss.sum_weight > 0:
+        parts["sum"] = config.loss.sum_weight * losses.contrastive(
+            torch.stack(list(sims.values())).sum(0), torch.stack(list(scales.values())).mean(), positives_BB, denoise)
     if model.config.head == "hcmi" and config.loss.margin_weight > 0:
         parts["margin"] = config.loss.margin_weight * losses.margin(levels["video_sentence"], config.loss.margin,
                                                                     positives_BB)
     total = torch.stack(list(parts.values())).sum()
     figures = {"loss": float(total.detach())} | {f"loss_{name}": float(part.detach()) for name, part in parts.items()}
     return total, figures
+
+
+def loss_weights(model: HcmiModel, config: TrainConfig) -> dict[str, float]:
+    """Weight in the loss of each level that is trained; each of a peer's levels counts 1."""
+    weights = config.loss.level_weights.model_dump() if model.config.head == "hcmi" else {}
+    return {level: weights.get(level, 1.0) for level in model.head.levels if weights.get(level, 1.0) > 0}
 
 
 def denoise_figures(positives_BB: Tensor, meaning_B: Tensor | None) -> dict[str, float]:
@@ -255,30 +273,46 @@ def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
 
 
 def level_weights(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
-    """Weights of the levels at inference, chosen on a split that is not the test split (method section 3)."""
+    """Weights of the levels at inference, chosen on a split that is not the test split (method section 3); of a level
+    that was not trained, 0."""
     encoded = encode_split(model, reader, VALIDATION_BATCH)
+    trained = [level for level, weight in model.level_weights.items() if weight > 0]
     levels = score(model, encoded.texts, encoded.videos)
-    return choose_level_weights({name: sims_QV.numpy() for name, sims_QV in levels.items()}, encoded.caption_video)
+    chosen = choose_level_weights({level: levels[level].numpy() for level in trained}, encoded.caption_video)
+    return {level: chosen.get(level, 0.0) for level in model.head.levels}
 
 
-def make_optimizer(model: HcmiModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; towers at their own rate (0 freezes them), no decay on vectors and scalars, logit scales included."""
-    groups: list[dict] = []
-    for prefix, rate in (("towers.", config.backbone_lr), ("head.", config.lr)):
-        named = [(name, weight) for name, weight in model.named_parameters() if name.startswith(prefix)]
-        for _, weight in named:
+def make_optimizers(model: HcmiModel, config: TrainConfig) -> list[Optimizer]:
+    """Muon for the matrices of layers that are new, AdamW for all else; or AdamW for all.
+
+    Towers have a rate of their own, 0 freezes them; there is no decay on vectors and scalars, logit scales included.
+    Pretrained towers stay with AdamW, as they were trained. Muon's steps are scaled to the size of AdamW's, so that
+    both share a rate. Source: Jordan et al. 2024; Liu et al. 2025 (arXiv 2502.16982) for the scale.
+    """
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    groups: dict[str, list[dict]] = {"muon": [], "adamw": []}
+    for prefix, rate, new in (("towers.", config.backbone_lr, model.config.backbone == "scratch"),
+                              ("head.", config.lr, True)):
+        weights = [weight for name, weight in model.named_parameters() if name.startswith(prefix)]
+        for weight in weights:
             weight.requires_grad_(rate > 0)
-        for decay, chosen in ((config.weight_decay, [w for _, w in named if w.dim() > 1]),
-                              (0.0, [w for _, w in named if w.dim() <= 1])):
+        muon = {id(weight) for weight in weights if id(weight) in linear and new and config.optimizer == "muon"}
+        for kind, decay, chosen in (
+                ("muon", config.weight_decay, [w for w in weights if id(w) in muon]),
+                ("adamw", config.weight_decay, [w for w in weights if w.dim() > 1 and id(w) not in muon]),
+                ("adamw", 0.0, [w for w in weights if w.dim() <= 1])):
             if rate > 0 and chosen:
-                groups.append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+                groups[kind].append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups["adamw"], betas=(0.9, 0.98), fused=True)]
+    if groups["muon"]:
+        optimizers.append(torch.optim.Muon(groups["muon"], adjust_lr_fn="match_rms_adamw"))
+    return optimizers
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, done: float, warmup: float) -> None:
+def set_learning_rate(optimizers: Sequence[Optimizer], done: float, warmup: float) -> None:
     """Linear warm-up, then cosine to zero; `done` is the share of all steps in 0..1."""
     factor = done / warmup if done < warmup else 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-    for group in optimizer.param_groups:
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = group["peak_lr"] * max(factor, 1e-3)
 
 
@@ -308,8 +342,9 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
 
-    def save(self, model, optimizer, loader: TrainLoader, progress: Progress) -> None:
-        state = {"identity": self.identity, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+    def save(self, model, optimizers: Sequence[Optimizer], loader: TrainLoader, progress: Progress) -> None:
+        state = {"identity": self.identity, "model": model.state_dict(),
+                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                  "loader": loader.state_dict(), "progress": vars(progress)}
         with atomic_file(self.folder / "last.pt") as path:
             torch.save(state, path)
@@ -319,7 +354,7 @@ class Checkpoints:
         with atomic_file(self.folder / "best.pt") as path:
             torch.save(model.state_dict(), path)
 
-    def restore(self, model, optimizer, loader: TrainLoader, progress: Progress) -> bool:
+    def restore(self, model, optimizers: Sequence[Optimizer], loader: TrainLoader, progress: Progress) -> bool:
         """Load `last.pt` where it belongs to this data and these parameters; says whether it did."""
         path = self.folder / "last.pt"
         if not path.exists():
@@ -334,7 +369,8 @@ class Checkpoints:
                 raise ModelError(f"checkpoint {path}, tensor {name}: need shape {needed.get(name)}, got {got}. "
                                  f"It is of another version of hcmi: remove it to train anew.")
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         loader.load_state_dict(state["loader"])
         vars(progress).update(state["progress"])
         return True

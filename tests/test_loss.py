@@ -224,9 +224,10 @@ def assert_every_level_counts(total) -> None:
 
 def test_total_loss_is_the_weighted_sum_when_levels_have_weights():
     weights = {"frame_word": 0.5, "clip_phrase": 2.0, "video_sentence": 1.0}
-    levels, total, figures = levels_and_total(level_weights=weights, margin_weight=3.0)
+    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.5, margin_weight=3.0)
     scale = 1 / 0.07
     parts = {name: weights[name] * contrastive_by_loops(levels[name].tolist(), scale, None, "off") for name in levels}
+    parts["sum"] = 1.5 * contrastive_by_loops(sum(levels.values()).tolist(), scale, None, "off")
     parts["margin"] = 3 * margin_by_loops(levels["video_sentence"].tolist(), 0.2)
     assert float(total) == pytest.approx(sum(parts.values()), rel=1e-5)
     expected = {"loss": sum(parts.values())} | {f"loss_{name}": part for name, part in parts.items()}
@@ -234,15 +235,28 @@ def test_total_loss_is_the_weighted_sum_when_levels_have_weights():
 
 
 def test_total_loss_counts_every_level_when_all_have_weight():
-    model, config = tiny_model(), train_config(margin_weight=0.0)
+    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
     assert_every_level_counts(lambda levels: total_loss(model, levels, config, None, "off")[0])
 
 
 def test_total_loss_leaves_a_level_out_when_its_weight_is_zero():
     weights = LevelWeights(frame_word=1.0, clip_phrase=0.0, video_sentence=1.0).model_dump()
-    _, total, figures = levels_and_total(level_weights=weights, margin_weight=0.0)
-    assert set(figures) == {"loss", "loss_frame_word", "loss_video_sentence"}
-    assert float(total) == pytest.approx(figures["loss_frame_word"] + figures["loss_video_sentence"], rel=1e-6)
+    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.0, margin_weight=0.0)
+    assert set(figures) == {"loss", "loss_frame_word", "loss_video_sentence", "loss_sum"}
+    assert float(total) == pytest.approx(sum(part for name, part in figures.items() if name != "loss"), rel=1e-6)
+    both_BB = levels["frame_word"] + levels["video_sentence"]
+    assert figures["loss_sum"] == pytest.approx(contrastive_by_loops(both_BB.tolist(), 1 / 0.07, None, "off"), rel=1e-5)
+
+
+def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
+    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=1.0)
+    levels = {name: drawn(number, 5)[0].float() for number, name in enumerate(model.head.levels)}
+    with torch.no_grad():
+        for scale, parameter in zip((2.0, 3.0, 7.0), model.head.logit_scales.values(), strict=True):
+            parameter.fill_(math.log(scale))
+    figures = total_loss(model, levels, config, None, "off")[1]
+    expected = contrastive_by_loops(sum(levels.values()).tolist(), 4.0, None, "off")
+    assert figures["loss_sum"] == pytest.approx(expected, rel=1e-5)
 
 
 # the helpers catch what they are there for
@@ -295,7 +309,7 @@ def test_assert_is_margin_fails_when_the_similarity_is_transposed():
 
 @pytest.mark.parametrize("dropped", ["frame_word", "clip_phrase", "video_sentence"])
 def test_assert_every_level_counts_fails_when_one_level_is_dropped(dropped):
-    model, config = tiny_model(), train_config(margin_weight=0.0)
+    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
     with pytest.raises(AssertionError, match=f"level {dropped} does not count"):
         assert_every_level_counts(lambda levels: total_loss(
             model, {name: sims for name, sims in levels.items() if name != dropped}, config, None, "off")[0])

@@ -36,7 +36,7 @@ from hcmi.train import (
     denoise_figures,
     denoise_mode,
     group_size,
-    make_optimizer,
+    make_optimizers,
     positives,
     set_learning_rate,
     total_loss,
@@ -144,30 +144,47 @@ def test_towers_stay_when_their_learning_rate_is_zero(films, tmp_path, monkeypat
     assert moved == {"head"}
 
 
-def test_optimizer_has_two_rates_and_decays_matrices_only_when_made():
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_optimizers_have_two_rates_and_decay_matrices_only_when_made(optimizer):
     model = tiny_model()
-    optimizer = make_optimizer(model, train_config(lr=1e-3, backbone_lr=1e-5, weight_decay=0.2))
     names = {id(weight): name for name, weight in model.named_parameters()}
-    seen = set()
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            name = names[id(weight)]
-            seen.add(name)
-            assert group["peak_lr"] == (1e-5 if name.startswith("towers.") else 1e-3), name
-            assert group["weight_decay"] == (0.2 if weight.dim() > 1 else 0.0), name
-    assert seen == set(names.values())
+    seen = []
+    for made in make_optimizers(model, train_config(optimizer=optimizer, lr=1e-3, backbone_lr=1e-5, weight_decay=0.2)):
+        for group in made.param_groups:
+            for weight in group["params"]:
+                name = names[id(weight)]
+                seen.append(name)
+                assert group["peak_lr"] == (1e-5 if name.startswith("towers.") else 1e-3), name
+                assert group["weight_decay"] == (0.2 if weight.dim() > 1 else 0.0), name
+    assert sorted(seen) == sorted(names.values())
+
+
+def muon_names(model, **changes) -> set[str]:
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return {names[id(weight)] for made in make_optimizers(model, train_config(**changes))
+            if isinstance(made, torch.optim.Muon) for group in made.param_groups for weight in group["params"]}
+
+
+def test_muon_takes_the_matrices_of_new_layers_when_it_is_chosen():
+    model = tiny_model()
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert muon_names(model, optimizer="adamw") == set()
+    assert muon_names(model, optimizer="muon") == linear
+    assert muon_names(model, optimizer="muon", backbone_lr=0.0) == {n for n in linear if n.startswith("head.")}
+    model.config.backbone = "a pretrained one"
+    assert muon_names(model, optimizer="muon") == {n for n in linear if n.startswith("head.")}
 
 
 @pytest.mark.parametrize(("done", "factor"), [(0.0, 1e-3), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 1e-3)])
 def test_learning_rate_warms_up_and_falls_when_worked_by_hand(done, factor):
-    optimizer = types.SimpleNamespace(param_groups=[{"peak_lr": 2.0}, {"peak_lr": 4.0}])
-    set_learning_rate(optimizer, done, 0.1)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2 * factor, 4 * factor])
+    optimizers = [types.SimpleNamespace(param_groups=[{"peak_lr": peak}]) for peak in (2.0, 4.0)]
+    set_learning_rate(optimizers, done, 0.1)
+    assert [made.param_groups[0]["lr"] for made in optimizers] == pytest.approx([2 * factor, 4 * factor])
 
 
 def test_learning_rate_starts_at_its_peak_when_there_is_no_warm_up():
     optimizer = types.SimpleNamespace(param_groups=[{"peak_lr": 2.0}])
-    set_learning_rate(optimizer, 0.0, 0.0)
+    set_learning_rate([optimizer], 0.0, 0.0)
     assert optimizer.param_groups[0]["lr"] == 2.0
 
 
@@ -178,9 +195,9 @@ def test_learning_rate_starts_at_its_peak_when_there_is_no_warm_up():
 @pytest.mark.parametrize(("frames", "captions"), [([4], ["a red film"]), ([1, 4], ["a film", ""]), ([1, 1], ["", ""])])
 def test_training_step_stays_finite_when_the_batch_is_odd(head, mode, frames, captions):
     model, config = tiny_model(head).train(), train_config(denoise=mode)
-    optimizer = make_optimizer(model, config)
+    optimizers = make_optimizers(model, config)
     for longest in {FRAMES, max(frames)}:
-        figures, _ = training_step(model, optimizer, batch_of(frames, captions, longest), config, mode, "float32")
+        figures, _ = training_step(model, optimizers, batch_of(frames, captions, longest), config, mode, "float32")
         assert all(math.isfinite(value) for value in figures.values())
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 
@@ -202,7 +219,7 @@ def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
     with torch.no_grad():
         model.towers.visual_projection.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match=r"training: need a finite loss, got nan\. Lower train\.lr"):
-        training_step(model, make_optimizer(model, config), batch_of([4, 4], ["a", "b"]), config, "off", "float32")
+        training_step(model, make_optimizers(model, config), batch_of([4, 4], ["a", "b"]), config, "off", "float32")
 
 
 # denoising on two views

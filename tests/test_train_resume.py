@@ -16,7 +16,7 @@ from train_world import assert_same_run, run
 from hcmi import train as subject
 from hcmi.errors import ModelError
 from hcmi.model.retriever import HcmiModel
-from hcmi.train import Checkpoints, Progress, make_optimizer, training_step
+from hcmi.train import Checkpoints, Progress, make_optimizers, training_step
 
 
 class StopError(Exception):
@@ -131,9 +131,9 @@ def test_checkpoint_names_tensor_and_both_shapes_when_it_does_not_fit(tmp_path):
     model = tiny_model("mean_pool")
     other = tiny_model("mean_pool", scratch={**section().scratch.model_dump(), "width": 64})
     loader, progress = types.SimpleNamespace(state_dict=dict), Progress(torch.zeros(3, 24, 32))
-    Checkpoints(tmp_path, "same").save(other, make_optimizer(other, train_config()), loader, progress)
+    Checkpoints(tmp_path, "same").save(other, make_optimizers(other, train_config()), loader, progress)
     with pytest.raises(ModelError) as caught:
-        Checkpoints(tmp_path, "same").restore(model, make_optimizer(model, train_config()), loader, progress)
+        Checkpoints(tmp_path, "same").restore(model, make_optimizers(model, train_config()), loader, progress)
     assert str(caught.value) == (
         f"checkpoint {tmp_path / 'last.pt'}, tensor towers.text_model.embeddings.position_embedding.weight: need shape "
         f"(16, 32), got (16, 64). It is of another version of hcmi: remove it to train anew.")
