@@ -29,14 +29,21 @@ NOISE = (0, 20, 40)
 MODES = ("off", "positive", "mask")
 GALLERIES = ("main", "attribute", "order")
 
-# Name in the table -> what differs from params.yaml.
+SUM_OFF = {"train.loss.sum_weight": 0.0}
+MARGIN_OFF = {"train.loss.margin_weight": 0.0}
+
+# Name in the table -> what differs from params.yaml. The margin loss is on video_sentence: where that level is left
+# out, so is the margin; a level alone is its own sum.
 VARIANTS: dict[str, dict] = {
     "shipped": {},
-    **{f"{level} alone": {WEIGHT + other: 0.0 for other in LEVELS if other != level} for level in LEVELS},
-    **{f"without {level}": {WEIGHT + level: 0.0} for level in LEVELS},
-    "no loss on the sum": {"train.loss.sum_weight": 0.0},
-    "MSE off": {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1},
-    "MSE: margin loss off": {"train.loss.margin_weight": 0.0},
+    **{f"{level} alone": {**{WEIGHT + other: 0.0 for other in LEVELS if other != level}, **SUM_OFF,
+                          **({} if level == "video_sentence" else MARGIN_OFF)} for level in LEVELS},
+    "without frame_word": {WEIGHT + "frame_word": 0.0},
+    "without clip_phrase": {WEIGHT + "clip_phrase": 0.0},
+    "without video_sentence": {WEIGHT + "video_sentence": 0.0, **MARGIN_OFF},
+    "no loss on the sum": SUM_OFF,
+    "MSE off": {**MARGIN_OFF, "train.loss.marginal_group": 1},
+    "MSE: margin loss off": MARGIN_OFF,
     "MSE: batches of random clips": {"train.loss.marginal_group": 1},
     "theta 0.1": {"train.loss.margin": 0.1},
     "theta 0.4": {"train.loss.margin": 0.4},

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +122,7 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
                     checkpoints.save_best(model)
                 checkpoints.save(model, optimizers, loader, progress)
         checkpoints.load_best(model)
-        model.config.level_weights = level_weights(model, val_reader)
+        model.config.level_weights = level_weights(model, trained, val_reader)
         live.summary["best"] = {"epoch": progress.best_epoch, "val_R@1": progress.best_score}
     with atomic_dir(model_dir) as folder:
         model.save_pretrained(folder)
@@ -272,11 +272,10 @@ def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
     return {f"R@{k}": float(100 * np.mean(found.hits_at(k))) for k in (1, 5, 10)}
 
 
-def level_weights(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
+def level_weights(model: HcmiModel, trained: Iterable[str], reader: ShardReader) -> dict[str, float]:
     """Weights of the levels at inference, chosen on a split that is not the test split (method section 3); of a level
     that was not trained, 0."""
     encoded = encode_split(model, reader, VALIDATION_BATCH)
-    trained = [level for level, weight in model.level_weights.items() if weight > 0]
     levels = score(model, encoded.texts, encoded.videos)
     chosen = choose_level_weights({level: levels[level].numpy() for level in trained}, encoded.caption_video)
     return {level: chosen.get(level, 0.0) for level in model.head.levels}
@@ -289,23 +288,25 @@ def make_optimizers(model: HcmiModel, config: TrainConfig) -> list[Optimizer]:
     Pretrained towers stay with AdamW, as they were trained. Muon's steps are scaled to the size of AdamW's, so that
     both share a rate. Source: Jordan et al. 2024; Liu et al. 2025 (arXiv 2502.16982) for the scale.
     """
-    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    groups: dict[str, list[dict]] = {"muon": [], "adamw": []}
-    for prefix, rate, new in (("towers.", config.backbone_lr, model.config.backbone == "scratch"),
-                              ("head.", config.lr, True)):
-        weights = [weight for name, weight in model.named_parameters() if name.startswith(prefix)]
-        for weight in weights:
-            weight.requires_grad_(rate > 0)
-        muon = {id(weight) for weight in weights if id(weight) in linear and new and config.optimizer == "muon"}
-        for kind, decay, chosen in (
-                ("muon", config.weight_decay, [w for w in weights if id(w) in muon]),
-                ("adamw", config.weight_decay, [w for w in weights if w.dim() > 1 and id(w) not in muon]),
-                ("adamw", 0.0, [w for w in weights if w.dim() <= 1])):
-            if rate > 0 and chosen:
-                groups[kind].append({"params": chosen, "lr": rate, "peak_lr": rate, "weight_decay": decay})
-    optimizers: list[Optimizer] = [torch.optim.AdamW(groups["adamw"], betas=(0.9, 0.98), fused=True)]
-    if groups["muon"]:
-        optimizers.append(torch.optim.Muon(groups["muon"], adjust_lr_fn="match_rms_adamw"))
+    matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}     # by optimiser, rate and decay
+    for name, weight in model.named_parameters():
+        tower = name.startswith("towers.")
+        rate = config.backbone_lr if tower else config.lr
+        new = not tower or model.config.backbone == "scratch"
+        kind = config.optimizer if new and name in matrices else "adamw"
+        decay = config.weight_decay if weight.dim() > 1 else 0.0
+        weight.requires_grad_(rate > 0)
+        if rate > 0:
+            groups.setdefault((kind, rate, decay), []).append(weight)
+
+    def of(optimizer: str) -> list[dict]:
+        return [{"params": weights, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+                for (kind, rate, decay), weights in groups.items() if kind == optimizer]
+
+    optimizers: list[Optimizer] = [torch.optim.AdamW(of("adamw"), betas=(0.9, 0.98), fused=True)]
+    if of("muon"):
+        optimizers.append(torch.optim.Muon(of("muon"), adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

@@ -46,6 +46,11 @@ def pick(rng: Random, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
+def draw(rng: Random, items: list[T]) -> T:
+    """Pick one and take it out of the list."""
+    return items.pop(int(rng.random() * len(items)))
+
+
 def between(rng: Random, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 

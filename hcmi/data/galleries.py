@@ -10,7 +10,7 @@ from itertools import permutations
 from random import Random
 
 from hcmi.config import ScenesConfig
-from hcmi.data.events import WORDS, Steps, meaning_of, parts_of, pick, split_of
+from hcmi.data.events import WORDS, Steps, draw, meaning_of, parts_of, pick, split_of
 from hcmi.data.script import Meanings, SceneClip, change_word, make_clip, random_event, random_steps, scene_clips
 from hcmi.data.wording import things_happen
 from hcmi.errors import ConfigError
@@ -87,7 +87,7 @@ def _attribute(rng: Random, number: int) -> Group:
     group: Group = [(steps, kind)]
     words = [word for word in WORDS[kind] if word != getattr(steps[where[0]][where[1]], kind)]
     while words and len(group) < 4:
-        changed = change_word(steps, where, kind, words.pop(int(rng.random() * len(words))))
+        changed = change_word(steps, where, kind, draw(rng, words))
         if split_of(changed) == "test":
             group.append((changed, kind))
     return group

@@ -19,6 +19,7 @@ from hcmi.data.events import (
     Steps,
     between,
     digest,
+    draw,
     meaning_of,
     parts_of,
     pick,
@@ -86,7 +87,7 @@ def change_word(steps: Steps, where: tuple[int, int], kind: str, word: str) -> S
 
 def swap_order(rng: Random, steps: Steps) -> Steps:
     """The same steps, two of them in each other's place."""
-    first = int(rng.random() * len(steps))
+    first = pick(rng, range(len(steps)))
     second = pick(rng, [s for s in range(len(steps)) if s != first])
     swapped = list(steps)
     swapped[first], swapped[second] = steps[second], steps[first]
@@ -206,7 +207,7 @@ def part_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
              if end - first < len(steps) and split_of(steps[first:end]) == "train"]
     chosen: list[Steps] = []
     while parts and len(chosen) < count:
-        chosen.append(parts.pop(int(rng.random() * len(parts))))
+        chosen.append(draw(rng, parts))
     return tuple(part_caption(rng, part) for part in chosen)
 
 

@@ -6,7 +6,7 @@ A caption tells the whole film, in the order of time or with words that say othe
 from collections.abc import Callable
 from random import Random
 
-from hcmi.data.events import Event, Steps, pick
+from hcmi.data.events import Event, Steps, draw, pick
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
@@ -130,5 +130,5 @@ def captions_for(rng: Random, steps: Steps, count: int, style: str = "sentence")
     """`count` different captions, at most one of each wording of a style: sentence, paragraph or unseen."""
     left, chosen = list({"unseen": UNSEEN_WORDINGS, "paragraph": PARAGRAPHS}.get(style) or wordings(steps)), list[str]()
     while left and len(chosen) < count:
-        chosen.append(left.pop(int(rng.random() * len(left)))(rng, steps))
+        chosen.append(draw(rng, left)(rng, steps))
     return tuple(chosen)
