@@ -63,18 +63,18 @@ def lead_over_best(records: Sequence[dict], gallery: str) -> tuple[str, float, f
     return best, float(scores[best].mean()), float(lead.mean()), interval(lead)
 
 
-def step_costs(device: str, rounds: int = 5) -> dict[str, float]:
+def step_costs(device: str, towers: str, rounds: int) -> dict[str, float]:
     """Processor (or GPU) time and peak memory of a training step, hcmi over mean_pool, in turn in one run."""
     times: dict[str, list[float]] = {"hcmi": [], "mean_pool": []}
     peaks: dict[str, list[float]] = {"hcmi": [], "mean_pool": []}
     for _ in range(rounds):
         for head in times:
-            done = subprocess.run([sys.executable, str(Path(__file__).with_name("step.py")), head, device], check=True,
-                                  capture_output=True, text=True)
+            done = subprocess.run([sys.executable, str(Path(__file__).with_name("step.py")), head, device, towers],
+                                  check=True, capture_output=True, text=True)
             measured = json.loads(done.stdout.splitlines()[-1])
             times[head].append(measured["seconds"])
             peaks[head].append(measured["peak_mb"])
-    ratios = {"step_time_ratio": times, "step_memory_ratio": peaks}
+    ratios = {f"step_time_ratio_{towers}": times, f"step_memory_ratio_{towers}": peaks}
     return {name: float(np.median(np.array(values["hcmi"]) / np.array(values["mean_pool"])))
             for name, values in ratios.items()}
 
@@ -110,7 +110,9 @@ def main() -> None:
                "cpu_minutes_per_run": float(np.median([record["cpu_minutes"] for record in records]))}
     if "long" in galleries:
         figures["gain_long"], figures["gain_long_ci95"] = lead_over_best(records, "long")[2:]
-    figures |= step_costs(options.device, 2 if quick else 5)
+    figures |= step_costs(options.device, "small", 2 if quick else 5)
+    if not quick:
+        figures |= step_costs(options.device, "vit", 3)
     headers = ["gallery", "head", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
     print(table(headers, rows))
     print(f"\nbest other head on main: {best}")

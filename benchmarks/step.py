@@ -1,6 +1,9 @@
 """One head's training step in a process of its own: seconds, and the peak of memory that steps take; for heads.py.
 
-    python benchmarks/step.py HEAD DEVICE
+    python benchmarks/step.py HEAD DEVICE [small|vit]
+
+`small`: towers and batches of params.yaml. `vit`: towers of 12 layers and width 512 at 224 pixels, batches of 32; a bit
+less than CLIP ViT-B/32, and trained as pretrained towers are.
 """
 
 import json
@@ -11,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hcmi.config import load_params
+from hcmi.config import ScratchConfig, load_params
 from hcmi.data.loader import TrainBatch
 from hcmi.data.script import scene_clips
 from hcmi.model.retriever import new_retriever
@@ -19,35 +22,44 @@ from hcmi.runtime import pick_device, pick_precision, tune_allocator
 from hcmi.train import make_optimizers, training_step
 
 ROOT = Path(__file__).resolve().parents[1]
-WARM, STEPS = 3, 8
+VIT = {"width": 512, "vision_layers": 12, "text_layers": 12, "heads": 8, "patch": 32, "vocab_size": 1000}
+WARM_AND_STEPS = {"small": (3, 8), "vit": (1, 1)}
 
 
 def resident_mb(which: str) -> float:
     return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) / 1024
 
 
-def main(head: str, device_name: str) -> None:
+def main(head: str, device_name: str, towers: str = "small") -> None:
     params = load_params(ROOT / "params.yaml")
+    section = params.model.model_copy(update={"head": head})
+    size, batch_size = params.shards.size, params.train.batch_size
+    if towers == "vit":
+        section = section.model_copy(update={"scratch": ScratchConfig.model_validate(VIT)})
+        size, batch_size = 224, 32
+    warm, steps = WARM_AND_STEPS[towers]
     tune_allocator()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    device, size, frames = pick_device(device_name), params.shards.size, params.model.num_frames
-    clips = list(scene_clips(params.dataset.scenes, "train", 0, params.train.batch_size))
+    device, frames = pick_device(device_name), section.num_frames
+    clips = list(scene_clips(params.dataset.scenes, "train", 0, batch_size))
     captions = [clip.captions[0] for clip in clips]
-    model = new_retriever(params.model.model_copy(update={"head": head}), size, captions).train()
+    model = new_retriever(section, size, captions).train()
+    if towers == "vit":
+        model.config.backbone = "as if pretrained"      # AdamW for the towers
     nn.Module.to(model, device)
     optimizers, precision = make_optimizers(model, params.train), pick_precision(params.train.precision, device)
     pixels = torch.randint(0, 256, (1, len(clips), frames, size, size, 3), dtype=torch.uint8)
     batch = TrainBatch(list(range(len(clips))), [clip.video_id for clip in clips], captions,
                        [clip.captions[1] for clip in clips], pixels, torch.ones(len(clips), frames, dtype=torch.bool))
     before = resident_mb("VmRSS")
-    for step in range(WARM + STEPS):
-        if step == WARM:
+    for step in range(warm + steps):
+        if step == warm:
             started = time.perf_counter() if device.type == "cuda" else time.process_time()
         training_step(model, optimizers, batch, params.train, params.train.loss.denoise, precision)
     ended = time.perf_counter() if device.type == "cuda" else time.process_time()
     peak = (torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_mb("VmHWM") - before)
-    print(json.dumps({"seconds": (ended - started) / STEPS, "peak_mb": peak}))
+    print(json.dumps({"seconds": (ended - started) / steps, "peak_mb": peak}))
 
 
 if __name__ == "__main__":
