@@ -115,7 +115,8 @@ class LossConfig(Section):
     margin_weight: Annotated[float, Field(ge=0)]        # 0 switches marginal sample enhancement off
     marginal_group: Positive                            # clips hard to tell apart that share a batch; 1: random batches
     denoise: Literal["positive", "mask", "off"]         # adaptive label denoising
-    denoise_by: Literal["video", "text", "both"]        # whose two views must agree: clips', captions' (two of a clip)
+    # whose two views must agree: clips', captions' (two of a clip), or neither: clips of one tag `meaning` are the same
+    denoise_by: Literal["video", "text", "both", "tag"]
     warmup_epochs: Annotated[int, Field(ge=0)]          # before denoising and marginal groups begin
 
 

@@ -24,7 +24,7 @@ from hcmi.atomic import atomic_dir, atomic_file
 from hcmi.config import ModelSection, TrainConfig
 from hcmi.data.loader import ShardReader, TrainBatch, TrainLoader
 from hcmi.encode import encode_split, score
-from hcmi.errors import ModelError
+from hcmi.errors import DataError, ModelError
 from hcmi.metrics import ranks
 from hcmi.model.retriever import HcmiModel, new_retriever
 from hcmi.postprocess import choose_level_weights
@@ -72,8 +72,8 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
           section: ModelSection, config: TrainConfig) -> dict:
     """Train on the split `train`, validate on `val`, and write the best epoch's model folder. Returns a summary.
 
-    Raises: DataError when a split is empty or shards are broken; ModelError when the backbone cannot be loaded, a
-    checkpoint is of another version of this code, or the loss is not a number.
+    Raises: DataError when a split is empty, shards are broken or clips lack the tag that denoising asks for; ModelError
+    when the backbone cannot be loaded, a checkpoint is of another version of this code, or the loss is not a number.
     """
     tune_allocator()
     device = pick_device(config.device)
@@ -91,6 +91,9 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
     model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
     progress = Progress(torch.zeros(3, len(train_reader), model.head.dim))
     meaning_N = meanings(train_reader)
+    if config.loss.denoise != "off" and config.loss.denoise_by == "tag" and meaning_N is None:
+        raise DataError("train.loss.denoise_by tag: need the tag `meaning` on every training clip, got clips without. "
+                        "Choose text, or tag the clips: equal tags are the same.")
     checkpoints = Checkpoints(checkpoint_dir, identity(shards_dir, section, config))
     checkpoints.restore(model, optimizers, loader, progress)
 
@@ -149,7 +152,7 @@ def training_step(model: HcmiModel, optimizers: Sequence[Optimizer], batch: Trai
         videos = model.head.video(features_BTD, mask_BT)
         texts = model.encode_texts(ids_BW, word_mask_BW)
         views = [] if denoise == "off" else two_views(model, config.loss.denoise_by, features_BTD, mask_BT,
-                                                      texts.sentence_BD, batch.second_captions)
+                                                      texts.sentence_BD, batch.second_captions, meaning_B)
     positives_BB = positives(views) if views else None
     total, figures = total_loss(model, model.similarities(texts, videos), config, positives_BB, denoise)
     if not math.isfinite(figures["loss"]):
@@ -217,12 +220,19 @@ Views = tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def two_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor, sentence_BD: Tensor,
-              second_captions: list[str]) -> list[Views]:
+              second_captions: list[str], meaning_B: Tensor | None = None) -> list[Views]:
     """Two views [B, D] of each clip for adaptive label denoising: its captions', its frames', or both, in this order.
 
     The paper's authors compare videos alone. On Scenes that is right in one case of three, while captions tell clips of
-    one meaning from those that differ in a word: `text` applies the same rule to two captions of each clip. [ours]
+    one meaning from those that differ in a word: `text` applies the same rule to two captions of each clip. For `tag`
+    both views are a direction of the meaning's own: clips are the same where they are known to be. [ours]
     """
+    if by == "tag":
+        assert meaning_B is not None, "need the clips' meanings for denoising by tag, got none"
+        own_BD = torch.from_numpy(np.stack([np.random.default_rng(number).standard_normal(model.head.dim, np.float32)
+                                            for number in meaning_B.tolist()])).to(sentence_BD.device)
+        own_BD = nn.functional.normalize(own_BD, dim=-1)
+        return [(own_BD, own_BD)]
     found = []
     if by != "video":
         ids_BW, word_mask_BW = (tensor.to(mask_BT.device) for tensor in model.processor.texts(second_captions))

@@ -98,6 +98,12 @@ def test_train_logs_extra_positives_when_denoising_is_on(films, tmp_path, mode, 
     assert 0 <= float(lines[1].split("\t")[1]) < 8
 
 
+def test_train_stops_in_one_line_when_known_duplicates_have_no_tag(films, tmp_path):
+    with pytest.raises(DataError, match=r"^train\.loss\.denoise_by tag: need the tag `meaning` on every training clip"):
+        run(films, tmp_path, denoise="mask", denoise_by="tag")
+    assert not (tmp_path / "model").exists()
+
+
 def test_train_fine_tunes_when_the_backbone_is_pretrained(tmp_path_factory, tmp_path):
     folder = save_small_clip(tmp_path / "clip", image_size=SIZE)
     films = make_shards(tmp_path_factory.mktemp("few"), num_train=6)
@@ -250,6 +256,8 @@ def test_positives_need_what_they_are_asked_for_when_videos_or_captions_agree():
     assert not found["video"][1, 2]
     assert found["text"].tolist() == [[True, False, False], [False, True, True], [False, True, True]]
     assert torch.equal(found["both"], found["video"] & found["text"])
+    known_BB = positives(two_views(model, "tag", features_BTD, mask_BT, sentence_BD, captions, torch.tensor([4, 9, 4])))
+    assert known_BB.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
 
 
 @pytest.mark.parametrize("longest", [1, 4])
