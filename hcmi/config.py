@@ -126,6 +126,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"]   # auto: bfloat16 where the hardware multiplies it natively
     epochs: Positive
     batch_size: Positive
+    captions_per_clip: Positive             # of each clip in a step; videos are encoded once for all of them
     optimizer: Literal["muon", "adamw"]     # muon: of the matrices of new layers, adamw of all else; adamw: of all
     lr: Annotated[float, Field(gt=0)]
     backbone_lr: Annotated[float, Field(ge=0)]          # 0 freezes the towers
@@ -134,6 +135,13 @@ class TrainConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)]
     num_workers: Annotated[int, Field(ge=0)]            # loader processes
     loss: LossConfig
+
+    @model_validator(mode="after")
+    def _two_captions(self):
+        if self.loss.denoise != "off" and self.loss.denoise_by in ("text", "both") and self.captions_per_clip < 2:
+            raise ValueError(f"need captions_per_clip of 2 or more for loss.denoise_by {self.loss.denoise_by}, "
+                             f"got {self.captions_per_clip}")
+        return self
 
 
 class EvaluateConfig(Section):

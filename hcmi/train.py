@@ -8,9 +8,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
                           [caption for clip in train_reader.clips for caption in clip["captions"]])
     nn.Module.to(model, device)
     loader = TrainLoader(train_reader, config.batch_size, section.num_frames, seed=config.seed,
-                         num_workers=config.num_workers)
+                         num_workers=config.num_workers, num_captions=config.captions_per_clip)
     total_steps = config.epochs * len(loader)
     optimizers = make_optimizers(model, config)
     trained = loss_weights(model, config)
@@ -140,21 +141,24 @@ def training_step(model: HcmiModel, optimizers: Sequence[Optimizer], batch: Trai
     """Forward, backward, update; returns figures for the log, and the videos' embeddings [1, B, D] or, where it
     denoises, those and two views of each clip [3, B, D].
 
+    Videos are encoded once for all of a clip's captions.
     `meaning_B`: equal numbers for videos that truly show the same, where that is known; denoising is measured by it.
     """
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
     pixels_BTCHX = model.processor.frames(batch.frames_KBTHXC[0].to(device, non_blocking=True))
     mask_BT = batch.frame_mask_BT.to(device)
-    ids_BW, word_mask_BW = (tensor.to(device) for tensor in model.processor.texts(batch.captions))
+    ids_QW, word_mask_QW = (tensor.to(device) for tensor in model.processor.texts(list(chain(*batch.captions))))
     with autocast:
         features_BTD = model.frame_features(pixels_BTCHX)
         videos = model.head.video(features_BTD, mask_BT)
-        texts = model.encode_texts(ids_BW, word_mask_BW)
-        views = [] if denoise == "off" else two_views(model, config.loss.denoise_by, features_BTD, mask_BT,
-                                                      texts.sentence_BD, batch.second_captions, meaning_B)
+        texts = model.encode_texts(ids_QW, word_mask_QW)
+        levels = model.similarities(texts, videos)
+        sentences = texts.sentence_BD.detach().split(len(batch.rows))
+        views = [] if denoise == "off" else two_views(model, config.loss.denoise_by, features_BTD, mask_BT, sentences,
+                                                      meaning_B)
     positives_BB = positives(views) if views else None
-    total, figures = total_loss(model, model.similarities(texts, videos), config, positives_BB, denoise)
+    total, figures = total_loss(model, levels, config, positives_BB, denoise)
     if not math.isfinite(figures["loss"]):
         raise ModelError(f"training: need a finite loss, got {figures['loss']}. Lower train.lr or train.backbone_lr, "
                          f"or set train.precision to float32.")
@@ -172,22 +176,30 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig,
                denoise: str) -> tuple[Tensor, dict[str, float]]:
     """Method section 4, and the same loss on the sum of the levels, since that is what search ranks by [ours].
 
-    Denoising, the sum and the margin belong to HCMI; the peers' heads train with the plain loss.
+    Of similarities [N * B, B] with N captions of each clip, the mean over the captions [ours]. Denoising, the sum and
+    the margin belong to HCMI; the peers' heads train with the plain loss.
     """
-    weights = loss_weights(model, config)
-    sims = {level: sims_BB for level, sims_BB in levels.items() if level in weights}
-    scales = {level: model.head.scale(level) for level in sims}
-    parts = {level: weights[level] * losses.contrastive(sims[level], scales[level], positives_BB, denoise)
-             for level in sims}
+    weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
+    scales = {level: model.head.scale(level) for level in weights}
+
+    def contrastive(sims_QB: Tensor, scale: Tensor) -> Tensor:
+        return over_captions(lambda sims_BB: losses.contrastive(sims_BB, scale, positives_BB, denoise), sims_QB)
+
+    parts = {level: weight * contrastive(levels[level], scales[level]) for level, weight in weights.items()}
     if model.config.head == "hcmi" and config.loss.sum_weight > 0:
-        parts["sum"] = config.loss.sum_weight * losses.contrastive(
-            torch.stack(list(sims.values())).sum(0), torch.stack(list(scales.values())).mean(), positives_BB, denoise)
+        parts["sum"] = config.loss.sum_weight * contrastive(torch.stack([levels[level] for level in weights]).sum(0),
+                                                            torch.stack(list(scales.values())).mean())
     if model.config.head == "hcmi" and config.loss.margin_weight > 0:
-        parts["margin"] = config.loss.margin_weight * losses.margin(levels["video_sentence"], config.loss.margin,
-                                                                    positives_BB)
+        parts["margin"] = config.loss.margin_weight * over_captions(
+            lambda sims_BB: losses.margin(sims_BB, config.loss.margin, positives_BB), levels["video_sentence"])
     total = torch.stack(list(parts.values())).sum()
     figures = {"loss": float(total.detach())} | {f"loss_{name}": float(part.detach()) for name, part in parts.items()}
     return total, figures
+
+
+def over_captions(loss: Callable[[Tensor], Tensor], sims_QB: Tensor) -> Tensor:
+    """Mean of `loss` over the captions of each clip: over the [B, B] parts of similarities [N * B, B]."""
+    return torch.stack([loss(sims_BB) for sims_BB in sims_QB.split(sims_QB.shape[1])]).mean()
 
 
 def loss_weights(model: HcmiModel, config: TrainConfig) -> dict[str, float]:
@@ -219,8 +231,8 @@ Views = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
-def two_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor, sentence_BD: Tensor,
-              second_captions: list[str], meaning_B: Tensor | None = None) -> list[Views]:
+def two_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor, sentences: Sequence[Tensor],
+              meaning_B: Tensor | None = None) -> list[Views]:
     """Two views [B, D] of each clip for adaptive label denoising: its captions', its frames', or both, in this order.
 
     The paper's authors compare videos alone. On Scenes that is right in one case of three, while captions tell clips of
@@ -230,13 +242,10 @@ def two_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor, 
     if by == "tag":
         assert meaning_B is not None, "need the clips' meanings for denoising by tag, got none"
         own_BD = torch.from_numpy(np.stack([np.random.default_rng(number).standard_normal(model.head.dim, np.float32)
-                                            for number in meaning_B.tolist()])).to(sentence_BD.device)
+                                            for number in meaning_B.tolist()])).to(mask_BT.device)
         own_BD = nn.functional.normalize(own_BD, dim=-1)
         return [(own_BD, own_BD)]
-    found = []
-    if by != "video":
-        ids_BW, word_mask_BW = (tensor.to(mask_BT.device) for tensor in model.processor.texts(second_captions))
-        found.append((sentence_BD.detach(), model.encode_texts(ids_BW, word_mask_BW).sentence_BD))
+    found = [] if by == "video" else [(sentences[0], sentences[1])]
     if by != "text":
         found.append(video_views(model, features_BTD, mask_BT))
     return found

@@ -75,6 +75,8 @@ def test_load_reads_yaml_1_2_when_numbers_have_exponents_and_words_look_like_ans
     ("train.seed", "seed: 1\n  seed: 2", "need YAML in UTF-8, got: while constructing a mapping"),
     ("train.loss.denoise", "denoise: false",
      "train.loss.denoise: need 'positive', 'mask' or 'off', got False. Correct the value."),
+    ("train.captions_per_clip", "captions_per_clip: 0",
+     "train.captions_per_clip: need greater than 0, got 0. Correct the value."),
     ("train.loss.level_weights", "level_weights: {frame_word: 0, clip_phrase: 0, video_sentence: 0}",
      "train.loss.level_weights: need at least one level with a weight above 0, got none. Correct the value."),
     ("model.head", "head: clip4clip",
@@ -110,3 +112,14 @@ def test_load_says_where_to_run_when_there_is_no_file(tmp_path):
 def test_sections_cannot_be_changed_when_parsed(repo_root):
     with pytest.raises(ValueError, match="frozen"):
         load_params(repo_root / "params.yaml").train.epochs = 3
+
+
+def test_denoising_by_text_needs_two_captions_when_it_is_on(tmp_path):
+    path = tmp_path / "params.yaml"
+    shipped = Path("params.yaml").read_text()
+    one = edited(shipped, "train.captions_per_clip", "captions_per_clip: 1")
+    path.write_text(one)
+    assert load_params(path).train.captions_per_clip == 1
+    path.write_text(edited(one, "train.loss.denoise", "denoise: mask"))
+    with pytest.raises(ConfigError, match=r"need captions_per_clip of 2 or more for loss\.denoise_by text, got 1\."):
+        load_params(path)

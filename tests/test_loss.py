@@ -259,6 +259,16 @@ def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
     assert figures["loss_sum"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_total_loss_is_the_mean_over_captions_when_clips_have_several():
+    model, config = tiny_model(), train_config(sum_weight=1.0)
+    first, second = ({name: drawn(number + start, 5)[0].float() for number, name in enumerate(model.head.levels)}
+                     for start in (0, 3))
+    both, found = ({name: torch.cat([first[name], second[name]]) for name in first},
+                   [total_loss(model, levels, config, None, "off")[1] for levels in (first, second)])
+    figures = total_loss(model, both, config, None, "off")[1]
+    assert figures == pytest.approx({name: (found[0][name] + found[1][name]) / 2 for name in figures}, rel=1e-6)
+
+
 # the helpers catch what they are there for
 
 @pytest.mark.parametrize("mode", ["positive", "mask"])

@@ -53,7 +53,7 @@ def batch_of(frames: list[int], captions: list[str], longest: int = FRAMES) -> T
     mask_BT = mask_of(frames, longest)
     pixels[0][~mask_BT] = 0
     rows = list(range(len(frames)))
-    return TrainBatch(rows, [f"v{row}" for row in rows], captions, captions[::-1], pixels, mask_BT)
+    return TrainBatch(rows, [f"v{row}" for row in rows], [captions, captions[::-1]], pixels, mask_BT)
 
 
 # learning
@@ -250,13 +250,13 @@ def test_positives_need_what_they_are_asked_for_when_videos_or_captions_agree():
     captions = ["a red film then blue", "a green film", "a green film"]
     sentence_BD = model.encode_texts(*model.processor.texts(captions)).sentence_BD
     mask_BT = torch.ones(3, 4, dtype=torch.bool)
-    found = {by: positives(two_views(model, by, features_BTD, mask_BT, sentence_BD, captions))
+    found = {by: positives(two_views(model, by, features_BTD, mask_BT, [sentence_BD, sentence_BD]))
              for by in ("video", "text", "both")}
     assert found["video"][0, 2]
     assert not found["video"][1, 2]
     assert found["text"].tolist() == [[True, False, False], [False, True, True], [False, True, True]]
     assert torch.equal(found["both"], found["video"] & found["text"])
-    known_BB = positives(two_views(model, "tag", features_BTD, mask_BT, sentence_BD, captions, torch.tensor([4, 9, 4])))
+    known_BB = positives(two_views(model, "tag", features_BTD, mask_BT, [], torch.tensor([4, 9, 4])))
     assert known_BB.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
 
 

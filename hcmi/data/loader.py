@@ -27,12 +27,11 @@ _Job = tuple[Plan, int | None]      # and the slot of shared memory to decode in
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One caption and K views of T frames for each of B different videos. Padding frames are 0 and masked False."""
+    """Captions and K views of T frames for each of B different videos. Padding frames are 0 and masked False."""
 
     rows: list[int]                 # of the reader
     video_ids: list[str]
-    captions: list[str]
-    second_captions: list[str]      # the next caption of each clip; the same one where it has no other
+    captions: list[list[str]]       # of each clip one caption, then the next of each, and so on
     frames_KBTHXC: Tensor           # uint8
     frame_mask_BT: Tensor           # bool
 
@@ -53,7 +52,8 @@ class TrainLoader:
     `batch_size` is the global one: rank r of `world_size` gets the r-th equal part of each global batch. No video
     occurs twice in a global batch. Clips that do not fill a whole batch are left out, others each epoch; when there
     are fewer videos than `batch_size` all batches are smaller, `batch_size` says by how much, and a warning is given.
-    Each epoch takes the next of a clip's captions, from a random first one.
+    Each epoch takes the next `num_captions` of a clip's captions, from a random first one; of a clip with fewer some
+    twice.
 
     Order, captions and frames are pure functions of (seed, epoch, batch number), and of what `gather` was given:
     neither ranks nor workers nor where an earlier run stopped change them. Workers decode whole batches ahead and hand
@@ -64,7 +64,7 @@ class TrainLoader:
     """
 
     def __init__(self, reader: ShardReader, batch_size: int, num_frames: int, views: int = 1, seed: int = 0,
-                 rank: int = 0, world_size: int = 1, num_workers: int = 0):
+                 rank: int = 0, world_size: int = 1, num_workers: int = 0, num_captions: int = 1):
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         for clip in reader.clips:
             if not clip["captions"]:
@@ -77,7 +77,7 @@ class TrainLoader:
         videos = np.unique([clip["path"] for clip in reader.clips], return_inverse=True)[1]
         self.batch_size = self._fit(batch_size, num_videos=int(videos.max()) + 1)
         self._order = TrainOrder(videos, np.array([len(clip["captions"]) for clip in reader.clips]),
-                                 reader.num_stored, self.batch_size, num_frames, views, seed)
+                                 reader.num_stored, self.batch_size, num_frames, views, num_captions, seed)
         self._epoch, self._batch = 0, 0
         self._together: np.ndarray | None = None
         self._pipeline = _Pipeline(reader, num_workers, self.batch_size // world_size * views * num_frames)
@@ -127,11 +127,10 @@ class TrainLoader:
         for plan, frames_KBTHXC, frame_mask_BT in self._pipeline.run(plans):
             self._batch += 1
             clips = [self.reader.clips[row] for row in plan.rows]
-            captions, second_captions = ([clip["captions"][number % len(clip["captions"])] for clip, number
-                                          in zip(clips, numbers, strict=True)]
-                                         for numbers in (plan.captions, plan.captions + 1))
-            yield TrainBatch(plan.rows.tolist(), [clip["video_id"] for clip in clips], captions, second_captions,
-                             frames_KBTHXC, frame_mask_BT)
+            captions = [[clip["captions"][number] for clip, number in zip(clips, numbers, strict=True)]
+                        for numbers in plan.captions_NB]
+            yield TrainBatch(plan.rows.tolist(), [clip["video_id"] for clip in clips], captions, frames_KBTHXC,
+                             frame_mask_BT)
         self._epoch, self._batch, self._together = self._epoch + 1, 0, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,7 +154,8 @@ class TrainLoader:
         clips = [[clip["video_id"], clip["path"], clip["captions"]] for clip in self.reader.clips]
         order = self._order
         return {"seed": order.seed, "batch_size": self.batch_size, "num_frames": order.num_frames,
-                "views": order.views, "clips_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
+                "views": order.views, "captions": order.captions_taken,
+                "clips_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}
 
 
 def eval_batches(reader: ShardReader, batch_size: int, num_frames: int, rank: int = 0, world_size: int = 1,

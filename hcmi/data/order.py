@@ -15,7 +15,7 @@ class Plan:
     """All that a batch depends on, so that whoever has it only decodes."""
 
     rows: np.ndarray            # clips [B]
-    captions: np.ndarray        # number of the caption of each clip [B]
+    captions_NB: np.ndarray     # numbers of N captions of each clip
     picks_KBT: np.ndarray       # number of the stored frame of each slot, -1 for padding
 
 
@@ -133,6 +133,7 @@ class TrainOrder:
     batch_size: int             # over all ranks
     num_frames: int
     views: int
+    captions_taken: int         # of each clip, each time
     seed: int
 
     @property
@@ -153,12 +154,13 @@ class TrainOrder:
         batches = plan_epoch(order, self.videos, self.batch_size, together is not None)
         batches = batches[generator.permutation(len(batches))]     # else neighbours would share videos
         first_caption = self._generator(_CAPTIONS).integers(self.num_captions)
+        numbers_N1 = (epoch * self.captions_taken + np.arange(self.captions_taken))[:, None]
         part = slice(self.batch_size * rank // world_size, self.batch_size * (rank + 1) // world_size)
         for number in range(first, len(batches)):
             # drawn for the global batch, then cut: the picks do not depend on the number of ranks
             draw = self._generator(_PICKS, epoch, number).random((self.views, self.batch_size, self.num_frames))
             rows = batches[number, part]
-            yield Plan(rows, (first_caption[rows] + epoch) % self.num_captions[rows],
+            yield Plan(rows, (first_caption[rows] + numbers_N1) % self.num_captions[rows],
                        spread_frames(self.num_stored[rows], draw[:, part]))
 
     def _generator(self, stream: int, *numbers: int) -> np.random.Generator:
@@ -171,4 +173,4 @@ def eval_plans(num_stored: np.ndarray, batch_size: int, num_frames: int, rank: i
     for start in range(first, last, batch_size):
         rows = np.arange(start, min(start + batch_size, last))
         picks_BT = spread_frames(num_stored[rows], np.full((len(rows), num_frames), 0.5))
-        yield Plan(rows, np.zeros_like(rows), picks_BT[None])
+        yield Plan(rows, np.zeros_like(rows)[None], picks_BT[None])

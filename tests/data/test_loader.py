@@ -98,7 +98,7 @@ def assert_same_batches(left, right):
     for a, b in zip(left, right, strict=True):
         assert a.rows == b.rows
         assert a.video_ids == b.video_ids
-        assert (a.captions, a.second_captions) == (b.captions, b.second_captions)
+        assert a.captions == b.captions
         assert torch.equal(a.frames_KBTHXC, b.frames_KBTHXC)
         assert torch.equal(a.frame_mask_BT, b.frame_mask_BT)
 
@@ -307,7 +307,7 @@ def test_train_loader_gives_the_frames_and_captions_it_names_when_iterated(shard
         assert (clips == np.array(batch.rows)[None, :, None]).all()
         assert (frames // 2 == [0, 1, 2]).all()         # 6 stored, 3 segments of two
         assert batch.video_ids == [f"v{row:04d}" for row in batch.rows]
-        assert [caption[:-1] for caption in batch.captions] == [f"clip {row} caption " for row in batch.rows]
+        assert [caption[:-1] for caption in batch.captions[0]] == [f"clip {row} caption " for row in batch.rows]
     views = np.concatenate([clip_and_frame(batch.frames_KBTHXC)[1] for batch in batches], axis=1)
     assert 0.3 < (views[0] == views[1]).mean() < 0.7    # two of two, drawn independently: a half
 
@@ -326,9 +326,23 @@ def test_train_loader_uses_every_clip_and_caption_equally_when_run_for_many_epoc
     seen: dict[str, int] = {}
     for _ in range(4):
         for batch in loader:
-            for caption in batch.captions:
+            for caption in batch.captions[0]:
                 seen[caption] = seen.get(caption, 0) + 1
     assert seen == {f"clip {clip} caption {caption}": 2 for clip in range(30) for caption in range(2)}
+
+
+def test_train_loader_takes_captions_in_turn_when_several_are_asked_for(shards):
+    """Each clip has two: with three a time the first comes twice, and the next time begins where this one ended."""
+    loader = TrainLoader(ShardReader(shards, "train"), batch_size=15, num_frames=1, num_captions=3)
+    times: dict[int, list[int]] = {row: [] for row in range(30)}
+    for _ in range(2):
+        for batch in loader:
+            assert [len(captions) for captions in batch.captions] == [15] * 3
+            for row, *captions in zip(batch.rows, *batch.captions, strict=True):
+                assert {caption[:-1] for caption in captions} == {f"clip {row} caption "}
+                times[row] += [int(caption[-1]) for caption in captions]
+    assert all(numbers in ([0, 1] * 3, [1, 0] * 3) for numbers in times.values())
+    assert len({numbers[0] for numbers in times.values()}) == 2
 
 
 def test_train_loader_shuffles_anew_when_the_epoch_or_the_seed_changes(shards):
@@ -359,7 +373,7 @@ def test_train_loader_splits_each_batch_exactly_when_there_are_several_ranks(seg
         ranks = [part[number] for part in parts]
         assert [len(rank.rows) for rank in ranks] == [2, 2, 2]
         assert joined(rank.rows for rank in ranks) == batch.rows
-        assert joined(rank.captions for rank in ranks) == batch.captions
+        assert joined(rank.captions[0] for rank in ranks) == batch.captions[0]
         assert torch.equal(torch.cat([rank.frames_KBTHXC for rank in ranks], dim=1), batch.frames_KBTHXC)
 
 
