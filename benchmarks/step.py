@@ -43,15 +43,15 @@ def main(head: str, device_name: str, towers: str = "small") -> None:
     torch.manual_seed(0)
     device, frames = pick_device(device_name), section.num_frames
     clips = list(scene_clips(params.dataset.scenes, "train", 0, batch_size))
-    captions = [clip.captions[0] for clip in clips]
-    model = new_retriever(section, size, captions).train()
+    captions = [[clip.captions[number] for clip in clips] for number in range(params.train.captions_per_clip)]
+    model = new_retriever(section, size, [caption for part in captions for caption in part]).train()
     if towers == "vit":
         model.config.backbone = "as if pretrained"      # AdamW for the towers
     nn.Module.to(model, device)
     optimizers, precision = make_optimizers(model, params.train), pick_precision(params.train.precision, device)
     pixels = torch.randint(0, 256, (1, len(clips), frames, size, size, 3), dtype=torch.uint8)
-    batch = TrainBatch(list(range(len(clips))), [clip.video_id for clip in clips], captions,
-                       [clip.captions[1] for clip in clips], pixels, torch.ones(len(clips), frames, dtype=torch.bool))
+    batch = TrainBatch(list(range(len(clips))), [clip.video_id for clip in clips], captions, pixels,
+                       torch.ones(len(clips), frames, dtype=torch.bool))
     before = resident_mb("VmRSS")
     for step in range(warm + steps):
         if step == warm:
