@@ -1,7 +1,8 @@
 """The training loss (method sections 4 to 6): pure functions of similarity matrices.
 
-Matrices have texts as rows and videos as columns; pair i is on the diagonal. `positives_BB[i, j]`: video j counts as
-the same as video i (adaptive label denoising); its diagonal is always true.
+Matrices [N * B, B] have texts as rows and videos as columns: of each of B clips one caption, then the next of each, and
+so on; N is mostly 1 or 2. `positives_BB[i, j]`: video j counts as the same as video i (adaptive label denoising); its
+diagonal is always true.
 """
 
 import torch
@@ -10,26 +11,27 @@ from torch import Tensor
 ROUNDING = 1e-6         # equal items must count as the same whatever their places in the batch
 
 
-def contrastive(sims_BB: Tensor, scale: Tensor, positives_BB: Tensor | None = None, mode: str = "off") -> Tensor:
+def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = None, mode: str = "off") -> Tensor:
     """Symmetric InfoNCE of one level, with extra positives (`positive`) or with them left out (`mask`).
 
         L_v2t = -(1/B) sum_i (1/|P_i|) sum_{j in P_i} log softmax_j(scale * S[j, i])
 
-    Source: paper, method section 4. `mask` is [ours].
+    P_i are the captions of clip i, and with `positive` those of the clips that count as the same.
+    Source: paper, method section 4. `mask`, and several captions of a clip, are [ours].
     """
-    logits_VQ = scale * sims_BB.T
-    targets_VQ = torch.eye(len(sims_BB), dtype=torch.bool, device=sims_BB.device)
-    if positives_BB is not None and mode == "positive":
-        targets_VQ = positives_BB
-    elif positives_BB is not None and mode == "mask":
-        logits_VQ = logits_VQ.masked_fill(positives_BB & ~targets_VQ, -1e9)
-    v2t = _mean_log_likelihood(logits_VQ, targets_VQ)
-    if positives_BB is not None and mode == "mask":
-        eye = torch.eye(len(sims_BB), dtype=torch.bool, device=sims_BB.device)
-        t2v = _mean_log_likelihood((scale * sims_BB).masked_fill(positives_BB.T & ~eye, -1e9), eye)
-    else:
-        t2v = _mean_log_likelihood(logits_VQ.T, targets_VQ.T)
-    return -(t2v + v2t) / 2
+    own_QB = _eye(sims_QB)
+    same_QB = own_QB if positives_BB is None else positives_BB.T.repeat(len(sims_QB) // len(positives_BB), 1)
+    logits_QB = scale * sims_QB
+    if mode == "mask":
+        logits_QB = logits_QB.masked_fill(same_QB & ~own_QB, -1e9)
+    targets_QB = same_QB if mode == "positive" else own_QB
+    return -(_mean_log_likelihood(logits_QB, targets_QB) + _mean_log_likelihood(logits_QB.T, targets_QB.T)) / 2
+
+
+def _eye(sims_QB: Tensor) -> Tensor:
+    """Which video is the text's own, bool [N * B, B]."""
+    num_texts, num_videos = sims_QB.shape
+    return torch.eye(num_videos, dtype=torch.bool, device=sims_QB.device).repeat(num_texts // num_videos, 1)
 
 
 def _mean_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -52,17 +54,18 @@ def same_meaning(view1_BD: Tensor, view2_BD: Tensor) -> Tensor:
     return same_BB | torch.eye(len(same_BB), dtype=torch.bool, device=same_BB.device)
 
 
-def margin(sims_BB: Tensor, theta: float, positives_BB: Tensor | None = None) -> Tensor:
-    """Marginal sample enhancement: hinge on the hardest negative of each text and of each video, mean over the batch.
+def margin(sims_QB: Tensor, theta: float, positives_BB: Tensor | None = None) -> Tensor:
+    """Marginal sample enhancement: hinge on the hardest negative of each text and of its video, mean over the texts.
 
         1/2 ([S(V_i, T_j) - S(V_i, T_i) + theta]_+ + [S(T_i, V_k) - S(T_i, V_i) + theta]_+)
 
     Pairs that denoising calls positive are never mined. A batch of one has no negatives: 0.
     Source: the paper's authors, method section 6; theta is [ours].
     """
-    own_B = sims_BB.diagonal()
-    same_BB = torch.eye(len(sims_BB), dtype=torch.bool, device=sims_BB.device)
-    same_VQ = same_BB if positives_BB is None else positives_BB
-    hardest_text_B = sims_BB.T.masked_fill(same_VQ, -torch.inf).amax(1)
-    hardest_video_B = sims_BB.masked_fill(same_VQ.T, -torch.inf).amax(1)
-    return ((hardest_text_B - own_B + theta).relu() + (hardest_video_B - own_B + theta).relu()).mean() / 2
+    num_captions = len(sims_QB) // sims_QB.shape[1]
+    own_Q = sims_QB[_eye(sims_QB)]
+    same_QB = _eye(sims_QB) if positives_BB is None else positives_BB.T.repeat(num_captions, 1)
+    wrong_QB = sims_QB.masked_fill(same_QB, -torch.inf)
+    hardest_video_Q, hardest_text_B = wrong_QB.amax(1), wrong_QB.amax(0)
+    return ((hardest_text_B.repeat(num_captions) - own_Q + theta).relu()
+            + (hardest_video_Q - own_Q + theta).relu()).mean() / 2

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -176,30 +176,24 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig,
                denoise: str) -> tuple[Tensor, dict[str, float]]:
     """Method section 4, and the same loss on the sum of the levels, since that is what search ranks by [ours].
 
-    Of similarities [N * B, B] with N captions of each clip, the mean over the captions [ours]. Denoising, the sum and
-    the margin belong to HCMI; the peers' heads train with the plain loss.
+    `levels` are similarities [N * B, B] with N captions of each clip. Denoising, the sum and the margin belong to HCMI;
+    the peers' heads train with the plain loss.
     """
     weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
     scales = {level: model.head.scale(level) for level in weights}
 
-    def contrastive(sims_QB: Tensor, scale: Tensor) -> Tensor:
-        return over_captions(lambda sims_BB: losses.contrastive(sims_BB, scale, positives_BB, denoise), sims_QB)
-
-    parts = {level: weight * contrastive(levels[level], scales[level]) for level, weight in weights.items()}
+    parts = {level: weight * losses.contrastive(levels[level], scales[level], positives_BB, denoise)
+             for level, weight in weights.items()}
     if model.config.head == "hcmi" and config.loss.sum_weight > 0:
-        parts["sum"] = config.loss.sum_weight * contrastive(torch.stack([levels[level] for level in weights]).sum(0),
-                                                            torch.stack(list(scales.values())).mean())
+        parts["sum"] = config.loss.sum_weight * losses.contrastive(
+            torch.stack([levels[level] for level in weights]).sum(0), torch.stack(list(scales.values())).mean(),
+            positives_BB, denoise)
     if model.config.head == "hcmi" and config.loss.margin_weight > 0:
-        parts["margin"] = config.loss.margin_weight * over_captions(
-            lambda sims_BB: losses.margin(sims_BB, config.loss.margin, positives_BB), levels["video_sentence"])
+        parts["margin"] = config.loss.margin_weight * losses.margin(levels["video_sentence"], config.loss.margin,
+                                                                    positives_BB)
     total = torch.stack(list(parts.values())).sum()
     figures = {"loss": float(total.detach())} | {f"loss_{name}": float(part.detach()) for name, part in parts.items()}
     return total, figures
-
-
-def over_captions(loss: Callable[[Tensor], Tensor], sims_QB: Tensor) -> Tensor:
-    """Mean of `loss` over the captions of each clip: over the [B, B] parts of similarities [N * B, B]."""
-    return torch.stack([loss(sims_BB) for sims_BB in sims_QB.split(sims_QB.shape[1])]).mean()
 
 
 def loss_weights(model: HcmiModel, config: TrainConfig) -> dict[str, float]:

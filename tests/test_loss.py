@@ -15,23 +15,23 @@ from hcmi.train import total_loss
 
 
 def contrastive_by_loops(sims, scale, positives, mode) -> float:
-    """Method section 4, term by term; texts are rows, `positives[i][j]`: video j is the same as video i."""
-    size = len(sims)
+    """Method section 4, term by term. Text q, a row, is of clip q % B; `positives[i][j]`: j is the same as i."""
+    size = len(sims[0])
+    clips = [q % size for q in range(len(sims))]
     if mode == "off":
         positives = [[i == j for j in range(size)] for i in range(size)]
-    total = 0.0
-    for i in range(size):
-        for of_video in (True, False):      # v2t: video i among texts j; t2v: text i among videos j
-            same = [bool(positives[i][j] if of_video else positives[j][i]) for j in range(size)]
-            score = [scale * (sims[j][i] if of_video else sims[i][j]) for j in range(size)]
-            if mode == "mask":
-                seen = [j for j in range(size) if j == i or not same[j]]
-                targets = [i]
-            else:
-                seen, targets = list(range(size)), [j for j in range(size) if same[j]]
-            normaliser = math.log(sum(math.exp(score[j]) for j in seen))
-            total -= sum(score[j] - normaliser for j in targets) / max(len(targets), 1)
-    return total / size / 2
+
+    def term(scores, same, own) -> float:
+        seen = [k for k in range(len(scores)) if own[k] or not same[k]] if mode == "mask" else range(len(scores))
+        targets = [k for k in range(len(scores)) if (own[k] if mode == "mask" else same[k])]
+        normaliser = math.log(sum(math.exp(scale * scores[k]) for k in seen))
+        return -sum(scale * scores[k] - normaliser for k in targets) / max(len(targets), 1)
+
+    v2t = sum(term([row[i] for row in sims], [positives[i][clip] for clip in clips], [clip == i for clip in clips])
+              for i in range(size)) / size
+    t2v = sum(term(row, [positives[i][clip] for i in range(size)], [clip == i for i in range(size)])
+              for row, clip in zip(sims, clips, strict=True)) / len(sims)
+    return (v2t + t2v) / 2
 
 
 def same_by_loops(view1, view2) -> list[list[bool]]:
@@ -47,30 +47,31 @@ def same_by_loops(view1, view2) -> list[list[bool]]:
 
 
 def margin_by_loops(sims, theta, positives=None) -> float:
-    """Method section 6, pair by pair."""
-    size, total = len(sims), 0.0
-    for i in range(size):
+    """Method section 6, text by text."""
+    size, total = len(sims[0]), 0.0
+    for q, row in enumerate(sims):
+        i = q % size
         same = [bool(positives[i][j]) if positives is not None else i == j for j in range(size)]
         same_of_text = [bool(positives[j][i]) if positives is not None else i == j for j in range(size)]
-        texts = [sims[j][i] for j in range(size) if not same[j]]            # wrong texts of video i
-        videos = [sims[i][j] for j in range(size) if not same_of_text[j]]   # wrong videos of text i
-        total += max(0.0, max(texts, default=-math.inf) - sims[i][i] + theta)
-        total += max(0.0, max(videos, default=-math.inf) - sims[i][i] + theta)
-    return total / size / 2
+        texts = [other[i] for k, other in enumerate(sims) if not same[k % size]]    # wrong texts of video i
+        videos = [row[j] for j in range(size) if not same_of_text[j]]               # wrong videos of the text
+        total += max(0.0, max(texts, default=-math.inf) - row[i] + theta)
+        total += max(0.0, max(videos, default=-math.inf) - row[i] + theta)
+    return total / len(sims) / 2
 
 
-def drawn(seed: int, size: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(seed: int, size: int | None = None, captions: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """A similarity matrix that is not symmetric, and positives that are not either."""
     generator = np.random.default_rng(seed)
     size = size or int(generator.integers(1, 7))
     positives = (generator.random((size, size)) < 0.3) | np.eye(size, dtype=bool)
-    return torch.from_numpy(generator.uniform(-1, 1, (size, size))), torch.from_numpy(positives)
+    return torch.from_numpy(generator.uniform(-1, 1, (captions * size, size))), torch.from_numpy(positives)
 
 
-def assert_is_contrastive(loss, mode: str, seed: int = 0, size: int | None = None) -> None:
-    sims_BB, positives_BB = drawn(seed, size)
-    oracle = contrastive_by_loops(sims_BB.tolist(), 3.0, positives_BB.tolist(), mode)
-    assert float(loss(sims_BB, torch.tensor(3.0), positives_BB, mode)) == pytest.approx(oracle, abs=1e-5)
+def assert_is_contrastive(loss, mode: str, seed: int = 0, size: int | None = None, captions: int = 1) -> None:
+    sims_QB, positives_BB = drawn(seed, size, captions)
+    oracle = contrastive_by_loops(sims_QB.tolist(), 3.0, positives_BB.tolist(), mode)
+    assert float(loss(sims_QB, torch.tensor(3.0), positives_BB, mode)) == pytest.approx(oracle, abs=1e-5)
 
 
 def assert_is_same_videos(same, seed: int = 0, size: int = 6) -> None:
@@ -81,11 +82,12 @@ def assert_is_same_videos(same, seed: int = 0, size: int = 6) -> None:
     assert found.tolist() == oracle, f"need {oracle}, got {found.tolist()}"
 
 
-def assert_is_margin(loss, seed: int = 0, size: int | None = None, with_positives: bool = True) -> None:
-    sims_BB, positives_BB = drawn(seed, size)
+def assert_is_margin(loss, seed: int = 0, size: int | None = None, with_positives: bool = True,
+                     captions: int = 1) -> None:
+    sims_QB, positives_BB = drawn(seed, size, captions)
     given = (positives_BB,) if with_positives else ()
-    oracle = margin_by_loops(sims_BB.tolist(), 0.2, *(matrix.tolist() for matrix in given))
-    assert float(loss(sims_BB, 0.2, *given)) == pytest.approx(oracle, abs=1e-6)
+    oracle = margin_by_loops(sims_QB.tolist(), 0.2, *(matrix.tolist() for matrix in given))
+    assert float(loss(sims_QB, 0.2, *given)) == pytest.approx(oracle, abs=1e-6)
 
 
 # contrastive
@@ -120,9 +122,9 @@ def test_contrastive_leaves_the_pair_out_when_it_is_masked():
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**31), st.sampled_from(["off", "positive", "mask"]))
-def test_contrastive_equals_loops_when_scores_are_random(seed, mode):
-    assert_is_contrastive(contrastive, mode, seed)
+@given(st.integers(0, 2**31), st.sampled_from(["off", "positive", "mask"]), st.integers(1, 3))
+def test_contrastive_equals_loops_when_scores_are_random(seed, mode, captions):
+    assert_is_contrastive(contrastive, mode, seed, None, captions)
 
 
 @pytest.mark.parametrize("mode", ["off", "positive", "mask"])
@@ -200,9 +202,9 @@ def test_margin_pushes_the_right_pairs_together_when_backpropagated():
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**31), st.booleans())
-def test_margin_equals_loops_when_scores_are_random(seed, with_positives):
-    assert_is_margin(margin, seed, None, with_positives)
+@given(st.integers(0, 2**31), st.booleans(), st.integers(1, 3))
+def test_margin_equals_loops_when_scores_are_random(seed, with_positives, captions):
+    assert_is_margin(margin, seed, None, with_positives, captions)
 
 
 # all together
@@ -259,14 +261,13 @@ def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
     assert figures["loss_sum"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_total_loss_is_the_mean_over_captions_when_clips_have_several():
+def test_total_loss_takes_all_captions_when_clips_have_several():
     model, config = tiny_model(), train_config(sum_weight=1.0)
-    first, second = ({name: drawn(number + start, 5)[0].float() for number, name in enumerate(model.head.levels)}
-                     for start in (0, 3))
-    both, found = ({name: torch.cat([first[name], second[name]]) for name in first},
-                   [total_loss(model, levels, config, None, "off")[1] for levels in (first, second)])
-    figures = total_loss(model, both, config, None, "off")[1]
-    assert figures == pytest.approx({name: (found[0][name] + found[1][name]) / 2 for name in figures}, rel=1e-6)
+    levels = {name: drawn(number, 5, 2)[0].float() for number, name in enumerate(model.head.levels)}
+    figures = total_loss(model, levels, config, None, "off")[1]
+    both_QB = sum(levels.values())
+    assert figures["loss_sum"] == pytest.approx(contrastive_by_loops(both_QB.tolist(), 1 / 0.07, None, "off"), rel=1e-5)
+    assert figures["loss_margin"] == pytest.approx(margin_by_loops(levels["video_sentence"].tolist(), 0.2), rel=1e-5)
 
 
 # the helpers catch what they are there for
