@@ -23,7 +23,7 @@ from panels import panels
 from runs import GALLERIES, Spec, arguments, interval, run_all
 
 HEADS = ("hcmi", "wti", "xclip", "seq_transf", "mean_pool")
-LONG_EPOCHS = 7         # 32 frames instead of 12: about the time of the standard epochs on 12
+LONG_EPOCHS = 6         # 32 frames instead of 12: about the time of the standard epochs on 12
 QUICK = {"train.epochs": 8}
 # HCMI's batches (64, params.yaml) hold clips that are near one another; random ones do better with more negatives.
 PEERS = {"train.batch_size": 128}
