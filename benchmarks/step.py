@@ -9,6 +9,7 @@ less than CLIP ViT-B/32, and trained as pretrained towers are.
 import json
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def main(head: str, device_name: str, towers: str = "small") -> None:
     device, frames = pick_device(device_name), section.num_frames
     clips = list(scene_clips(params.dataset.scenes, "train", 0, batch_size))
     captions = [[clip.captions[number] for clip in clips] for number in range(params.train.captions_per_clip)]
-    model = new_retriever(section, size, [caption for part in captions for caption in part]).train()
+    model = new_retriever(section, size, list(chain(*captions))).train()
     if towers == "vit":
         model.config.backbone = "as if pretrained"      # AdamW for the towers
     nn.Module.to(model, device)
