@@ -19,8 +19,7 @@ def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = No
     P_i are the captions of clip i, and with `positive` those of the clips that count as the same.
     Source: paper, method section 4. `mask`, and several captions of a clip, are [ours].
     """
-    own_QB = _eye(sims_QB)
-    same_QB = own_QB if positives_BB is None else positives_BB.T.repeat(len(sims_QB) // len(positives_BB), 1)
+    own_QB, same_QB = _own_and_same(sims_QB, positives_BB)
     logits_QB = scale * sims_QB
     if mode == "mask":
         logits_QB = logits_QB.masked_fill(same_QB & ~own_QB, -1e9)
@@ -28,10 +27,12 @@ def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = No
     return -(_mean_log_likelihood(logits_QB, targets_QB) + _mean_log_likelihood(logits_QB.T, targets_QB.T)) / 2
 
 
-def _eye(sims_QB: Tensor) -> Tensor:
-    """Which video is the text's own, bool [N * B, B]."""
+def _own_and_same(sims_QB: Tensor, positives_BB: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which video is the text's own, and which count as the same as that one: bool [N * B, B] each."""
     num_texts, num_videos = sims_QB.shape
-    return torch.eye(num_videos, dtype=torch.bool, device=sims_QB.device).repeat(num_texts // num_videos, 1)
+    own_BB = torch.eye(num_videos, dtype=torch.bool, device=sims_QB.device)
+    same_BB = own_BB if positives_BB is None else positives_BB.T
+    return own_BB.repeat(num_texts // num_videos, 1), same_BB.repeat(num_texts // num_videos, 1)
 
 
 def _mean_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -62,10 +63,9 @@ def margin(sims_QB: Tensor, theta: float, positives_BB: Tensor | None = None) ->
     Pairs that denoising calls positive are never mined. A batch of one has no negatives: 0.
     Source: the paper's authors, method section 6; theta is [ours].
     """
-    num_captions = len(sims_QB) // sims_QB.shape[1]
-    own_Q = sims_QB[_eye(sims_QB)]
-    same_QB = _eye(sims_QB) if positives_BB is None else positives_BB.T.repeat(num_captions, 1)
+    own_QB, same_QB = _own_and_same(sims_QB, positives_BB)
+    own_Q = sims_QB[own_QB]
     wrong_QB = sims_QB.masked_fill(same_QB, -torch.inf)
     hardest_video_Q, hardest_text_B = wrong_QB.amax(1), wrong_QB.amax(0)
-    return ((hardest_text_B.repeat(num_captions) - own_Q + theta).relu()
-            + (hardest_video_Q - own_Q + theta).relu()).mean() / 2
+    hardest_text_Q = hardest_text_B.repeat(len(own_Q) // len(hardest_text_B))
+    return ((hardest_text_Q - own_Q + theta).relu() + (hardest_video_Q - own_Q + theta).relu()).mean() / 2

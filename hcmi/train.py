@@ -91,10 +91,7 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
     trained = loss_weights(model, config)
     model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
     progress = Progress(torch.zeros(3, len(train_reader), model.head.dim))
-    meaning_N = meanings(train_reader)
-    if config.loss.denoise != "off" and config.loss.denoise_by == "tag" and meaning_N is None:
-        raise DataError("train.loss.denoise_by tag: need the tag `meaning` on every training clip, got clips without. "
-                        "Choose text, or tag the clips: equal tags are the same.")
+    meaning_N = meanings(train_reader, needed=config.loss.denoise != "off" and config.loss.denoise_by == "tag")
     checkpoints = Checkpoints(checkpoint_dir, identity(shards_dir, section, config))
     checkpoints.restore(model, optimizers, loader, progress)
 
@@ -181,7 +178,6 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig,
     """
     weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
     scales = {level: model.head.scale(level) for level in weights}
-
     parts = {level: weight * losses.contrastive(levels[level], scales[level], positives_BB, denoise)
              for level, weight in weights.items()}
     if model.config.head == "hcmi" and config.loss.sum_weight > 0:
@@ -213,10 +209,17 @@ def denoise_figures(positives_BB: Tensor, meaning_B: Tensor | None) -> dict[str,
     return figures
 
 
-def meanings(reader: ShardReader) -> Tensor | None:
-    """A number for each clip, equal for clips of one meaning; None where the data set has no tag `meaning`."""
+def meanings(reader: ShardReader, needed: bool = False) -> Tensor | None:
+    """A number for each clip, equal for clips of one meaning; None where clips have no tag `meaning`.
+
+    Raises: DataError when that is so and denoising goes by the tag.
+    """
     tags = [clip["tags"].get("meaning") for clip in reader.clips]
     if None in tags:
+        if needed:
+            raise DataError(f"train.loss.denoise_by tag: need the tag `meaning` on every training clip, got "
+                            f"{tags.count(None)} of {len(tags)} without. Choose text, or tag the clips: equal tags are "
+                            f"the same.")
         return None
     return torch.from_numpy(np.unique(tags, return_inverse=True)[1])
 
@@ -230,8 +233,9 @@ def two_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor, 
     """Two views [B, D] of each clip for adaptive label denoising: its captions', its frames', or both, in this order.
 
     The paper's authors compare videos alone. On Scenes that is right in one case of three, while captions tell clips of
-    one meaning from those that differ in a word: `text` applies the same rule to two captions of each clip. For `tag`
-    both views are a direction of the meaning's own: clips are the same where they are known to be. [ours]
+    one meaning from those that differ in a word: `text` applies the same rule to a clip's first and last caption in the
+    batch. For `tag` both views are a direction of the meaning's own: clips are the same where they are known to be.
+    [ours]
     """
     if by == "tag":
         assert meaning_B is not None, "need the clips' meanings for denoising by tag, got none"
@@ -239,7 +243,7 @@ def two_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor, 
                                             for number in meaning_B.tolist()])).to(mask_BT.device)
         own_BD = nn.functional.normalize(own_BD, dim=-1)
         return [(own_BD, own_BD)]
-    found = [] if by == "video" else [(sentences[0], sentences[1])]
+    found = [] if by == "video" else [(sentences[0], sentences[-1])]
     if by != "text":
         found.append(video_views(model, features_BTD, mask_BT))
     return found

@@ -256,6 +256,8 @@ def test_positives_need_what_they_are_asked_for_when_videos_or_captions_agree():
     assert not found["video"][1, 2]
     assert found["text"].tolist() == [[True, False, False], [False, True, True], [False, True, True]]
     assert torch.equal(found["both"], found["video"] & found["text"])
+    alone = positives(two_views(model, "text", features_BTD, mask_BT, [sentence_BD]))       # clips with one caption
+    assert torch.equal(alone, found["text"])
     known_BB = positives(two_views(model, "tag", features_BTD, mask_BT, [], torch.tensor([4, 9, 4])))
     assert known_BB.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
 

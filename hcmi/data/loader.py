@@ -53,7 +53,7 @@ class TrainLoader:
     occurs twice in a global batch. Clips that do not fill a whole batch are left out, others each epoch; when there
     are fewer videos than `batch_size` all batches are smaller, `batch_size` says by how much, and a warning is given.
     Each epoch takes the next `num_captions` of a clip's captions, from a random first one; of a clip with fewer some
-    twice.
+    twice. Where no clip has that many, as many as the most that one has.
 
     Order, captions and frames are pure functions of (seed, epoch, batch number), and of what `gather` was given:
     neither ranks nor workers nor where an earlier run stopped change them. Workers decode whole batches ahead and hand
@@ -76,8 +76,9 @@ class TrainLoader:
         self.reader, self.rank, self.world_size = reader, rank, world_size
         videos = np.unique([clip["path"] for clip in reader.clips], return_inverse=True)[1]
         self.batch_size = self._fit(batch_size, num_videos=int(videos.max()) + 1)
-        self._order = TrainOrder(videos, np.array([len(clip["captions"]) for clip in reader.clips]),
-                                 reader.num_stored, self.batch_size, num_frames, views, num_captions, seed)
+        held_N = np.array([len(clip["captions"]) for clip in reader.clips])
+        self._order = TrainOrder(videos, held_N, reader.num_stored, self.batch_size, num_frames, views,
+                                 min(num_captions, int(held_N.max())), seed)
         self._epoch, self._batch = 0, 0
         self._together: np.ndarray | None = None
         self._pipeline = _Pipeline(reader, num_workers, self.batch_size // world_size * views * num_frames)

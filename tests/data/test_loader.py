@@ -44,10 +44,11 @@ def make_shards(folder, videos, num_frames=6, num_captions=2, split="train", per
     """Write `len(videos)` clips; `videos[clip]` names the video a clip comes from."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = num_frames if isinstance(num_frames, list) else [num_frames] * len(videos)
+    held = num_captions if isinstance(num_captions, list) else [num_captions] * len(videos)
     for number, start in enumerate(range(0, len(videos), per_shard)):
         with wds.TarWriter(str(folder / f"{split}-{number:06d}.tar"), mtime=0) as writer:
             for clip in range(start, min(start + per_shard, len(videos))):
-                captions = [f"clip {clip} caption {caption}" for caption in range(num_captions)]
+                captions = [f"clip {clip} caption {caption}" for caption in range(held[clip])]
                 writer.write({"__key__": f"v{clip:04d}", "json": json.dumps({
                     "video_id": f"v{clip:04d}", "captions": captions, "path": f"videos/{videos[clip]}.mp4",
                     "start_s": 0.0, "end_s": 1.0, "times_s": [0.1 * f for f in range(stored[clip])],
@@ -331,9 +332,10 @@ def test_train_loader_uses_every_clip_and_caption_equally_when_run_for_many_epoc
     assert seen == {f"clip {clip} caption {caption}": 2 for clip in range(30) for caption in range(2)}
 
 
-def test_train_loader_takes_captions_in_turn_when_several_are_asked_for(shards):
-    """Each clip has two: with three a time the first comes twice, and the next time begins where this one ended."""
-    loader = TrainLoader(ShardReader(shards, "train"), batch_size=15, num_frames=1, num_captions=3)
+def test_train_loader_takes_captions_in_turn_when_several_are_asked_for(tmp_path):
+    """All but one clip have two: with three a time the first comes twice, and the next time begins where this ended."""
+    folder = make_shards(tmp_path, [f"video{clip}" for clip in range(30)], num_captions=[2] * 29 + [3])
+    loader = TrainLoader(ShardReader(folder, "train"), batch_size=15, num_frames=1, num_captions=3)
     times: dict[int, list[int]] = {row: [] for row in range(30)}
     for _ in range(2):
         for batch in loader:
@@ -341,8 +343,15 @@ def test_train_loader_takes_captions_in_turn_when_several_are_asked_for(shards):
             for row, *captions in zip(batch.rows, *batch.captions, strict=True):
                 assert {caption[:-1] for caption in captions} == {f"clip {row} caption "}
                 times[row] += [int(caption[-1]) for caption in captions]
+    assert sorted(times.pop(29)[:3]) == [0, 1, 2]
     assert all(numbers in ([0, 1] * 3, [1, 0] * 3) for numbers in times.values())
     assert len({numbers[0] for numbers in times.values()}) == 2
+
+
+def test_train_loader_gives_each_caption_once_when_no_clip_has_as_many_as_are_asked_for(tmp_path):
+    folder = make_shards(tmp_path, list("abcd"), num_captions=[1, 2, 1, 2])
+    [batch] = TrainLoader(ShardReader(folder, "train"), batch_size=4, num_frames=1, num_captions=3)
+    assert len(batch.captions) == 2
 
 
 def test_train_loader_shuffles_anew_when_the_epoch_or_the_seed_changes(shards):
