@@ -75,7 +75,8 @@ def step_costs(device: str, towers: str, rounds: int) -> dict[str, float]:
             measured = json.loads(done.stdout.splitlines()[-1])
             times[head].append(measured["seconds"])
             peaks[head].append(measured["peak_mb"])
-    ratios = {f"step_time_ratio_{towers}": times, f"step_memory_ratio_{towers}": peaks}
+    suffix = "" if towers == "small" else f"_{towers}"
+    ratios = {f"step_time_ratio{suffix}": times, f"step_memory_ratio{suffix}": peaks}
     return {name: float(np.median(np.array(values["hcmi"]) / np.array(values["mean_pool"])))
             for name, values in ratios.items()}
 
