@@ -47,11 +47,12 @@ def interaction_by_loops(texts, text_weights, videos, video_weights) -> list[lis
 def assert_is_interaction(score, seed: int = 0) -> None:
     """`score` is the weighted token interaction, texts as rows, padding invisible."""
     generator = torch.Generator().manual_seed(seed)
-    texts, videos = made(generator, 4, 6), made(generator, 3, 5)
-    oracle = torch.tensor(interaction_by_loops(*texts, *videos))
-    found = score(*padded(*texts, videos[0][0]), *padded(*videos, texts[0][0]))
-    assert found.shape == oracle.shape, f"need texts as rows {tuple(oracle.shape)}, got {tuple(found.shape)}"
-    assert (found - oracle).abs().max() < 1e-5
+    for num_texts in (4, 3):        # as many texts as videos too: no shape tells rows from columns then
+        texts, videos = made(generator, num_texts, 6), made(generator, 3, 5)
+        oracle = torch.tensor(interaction_by_loops(*texts, *videos))
+        found = score(*padded(*texts, videos[0][0]), *padded(*videos, texts[0][0]))
+        assert found.shape == oracle.shape, f"need texts as rows {tuple(oracle.shape)}, got {tuple(found.shape)}"
+        assert (found - oracle).abs().max() < 1e-5
 
 
 def test_cosine_is_the_product_of_unit_vectors_when_worked_by_hand():
@@ -59,6 +60,7 @@ def test_cosine_is_the_product_of_unit_vectors_when_worked_by_hand():
     videos_VD = torch.tensor([[0.0, 1.0], [0.8, 0.6]])
     expected = torch.tensor([[0.0, 0.8], [0.8, 0.96], [-1.0, -0.6]])
     torch.testing.assert_close(cosine(texts_QD, videos_VD), expected)
+    torch.testing.assert_close(cosine(texts_QD[1:], videos_VD), expected[1:])       # square, and not symmetric
 
 
 def test_interaction_takes_best_matches_when_worked_by_hand():
