@@ -64,6 +64,12 @@ def lead_over_best(records: Sequence[dict], gallery: str) -> tuple[str, float, f
     return best, float(scores[best].mean()), float(lead.mean()), interval(lead)
 
 
+def cpu_minutes(records: Sequence[dict], head: str) -> float:
+    """Median processor time of a run that was made in one go."""
+    found = [record["cpu_minutes"] for record in records if record["params"]["model.head"] == head]
+    return float(np.median([minutes for minutes in found if minutes is not None]))
+
+
 def step_costs(device: str, towers: str, rounds: int) -> dict[str, float]:
     """Processor (or GPU) time and peak memory of a training step, hcmi over mean_pool, in turn in one run."""
     times: dict[str, list[float]] = {"hcmi": [], "mean_pool": []}
@@ -109,7 +115,7 @@ def main() -> None:
                "gain_over_best": gain, "gain_over_best_ci95": gain_ci,
                **{f"gain_{name}": float((scores[name]["hcmi"] - scores[name]["mean_pool"]).mean())
                   for name in ("order", "attribute")},
-               "cpu_minutes_per_run": float(np.median([record["cpu_minutes"] for record in records]))}
+               **{f"cpu_minutes_{head}": cpu_minutes(records, head) for head in HEADS}}
     if "long" in galleries:
         figures["gain_long"], figures["gain_long_ci95"] = lead_over_best(records, "long")[2:]
     figures |= step_costs(options.device, "small", 2 if quick else 5)

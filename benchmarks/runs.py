@@ -124,7 +124,8 @@ def run_all(specs: Sequence[Spec], device: str, jobs: int) -> list[dict]:
             with open(RUNS, "a", encoding="utf-8") as file:     # one write of one line: whole or not at all
                 file.write(json.dumps(record) + "\n")
             print(f"{number} of {len(missing)}: {record['data']} seed {record['seed']} {record['params']} "
-                  f"{record['r1']} in {record['cpu_minutes']:.1f} CPU minutes", file=sys.stderr, flush=True)
+                  f"{record['r1']} in {record['cpu_minutes'] or 'more than one go'} CPU minutes", file=sys.stderr,
+                  flush=True)
     return [done[key] for key in keys]
 
 
@@ -169,6 +170,7 @@ def run(spec: Spec, device: str) -> dict:
     key = spec.key(device)
     params = spec.resolved()
     folder = ROOT / ".bench" / "runs" / key
+    whole = not (folder / "checkpoints" / "last.pt").exists()       # else an earlier process spent part of the time
     config = params.train.model_copy(update={"device": device, "num_workers": 0})
     summary = train(spec.folder() / "shards", folder / "model", folder / "metrics", folder / "checkpoints",
                     params.model, config)
@@ -186,7 +188,7 @@ def run(spec: Spec, device: str) -> dict:
             "r5": r5, "levels_r1": levels, "val_r1": round(summary["val_R@1"], 2),
             "level_weights": model.level_weights, "curves": curves(folder / "metrics"),
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "cpu_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 2),
+            "cpu_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 2) if whole else None,
             "wall_minutes": round((time.monotonic() - started) / 60, 2), "precision": summary["precision"],
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": machine(), "versions": versions()}
 
