@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-slow lint docs bench flows
+.PHONY: help install repro serve test test-slow lint docs bench flows
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ install: $(STAMP)  ## Create .venv from requirements.lock (every other target do
 
 repro: $(STAMP)  ## Run the whole pipeline: data, training, evaluation, index, drift report
 	dvc repro
+
+serve: $(STAMP)  ## Show the search page on 127.0.0.1 (PORT=8000; Ctrl-C stops)
+	hcmi serve $(if $(PORT),--port $(PORT))
 
 test: $(STAMP)  ## Run the tests
 	pytest

@@ -237,6 +237,31 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 
 
 @main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
+@click.option("--index", help="Search index.  [default: search.uri of params.yaml, or export/index]")
+@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@params_option
+def serve(host: str, port: int, videos: str | None, index: str | None, model: str, params: str) -> None:
+    """Show the search page: ask in words, watch the moment in each video, see why it was found.
+
+    Examples:
+
+      hcmi serve
+
+      hcmi serve --videos ./my_videos --port 8080
+    """
+    from hcmi.search import open_retriever
+    from hcmi.serve.app import serve as run
+
+    retriever = open_retriever(model, index, videos, params)
+    for note in retriever.notes:
+        click.echo(f"note: {note}", err=True)
+    run(retriever, host, port, click.echo)
+
+
+@main.command()
 @click.argument("data")
 @click.option("--sample", default=64, show_default=True, type=click.IntRange(min=1), help="Files to decode, at most.")
 @click.option("--seconds", default=20.0, show_default=True, help="Begin no new file after this long.")

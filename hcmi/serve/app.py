@@ -1,0 +1,194 @@
+"""The search page: ask in words, watch the moment, see why. A page, a small JSON interface, and the videos themselves.
+
+    GET /api/search?q=TEXT | ?like=VIDEO_ID   [&top= &tag=NAME=VALUE &min_seconds= &max_seconds=]
+    GET /api/explain?q=TEXT&video_id=ID       [the same filters]
+    GET /api/about
+    GET /video/ID                             the file, in ranges
+    GET /frame/ID?start_s=&end_s=             the middle frame of a moment as JPEG, for what a browser cannot play
+
+Errors are `{"error": one line}`: 400 for a query, 404 for a video, 503 for an index that cannot be read now.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import QueryParams
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hcmi.data.jobs import EncodeJob, encode_job
+from hcmi.data.pool import DecoderPool
+from hcmi.errors import ConfigError, DataError, DecodeError, HcmiError, SearchIndexError
+from hcmi.search import Retriever, check_query, hit_record, parse_tags
+from hcmi.types import Hit
+
+STATIC = Path(__file__).with_name("static")
+LOOPBACK = ("127.0.0.1", "localhost")
+EXAMPLES = 3                    # captions of the index that the empty page proposes
+FRAME_PIXELS, FRAME_QUALITY, FRAME_TIMEOUT_S = 320, 85, 20.0
+HEADERS = {"content-security-policy": "default-src 'self'; frame-ancestors 'none'", "x-content-type-options": "nosniff",
+           "referrer-policy": "no-referrer"}
+
+
+def make_app(retriever: Retriever, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
+    """The page over one retriever. Requests for other `hosts` are refused, so that no web site can reach a page that
+    runs on its visitor's machine under a name of its own (DNS rebinding)."""
+    page = Page(retriever)
+    routes = [Route("/api/about", page.about), Route("/api/search", page.search), Route("/api/explain", page.explain),
+              Route("/video/{video_id}", page.video), Route("/frame/{video_id}", page.frame),
+              Mount("/", StaticFiles(directory=STATIC, html=True))]
+    return Starlette(routes=routes, exception_handlers={HcmiError: _explained},
+                     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(_Headers)])
+
+
+class Page:
+    """What each address answers. Searches run one after the other, since each uses all cores; while one runs, files are
+    served all the same."""
+
+    def __init__(self, retriever: Retriever):
+        self.retriever = retriever
+        self._searching, self._decoding = asyncio.Lock(), asyncio.Lock()
+
+    async def about(self, request: Request) -> Response:
+        return JSONResponse(await self._search(self._about))
+
+    async def search(self, request: Request) -> Response:
+        started = time.perf_counter()
+        hits = await self._search(self._hits, request.query_params)
+        here = await run_in_threadpool(lambda: [Path(hit.path).is_file() for hit in hits])
+        return JSONResponse({"hits": [{**hit_record(hit), "file": Path(hit.path).name, "here": found}
+                                      for hit, found in zip(hits, here, strict=True)],
+                             "seconds": round(time.perf_counter() - started, 4)})
+
+    async def explain(self, request: Request) -> Response:
+        return JSONResponse(await self._search(self._explanation, request.query_params))
+
+    async def video(self, request: Request) -> Response:
+        return FileResponse(await run_in_threadpool(self._path, request.path_params["video_id"]))
+
+    async def frame(self, request: Request) -> Response:
+        start_s, end_s = (_number(request.query_params, name) for name in ("start_s", "end_s"))
+        path = await run_in_threadpool(self._path, request.path_params["video_id"])
+        async with self._decoding:
+            jpeg = await run_in_threadpool(read_frame, path, start_s or 0.0, end_s)
+        return Response(jpeg, media_type="image/jpeg")
+
+    async def _search(self, function: Callable, *arguments: Any) -> Any:
+        async with self._searching:
+            return await run_in_threadpool(function, *arguments)
+
+    def _about(self) -> dict[str, Any]:
+        index = self.retriever.index.latest()
+        rows = index.some_rows(EXAMPLES)
+        told = [record["captions"] for record in index.records(rows)] if len(rows) else []
+        examples = [min(captions, key=len) for captions in told if captions]
+        return {"videos": len(index), "examples": examples, "notes": self.retriever.notes,
+                "level_weights": self.retriever.model.level_weights}
+
+    def _hits(self, query: QueryParams) -> list[Hit]:
+        ask, what = ((self.retriever.similar, query["like"]) if "like" in query
+                     else (self.retriever.search, check_query(query.get("q", ""))))
+        return ask(what, _whole(query, "top", 10), parse_tags(query.getlist("tag")), _number(query, "min_seconds"),
+                   _number(query, "max_seconds"))
+
+    def _explanation(self, query: QueryParams) -> dict[str, Any]:
+        """Of one of the answers that the same query and filters give."""
+        wanted = query.get("video_id", "")
+        found = [hit for hit in self._hits(query) if hit.video_id == wanted]
+        if "q" not in query or not found:
+            raise DataError(f"video {wanted!r}: need one of the answers to a query, got another. Search again.")
+        return self.retriever.explain(query["q"], found[0]).record()
+
+    def _path(self, video_id: str) -> str:
+        """Only what is indexed is served: no path comes from the request."""
+        index = self.retriever.index.latest()
+        rows = index.rows_of("video_id", [video_id])
+        if not len(rows):
+            raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got another. Search again.")
+        path = index.records(rows[:1])[0]["path"]
+        if not Path(path).is_file():
+            raise DataError(f"{path}: the video is no longer on disk. Put it back, or export again without it.")
+        return path
+
+
+def read_frame(path: str, start_s: float, end_s: float | None) -> bytes:
+    """The middle frame between two times in seconds (None: the end), as a square JPEG.
+
+    Raises: DecodeError when the file cannot be decoded.
+    """
+    job = EncodeJob(None, path, 1, FRAME_PIXELS, start_s, end_s, quality=FRAME_QUALITY)
+    with DecoderPool(1, FRAME_TIMEOUT_S, encode_job) as pool:
+        _, clip = next(iter(pool.map([job])))
+    if isinstance(clip, DecodeError):
+        raise clip
+    return clip.jpegs[0]
+
+
+def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve the page until Ctrl-C. `port` 0 takes a free one; the address is said once it can be opened.
+
+    Raises: ConfigError when the address cannot be used.
+    """
+    try:
+        listener = socket.create_server((host, port), backlog=128)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--host {host} --port {port}: need an address this machine can listen on, got: "
+                          f"{getattr(error, 'strerror', None) or error}. Choose another --port.") from error
+    hosts = LOOPBACK if host in LOOPBACK else ("*",)
+    if hosts == ("*",):
+        say(f"note: --host {host}: whoever reaches this machine can watch the indexed videos.")
+    say(f"http://{host}:{listener.getsockname()[1]} searches {len(retriever.index)} videos. Ctrl-C stops.")
+    config = uvicorn.Config(make_app(retriever, hosts), log_level="warning", access_log=False)
+    with listener, suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+async def _explained(request: Request, error: Exception) -> Response:
+    status = 400 if isinstance(error, ConfigError) else 503 if isinstance(error, SearchIndexError) else 404
+    return JSONResponse({"error": str(error)}, status)
+
+
+class _Headers:
+    """`HEADERS` on every answer."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def _number(query: QueryParams, name: str) -> float | None:
+    """Raises: ConfigError when it is there and not a number."""
+    if not query.get(name):
+        return None
+    with suppress(ValueError):
+        value = float(query[name])
+        if abs(value) < float("inf"):
+            return value
+    raise ConfigError(f"{name}: need a number, got {query[name]!r}. Correct it or leave it out.")
+
+
+def _whole(query: QueryParams, name: str, usual: int) -> int:
+    value = _number(query, name)
+    if value is not None and value != int(value):
+        raise ConfigError(f"{name}: need a whole number, got {query[name]!r}. Correct it or leave it out.")
+    return usual if value is None else int(value)

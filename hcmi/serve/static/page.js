@@ -1,0 +1,244 @@
+// The search page. Its state is the address: whatever is shown can be linked to, and Back goes to the answers before.
+
+const $ = (selector, inside = document) => inside.querySelector(selector);
+const FIELDS = ["q", "min_seconds", "max_seconds", "tag", "top"];
+const WAIT_MS = 250;                // after the last key before a search begins by itself
+const STILL = matchMedia("(prefers-reduced-motion: reduce)").matches;
+let asked = new AbortController();  // of the search under way
+let about = {level_weights: {}};    // until the server has told
+
+function make(name, className = "", text = "") {
+  const element = document.createElement(name);
+  element.className = className;
+  element.textContent = text;       // never markup: captions and file names are anybody's
+  return element;
+}
+
+async function get(path, query, signal) {
+  const answer = await fetch(`${path}?${query}`, {signal}).catch(error => {
+    throw error.name === "AbortError" ? error : new Error("The server does not answer. Is `hcmi serve` still running?");
+  });
+  const found = await answer.json().catch(() => ({error: `The server answered ${answer.status}.`}));
+  if (!answer.ok) throw new Error(found.error);
+  return found;
+}
+
+const query = () => new URLSearchParams(location.search);
+
+function ask(changes, typing = false) {
+  const next = new URLSearchParams();
+  for (const [name, value] of Object.entries(changes)) if (String(value).trim()) next.set(name, value);
+  if (String(next) === String(query())) return;
+  const same = typing && query().has("q");      // one entry for Back, not one for each pause of the fingers
+  history[same ? "replaceState" : "pushState"](null, "", String(next) ? `?${next}` : location.pathname);
+  show(typing);
+}
+
+const typed = () => Object.fromEntries(FIELDS.map(name => [name, $("#ask").elements[name].value]));
+
+async function show(typing = false) {
+  asked.abort();
+  asked = new AbortController();
+  const {signal} = asked, now = query();
+  if (!typing) for (const name of FIELDS) $("#ask").elements[name].value = now.get(name) ?? "";
+  $("#filters").open ||= FIELDS.slice(1).some(name => now.has(name));
+  document.title = now.get("q") ? `${now.get("q")} · HCMI` : "HCMI: search videos";
+  $("#error").hidden = true;
+  const empty = !now.get("q") && !now.get("like");
+  $("#start").hidden = !empty;
+  if (empty) {
+    $("#hits").replaceChildren();
+    await told;
+    if (!signal.aborted) $("#status").textContent = about.videos === undefined ? "" : `${about.videos.toLocaleString("en")} videos`;
+    return;
+  }
+  $("#hits").setAttribute("aria-busy", "true");
+  try {
+    const {hits, seconds} = await get("/api/search", now, signal);
+    await told;
+    if (signal.aborted) return;
+    $("#hits").replaceChildren(...hits.map(card));
+    const like = now.get("like") ? ` like ${now.get("like")}` : "";
+    $("#status").textContent = hits.length ? `${hits.length} answers${like} in ${Math.max(1, Math.round(1000 * seconds))} ms`
+      : "Nothing found: the index is empty, or no video passes the filters.";
+    if (hits.length && !STILL) $("#hits .hit").dispatchEvent(new Event("play-moment"));
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    $("#hits").replaceChildren();
+    $("#status").textContent = "";
+    fail(error);
+  }
+  $("#hits").removeAttribute("aria-busy");
+}
+
+function fail(error) {
+  $("#error").textContent = error.message;
+  $("#error").hidden = false;
+}
+
+function card(hit) {
+  const item = $("#hit").content.cloneNode(true).firstElementChild;
+  const part = name => $(name, item);
+  part(".rank").textContent = hit.rank;
+  part(".file").textContent = hit.file;
+  part(".file").title = hit.path;
+  part(".time").textContent = `${hit.start_s.toFixed(1)} – ${hit.end_s.toFixed(1)} s`;
+  for (const [level, value] of Object.entries(hit.levels)) {
+    if (about.level_weights[level] === 0) continue;
+    const entry = make("span", "", `${level.replace("_", "-")} `);
+    entry.append(make("b", "", value.toFixed(2)));
+    part(".levels").append(entry);
+  }
+  if (hit.here) player(item, hit);
+  else {
+    part(".screen").replaceChildren(make("p", "", "This video is no longer on disk."));
+    for (const name of [".play", ".whole", ".line"]) part(name).hidden = true;
+  }
+  part(".why").hidden = query().has("like");
+  part(".why").addEventListener("click", () => why(item, hit));
+  part(".like").addEventListener("click", () => ask({like: hit.video_id}));
+  return item;
+}
+
+// Plays the moment over and over, or the whole file; the line below shows where the moment lies.
+function player(item, hit) {
+  const video = $("video", item), line = $(".line", item);
+  let only = true;
+  video.src = `/video/${hit.video_id}#t=${hit.start_s}`;
+  video.setAttribute("aria-label", `${hit.file}, from ${hit.start_s.toFixed(1)} seconds`);
+  const go = (at, moment) => {
+    only = moment;
+    if (Number.isFinite(at)) video.currentTime = at;
+    for (const other of document.querySelectorAll("video")) if (other !== video) other.pause();
+    video.play().catch(() => {});       // refused or aborted: the frame stays
+  };
+  const place = () => {
+    const share = seconds => `${100 * Math.min(1, seconds / video.duration)}%`;
+    $(".moment", item).style.left = share(hit.start_s);
+    $(".moment", item).style.width = share(hit.end_s - hit.start_s);
+    $(".now", item).style.left = share(video.currentTime);
+    if (only && !video.paused && video.currentTime >= hit.end_s) video.currentTime = hit.start_s;
+  };
+  for (const event of ["loadedmetadata", "timeupdate", "seeked"]) video.addEventListener(event, place);
+  video.addEventListener("ended", () => { if (only) go(hit.start_s, true); });
+  video.addEventListener("click", () => { if (video.paused) go(NaN, only); else video.pause(); });
+  video.addEventListener("error", () => {       // a container or codec that this browser does not know
+    const image = make("img");
+    image.src = `/frame/${hit.video_id}?start_s=${hit.start_s}&end_s=${hit.end_s}`;
+    image.alt = image.title = "This browser cannot play the file: the middle frame of the moment.";
+    image.addEventListener("error", () => image.replaceWith(make("p", "", "This video cannot be decoded.")));
+    video.replaceWith(image);
+    for (const name of [".play", ".whole", ".line"]) $(name, item).hidden = true;
+  });
+  $(".play", item).addEventListener("click", () => go(hit.start_s, true));
+  $(".whole", item).addEventListener("click", () => go(0, false));
+  line.addEventListener("click", event => go(event.offsetX / line.clientWidth * video.duration, false));
+  item.addEventListener("play-moment", () => go(hit.start_s, true));
+  item.addEventListener("go-to", event => go(event.detail, false));
+}
+
+async function why(item, hit) {
+  const reason = $(".reason", item), open = reason.hidden;
+  reason.hidden = !open;
+  item.classList.toggle("open", open);
+  $(".why", item).setAttribute("aria-expanded", String(open));
+  if (!open || reason.childElementCount) return;
+  const wanted = query();
+  wanted.set("video_id", hit.video_id);
+  try {
+    const found = await get("/api/explain", wanted);
+    reason.replaceChildren(sum(hit, found), heat(item, hit, found), phrases(found));
+  } catch (error) {
+    reason.replaceChildren(make("p", "", error.message));
+  }
+}
+
+function sum(hit, found) {
+  const parts = Object.entries(hit.levels).filter(([level]) => found.level_weights[level] !== 0)
+    .map(([level, value]) => `${found.level_weights[level]} × ${level.replace("_", "-")} ${value.toFixed(2)}`);
+  return make("p", "", `Score ${hit.score.toFixed(2)} = ${parts.join(" + ")}`);
+}
+
+// Rows are words, columns are frames; the last row is all words together, against what other videos have there.
+function heat(item, hit, found) {
+  const table = make("table"), head = table.createTHead().insertRow(), body = table.createTBody();
+  table.createCaption().textContent = "How well each frame answers each word (cosine). Words that count more are darker; "
+    + "the moment's times are framed. A time plays from there.";
+  head.append(make("th"));
+  for (const time of found.times_s) {
+    const cell = make("th", time >= hit.start_s && time <= hit.end_s ? "in" : ""), button = make("button", "", `${time.toFixed(1)} s`);
+    button.type = "button";
+    button.addEventListener("click", () => item.dispatchEvent(new CustomEvent("go-to", {detail: time})));
+    cell.append(button);
+    head.append(cell);
+  }
+  const colour = (row, values) => {
+    const low = Math.min(...values), span = Math.max(...values) - low || 1;
+    for (const cell of [...row.cells].slice(1)) {
+      const share = (Number(cell.dataset.value) - low) / span;
+      cell.style.background = `rgb(var(--heat) / ${share.toFixed(3)})`;
+      cell.classList.toggle("strong", share > .55);
+    }
+  };
+  const line = (name, values, strength = 1) => {
+    const row = body.insertRow(), label = make("th", "", name);
+    label.scope = "row";
+    label.style.opacity = .45 + .55 * strength;
+    row.append(label);
+    for (const value of values) {
+      const cell = row.insertCell();
+      cell.textContent = value.toFixed(2);
+      cell.dataset.value = value;
+    }
+    return row;
+  };
+  const most = Math.max(...found.word_weights), all = found.frame_word.flat();
+  found.words.forEach((word, at) => {
+    colour(line(word, found.frame_word.map(row => row[at]), found.word_weights[at] / most), all);
+  });
+  const together = line("all words", found.relevance);
+  together.className = "together";
+  colour(together, found.relevance);
+  return table;
+}
+
+function phrases(found) {
+  const list = make("ul", "phrases");
+  for (const match of found.phrases.slice(0, 4)) {
+    const item = make("li", "", "phrase ");
+    item.append(make("b", "", match.words.join(" … ")),
+                ` is answered by clip ${match.clip + 1}, at ${match.time_s.toFixed(1)} s (cosine ${match.cosine.toFixed(2)})`);
+    list.append(item);
+  }
+  return list;
+}
+
+let timer;
+$("#ask").addEventListener("input", () => {
+  clearTimeout(timer);
+  timer = setTimeout(() => ask(typed(), true), WAIT_MS);
+});
+$("#ask").addEventListener("submit", event => {
+  event.preventDefault();
+  clearTimeout(timer);
+  ask(typed());
+});
+addEventListener("popstate", () => show());
+addEventListener("keydown", event => {
+  if (event.key === "/" && !/INPUT|TEXTAREA/.test(document.activeElement.tagName)) {
+    event.preventDefault();
+    $("#q").select();
+  }
+});
+
+const told = get("/api/about", "").then(found => {
+  about = found;
+  for (const caption of about.examples) {
+    const example = make("button", "", caption);
+    example.type = "button";
+    example.addEventListener("click", () => ask({q: caption}));
+    $("#examples").append(example);
+  }
+}).catch(fail);
+if ($("#q").value && !query().has("q")) ask(typed(), true);     // typed before this script was there
+else show();
