@@ -119,6 +119,8 @@ def run_all(specs: Sequence[Spec], device: str, jobs: int) -> list[dict]:
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(_run_process, spec, device, jobs): key for key, spec in missing.items()}
         for number, finished in enumerate(as_completed(running), 1):
+            if finished.exception() is not None:
+                pool.shutdown(wait=False, cancel_futures=True)      # else what is left runs on and is not remembered
             record = finished.result()
             done[record["key"]] = record
             with open(RUNS, "a", encoding="utf-8") as file:     # one write of one line: whole or not at all
@@ -164,16 +166,18 @@ def run(spec: Spec, device: str) -> dict:
     from hcmi.encode import encode_split, score
     from hcmi.metrics import ranks
     from hcmi.model.retriever import load_retriever
+    from hcmi.runtime import pick_device, pick_precision
     from hcmi.train import train
 
     started = time.monotonic()
     key = spec.key(device)
     params = spec.resolved()
     folder = ROOT / ".bench" / "runs" / key
-    whole = not (folder / "checkpoints" / "last.pt").exists()       # else an earlier process spent part of the time
+    begun = (folder / "model").exists() or (folder / "checkpoints" / "last.pt").exists()
     config = params.train.model_copy(update={"device": device, "num_workers": 0})
-    summary = train(spec.folder() / "shards", folder / "model", folder / "metrics", folder / "checkpoints",
-                    params.model, config)
+    if not (folder / "model").exists():     # else it was trained, and stopped before it was measured
+        train(spec.folder() / "shards", *(folder / name for name in ("model", "metrics", "checkpoints")), params.model,
+              config)
     cpu = resource.getrusage(resource.RUSAGE_SELF)
     model = load_retriever(folder / "model", device)
     r1, r5, levels = {}, {}, {}
@@ -184,12 +188,14 @@ def run(spec: Spec, device: str) -> dict:
         r1[name], r5[name] = (round(float(100 * found.hits_at(k).mean()), 2) for k in (1, 5))
         levels[name] = {level: round(float(100 * ranks(sims_QV.numpy(), encoded.caption_video).hits_at(1).mean()), 2)
                         for level, sims_QV in scores.items()}
+    logged = curves(folder / "metrics")
     return {"key": key, "data": spec.data, "seed": spec.seed, "params": spec.params, "device": device, "r1": r1,
-            "r5": r5, "levels_r1": levels, "val_r1": round(summary["val_R@1"], 2),
-            "level_weights": model.level_weights, "curves": curves(folder / "metrics"),
+            "r5": r5, "levels_r1": levels, "val_r1": round(max(logged["val/R@1"]), 2),
+            "level_weights": model.level_weights, "curves": logged,
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "cpu_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 2) if whole else None,
-            "wall_minutes": round((time.monotonic() - started) / 60, 2), "precision": summary["precision"],
+            "cpu_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 2) if not begun else None,
+            "wall_minutes": round((time.monotonic() - started) / 60, 2),
+            "precision": pick_precision(config.precision, pick_device(device)),
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": machine(), "versions": versions()}
 
 
