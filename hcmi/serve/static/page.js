@@ -172,33 +172,23 @@ function heat(item, hit, found) {
     cell.append(button);
     head.append(cell);
   }
-  const colour = (row, values) => {
-    const low = Math.min(...values), span = Math.max(...values) - low || 1;
-    for (const cell of [...row.cells].slice(1)) {
-      const share = (Number(cell.dataset.value) - low) / span;
-      cell.style.background = `rgb(var(--heat) / ${share.toFixed(3)})`;
-      cell.classList.toggle("strong", share > .55);
-    }
-  };
-  const line = (name, values, strength = 1) => {
+  const line = (name, values, among, strength = 1) => {
     const row = body.insertRow(), label = make("th", "", name);
     label.scope = "row";
     label.style.opacity = .45 + .55 * strength;
     row.append(label);
+    const low = Math.min(...among), span = Math.max(...among) - low || 1;
     for (const value of values) {
-      const cell = row.insertCell();
+      const cell = row.insertCell(), share = (value - low) / span;
       cell.textContent = value.toFixed(2);
-      cell.dataset.value = value;
+      cell.style.background = `rgb(var(--heat) / ${share.toFixed(3)})`;
+      cell.classList.toggle("strong", share > .55);
     }
     return row;
   };
   const most = Math.max(...found.word_weights), all = found.frame_word.flat();
-  found.words.forEach((word, at) => {
-    colour(line(word, found.frame_word.map(row => row[at]), found.word_weights[at] / most), all);
-  });
-  const together = line("all words", found.relevance);
-  together.className = "together";
-  colour(together, found.relevance);
+  found.words.forEach((word, at) => line(word, found.frame_word.map(row => row[at]), all, found.word_weights[at] / most));
+  line("all words", found.relevance, found.relevance).className = "together";
   return table;
 }
 
