@@ -71,9 +71,9 @@ class Spec:
 
     def key(self, device: str) -> str:
         params = self.resolved()
-        parts = [self.folder().name, params.model.model_dump(),
-                 params.train.model_dump(exclude={"device", "num_workers"}), device.partition(":")[0],
-                 code_identity(CODE)]
+        unused = {"device", "num_workers"} | ({"loss"} if params.model.head != "hcmi" else set())
+        parts = [self.folder().name, params.model.model_dump(), params.train.model_dump(exclude=unused),
+                 device.partition(":")[0], code_identity(CODE)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def folder(self, gallery: str | None = None) -> Path:

@@ -10,8 +10,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
 
 from hcmi.atomic import atomic_file
-from hcmi.data.pool import DecodeJob, DecoderPool
-from hcmi.errors import DecodeError
+from hcmi.data.pool import DecodeJob, run_one
 from hcmi.explain import Explanation
 
 INK, SOFT, MOMENT = "#22303c", "#8795a1", "#d9822b"
@@ -55,10 +54,7 @@ def read_frames(explanation: Explanation) -> np.ndarray:
     half = float(np.diff(times_T).mean()) / 2 if len(times_T) > 1 else 0.5
     job = DecodeJob(None, hit.path, 4 * len(times_T), FRAME_PIXELS, max(float(times_T[0]) - half, 0.0),
                     float(times_T[-1]) + half)
-    with DecoderPool(1, TIMEOUT_S) as pool:
-        _, decoded = next(iter(pool.map([job])))
-    if isinstance(decoded, DecodeError):
-        raise decoded
+    decoded = run_one(job, TIMEOUT_S)
     nearest_T = np.abs(np.array(decoded.times_s)[:, None] - times_T).argmin(0)
     return decoded.frames_THWC[nearest_T]
 

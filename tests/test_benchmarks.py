@@ -56,6 +56,16 @@ def test_spec_key_follows_what_is_trained_and_not_where(benchmarks):
         runs.Spec("standard", 0, {"train.epoch": 3}).resolved()
 
 
+def test_spec_key_of_a_peer_ignores_the_loss_it_does_not_use(benchmarks):
+    _, runs = benchmarks
+
+    def key(head, margin):
+        return runs.Spec("standard", 0, {"model.head": head, "train.loss.margin": margin}).key("cpu")
+
+    assert key("wti", 0.2) == key("wti", 0.4)
+    assert key("hcmi", 0.2) != key("hcmi", 0.4)
+
+
 def test_data_lie_elsewhere_when_they_are_made_in_another_way(benchmarks, monkeypatch):
     _, runs = benchmarks
     spec = runs.Spec("standard", 1)

@@ -189,6 +189,18 @@ class DecoderPool:
         worker.process.wait()
 
 
+def run_one(job: Any, timeout_s: float, function: Callable = decode_job) -> Any:
+    """`function(job)` in a process of its own, as `DecoderPool` runs it.
+
+    Raises: DecodeError when the job fails or its time is up.
+    """
+    with DecoderPool(1, timeout_s, function) as pool:
+        _, result = next(iter(pool.map([job])))
+    if isinstance(result, DecodeError):
+        raise result
+    return result
+
+
 def _cpu_seconds(pid: int) -> float | None:
     """Processor time that a process has used; None where the system does not tell."""
     try:

@@ -30,8 +30,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hcmi.data.jobs import EncodeJob, encode_job
-from hcmi.data.pool import DecoderPool
-from hcmi.errors import ConfigError, DataError, DecodeError, HcmiError, SearchIndexError
+from hcmi.data.pool import run_one
+from hcmi.errors import ConfigError, DataError, HcmiError, SearchIndexError
 from hcmi.search import Retriever, check_query, hit_record, parse_tags
 from hcmi.types import Hit
 
@@ -130,11 +130,7 @@ def read_frame(path: str, start_s: float, end_s: float | None) -> bytes:
     Raises: DecodeError when the file cannot be decoded.
     """
     job = EncodeJob(None, path, 1, FRAME_PIXELS, start_s, end_s, quality=FRAME_QUALITY)
-    with DecoderPool(1, FRAME_TIMEOUT_S, encode_job) as pool:
-        _, clip = next(iter(pool.map([job])))
-    if isinstance(clip, DecodeError):
-        raise clip
-    return clip.jpegs[0]
+    return run_one(job, FRAME_TIMEOUT_S, encode_job).jpegs[0]
 
 
 def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]) -> None:
