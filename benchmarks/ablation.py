@@ -3,7 +3,7 @@
 - each level alone, and each left out
 - label denoising positive, mask and off, at 0, 20 and 40 % duplicates in the training set, with its precision and
   recall against the truth, epoch by epoch; and by the true duplicates, which is the most that denoising can gain
-- the loss on the sum of the levels, off
+- the loss on the sum of the levels, off; the coarser levels' gradients in words and frames, whole
 - marginal sample enhancement on and off, and theta
 - number of clips and phrases; slots filled by soft assignment against learned queries
 
@@ -22,7 +22,7 @@ from common import RESULTS, markdown, table, write_result
 from panels import panels
 from runs import Spec, arguments, interval, run_all
 
-EPOCHS = {"train.epochs": 6}
+EPOCHS = {"train.epochs": 5}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
 WEIGHT = "train.loss.level_weights."
 NOISE = (0, 20, 40)
@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict] = {
     "without clip_phrase": {WEIGHT + "clip_phrase": 0.0},
     "without video_sentence": {WEIGHT + "video_sentence": 0.0, **MARGIN_OFF},
     "no loss on the sum": SUM_OFF,
+    "coarse gradients whole": {"model.coarse_gradient": 1.0},
     "MSE off": {**MARGIN_OFF, "train.loss.marginal_group": 1},
     "MSE: margin loss off": MARGIN_OFF,
     "MSE: batches of random clips": {"train.loss.marginal_group": 1},

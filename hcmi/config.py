@@ -85,6 +85,7 @@ class ModelSection(Section):
     num_phrases: Positive           # P
     temporal_layers: Annotated[int, Field(ge=0)]
     aggregation: Literal["assign", "queries"]           # how clips and phrases are filled: soft assignment, or queries
+    coarse_gradient: Annotated[float, Field(ge=0, le=1)]    # share of the coarser levels' that reaches words and frames
     scratch: ScratchConfig
 
     @model_validator(mode="after")

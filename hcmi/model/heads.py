@@ -125,12 +125,17 @@ class Hcmi(Wti):
 
     Before any training step the video-sentence score is CLIP's own: mean of the unit frame embeddings against the
     end-of-text embedding. The sentence is the anchor plus a gated aggregate of the phrases; the gate starts at zero.
+
+    Of what the coarser levels' losses ask of words and frames only the share `coarse_gradient` reaches them, since in
+    shared features the levels pull apart what the finest one needs. [ours]
     """
 
     levels = ("frame_word", "clip_phrase", "video_sentence")
 
-    def __init__(self, dim: int, heads: int, num_clips: int, num_phrases: int, aggregation: str = "assign", **options):
+    def __init__(self, dim: int, heads: int, num_clips: int, num_phrases: int, aggregation: str = "assign",
+                 coarse_gradient: float = 1.0, **options):
         super().__init__(dim, heads=heads, **options)
+        self.coarse_gradient = coarse_gradient
         self.to_clips, self.to_video, self.to_phrases, self.to_sentence = (
             Aggregation(dim, heads, slots, aggregation) for slots in (num_clips, 1, num_phrases, 1))
         self.sentence_gate_D = nn.Parameter(torch.zeros(dim))
@@ -138,7 +143,7 @@ class Hcmi(Wti):
 
     def video(self, features_BTD, mask_BT, position_T=None):
         frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
-        clips_BCD = self.to_clips(frames_BTD, mask_BT)
+        clips_BCD = self.to_clips(_damped(frames_BTD, self.coarse_gradient), mask_BT)
         all_BC = torch.ones(clips_BCD.shape[:2], dtype=torch.bool, device=clips_BCD.device)
         video_BD = self.to_video(clips_BCD, all_BC)[:, 0]
         return _video_tokens(video_BD, frames_BTD, self.frame_weights(frames_BTD, mask_BT), clips_BCD,
@@ -146,9 +151,10 @@ class Hcmi(Wti):
 
     def text(self, states_BWD, anchor_BD, mask_BW):
         words_BWD = self.spread(states_BWD)
-        phrases_BPD = self.to_phrases(words_BWD, mask_BW)
+        phrases_BPD = self.to_phrases(_damped(words_BWD, self.coarse_gradient), mask_BW)
         all_BP = torch.ones(phrases_BPD.shape[:2], dtype=torch.bool, device=phrases_BPD.device)
-        sentence_BD = self.spread(anchor_BD) + self.sentence_gate_D * self.to_sentence(phrases_BPD, all_BP)[:, 0]
+        anchor_BD = _damped(self.spread(anchor_BD), self.coarse_gradient)
+        sentence_BD = anchor_BD + self.sentence_gate_D * self.to_sentence(phrases_BPD, all_BP)[:, 0]
         return _text_tokens(sentence_BD, words_BWD, self.word_weights(words_BWD, mask_BW), phrases_BPD,
                             self.phrase_weights(phrases_BPD, all_BP))
 
@@ -174,6 +180,11 @@ def _attend(sims: Tensor, mask: Tensor) -> Tensor:
     """Softmax-weighted mean over the last dimension, by the similarities themselves."""
     weights = (sims / XCLIP_TEMPERATURE).masked_fill(~mask, -1e9).softmax(-1)
     return (weights * sims).sum(-1)
+
+
+def _damped(tokens: Tensor, share: float) -> Tensor:
+    """The tokens themselves; of their gradient only `share` goes on."""
+    return torch.lerp(tokens.detach(), tokens, share)
 
 
 def _video_tokens(video_BD, frames_BTD, frame_weights_BT, clips_BCD=None, clip_weights_BC=None) -> VideoTokens:

@@ -42,7 +42,8 @@ class HcmiConfig(PretrainedConfig):
 
     def __init__(self, towers: dict | None = None, head: str = "hcmi", backbone: str = "scratch", num_frames: int = 12,
                  num_words: int = 32, num_clips: int = 4, num_phrases: int = 8, temporal_layers: int = 2,
-                 aggregation: str = "assign", level_weights: dict[str, float] | None = None, **kwargs):
+                 aggregation: str = "assign", coarse_gradient: float = 1.0,
+                 level_weights: dict[str, float] | None = None, **kwargs):
         self.towers = towers
         self.head = head
         self.backbone = backbone
@@ -52,6 +53,7 @@ class HcmiConfig(PretrainedConfig):
         self.num_phrases = num_phrases
         self.temporal_layers = temporal_layers
         self.aggregation = aggregation
+        self.coarse_gradient = coarse_gradient
         self.level_weights = level_weights
         super().__init__(**kwargs)
 
@@ -76,7 +78,8 @@ class HcmiModel(PreTrainedModel):
         heads = next(heads for heads in range(max(dim // 64, 1), 0, -1) if dim % heads == 0)
         self.head = build_head(config.head, dim=dim, heads=heads, temporal_layers=config.temporal_layers,
                                num_frames=config.num_frames, num_clips=config.num_clips,
-                               num_phrases=config.num_phrases, aggregation=config.aggregation)
+                               num_phrases=config.num_phrases, aggregation=config.aggregation,
+                               coarse_gradient=config.coarse_gradient)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -17,9 +17,10 @@ D, T, W = 8, 5, 6
 VIDEO_LENGTHS, TEXT_LENGTHS = [5, 3, 1], [6, 4, 2, 5]
 
 
-def made_head(name: str, wild: bool = True, seed: int = 0) -> Head:
+def made_head(name: str, wild: bool = True, seed: int = 0, **options) -> Head:
     torch.manual_seed(seed)
-    head = build_head(name, dim=D, heads=2, temporal_layers=2, num_frames=T, num_words=W, num_clips=2, num_phrases=3)
+    head = build_head(name, dim=D, heads=2, temporal_layers=2, num_frames=T, num_words=W, num_clips=2, num_phrases=3,
+                      **options)
     return shake(head, seed, 0.3) if wild else head
 
 
@@ -31,7 +32,6 @@ def made_inputs(seed: int = 0) -> dict[str, Tensor]:
             "anchor_BD": torch.randn(4, D, generator=generator)}
 
 
-@torch.no_grad()
 def scores(head: Head, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
     texts = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"])
@@ -361,3 +361,22 @@ def test_assert_levels_equal_fails_when_one_level_is_dropped():
     found = scores(made_head("hcmi"), made_inputs())
     with pytest.raises(AssertionError, match="need the levels"):
         assert_levels_equal({level: found[level] for level in LEVELS[1:]}, found)
+
+
+def test_coarse_levels_reach_frames_and_words_by_their_share_alone():
+    inputs = made_inputs()
+
+    def gradients(share: float, level: str) -> list[Tensor]:
+        head = made_head("hcmi", coarse_gradient=share)
+        leaves = {name: inputs[name].clone().requires_grad_() for name in ("features_BTD", "states_BWD", "anchor_BD")}
+        scored = scores(head, inputs | leaves)[level]
+        assert torch.equal(scored, scores(made_head("hcmi"), inputs)[level])
+        return torch.autograd.grad(scored.square().sum(), list(leaves.values()), allow_unused=True)
+
+    for level in LEVELS:
+        share = 1.0 if level == "frame_word" else 0.3
+        for whole, part in zip(gradients(1.0, level), gradients(0.3, level), strict=True):
+            assert (whole is None) == (part is None)
+            if whole is not None:
+                torch.testing.assert_close(part, share * whole)
+                assert whole.any()
