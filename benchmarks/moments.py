@@ -2,7 +2,8 @@
 
 R@1 at IoU 0.5, in per cent, over the events of the test split's clips of more than one event; the video is given, as
 is usual for moment retrieval. Beside it what naming the whole clip and what a random moment would score, and the same
-by number of events; and for the same queries over all clips, the share whose first hit (or one of ten) shows the event.
+by number of events; and for the same queries over all clips, the share whose first hit (or one of ten) shows the event,
+by the usual ranking and by that for parts (`part_...`), and what each gives for captions of whole clips.
 
     python benchmarks/moments.py [--quick] [--model DIR] [--shards DIR] [--annotation FILE]
 """
@@ -21,8 +22,9 @@ from hcmi.data.wording import phrase
 from hcmi.encode import encode_texts, score
 from hcmi.explain import background, moment
 from hcmi.export import encode_batches
+from hcmi.metrics import ranks
 from hcmi.model.retriever import HcmiModel, load_retriever
-from hcmi.search import BACKGROUND_VIDEOS
+from hcmi.search import BACKGROUND_VIDEOS, part_similarities
 from hcmi.types import VideoTokens
 
 
@@ -47,17 +49,34 @@ def events(clips: list[dict], split: str) -> dict[str, list[tuple[str, tuple[flo
     return found
 
 
+def rankings(model: HcmiModel, queries: list[str], videos: list[VideoTokens], chunk: int = 64) -> dict[str, np.ndarray]:
+    """Scores [Q, V] as search ranks by itself (`""`), and told that a query tells a part (`part_`)."""
+    levels = {"": lambda texts, tokens: score(model, texts, tokens),
+              "part_": lambda texts, tokens: part_similarities(texts, tokens, model.head.levels)}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in levels}
+    for start in range(0, len(queries), chunk):
+        texts = encode_texts(model, queries[start:start + chunk])
+        for name, compare in levels.items():
+            found[name].append(np.concatenate([model.combine(compare(texts, some)).numpy() for some in videos], 1))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
 def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens], clips: list[dict],
                     reader: ShardReader) -> dict[str, float]:
-    """Per cent of the queries for which the first clip, or one of the first ten, shows the event asked for."""
+    """Per cent of the queries for which the first clip, or one of the first ten, shows the event asked for; and of
+    whole captions those that find their clip first."""
     shows = {clip["video_id"]: {told(event) for event in clip["events"]} for clip in clips}
     right_QV = np.array([[query in shows[clip["video_id"]] for clip in reader.clips] for query in queries])
-    texts = encode_texts(model, queries)
-    sims_QV = np.concatenate([model.combine(score(model, texts, tokens)).numpy() for tokens in videos], 1)
-    found_QK = np.take_along_axis(right_QV, np.argsort(-sims_QV, axis=1, kind="stable")[:, :10], 1)
-    return {"first_hit_shows_it": float(100 * found_QK[:, 0].mean()),
-            "one_of_ten_shows_it": float(100 * found_QK.any(1).mean()),
-            "random_hit_shows_it": float(100 * right_QV.mean())}
+    figures = {"random_hit_shows_it": float(100 * right_QV.mean())}
+    for name, sims_QV in rankings(model, queries, videos).items():
+        found_QK = np.take_along_axis(right_QV, np.argsort(-sims_QV, axis=1, kind="stable")[:, :10], 1)
+        figures |= {f"{name}first_hit_shows_it": float(100 * found_QK[:, 0].mean()),
+                    f"{name}one_of_ten_shows_it": float(100 * found_QK.any(1).mean())}
+    captions = [caption for clip in reader.clips for caption in clip["captions"]]
+    own_Q = np.repeat(np.arange(len(reader)), [len(clip["captions"]) for clip in reader.clips])
+    for name, sims_QV in rankings(model, captions, videos).items():
+        figures[f"{name}whole_captions_r1"] = float(100 * ranks(sims_QV, own_Q).hits_at(1).mean())
+    return figures
 
 
 def main() -> None:

@@ -201,11 +201,12 @@ def drift(incoming: str, batch: str | None, model: str, export: str, shards: str
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
 @click.option("--min-seconds", type=float, help="Only videos at least this long.")
 @click.option("--max-seconds", type=float, help="Only videos at most this long.")
+@click.option("--part", is_flag=True, help="QUERY tells a part of a video: what else it shows does not count.")
 @click.option("--explain", metavar="FILE", help="Why the first answer was found: .png, .svg, .pdf or .json.")
 @params_option
 @json_option
 def search(query: str, top: int, videos: str | None, index: str | None, model: str, tags: tuple[str, ...],
-           min_seconds: float | None, max_seconds: float | None, explain: str | None, params: str,
+           min_seconds: float | None, max_seconds: float | None, part: bool, explain: str | None, params: str,
            as_json: bool) -> None:
     """Find videos, and the moments in them, that show what QUERY says.
 
@@ -214,6 +215,8 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
       hcmi search "a dog jumps into water" --top 5 --json
 
       hcmi search "red car" --videos ./my_videos
+
+      hcmi search "a red car turns left" --part
 
       hcmi search "red car" --tag place=street --explain why.png
     """
@@ -224,7 +227,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     searching.check_picture(explain)
     wanted = searching.parse_tags(tags)
     retriever = searching.open_retriever(model, index, videos, params)
-    hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
+    hits = retriever.search(query, top, wanted, min_seconds, max_seconds, part)
     for note in (*retriever.notes, *searching.missing_files(hits)):
         click.echo(f"note: {note}", err=True)
     if as_json:

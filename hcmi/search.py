@@ -2,12 +2,13 @@
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hcmi.atomic import atomic_file
 from hcmi.config import load_params
@@ -16,6 +17,7 @@ from hcmi.errors import ConfigError, DataError
 from hcmi.explain import Background, Explanation, Usual, background, explain_hit, moment, query_words
 from hcmi.index import Filter, SearchIndex
 from hcmi.milvus import MilvusIndex, is_milvus
+from hcmi.model.interaction import cosine
 from hcmi.model.retriever import HcmiModel, load_retriever
 from hcmi.text_encoder import load_text_encoder
 from hcmi.types import Hit, TextTokens, VideoTokens
@@ -23,6 +25,7 @@ from hcmi.types import Hit, TextTokens, VideoTokens
 CANDIDATES = 200
 MAX_TOP = 1000
 MAX_QUERY_CHARS = 2000
+PART_HEADS = ("hcmi", "wti")    # those that compare words with frames from each side
 BACKGROUND_VIDEOS = 256     # tell what a query usually matches at each place of a video
 
 
@@ -32,6 +35,7 @@ class Retriever:
         retriever = Retriever("models/hcmi", "export/index")
         retriever.search("a red ring slides left", top=5)
         retriever.search("a dog", tags={"place": "beach"}, max_seconds=30)
+        retriever.search("a dog jumps into water", part=True)
         retriever.similar("video_0001")
         retriever.captions_of("video_0001", ["a dog runs", "a cat sleeps"])
 
@@ -70,13 +74,14 @@ class Retriever:
         return retriever
 
     def search(self, query: str, top: int = 10, tags: dict[str, str] | None = None,
-               min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
+               min_seconds: float | None = None, max_seconds: float | None = None, part: bool = False) -> list[Hit]:
         """Videos that show what `query` says, best first, each with its best moment.
 
-        Raises: ConfigError when the query cannot be understood or `top` is out of range.
+        `part`: the query tells a part of a video; what else the video shows does not count against it.
+        Raises: ConfigError when the query cannot be understood, `top` is out of range or the model cannot tell parts.
         """
         text = self.encode_query(query)
-        return self.rank(text, check_top(top), Filter(tuple((tags or {}).items()), min_seconds, max_seconds))
+        return self.rank(text, check_top(top), Filter(tuple((tags or {}).items()), min_seconds, max_seconds), part)
 
     def similar(self, video_id: str, top: int = 10, tags: dict[str, str] | None = None,
                 min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
@@ -135,6 +140,11 @@ class Retriever:
                             "videos.parquet lists them.")
         return self.index.tokens(rows[:1]), self.index.records(rows[:1])[0]
 
+    @property
+    def tells_parts(self) -> bool:
+        """Whether `part` can be asked for."""
+        return self.model.config.head in PART_HEADS
+
     def encode_query(self, query: str) -> TextTokens:
         """Tokens of one checked query. Only the text tower runs."""
         ids_BW, mask_BW = self.model.processor.texts([check_query(query)])
@@ -161,8 +171,11 @@ class Retriever:
             newest.check_model(self.fingerprint)
             self.index = newest
 
-    def rank(self, text: TextTokens, top: int, where: Filter) -> list[Hit]:
+    def rank(self, text: TextTokens, top: int, where: Filter, part: bool = False) -> list[Hit]:
         """Answer an encoded query: first stage, then the exact score of each candidate from its tokens."""
+        if part and not self.tells_parts:
+            raise ConfigError(f"--part: need a model with head {' or '.join(PART_HEADS)}, "
+                              f"got {self.model.config.head}. Leave it out.")
         self._newest()
         index = self.index
         rows = index.candidates(text.sentence_BD[0].numpy(), max(self.candidates, 2 * top),
@@ -171,7 +184,8 @@ class Retriever:
             return []
         videos = index.tokens(rows)
         with torch.inference_mode():
-            levels = self.model.similarities(text, videos)
+            levels = (part_similarities(text, videos, self.model.head.levels) if part
+                      else self.model.similarities(text, videos))
             scores_V = self.model.combine(levels)[0]
         best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
         usual, hits = self._usual(text), []
@@ -181,6 +195,26 @@ class Retriever:
             hits.append(Hit(rank, record["video_id"], record["path"], float(scores_V[at]), round(start_s, 3),
                             round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
         return hits
+
+
+def part_similarities(texts: TextTokens, videos: VideoTokens, levels: Iterable[str]) -> dict[str, Tensor]:
+    """Level -> [Q, V], by the texts' side alone: frames and clips that no word asks for do not count.
+
+        S = sum_w u_w max_t cos(w, t) at the levels of tokens; video-sentence is the cosine, as ever.
+
+    Source: ours. The whole score prefers videos that show nothing but what is asked for.
+    """
+    def by_text(tokens_QWD: Tensor, weights_QW: Tensor, others_VTD: Tensor, others_VT: Tensor) -> Tensor:
+        sims_QWVT = torch.einsum("qwd,vtd->qwvt", tokens_QWD.float(), others_VTD.float())
+        per_word_QWV = sims_QWVT.masked_fill(others_VT <= 0, -1).amax(3)
+        return torch.einsum("qwv,qw->qv", per_word_QWV, weights_QW.float())
+
+    found = {"frame_word": lambda: by_text(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
+                                           videos.frame_weights_BT),
+             "clip_phrase": lambda: by_text(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
+                                            videos.clip_weights_BC),
+             "video_sentence": lambda: cosine(texts.sentence_BD.float(), videos.video_BD.float())}
+    return {level: found[level]() for level in levels}
 
 
 def check_top(top: int) -> int:

@@ -10,7 +10,7 @@ from hcmi.encode import encode_texts
 from hcmi.errors import ConfigError, DataError, SearchIndexError
 from hcmi.explain import best_moment, moment
 from hcmi.index_writer import add_videos, create_index, model_card, remove_videos
-from hcmi.search import Retriever
+from hcmi.search import Retriever, part_similarities
 from hcmi.types import TextTokens, VideoTokens
 
 QUERY = "a red ring slides left"
@@ -58,6 +58,45 @@ def test_second_stage_reorders_only_the_candidates_when_they_are_few(model, worl
         name for name in exact_ranking(model, text, tokens) if name in nearest][:2]
 
 
+def by_text_alone(tokens_ND, weights_N, others_MD, others_M) -> float:
+    return sum(float(weight) * max(float(token @ other) for other, valid in zip(others_MD, others_M, strict=True)
+                                   if valid > 0) for token, weight in zip(tokens_ND, weights_N, strict=True))
+
+
+def test_a_part_is_scored_by_the_words_alone_when_worked_by_loops(model, world):
+    retriever, videos = world
+    text = encode_texts(model, [QUERY])
+    hits = retriever.search(QUERY, top=60, part=True)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert [hit.video_id for hit in hits] != exact_ranking(model, text, videos)
+    for hit in hits[::20]:
+        row = int(hit.video_id[1:])
+        assert hit.levels == pytest.approx({
+            "frame_word": by_text_alone(text.words_BWD[0], text.word_weights_BW[0], videos.frames_BTD[row],
+                                        videos.frame_weights_BT[row]),
+            "clip_phrase": by_text_alone(text.phrases_BPD[0], text.phrase_weights_BP[0], videos.clips_BCD[row],
+                                         videos.clip_weights_BC[row]),
+            "video_sentence": float(text.sentence_BD[0] @ videos.video_BD[row])}, abs=2e-3)   # stored as float16
+        assert hit.score == pytest.approx(sum(model.level_weights[name] * value for name, value in hit.levels.items()))
+
+
+def test_more_frames_never_count_against_a_part_and_padding_never_for_it():
+    generator = np.random.default_rng(1)
+    text, video = text_tokens(2, generator), video_tokens(3, generator)
+    part = part_similarities(text, shortened(video, T - 2), ["frame_word"])["frame_word"]
+    whole = part_similarities(text, video, ["frame_word"])["frame_word"]
+    assert (whole >= part).all()
+    assert (whole > part).any()
+    padded = VideoTokens(**{**vars(video), "frame_weights_BT": video.frame_weights_BT.clone()})
+    padded.frame_weights_BT[:, T - 2:] = 0
+    torch.testing.assert_close(part_similarities(text, padded, ["frame_word"])["frame_word"], part)
+
+
+def shortened(video: VideoTokens, frames: int) -> VideoTokens:
+    return VideoTokens(video.video_BD, video.frames_BTD[:, :frames], video.clips_BCD,
+                       video.frame_weights_BT[:, :frames], video.clip_weights_BC)
+
+
 @pytest.mark.parametrize("head", ["mean_pool", "wti", "xclip"])
 def test_search_works_for_other_heads(head, tmp_path):
     model = tiny_model(head=head)
@@ -68,6 +107,11 @@ def test_search_works_for_other_heads(head, tmp_path):
     hits = Retriever(model, tmp_path / "index").search(QUERY)
     assert [hit.video_id for hit in hits] == exact_ranking(model, encode_texts(model, [QUERY]), tokens)
     assert set(hits[0].levels) == set(model.level_weights)
+    if head == "wti":
+        assert set(Retriever(model, tmp_path / "index").search(QUERY, part=True)[0].levels) == {"frame_word"}
+    else:
+        with pytest.raises(ConfigError, match=f"--part: need a model with head hcmi or wti, got {head}. Leave it out."):
+            Retriever(model, tmp_path / "index").search(QUERY, part=True)
 
 
 def test_filters_and_removals_are_respected(world):

@@ -79,6 +79,8 @@ def test_search_gives_what_the_retriever_finds(page, retriever):
 def test_search_takes_filters_and_another_video(page, retriever):
     assert page.get("/api/search", params={"q": "ring", "min_seconds": 60}).json()["hits"] == []
     assert page.get("/api/search", params={"q": "ring", "tag": "place=sea"}).json()["hits"] == []
+    part = page.get("/api/search", params={"q": "a red ring", "part": 1}).json()["hits"]
+    assert [hit["score"] for hit in part] == [hit.score for hit in retriever.search("a red ring", part=True)]
     own = id_of(retriever, "g160.mp4")
     alike = page.get("/api/search", params={"like": own}).json()["hits"]
     assert [hit["video_id"] for hit in alike] == [hit.video_id for hit in retriever.similar(own)]
@@ -139,7 +141,7 @@ def test_requests_by_another_name_are_refused(page):
 def test_files_are_served_while_a_search_takes_long(retriever, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(*_):
+    def slow(*_, **__):
         begun.set()
         go_on.wait(60)
         return []
@@ -266,6 +268,22 @@ def test_back_returns_to_the_answers_before(tab, retriever):
     tab.go_back()
     tab.wait_for_function("name => document.querySelector('.hit .file').textContent === name", arg=name)
     assert tab.input_value("#q") == "a red ring"
+
+
+def test_a_part_is_asked_for_by_the_box_and_kept_in_the_address(tab, retriever):
+    tab.goto("/?q=a+red+ring")
+    tab.wait_for_selector(".hit")
+    tab.check("[name=part]")
+    tab.wait_for_url("**/?q=a+red+ring&part=1")
+    hit = retriever.search("a red ring", part=True)[0]
+    wanted = f"frame-word {hit.levels['frame_word']:.2f}"
+    tab.wait_for_function("told => document.querySelector('.levels').textContent.includes(told)", arg=wanted)
+    tab.reload()
+    tab.wait_for_selector(".hit")
+    assert tab.is_checked("[name=part]")
+    assert not tab.evaluate("document.querySelector('#filters').open")
+    tab.uncheck("[name=part]")
+    tab.wait_for_url("**/?q=a+red+ring")
 
 
 def test_page_shows_an_error_and_goes_on(tab):

@@ -96,13 +96,14 @@ class Page:
         told = [record["captions"] for record in index.records(rows)] if len(rows) else []
         examples = [min(captions, key=len) for captions in told if captions]
         return {"videos": len(index), "examples": examples, "notes": self.retriever.notes,
-                "level_weights": self.retriever.model.level_weights}
+                "level_weights": self.retriever.model.level_weights, "part": self.retriever.tells_parts}
 
     def _hits(self, query: QueryParams) -> list[Hit]:
-        ask, what = ((self.retriever.similar, query["like"]) if "like" in query
-                     else (self.retriever.search, check_query(query.get("q", ""))))
-        return ask(what, _whole(query, "top", 10), parse_tags(query.getlist("tag")), _number(query, "min_seconds"),
+        filters = (_whole(query, "top", 10), parse_tags(query.getlist("tag")), _number(query, "min_seconds"),
                    _number(query, "max_seconds"))
+        if "like" in query:
+            return self.retriever.similar(query["like"], *filters)
+        return self.retriever.search(check_query(query.get("q", "")), *filters, part="part" in query)
 
     def _explanation(self, query: QueryParams) -> dict[str, Any]:
         """Of one of the answers that the same query and filters give."""

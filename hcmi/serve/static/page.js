@@ -1,7 +1,6 @@
 // The search page. Its state is the address: whatever is shown can be linked to, and Back goes to the answers before.
 
 const $ = (selector, inside = document) => inside.querySelector(selector);
-const FIELDS = ["q", "min_seconds", "max_seconds", "tag", "top"];
 const WAIT_MS = 250;                // after the last key before a search begins by itself
 const STILL = matchMedia("(prefers-reduced-motion: reduce)").matches;
 let asked = new AbortController();  // of the search under way
@@ -34,14 +33,18 @@ function ask(changes, typing = false) {
   show(typing);
 }
 
-const typed = () => Object.fromEntries(FIELDS.map(name => [name, $("#ask").elements[name].value]));
+const fields = [...$("#ask").elements].filter(field => field.name);
+const typed = () => Object.fromEntries(new FormData($("#ask")));
 
 async function show(typing = false) {
   asked.abort();
   asked = new AbortController();
   const {signal} = asked, now = query();
-  if (!typing) for (const name of FIELDS) $("#ask").elements[name].value = now.get(name) ?? "";
-  $("#filters").open ||= FIELDS.slice(1).some(name => now.has(name));
+  if (!typing) for (const field of fields) {
+    if (field.type === "checkbox") field.checked = now.has(field.name);
+    else field.value = now.get(field.name) ?? "";
+  }
+  $("#filters").open ||= fields.some(field => $("#filters").contains(field) && now.has(field.name));
   document.title = now.get("q") ? `${now.get("q")} · HCMI` : "HCMI: search videos";
   $("#error").hidden = true;
   const empty = !now.get("q") && !now.get("like");
@@ -223,6 +226,7 @@ addEventListener("keydown", event => {
 
 const told = get("/api/about", "").then(found => {
   about = found;
+  $("#part").hidden = !about.part;
   for (const caption of about.examples) {
     const example = make("button", "", caption);
     example.type = "button";
