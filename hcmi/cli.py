@@ -228,7 +228,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     wanted = searching.parse_tags(tags)
     retriever = searching.open_retriever(model, index, videos, params)
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds, part)
-    for note in (*retriever.notes, *searching.missing_files(hits)):
+    for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
         click.echo(f"note: {note}", err=True)
     if as_json:
         json.dump([searching.hit_record(hit) for hit in hits], sys.stdout, indent=2, ensure_ascii=False)

@@ -124,7 +124,8 @@ class Retriever:
         text = self.encode_query(query)
         video, _ = self.video(hit.video_id)
         times_T = self.index.times(self.index.rows_of("video_id", [hit.video_id])[:1])[0]
-        words = query_words(self.model.processor.tokenizer, query, self.model.processor.num_words)
+        processor = self.model.processor
+        words = query_words(processor.tokenizer, processor.known(query)[0], processor.num_words)
         return explain_hit(query, hit, text, video, times_T, words, self.model.level_weights,
                            self._usual(text))
 
@@ -154,8 +155,16 @@ class Retriever:
         if 2 * foreign > len(letters) and len(pieces) > len(letters):
             raise ConfigError(f"query {shorten(query)!r}: need words of a language the model knows, got text its "
                               "tokenizer can only spell byte by byte. Ask in the language of the training captions.")
+        if not self.model.processor.known(query)[0]:
+            raise ConfigError(f"query {shorten(query)!r}: need a word that a training caption has, got none. "
+                              "Ask in the words of the training captions.")
         with torch.inference_mode():
             return self.model.encode_texts(ids_BW, mask_BW)
+
+    def query_notes(self, query: str) -> list[str]:
+        """What the user should know of how a query is understood, one line each."""
+        words = [word for word in self.model.processor.known(query)[1] if any(char.isalnum() for char in word)]
+        return [f"left out, since no training caption has them: {', '.join(words)}."] if words else []
 
     def _usual(self, text: TextTokens) -> Usual | None:
         """What this text usually matches, among some videos of the index; drawn again when the index has changed."""

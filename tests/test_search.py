@@ -153,6 +153,7 @@ def test_captions_are_ranked_for_a_video(model, world):
     ("caf\udce9", "need readable text in UTF-8"),
     ("红色的圆环向左滑动", "need words of a language the model knows"),
     ("собака прыгает", "need words of a language the model knows"),
+    ("xyzzy, please", "query 'xyzzy, please': need a word that a training caption has, got none"),
 ])
 def test_search_refuses_a_query_nobody_could_answer(world, query, message):
     with pytest.raises(ConfigError, match=message) as caught:
@@ -161,9 +162,19 @@ def test_search_refuses_a_query_nobody_could_answer(world, query, message):
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("query", ["a", "RED ring!", "ring " * 300, "a réd rïng", "xyzzy"])
+@pytest.mark.parametrize("query", ["a", "RED ring!", "ring " * 300, "a réd rïng", "xyzzy ring"])
 def test_search_answers_when_the_query_is_only_odd(world, query):
     assert len(world[0].search(query)) == 10
+
+
+def test_words_no_training_caption_has_change_nothing_and_are_named(world):
+    retriever, _ = world
+    odd = "please, " + QUERY.replace("slides", "xyzzy slides")
+    assert retriever.search(odd) == retriever.search(QUERY)
+    assert retriever.query_notes(odd) == ["left out, since no training caption has them: please, xyzzy."]
+    assert retriever.query_notes(QUERY) == []
+    best = retriever.search(QUERY)[0]
+    assert retriever.explain(odd, best).words == retriever.explain(QUERY, best).words == tuple(QUERY.split())
 
 
 @pytest.mark.parametrize("top", [0, -1, 1_000_000])

@@ -49,6 +49,11 @@ def test_search_prints_a_table_for_people(run, world):
     assert "video-sentence" in lines[0]
 
 
+def test_search_names_the_words_it_left_out(run, world):
+    result = run("a splendid red ring", "--videos", world / "videos")
+    assert "note: left out, since no training caption has them: splendid.\n" in result.stderr
+
+
 def test_search_draws_why(run, world, tmp_path):
     run("a red ring slides", "--videos", world / "videos", "--explain", "why.png")
     with Image.open(tmp_path / "why.png") as picture:

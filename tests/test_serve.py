@@ -79,6 +79,8 @@ def test_search_gives_what_the_retriever_finds(page, retriever):
 def test_search_takes_filters_and_another_video(page, retriever):
     assert page.get("/api/search", params={"q": "ring", "min_seconds": 60}).json()["hits"] == []
     assert page.get("/api/search", params={"q": "ring", "tag": "place=sea"}).json()["hits"] == []
+    noted = page.get("/api/search", params={"q": "a splendid ring"}).json()
+    assert noted["notes"] == ["left out, since no training caption has them: splendid."]
     part = page.get("/api/search", params={"q": "a red ring", "part": 1}).json()["hits"]
     assert [hit["score"] for hit in part] == [hit.score for hit in retriever.search("a red ring", part=True)]
     own = id_of(retriever, "g160.mp4")
@@ -273,6 +275,10 @@ def test_back_returns_to_the_answers_before(tab, retriever):
 def test_a_part_is_asked_for_by_the_box_and_kept_in_the_address(tab, retriever):
     tab.goto("/?q=a+red+ring")
     tab.wait_for_selector(".hit")
+    tab.fill("#q", "a splendid ring")
+    tab.wait_for_function("() => document.querySelector('#status').textContent.endsWith('has them: splendid.')")
+    tab.fill("#q", "a red ring")
+    tab.wait_for_url("**/?q=a+red+ring")
     tab.check("[name=part]")
     tab.wait_for_url("**/?q=a+red+ring&part=1")
     hit = retriever.search("a red ring", part=True)[0]

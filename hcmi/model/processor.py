@@ -1,5 +1,6 @@
 """From strings and pixels to the model's inputs, saved beside the model in the Hugging Face convention."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,16 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 class HcmiProcessor:
     """Tokenizer, normalisation and the sizes they were trained with.
 
-    Frames arrive already resized (`hcmi.data.frames` does it as CLIP does); here they are only normalised.
+    Frames arrive already resized (`hcmi.data.frames` does it as CLIP does); here they are only normalised. `untrained`:
+    ids of tokens that no training caption has; a pretrained tokenizer has none.
     """
 
-    def __init__(self, tokenizer, image_processor, num_words: int, image_size: int):
+    def __init__(self, tokenizer, image_processor, num_words: int, image_size: int, untrained: Iterable[int] = ()):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.num_words = num_words
         self.image_size = image_size
+        self.untrained = torch.tensor(sorted(untrained), dtype=torch.long)
         self._mean_C11, self._std_C11 = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
                                          for values in (image_processor.image_mean, image_processor.image_std))
 
@@ -46,7 +49,8 @@ class HcmiProcessor:
         images = CLIPImageProcessorPil(size={"shortest_edge": image_size},
                                        crop_size={"height": image_size, "width": image_size},
                                        image_mean=[0.5] * 3, image_std=[0.25] * 3)
-        return cls(tokenizer, images, num_words, image_size)
+        seen = {number for encoded in bpe.encode_batch(captions) for number in encoded.ids}
+        return cls(tokenizer, images, num_words, image_size, set(range(len(tokenizer))) - seen)
 
     @classmethod
     def from_backbone(cls, backbone: str, num_words: int, image_size: int) -> "HcmiProcessor":
@@ -62,10 +66,12 @@ class HcmiProcessor:
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
         tokenizer = AutoTokenizer.from_pretrained(folder)
         images = _image_processor(folder)
-        return cls(tokenizer, images, int(tokenizer.init_kwargs["num_words"]), int(tokenizer.init_kwargs["image_size"]))
+        saved = tokenizer.init_kwargs
+        return cls(tokenizer, images, int(saved["num_words"]), int(saved["image_size"]), saved.get("untrained", ()))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        self.tokenizer.init_kwargs.update(num_words=self.num_words, image_size=self.image_size)
+        self.tokenizer.init_kwargs.update(num_words=self.num_words, image_size=self.image_size,
+                                          untrained=self.untrained.tolist())
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
@@ -87,12 +93,39 @@ class HcmiProcessor:
         return pixels.div_(255).sub_(self._mean_C11.to(pixels.device)).div_(self._std_C11.to(pixels.device))
 
     def texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, [B, W] with W the longest caption of the batch, at most `num_words`; ends are kept."""
-        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.num_words, return_tensors="pt")
+        """Token ids and mask, [B, W] with W the longest caption of the batch, at most `num_words`; ends are kept.
+
+        Words that training has not seen are left out.
+        """
+        encoded = self._encode(texts)
+        if bool(torch.isin(encoded["input_ids"], self.untrained).any()):
+            encoded = self._encode([self.known(text)[0] for text in texts])
         mask_BW = encoded.get("attention_mask")
         if mask_BW is None:
             mask_BW = _mask_after_first_end(encoded["input_ids"], self.tokenizer.eos_token_id)
         return encoded["input_ids"], mask_BW
+
+
+    def known(self, text: str) -> tuple[str, list[str]]:
+        """The text without the words that have a token which no training caption has, and those words.
+
+        The vector of such a token is the random one it started with, and blurs the whole sentence: on Scenes, wordings
+        that training has not seen found their clip in 39 of 100 cases with these words and in 73 without. [ours]
+        """
+        left_out: list[str] = []
+        while True:         # what is left may make a word that was none before
+            encoded = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
+            at_W = torch.isin(encoded["input_ids"][0], self.untrained).nonzero()[:, 0].tolist()
+            if not at_W:
+                return text, left_out
+            spans = [encoded.word_to_chars(0, word) for word in sorted({encoded.word_ids(0)[at] for at in at_W})]
+            left_out += filter(None, (text[start:end].strip() for start, end in spans))
+            for start, end in reversed(spans):
+                text = text[:start] + " " + text[end:]
+            text = " ".join(text.split())
+
+    def _encode(self, texts: list[str]):
+        return self.tokenizer(texts, padding=True, truncation=True, max_length=self.num_words, return_tensors="pt")
 
 
 def _mask_after_first_end(ids_BW: Tensor, end_id: int) -> Tensor:

@@ -71,6 +71,7 @@ class Page:
         here = await run_in_threadpool(lambda: [Path(hit.path).is_file() for hit in hits])
         return JSONResponse({"hits": [{**hit_record(hit), "file": Path(hit.path).name, "here": found}
                                       for hit, found in zip(hits, here, strict=True)],
+                             "notes": self.retriever.query_notes(request.query_params.get("q", "")),
                              "seconds": round(time.perf_counter() - started, 4)})
 
     async def explain(self, request: Request) -> Response:

@@ -96,8 +96,36 @@ def test_processor_is_the_same_when_saved_and_loaded(scratch, tmp_path):
     loaded = HcmiProcessor.from_pretrained(tmp_path)
     assert loaded.describe() == scratch.describe() == {"image_size": 16, "num_words": 12, "image_mean": [0.5] * 3,
                                                        "image_std": [0.25] * 3}
+    assert loaded.untrained.tolist() == scratch.untrained.tolist() != []
     for left, right in zip(loaded.texts(TEXTS), scratch.texts(TEXTS), strict=True):
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(("text", "known", "left_out"), [
+    ("watch how a red ring slides left", "a red ring slides left", ["watch", "how"]),
+    ("a red ring, whereupon (yesterday) a blue ring grows", "a red ring a blue ring grows",
+     [",", "whereupon", "(", "yesterday", ")"]),
+    ("then a blue ring grows", "then a blue ring grows", []),
+    ("A  Red ring", "A Red ring", []),          # two spaces are a token of their own
+    ("Красное кольцо", "", ["Красное", "кольцо"]),
+    ("", "", []),
+])
+def test_words_that_no_training_caption_has_are_left_out(scratch, text, known, left_out):
+    assert scratch.known(text) == (known, left_out)
+    ids_BW, mask_BW = scratch.texts([text, "a red ring slides left"])
+    needed_BW, needed_mask_BW = scratch.texts([known, "a red ring slides left"])
+    assert torch.equal(ids_BW, needed_BW)
+    assert torch.equal(mask_BW, needed_mask_BW)
+
+
+def test_unknown_words_take_no_place_from_known_ones_when_a_text_is_cut(scratch):
+    """12 tokens: 10 words, a start and an end."""
+    ids_BW, _ = scratch.texts(["whereupon " * 20 + "a red ring slides left"])
+    assert scratch.tokenizer.decode(ids_BW[0, 1:-1]).strip() == "a red ring slides left"
+
+
+def test_pretrained_tokenizer_leaves_no_word_out(real):
+    assert real.known("a qwxyzzy Красное") == ("a qwxyzzy Красное", [])
 
 
 # frames

@@ -57,13 +57,14 @@ async function show(typing = false) {
   }
   $("#hits").setAttribute("aria-busy", "true");
   try {
-    const {hits, seconds} = await get("/api/search", now, signal);
+    const {hits, notes, seconds} = await get("/api/search", now, signal);
     await told;
     if (signal.aborted) return;
     $("#hits").replaceChildren(...hits.map(card));
     const like = now.get("like") ? ` like ${now.get("like")}` : "";
-    $("#status").textContent = hits.length ? `${hits.length} answers${like} in ${Math.max(1, Math.round(1000 * seconds))} ms`
+    const count = hits.length ? `${hits.length} answers${like} in ${Math.max(1, Math.round(1000 * seconds))} ms`
       : "Nothing found: the index is empty, or no video passes the filters.";
+    $("#status").textContent = [count, ...notes].join(" · ");
     if (hits.length && !STILL) $("#hits .hit").dispatchEvent(new Event("play-moment"));
   } catch (error) {
     if (error.name === "AbortError") return;
