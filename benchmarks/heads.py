@@ -25,8 +25,8 @@ from runs import GALLERIES, Spec, arguments, interval, run_all
 HEADS = ("hcmi", "wti", "xclip", "seq_transf", "mean_pool")
 LONG_EPOCHS = 5         # 32 frames instead of 12: about the time of the standard epochs on 12
 QUICK = {"train.epochs": 6}
-# HCMI's batches (64, params.yaml) hold clips that are near one another; random ones do better with more negatives. Not on
-# long clips, where half of the steps are too few: there `wti` has 84 with 64 clips a batch and 81 with 128.
+# HCMI's batches (64, params.yaml) hold clips that are near one another; random ones do better with more negatives. Not
+# on long clips, where half of the steps are too few: there `wti` has 84 with 64 clips a batch and 81 with 128.
 PEERS = {"train.batch_size": 128}
 
 
