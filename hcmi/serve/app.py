@@ -67,11 +67,11 @@ class Page:
 
     async def search(self, request: Request) -> Response:
         started = time.perf_counter()
-        hits = await self._search(self._hits, request.query_params)
+        hits, notes = await self._search(self._answer, request.query_params)
         here = await run_in_threadpool(lambda: [Path(hit.path).is_file() for hit in hits])
         return JSONResponse({"hits": [{**hit_record(hit), "file": Path(hit.path).name, "here": found}
                                       for hit, found in zip(hits, here, strict=True)],
-                             "notes": self.retriever.query_notes(request.query_params.get("q", "")),
+                             "notes": notes,
                              "seconds": round(time.perf_counter() - started, 4)})
 
     async def explain(self, request: Request) -> Response:
@@ -98,6 +98,9 @@ class Page:
         examples = [min(captions, key=len) for captions in told if captions]
         return {"videos": len(index), "examples": examples, "notes": self.retriever.notes,
                 "level_weights": self.retriever.model.level_weights, "part": self.retriever.tells_parts}
+
+    def _answer(self, query: QueryParams) -> tuple[list[Hit], list[str]]:
+        return self._hits(query), self.retriever.query_notes(query.get("q", ""))
 
     def _hits(self, query: QueryParams) -> list[Hit]:
         filters = (_whole(query, "top", 10), parse_tags(query.getlist("tag")), _number(query, "min_seconds"),
