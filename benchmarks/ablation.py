@@ -11,16 +11,17 @@ Three seeds on a smaller budget than heads.py (half the epochs, said in the tabl
 seeds. Writes results/ablation.json, ablation.md and denoise.png. Finished runs are kept in results/runs.jsonl and never
 made twice: start it again after an interruption.
 
-    python benchmarks/ablation.py [--quick] [--seeds N] [--device cuda] [--jobs N]
+    python benchmarks/ablation.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from common import RESULTS, markdown, table, write_result
 from panels import panels
-from runs import Spec, arguments, interval, run_all
+from runs import Spec, arguments, interval, paired, records_of
 
 EPOCHS = {"train.epochs": 5}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
@@ -56,21 +57,25 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def variant_specs(seeds: int) -> dict[tuple[str, int], Spec]:
-    return {(name, seed): Spec("standard", seed, {**EPOCHS, **changes})
-            for seed in range(seeds) for name, changes in VARIANTS.items()}
+def variant_specs(seeds: int) -> dict[str, list[Spec]]:
+    return {name: [Spec("standard", seed, {**EPOCHS, **changes}) for seed in range(seeds)]
+            for name, changes in VARIANTS.items()}
 
 
-def noise_specs(seeds: int) -> dict[tuple[int, str, int], Spec]:
-    return {(rate, mode, seed): Spec(f"noise_{rate}", seed, {**EPOCHS, **changes})
-            for seed in range(seeds) for rate in NOISE for mode, changes in MODES.items()
+def noise_specs(seeds: int) -> dict[tuple[int, str], list[Spec]]:
+    return {(rate, mode): [Spec(f"noise_{rate}", seed, {**EPOCHS, **changes}) for seed in range(seeds)]
+            for rate in NOISE for mode, changes in MODES.items()
             if rate or changes.get("train.loss.denoise_by") != "tag"}       # with no duplicates that is `off`
 
 
-def difference(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[float, list[float] | None]:
-    """Mean and interval of R@1 of `ours` minus `others`, paired by seed."""
-    lead = np.array([a["r1"][gallery] - b["r1"][gallery] for a, b in zip(ours, others, strict=True)])
-    return float(lead.mean()), interval(lead)
+def gain(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[float | None, list[float] | None]:
+    """Mean and interval of R@1 of `ours` minus `others`, paired; nothing for runs against themselves."""
+    found = paired(ours, others, gallery) if ours is not others else []
+    return float(np.mean(found)) if found else None, interval(found)
+
+
+def mean_r1(runs: Sequence[dict], gallery: str) -> float:
+    return float(np.mean([run["r1"][gallery] for run in runs]))
 
 
 def denoise_curve(records: Sequence[dict], name: str) -> np.ndarray:
@@ -95,46 +100,42 @@ def draw(by_rate: dict[int, Sequence[dict]], path: Path) -> None:
 
 def main() -> None:
     options = arguments(__doc__, "2 seeds, denoising and MSE only", seeds=3)
-    seeds = options.seeds
-    wanted = {key: spec for key, spec in variant_specs(seeds).items()
-              if not options.quick or key[0] in ("shipped", "MSE off")} | noise_specs(seeds)
-    found = dict(zip(wanted, run_all(list(wanted.values()), options.device, options.jobs), strict=True))
+    variants = {name: specs for name, specs in variant_specs(options.seeds).items()
+                if not options.quick or name in ("shipped", "MSE off")}
+    wanted: dict = {**variants, **noise_specs(options.seeds)}
+    records_of([spec for of_seed in zip(*wanted.values(), strict=True) for spec in of_seed], options)  # seed by seed
+    found = {name: runs for name, specs in wanted.items() if (runs := records_of(specs, options))}
 
-    def of(*name) -> list[dict]:
-        return [found[(*name, seed)] for seed in range(seeds)]
-
-    rows, figures = [], {"seeds": seeds, "epochs": EPOCHS["train.epochs"]}
-    for name in dict.fromkeys(key[0] for key in wanted if isinstance(key[0], str)):
-        for gallery in GALLERIES:
-            mean = float(np.mean([record["r1"][gallery] for record in of(name)]))
-            gain, gain_ci = difference(of("shipped"), of(name), gallery)
-            rows.append((name, gallery, mean, gain, gain_ci))
-            if gallery == "main" and name != "shipped":
-                figures["gain_over_" + name.replace(" ", "_").replace(",", "").replace(":", "")] = gain
-    figures["mse_gain_attribute"], figures["mse_gain_attribute_ci95"] = difference(of("shipped"), of("MSE off"),
-                                                                                  "attribute")
+    shipped = found["shipped"]
+    rows = [(name, gallery, len(found[name]), mean_r1(found[name], gallery), *gain(shipped, found[name], gallery))
+            for name in variants if name in found for gallery in GALLERIES]
     noise_rows = []
-    for rate in NOISE:
-        for mode in (name for name in MODES if (rate, name, 0) in wanted):
-            gain, gain_ci = difference(of(rate, mode), of(rate, "off"), "main")
-            mean = float(np.mean([record["r1"]["main"] for record in of(rate, mode)]))
-            measured = [None] * 2 if mode == "off" else [
-                float(denoise_curve(of(rate, mode), name)[-1]) for name in ("precision", "recall")]
-            noise_rows.append((f"{rate} %", mode, mean, gain, None if mode == "off" else gain_ci, *measured))
-            name = {"positive": "ald_gain", "positive, true pairs": "ald_gain_true_pairs"}.get(mode)
-            if rate and name:
-                figures[f"{name}_{rate}"], figures[f"{name}_{rate}_ci95"] = gain, gain_ci
-    figures["ald_precision"], figures["ald_recall"] = (
-        float(denoise_curve(of(20, "positive"), name)[-1]) for name in ("precision", "recall"))
-    headers = ["variant", "gallery", "R@1", "shipped minus this", "95 % interval"]
-    noise_headers = ["duplicates", "denoise", "R@1", "minus off", "95 % interval", "precision", "recall"]
-    print(table(headers, rows), table(noise_headers, noise_rows), table(["figure", "value"], figures.items()),
-          sep="\n\n")
+    for rate, mode in (name for name in found if name not in variants):
+        runs = found[rate, mode]
+        measured = [float(denoise_curve(runs, name)[-1]) for name in ("precision", "recall")] if mode != "off" else []
+        noise_rows.append((f"{rate} %", mode, len(runs), mean_r1(runs, "main"),
+                           *gain(runs, found[rate, "off"], "main"), *(measured or [None] * 2)))
+    headers = ["variant", "gallery", "runs", "R@1", "shipped minus this", "95 % interval"]
+    noise_headers = ["duplicates", "denoise", "runs", "R@1", "minus off", "95 % interval", "precision", "recall"]
+    print(table(headers, rows), table(noise_headers, noise_rows), sep="\n\n")
+    if options.so_far:
+        return
+    figures = {"seeds": options.seeds, "epochs": EPOCHS["train.epochs"],
+               **{"gain_over_" + re.sub(r"\W+", "_", name): gain(shipped, runs, "main")[0]
+                  for name, runs in found.items() if name in variants and name != "shipped"}}
+    pairs = {"mse_gain_attribute": gain(shipped, found["MSE off"], "attribute"),
+             **{f"{name}_{rate}": gain(found[rate, mode], found[rate, "off"], "main") for rate in NOISE if rate
+                for name, mode in (("ald_gain", "positive"), ("ald_gain_true_pairs", "positive, true pairs"))}}
+    for name, (mean, between) in pairs.items():
+        figures |= {name: mean, f"{name}_ci95": between}
+    for name in ("precision", "recall"):
+        figures[f"ald_{name}"] = float(denoise_curve(found[20, "positive"], name)[-1])
+    print(table(["figure", "value"], figures.items()))
     path = write_result("ablation", figures, options.quick)
     if not options.quick:
         (RESULTS / "ablation.md").write_text(markdown(headers, rows) + "\n" + markdown(noise_headers, noise_rows),
                                              encoding="utf-8")
-        draw({rate: of(rate, "positive") for rate in NOISE}, RESULTS / "denoise.png")
+        draw({rate: found[rate, "positive"] for rate in NOISE}, RESULTS / "denoise.png")
     print(path)
 
 

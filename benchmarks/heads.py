@@ -8,7 +8,7 @@ denoising), as params.yaml has them; the peers with the plain loss, as their pap
 Writes results/heads.json, heads.md and heads.png. Finished runs are kept in results/runs.jsonl and never made twice:
 start it again after an interruption.
 
-    python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N]
+    python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS, markdown, table, write_result
 from panels import panels
-from runs import GALLERIES, Spec, arguments, interval, run_all
+from runs import GALLERIES, Spec, arguments, interval, paired, records_of
 
 HEADS = ("hcmi", "wti", "xclip", "seq_transf", "mean_pool")
 LONG_EPOCHS = 5         # 32 frames instead of 12: about the time of the standard epochs on 12
@@ -42,32 +42,33 @@ def batches(head: str, data: str) -> dict[str, object]:
     return {} if head == "hcmi" or data == "long" else PEERS
 
 
-def by_head(records: Sequence[dict], gallery: str) -> dict[str, np.ndarray]:
-    """Head -> R@1 of each seed, seeds in order."""
-    found = {}
-    for head in HEADS:
-        rows = [r for r in records if r["params"]["model.head"] == head and gallery in r["r1"]]
-        found[head] = np.array([r["r1"][gallery] for r in sorted(rows, key=lambda r: r["seed"])])
-    return {head: values for head, values in found.items() if len(values)}
+def by_head(records: Sequence[dict], gallery: str) -> dict[str, list[dict]]:
+    """Head -> its runs that were measured on the gallery."""
+    found = {head: [r for r in records if r["params"]["model.head"] == head and gallery in r["r1"]] for head in HEADS}
+    return {head: runs for head, runs in found.items() if runs}
+
+
+def mean_r1(runs: Sequence[dict], gallery: str) -> float:
+    return float(np.mean([run["r1"][gallery] for run in runs]))
 
 
 def compare(records: Sequence[dict], gallery: str) -> list[tuple]:
-    """Rows of the table: gallery, head, mean, interval, hcmi's lead over it and the lead's interval."""
-    scores = by_head(records, gallery)
+    """Rows of the table: gallery, head, number of runs, mean, interval, hcmi's lead over it and the lead's interval."""
+    found = by_head(records, gallery)
     rows = []
-    for head, values in scores.items():
-        lead = scores["hcmi"] - values
-        rows.append((gallery, head, float(values.mean()), interval(values),
-                     None if head == "hcmi" else float(lead.mean()), None if head == "hcmi" else interval(lead)))
+    for head, runs in found.items():
+        lead = paired(found["hcmi"], runs, gallery) if head != "hcmi" else []
+        rows.append((gallery, head, len(runs), mean_r1(runs, gallery), interval([run["r1"][gallery] for run in runs]),
+                     float(np.mean(lead)) if lead else None, interval(lead)))
     return rows
 
 
 def lead_over_best(records: Sequence[dict], gallery: str) -> tuple[str, float, float, list[float] | None]:
     """The best other head, its mean, and hcmi's paired lead over it with its interval."""
-    scores = by_head(records, gallery)
-    best = max((head for head in scores if head != "hcmi"), key=lambda head: scores[head].mean())
-    lead = scores["hcmi"] - scores[best]
-    return best, float(scores[best].mean()), float(lead.mean()), interval(lead)
+    found = by_head(records, gallery)
+    best = max((head for head in found if head != "hcmi"), key=lambda head: mean_r1(found[head], gallery))
+    lead = paired(found["hcmi"], found[best], gallery)
+    return best, mean_r1(found[best], gallery), float(np.mean(lead)), interval(lead)
 
 
 def cpu_minutes(records: Sequence[dict], head: str) -> float:
@@ -99,7 +100,7 @@ def draw(rows: Sequence[tuple], path: Path) -> None:
     figure, row_of_panels = panels(galleries, "t2v R@1, %", 2.3 * len(galleries), 2.6)
     for panel, gallery in zip(row_of_panels, galleries, strict=True):
         chosen = [row for row in rows if row[0] == gallery][::-1]
-        for place, (_, head, mean, between, *_) in enumerate(chosen):
+        for place, (_, head, _, mean, between, *_) in enumerate(chosen):
             low, high = between or (mean, mean)
             panel.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
                            color="#1f77b4" if head == "hcmi" else "#888888")
@@ -111,28 +112,28 @@ def draw(rows: Sequence[tuple], path: Path) -> None:
 
 def main() -> None:
     options = arguments(__doc__, "2 seeds, half the clips, fewer epochs, no long clips", seeds=5)
-    quick, seeds = options.quick, options.seeds
-    records = run_all(specs(quick, seeds), options.device, options.jobs)
+    records = records_of(specs(options.quick, options.seeds), options)
     galleries = [name for name in (*GALLERIES["standard"], "long") if any(name in r["r1"] for r in records)]
     rows = [row for gallery in galleries for row in compare(records, gallery)]
+    headers = ["gallery", "head", "runs", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
+    print(table(headers, rows))
+    if options.so_far:
+        return
     best, best_r1, gain, gain_ci = lead_over_best(records, "main")
-    scores = {gallery: by_head(records, gallery) for gallery in galleries}
-    figures = {"seeds": seeds, "hcmi_t2v_r1": float(scores["main"]["hcmi"].mean()), "best_other_t2v_r1": best_r1,
-               "gain_over_best": gain, "gain_over_best_ci95": gain_ci,
-               **{f"gain_{name}": float((scores[name]["hcmi"] - scores[name]["mean_pool"]).mean())
-                  for name in ("order", "attribute")},
+    print(f"\nbest other head on main: {best}")
+    figures = {"seeds": options.seeds, "hcmi_t2v_r1": mean_r1(by_head(records, "main")["hcmi"], "main"),
+               "best_other_t2v_r1": best_r1, "gain_over_best": gain, "gain_over_best_ci95": gain_ci,
+               **{f"gain_{name}": float(np.mean(paired(found["hcmi"], found["mean_pool"], name)))
+                  for name in ("order", "attribute") for found in [by_head(records, name)]},
                **{f"cpu_minutes_{head}": cpu_minutes(records, head) for head in HEADS}}
     if "long" in galleries:
         figures["gain_long"], figures["gain_long_ci95"] = lead_over_best(records, "long")[2:]
-    figures |= step_costs(options.device, "small", 2 if quick else 5)
-    if not quick:
+    figures |= step_costs(options.device, "small", 2 if options.quick else 5)
+    if not options.quick:
         figures |= step_costs(options.device, "vit", 3)
-    headers = ["gallery", "head", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
-    print(table(headers, rows))
-    print(f"\nbest other head on main: {best}")
     print(table(["figure", "value"], figures.items()))
-    path = write_result("heads", figures, quick)
-    if not quick:
+    path = write_result("heads", figures, options.quick)
+    if not options.quick:
         (RESULTS / "heads.md").write_text(markdown(headers, rows), encoding="utf-8")
         draw(rows, RESULTS / "heads.png")
     print(path)

@@ -98,7 +98,7 @@ def _behaviour(source: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body.pop(0)
-    return ast.dump(tree)
+    return ast.dump(tree).replace(", type_params=[]", "")   # Python 3.12 has it, 3.11 has not: one key for both
 
 
 def remembered() -> dict[str, dict]:
@@ -107,6 +107,15 @@ def remembered() -> dict[str, dict]:
         return {}
     records = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
     return {record["key"]: record for record in records}
+
+
+def records_of(specs: Sequence[Spec], options: argparse.Namespace) -> list[dict]:
+    """The records that a benchmark asks for: of every spec, or with --so-far of those that were run, on any device."""
+    if not options.so_far:
+        return run_all(specs, options.device, options.jobs)
+    done = remembered()
+    keys = [spec.key(device) for spec in specs for device in ("cpu", "cuda")]
+    return [done[key] for key in keys if key in done]
 
 
 def run_all(specs: Sequence[Spec], device: str, jobs: int) -> list[dict]:
@@ -217,6 +226,14 @@ def interval(values: Sequence[float]) -> list[float] | None:
     return [float(array.mean() - half), float(array.mean() + half)]
 
 
+def paired(ours: Iterable[dict], others: Iterable[dict], gallery: str) -> list[float]:
+    """R@1 of `ours` minus that of `others` on a gallery, by seed and device, where both were run."""
+    theirs = {(record["device"], record["seed"]): record["r1"][gallery] for record in others}
+    ours = sorted(ours, key=lambda record: (record["device"], record["seed"]))
+    return [record["r1"][gallery] - theirs[place] for record in ours
+            if (place := (record["device"], record["seed"])) in theirs]
+
+
 def arguments(doc: str | None, quick: str, seeds: int) -> argparse.Namespace:
     """The options of a benchmark of training runs; `seeds` unless told, with --quick 2."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,6 +241,7 @@ def arguments(doc: str | None, quick: str, seeds: int) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help=f"default {seeds}, with --quick 2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--so-far", action="store_true", help="no new runs: a table of those there are, any device")
     options = parser.parse_args()
     options.seeds = options.seeds or (2 if options.quick else seeds)
     return options

@@ -56,7 +56,7 @@ def main() -> None:
     figures["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     figures |= against_einsum(512 if options.quick else largest_size(options.device), options.device)
     print(table(["figure", "value"], figures.items()))
-    print(write_result("similarity", figures, options.quick))
+    print(write_result("similarity" if options.device == "cpu" else "similarity_cuda", figures, options.quick))
 
 
 def made_up_tokens(size: int, folder: Path) -> tuple[TextTokens, VideoTokens]:

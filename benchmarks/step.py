@@ -2,8 +2,8 @@
 
     python benchmarks/step.py HEAD DEVICE [small|vit]
 
-`small`: towers and batches of params.yaml. `vit`: towers of 12 layers and width 512 at 224 pixels, batches of 32; a bit
-less than CLIP ViT-B/32, and trained as pretrained towers are.
+`small`: towers and batches of params.yaml. `vit`: towers of 12 layers and width 512 at 224 pixels, a bit less than CLIP
+ViT-B/32, and trained as pretrained towers are; batches of 32, on a GPU of 128.
 """
 
 import json
@@ -24,7 +24,9 @@ from hcmi.train import make_optimizers, training_step
 
 ROOT = Path(__file__).resolve().parents[1]
 VIT = {"width": 512, "vision_layers": 12, "text_layers": 12, "heads": 8, "patch": 32, "vocab_size": 1000}
-WARM_AND_STEPS = {"small": (3, 8), "vit": (1, 1)}
+VIT_BATCH = {"cpu": 32, "cuda": 128}
+WARM_AND_STEPS = {("small", "cpu"): (3, 8), ("vit", "cpu"): (1, 1),
+                  ("small", "cuda"): (5, 30), ("vit", "cuda"): (3, 10)}
 
 
 def resident_mb(which: str) -> float:
@@ -35,14 +37,15 @@ def main(head: str, device_name: str, towers: str = "small") -> None:
     params = load_params(ROOT / "params.yaml")
     section = params.model.model_copy(update={"head": head})
     size, batch_size = params.shards.size, params.train.batch_size
+    device = pick_device(device_name)
     if towers == "vit":
         section = section.model_copy(update={"scratch": ScratchConfig.model_validate(VIT)})
-        size, batch_size = 224, 32
-    warm, steps = WARM_AND_STEPS[towers]
+        size, batch_size = 224, VIT_BATCH[device.type]
+    warm, steps = WARM_AND_STEPS[towers, device.type]
     tune_allocator()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    device, frames = pick_device(device_name), section.num_frames
+    frames = section.num_frames
     clips = list(scene_clips(params.dataset.scenes, "train", 0, batch_size))
     captions = [[clip.captions[number] for clip in clips] for number in range(params.train.captions_per_clip)]
     model = new_retriever(section, size, list(chain(*captions))).train()

@@ -1,0 +1,102 @@
+"""The same work on a CUDA device as on the processor: training, stopping and going on, encoding, scoring."""
+
+import copy
+
+import pytest
+import torch
+from model_world import tiny_model, train_config
+from torch import nn
+from torch.testing import assert_close
+from train_world import curves, run
+
+from hcmi import train as subject
+from hcmi.data.loader import ShardReader, TrainLoader
+from hcmi.encode import encode_split, score
+from hcmi.model.heads import HEADS
+from hcmi.model.retriever import load_retriever
+from hcmi.train import make_optimizers, training_step
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """float32 products as the processor makes them, not in TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("denoise", ["off", "positive", "mask"])
+def test_training_step_gives_the_processors_figures_when_on_a_gpu(films, head, denoise):
+    config = train_config(denoise=denoise, denoise_by="both")
+    here = tiny_model(head, wild=True).train()
+    there = copy.deepcopy(here)
+    nn.Module.to(there, "cuda")
+    batch = next(iter(TrainLoader(ShardReader(films, "train"), 8, here.config.num_frames, seed=0, num_workers=0,
+                                  num_captions=2)))
+    results = [training_step(model, make_optimizers(model, config), batch, config, denoise, "float32")
+               for model in (here, there)]
+    (expected, expected_seen), (got, got_seen) = results
+    assert got == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert got_seen.device.type == "cpu"
+    assert_close(got_seen, expected_seen, atol=1e-4, rtol=1e-4)
+    gradients = {name: weight.grad for name, weight in here.named_parameters() if weight.grad is not None}
+    for name, weight in there.named_parameters():
+        if name in gradients:
+            assert weight.grad is not None, name
+            assert_close(weight.grad.cpu(), gradients[name], atol=1e-3, rtol=1e-2, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_train_learns_and_its_model_loads_on_the_processor_when_made_on_a_gpu(films, tmp_path, precision):
+    summary = run(films, tmp_path, epochs=12, device="cuda", precision=precision)
+    losses = [float(line.split("\t")[1]) for line in curves(tmp_path)["train/loss_video_sentence.tsv"].splitlines()[1:]]
+    assert losses[-1] < 0.7 * losses[0]
+    assert summary["val_R@1"] >= 50      # chance: 33
+    assert (summary["device"], summary["precision"]) == ("cuda", precision)
+    assert {weight.device.type for weight in load_retriever(tmp_path / "model").parameters()} == {"cpu"}
+
+
+def test_train_picks_the_gpu_and_bfloat16_when_both_are_auto(films, tmp_path):
+    if not torch.cuda.is_bf16_supported():
+        pytest.skip("needs a GPU that multiplies bfloat16")
+    summary = run(films, tmp_path, epochs=1, device="auto", precision="auto")
+    assert (summary["device"], summary["precision"]) == ("cuda", "bfloat16")
+
+
+def test_train_goes_on_on_a_gpu_when_it_was_stopped_there(films, tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "CHECKPOINT_SECONDS", -1)       # after every step
+    calls = []
+
+    def stopped(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise InterruptedError
+        return training_step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject, "training_step", stopped)
+        with pytest.raises(InterruptedError):
+            run(films, tmp_path, device="cuda")
+    monkeypatch.setattr(subject, "training_step", lambda *args: calls.append(1) or training_step(*args))
+    assert run(films, tmp_path, device="cuda")["steps"] == 9
+    assert len(calls) == 6 + 4
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_scores_are_the_processors_when_encoded_on_a_gpu(films, head):
+    reader = ShardReader(films, "test")
+    here = tiny_model(head, wild=True)
+    there = copy.deepcopy(here)
+    nn.Module.to(there, "cuda")
+    scores = []
+    for model in (here, there):
+        encoded = encode_split(model, reader, 2)
+        assert encoded.videos.video_BD.device.type == "cpu"
+        scores.append(score(model, encoded.texts, encoded.videos))
+    for level, expected in scores[0].items():
+        assert scores[1][level].device.type == "cpu"
+        assert_close(scores[1][level], expected, atol=1e-4, rtol=1e-4, msg=level)
