@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS, markdown, table, write_result
 from panels import panels
-from runs import Spec, arguments, interval, paired, records_of
+from runs import Spec, arguments, interval, mean_r1, paired, records_of
 
 EPOCHS = {"train.epochs": 5}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
@@ -74,10 +74,6 @@ def gain(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[fl
     return float(np.mean(found)) if found else None, interval(found)
 
 
-def mean_r1(runs: Sequence[dict], gallery: str) -> float:
-    return float(np.mean([run["r1"][gallery] for run in runs]))
-
-
 def denoise_curve(records: Sequence[dict], name: str) -> np.ndarray:
     """Mean over seeds of what training logged of denoising, an entry an epoch."""
     return np.mean([record["curves"][f"train/denoise_{name}"] for record in records], axis=0)
@@ -106,7 +102,7 @@ def main() -> None:
     records_of([spec for of_seed in zip(*wanted.values(), strict=True) for spec in of_seed], options)  # seed by seed
     found = {name: runs for name, specs in wanted.items() if (runs := records_of(specs, options))}
 
-    shipped = found["shipped"]
+    shipped = found.get("shipped", [])
     rows = [(name, gallery, len(found[name]), mean_r1(found[name], gallery), *gain(shipped, found[name], gallery))
             for name in variants if name in found for gallery in GALLERIES]
     noise_rows = []
@@ -114,7 +110,7 @@ def main() -> None:
         runs = found[rate, mode]
         measured = [float(denoise_curve(runs, name)[-1]) for name in ("precision", "recall")] if mode != "off" else []
         noise_rows.append((f"{rate} %", mode, len(runs), mean_r1(runs, "main"),
-                           *gain(runs, found[rate, "off"], "main"), *(measured or [None] * 2)))
+                           *gain(runs, found.get((rate, "off"), []), "main"), *(measured or [None] * 2)))
     headers = ["variant", "gallery", "runs", "R@1", "shipped minus this", "95 % interval"]
     noise_headers = ["duplicates", "denoise", "runs", "R@1", "minus off", "95 % interval", "precision", "recall"]
     print(table(headers, rows), table(noise_headers, noise_rows), sep="\n\n")

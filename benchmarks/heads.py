@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS, markdown, table, write_result
 from panels import panels
-from runs import GALLERIES, Spec, arguments, interval, paired, records_of
+from runs import GALLERIES, Spec, arguments, interval, mean_r1, paired, records_of
 
 HEADS = ("hcmi", "wti", "xclip", "seq_transf", "mean_pool")
 LONG_EPOCHS = 5         # 32 frames instead of 12: about the time of the standard epochs on 12
@@ -48,16 +48,12 @@ def by_head(records: Sequence[dict], gallery: str) -> dict[str, list[dict]]:
     return {head: runs for head, runs in found.items() if runs}
 
 
-def mean_r1(runs: Sequence[dict], gallery: str) -> float:
-    return float(np.mean([run["r1"][gallery] for run in runs]))
-
-
 def compare(records: Sequence[dict], gallery: str) -> list[tuple]:
     """Rows of the table: gallery, head, number of runs, mean, interval, hcmi's lead over it and the lead's interval."""
     found = by_head(records, gallery)
     rows = []
     for head, runs in found.items():
-        lead = paired(found["hcmi"], runs, gallery) if head != "hcmi" else []
+        lead = paired(found.get("hcmi", []), runs, gallery) if head != "hcmi" else []
         rows.append((gallery, head, len(runs), mean_r1(runs, gallery), interval([run["r1"][gallery] for run in runs]),
                      float(np.mean(lead)) if lead else None, interval(lead)))
     return rows

@@ -226,6 +226,10 @@ def interval(values: Sequence[float]) -> list[float] | None:
     return [float(array.mean() - half), float(array.mean() + half)]
 
 
+def mean_r1(runs: Sequence[dict], gallery: str) -> float:
+    return float(np.mean([run["r1"][gallery] for run in runs]))
+
+
 def paired(ours: Iterable[dict], others: Iterable[dict], gallery: str) -> list[float]:
     """R@1 of `ours` minus that of `others` on a gallery, by seed and device, where both were run."""
     theirs = {(record["device"], record["seed"]): record["r1"][gallery] for record in others}
