@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS, markdown, table, write_result
 from panels import panels
-from runs import Spec, arguments, interval, mean_r1, paired, records_of
+from runs import Spec, arguments, gain, mean_r1, records_of
 
 EPOCHS = {"train.epochs": 5}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
@@ -68,12 +68,6 @@ def noise_specs(seeds: int) -> dict[tuple[int, str], list[Spec]]:
             if rate or changes.get("train.loss.denoise_by") != "tag"}       # with no duplicates that is `off`
 
 
-def gain(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[float | None, list[float] | None]:
-    """Mean and interval of R@1 of `ours` minus `others`, paired; nothing for runs against themselves."""
-    found = paired(ours, others, gallery) if ours is not others else []
-    return float(np.mean(found)) if found else None, interval(found)
-
-
 def denoise_curve(records: Sequence[dict], name: str) -> np.ndarray:
     """Mean over seeds of what training logged of denoising, an entry an epoch."""
     return np.mean([record["curves"][f"train/denoise_{name}"] for record in records], axis=0)
@@ -99,9 +93,7 @@ def main() -> None:
     variants = {name: specs for name, specs in variant_specs(options.seeds).items()
                 if not options.quick or name in ("shipped", "MSE off")}
     wanted: dict = {**variants, **noise_specs(options.seeds)}
-    records_of([spec for of_seed in zip(*wanted.values(), strict=True) for spec in of_seed], options)  # seed by seed
-    found = {name: runs for name, specs in wanted.items() if (runs := records_of(specs, options))}
-
+    found = records_of(wanted, options)
     shipped = found.get("shipped", [])
     rows = [(name, gallery, len(found[name]), mean_r1(found[name], gallery), *gain(shipped, found[name], gallery))
             for name in variants if name in found for gallery in GALLERIES]

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import RESULTS, machine, versions
@@ -109,13 +110,16 @@ def remembered() -> dict[str, dict]:
     return {record["key"]: record for record in records}
 
 
-def records_of(specs: Sequence[Spec], options: argparse.Namespace) -> list[dict]:
-    """The records that a benchmark asks for: of every spec, or with --so-far of those that were run, on any device."""
+def records_of(wanted: dict[Any, list[Spec]], options: argparse.Namespace) -> dict[Any, list[dict]]:
+    """Name -> the records of its specs, made where they are missing, the first of each name before the second; with
+    --so-far those that were run, on any device, and no name without any."""
     if not options.so_far:
-        return run_all(specs, options.device, options.jobs)
+        run_all([spec for specs in zip(*wanted.values(), strict=True) for spec in specs], options.device, options.jobs)
+    devices = ("cpu", "cuda") if options.so_far else (options.device,)
     done = remembered()
-    keys = [spec.key(device) for spec in specs for device in ("cpu", "cuda")]
-    return [done[key] for key in keys if key in done]
+    found = {name: [done[key] for spec in specs for device in devices if (key := spec.key(device)) in done]
+             for name, specs in wanted.items()}
+    return {name: records for name, records in found.items() if records}
 
 
 def run_all(specs: Sequence[Spec], device: str, jobs: int) -> list[dict]:
@@ -236,6 +240,12 @@ def paired(ours: Iterable[dict], others: Iterable[dict], gallery: str) -> list[f
     ours = sorted(ours, key=lambda record: (record["device"], record["seed"]))
     return [record["r1"][gallery] - theirs[place] for record in ours
             if (place := (record["device"], record["seed"])) in theirs]
+
+
+def gain(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[float | None, list[float] | None]:
+    """Mean and interval of R@1 of `ours` minus `others`, paired; nothing for runs against themselves."""
+    found = paired(ours, others, gallery) if ours is not others else []
+    return float(np.mean(found)) if found else None, interval(found)
 
 
 def arguments(doc: str | None, quick: str, seeds: int) -> argparse.Namespace:

@@ -7,7 +7,7 @@ import torch
 from model_world import tiny_model, train_config
 from torch import nn
 from torch.testing import assert_close
-from train_world import curves, run
+from train_world import StopError, curves, run, stop_at
 
 from hcmi import train as subject
 from hcmi.data.loader import ShardReader, TrainLoader
@@ -69,21 +69,14 @@ def test_train_picks_the_gpu_and_bfloat16_when_both_are_auto(films, tmp_path):
 
 def test_train_goes_on_on_a_gpu_when_it_was_stopped_there(films, tmp_path, monkeypatch):
     monkeypatch.setattr(subject, "CHECKPOINT_SECONDS", -1)       # after every step
-    calls = []
-
-    def stopped(*args):
-        calls.append(1)
-        if len(calls) == 6:
-            raise InterruptedError
-        return training_step(*args)
-
+    steps = []
+    monkeypatch.setattr(subject, "training_step", lambda *args: steps.append(1) or training_step(*args))
     with monkeypatch.context() as patch:
-        patch.setattr(subject, "training_step", stopped)
-        with pytest.raises(InterruptedError):
+        stop_at(patch, "step", 6)
+        with pytest.raises(StopError):
             run(films, tmp_path, device="cuda")
-    monkeypatch.setattr(subject, "training_step", lambda *args: calls.append(1) or training_step(*args))
     assert run(films, tmp_path, device="cuda")["steps"] == 9
-    assert len(calls) == 6 + 4
+    assert len(steps) == 9
 
 
 @pytest.mark.parametrize("head", HEADS)

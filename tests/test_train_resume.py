@@ -11,32 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from model_world import section, tiny_model, train_config
-from train_world import assert_same_run, run
+from train_world import StopError, assert_same_run, run, stop_at
 
 from hcmi import train as subject
 from hcmi.errors import ModelError
 from hcmi.model.retriever import HcmiModel
 from hcmi.train import Checkpoints, Progress, make_optimizers, training_step
-
-
-class StopError(Exception):
-    pass
-
-
-def stop_at(monkeypatch, where: str, time_called: int) -> None:
-    """Raise on the n-th call of a function of the training loop."""
-    owner, name = {"step": (subject, "training_step"), "validate": (subject, "validate"),
-                   "best": (Checkpoints, "save_best"), "last": (Checkpoints, "save"),
-                   "model": (HcmiModel, "save_pretrained")}[where]
-    original, calls = getattr(owner, name), []
-
-    def counted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == time_called:
-            raise StopError(where)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
 
 
 @pytest.mark.parametrize(("where", "time_called"), [("step", 1), ("step", 5), ("step", 7), ("validate", 2), ("best", 1),

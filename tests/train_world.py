@@ -4,7 +4,9 @@ import torch
 from model_world import section, train_config
 from safetensors.torch import load_file
 
-from hcmi.train import train
+from hcmi import train as subject
+from hcmi.model.retriever import HcmiModel
+from hcmi.train import Checkpoints, train
 
 SMALL = {"epochs": 3, "batch_size": 8}
 
@@ -32,3 +34,23 @@ def assert_same_run(left, right) -> None:
     assert not different, f"{len(different)} of {len(weights[0])} tensors differ, e.g. {different[0]}"
     assert curves(left) == curves(right)
     assert (left / "metrics" / "metrics.json").read_text() == (right / "metrics" / "metrics.json").read_text()
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_at(monkeypatch, where: str, time_called: int) -> None:
+    """Raise on the n-th call of a function of the training loop."""
+    owner, name = {"step": (subject, "training_step"), "validate": (subject, "validate"),
+                   "best": (Checkpoints, "save_best"), "last": (Checkpoints, "save"),
+                   "model": (HcmiModel, "save_pretrained")}[where]
+    original, calls = getattr(owner, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == time_called:
+            raise StopError(where)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
