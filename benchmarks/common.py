@@ -41,8 +41,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Path = RESULTS) -> Path:
+def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Path = RESULTS,
+                 measured: dict | None = None) -> Path:
     """Write `<folder>/<name>.json` (`<name>.quick.json` for a quick run, whose `figures` also say so).
+
+    `measured`: the machine and versions behind the figures, where these are not from here and now.
 
     Raises: ValueError on a figure that is not a finite number, a pair of them, or None (not measured here).
     """
@@ -50,8 +53,10 @@ def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Pat
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if any(n is not None and (isinstance(n, str) or not abs(float(n)) < float("inf")) for n in numbers):
             raise ValueError(f"figure {key}: need a finite number, a pair or None, got {value!r}.")
-    result = {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": machine(), "versions": versions(),
-              "command": _command(), "figures": {**figures, "quick": True} if quick else dict(figures)}
+    measured = measured or {"machine": machine(), "versions": versions()}
+    result = {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": measured["machine"],
+              "versions": measured["versions"], "command": _command(),
+              "figures": {**figures, "quick": True} if quick else dict(figures)}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"{name}.quick.json" if quick else f"{name}.json")
     path.write_text(json.dumps(result, indent=2, default=float) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,10 @@ def remembered() -> dict[str, dict]:
 
 
 def records_of(wanted: dict[Any, list[Spec]], options: argparse.Namespace) -> dict[Any, list[dict]]:
-    """Name -> the records of its specs, made where they are missing, the first of each name before the second; with
+    """Name -> the records of its specs, made where they are missing, the first seed of each before the second; with
     --so-far those that were run, on any device, and no name without any."""
     if not options.so_far:
-        run_all([spec for specs in zip(*wanted.values(), strict=True) for spec in specs], options.device, options.jobs)
+        run_all(sorted(chain(*wanted.values()), key=lambda spec: spec.seed), options.device, options.jobs)
     devices = ("cpu", "cuda") if options.so_far else (options.device,)
     done = remembered()
     found = {name: [done[key] for spec in specs for device in devices if (key := spec.key(device)) in done]
