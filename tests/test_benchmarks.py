@@ -21,8 +21,8 @@ def benchmarks(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def record(head: str, seed: int, **r1: float) -> dict:
-    return {"params": {"model.head": head}, "seed": seed, "device": "cpu", "r1": r1}
+def record(seed: int, **r1: float) -> dict:
+    return {"seed": seed, "device": "cpu", "r1": r1}
 
 
 def test_interval_is_students_when_worked_by_hand(benchmarks):
@@ -34,8 +34,10 @@ def test_interval_is_students_when_worked_by_hand(benchmarks):
 
 def test_lead_is_paired_by_seed_when_records_come_in_any_order(benchmarks):
     heads, _ = benchmarks
-    records = [record("wti", 1, main=60.0), record("hcmi", 0, main=70.0), record("mean_pool", 0, main=40.0),
-               record("hcmi", 1, main=66.0), record("mean_pool", 1, main=50.0), record("wti", 0, main=65.0)]
+    records = {"hcmi": [record(0, main=70.0), record(1, main=66.0)],
+               "wti": [record(1, main=60.0), record(0, main=65.0)],
+               "mean_pool": [record(0, main=40.0), record(1, main=50.0)],
+               "hcmi, MSE off": [record(0, main=69.0)], "xclip": [record(0, long=99.0)]}
     best, best_r1, lead, between = heads.lead_over_best(records, "main")
     assert (best, best_r1, lead) == ("wti", 62.5, 5.5)      # 70 - 65 and 66 - 60
     assert between == pytest.approx([5.5 - 12.706 * 0.5, 5.5 + 12.706 * 0.5], abs=1e-3)
@@ -43,12 +45,14 @@ def test_lead_is_paired_by_seed_when_records_come_in_any_order(benchmarks):
     assert rows["mean_pool"][2:6:3] == (2, 23.0)
     assert rows["mean_pool"][3] == 45.0
     assert rows["hcmi"][5:] == (None, None)
+    assert rows["hcmi, MSE off"][4:] == (None, 1.0, None)
+    assert "xclip" not in rows, "it was not measured on this gallery"
 
 
 def test_runs_are_paired_where_both_were_made_when_some_are_missing(benchmarks):
     _, runs = benchmarks
-    ours = [record("hcmi", 2, main=9.0), record("hcmi", 0, main=5.0), {**record("hcmi", 1, main=7.0), "device": "cuda"}]
-    others = [record("wti", 0, main=1.0), record("wti", 1, main=2.0), {**record("wti", 1, main=4.0), "device": "cuda"}]
+    ours = [record(2, main=9.0), record(0, main=5.0), {**record(1, main=7.0), "device": "cuda"}]
+    others = [record(0, main=1.0), record(1, main=2.0), {**record(1, main=4.0), "device": "cuda"}]
     assert runs.paired(ours, others, "main") == [4.0, 3.0]      # seed 0 on the processor, seed 1 on the GPU
 
 
@@ -103,6 +107,6 @@ def test_benchmarks_ask_for_parameters_that_there_are(benchmarks):
     heads, _ = benchmarks
     import ablation
 
-    for spec in [*heads.specs(False, 1), *heads.specs(True, 1), *chain(*ablation.variant_specs(1).values()),
-                 *chain(*ablation.noise_specs(1).values())]:
+    wanted = [heads.specs(False, 1), heads.specs(True, 1), ablation.variant_specs(1), ablation.noise_specs(1)]
+    for spec in chain(*(specs for by_name in wanted for specs in by_name.values())):
         assert spec.resolved().train.seed == 0
