@@ -17,7 +17,6 @@ from hcmi.errors import ConfigError, DataError
 from hcmi.explain import Background, Explanation, Usual, background, explain_hit, moment, query_words
 from hcmi.index import Filter, SearchIndex
 from hcmi.milvus import MilvusIndex, is_milvus
-from hcmi.model.interaction import cosine
 from hcmi.model.retriever import HcmiModel, load_retriever
 from hcmi.text_encoder import load_text_encoder
 from hcmi.types import Hit, TextTokens, VideoTokens
@@ -26,6 +25,7 @@ CANDIDATES = 200
 MAX_TOP = 1000
 MAX_QUERY_CHARS = 2000
 PART_HEADS = ("hcmi", "wti")    # those that compare words with frames from each side
+PART_LEVELS = ("frame_word", "clip_phrase")
 BACKGROUND_VIDEOS = 256     # tell what a query usually matches at each place of a video
 
 
@@ -144,7 +144,8 @@ class Retriever:
     @property
     def tells_parts(self) -> bool:
         """Whether `part` can be asked for."""
-        return self.model.config.head in PART_HEADS
+        weights = self.model.level_weights
+        return self.model.config.head in PART_HEADS and any(weights.get(level) for level in PART_LEVELS)
 
     def encode_query(self, query: str) -> TextTokens:
         """Tokens of one checked query. Only the text tower runs."""
@@ -183,8 +184,9 @@ class Retriever:
     def rank(self, text: TextTokens, top: int, where: Filter, part: bool = False) -> list[Hit]:
         """Answer an encoded query: first stage, then the exact score of each candidate from its tokens."""
         if part and not self.tells_parts:
-            raise ConfigError(f"--part: need a model with head {' or '.join(PART_HEADS)}, "
-                              f"got {self.model.config.head}. Leave it out.")
+            raise ConfigError(f"--part: need a model with head {' or '.join(PART_HEADS)} and weight on "
+                              f"{' or '.join(PART_LEVELS)}, got {self.model.config.head} with "
+                              f"{self.model.level_weights}. Leave it out.")
         self._newest()
         index = self.index
         rows = index.candidates(text.sentence_BD[0].numpy(), max(self.candidates, 2 * top),
@@ -209,21 +211,18 @@ class Retriever:
 def part_similarities(texts: TextTokens, videos: VideoTokens, levels: Iterable[str]) -> dict[str, Tensor]:
     """Level -> [Q, V], by the texts' side alone: frames and clips that no word asks for do not count.
 
-        S = sum_w u_w max_t cos(w, t) at the levels of tokens; video-sentence is the cosine, as ever.
+        S = sum_w u_w max_t cos(w, t)
 
-    Source: ours. The whole score prefers videos that show nothing but what is asked for.
+    Levels of whole videos are left out: one vector of a video tells all that it shows. Source: ours.
     """
     def by_text(tokens_QWD: Tensor, weights_QW: Tensor, others_VTD: Tensor, others_VT: Tensor) -> Tensor:
         sims_QWVT = torch.einsum("qwd,vtd->qwvt", tokens_QWD.float(), others_VTD.float())
         per_word_QWV = sims_QWVT.masked_fill(others_VT <= 0, -1).amax(3)
         return torch.einsum("qwv,qw->qv", per_word_QWV, weights_QW.float())
 
-    found = {"frame_word": lambda: by_text(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
-                                           videos.frame_weights_BT),
-             "clip_phrase": lambda: by_text(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
-                                            videos.clip_weights_BC),
-             "video_sentence": lambda: cosine(texts.sentence_BD.float(), videos.video_BD.float())}
-    return {level: found[level]() for level in levels}
+    sides = {"frame_word": (texts.words_BWD, texts.word_weights_BW, videos.frames_BTD, videos.frame_weights_BT),
+             "clip_phrase": (texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD, videos.clip_weights_BC)}
+    return {level: by_text(*sides[level]) for level in levels if level in PART_LEVELS}
 
 
 def check_top(top: int) -> int:

@@ -71,12 +71,11 @@ def test_a_part_is_scored_by_the_words_alone_when_worked_by_loops(model, world):
     assert [hit.video_id for hit in hits] != exact_ranking(model, text, videos)
     for hit in hits[::20]:
         row = int(hit.video_id[1:])
-        assert hit.levels == pytest.approx({
+        assert hit.levels == pytest.approx({    # not video-sentence: that tells all that a video shows
             "frame_word": by_text_alone(text.words_BWD[0], text.word_weights_BW[0], videos.frames_BTD[row],
                                         videos.frame_weights_BT[row]),
             "clip_phrase": by_text_alone(text.phrases_BPD[0], text.phrase_weights_BP[0], videos.clips_BCD[row],
-                                         videos.clip_weights_BC[row]),
-            "video_sentence": float(text.sentence_BD[0] @ videos.video_BD[row])}, abs=2e-3)   # stored as float16
+                                         videos.clip_weights_BC[row])}, abs=2e-3)   # stored as float16
         assert hit.score == pytest.approx(sum(model.level_weights[name] * value for name, value in hit.levels.items()))
 
 
@@ -110,8 +109,16 @@ def test_search_works_for_other_heads(head, tmp_path):
     if head == "wti":
         assert set(Retriever(model, tmp_path / "index").search(QUERY, part=True)[0].levels) == {"frame_word"}
     else:
-        with pytest.raises(ConfigError, match=f"--part: need a model with head hcmi or wti, got {head}. Leave it out."):
+        with pytest.raises(ConfigError, match=f"--part: need a model with head hcmi or wti .*, got {head} with "):
             Retriever(model, tmp_path / "index").search(QUERY, part=True)
+
+
+def test_a_part_is_refused_when_only_whole_videos_are_compared(model, world, monkeypatch):
+    retriever, _ = world
+    monkeypatch.setattr(model.config, "level_weights", {"frame_word": 0.0, "clip_phrase": 0.0, "video_sentence": 1.0})
+    assert not retriever.tells_parts
+    with pytest.raises(ConfigError, match="weight on frame_word or clip_phrase, got hcmi with "):
+        retriever.search(QUERY, part=True)
 
 
 def test_filters_and_removals_are_respected(world):
