@@ -6,7 +6,7 @@ t over seeds; a difference is paired by seed. HCMI is trained as params.yaml has
 their papers do. A last row is HCMI without marginal sample enhancement, on the standard set.
 
 Writes results/heads.json, heads.md and heads.png. Finished runs are kept in results/runs.jsonl and never made twice:
-start it again after an interruption.
+start it again after an interruption. With --quick leads are larger than they are: peers learn more slowly.
 
     python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
 """
@@ -27,7 +27,7 @@ MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}
 LONG_EPOCHS = 5         # 32 frames instead of 12: about the time of the standard epochs on 12
 QUICK = {"train.epochs": 6}
 # HCMI's batches (64, params.yaml) hold clips that are near one another; random ones do better with more negatives. Not
-# where half of the steps are too few: on long clips `wti` has 84 with 64 clips a batch and 81 with 128.
+# on long clips, where half of the steps are too few: there `wti` has 84 with 64 clips a batch and 81 with 128.
 RANDOM_BATCHES = {"train.batch_size": 128}
 
 
@@ -35,7 +35,7 @@ def specs(quick: bool, seeds: int) -> dict[str, list[Spec]]:
     """Name in the table -> its runs."""
     data: dict[str, dict] = {"quick": QUICK} if quick else {"standard": {}, "long": {"train.epochs": LONG_EPOCHS}}
     heads: dict[str, dict] = {"hcmi": {}, **dict.fromkeys(PEERS, RANDOM_BATCHES)}
-    wanted = {head: [Spec(name, seed, {**more, "model.head": head, **(batches if name == "standard" else {})})
+    wanted = {head: [Spec(name, seed, {**more, "model.head": head, **(batches if name != "long" else {})})
                      for name, more in data.items() for seed in range(seeds)] for head, batches in heads.items()}
     if not quick:
         wanted["hcmi, MSE off"] = [Spec("standard", seed, {"model.head": "hcmi", **MSE_OFF}) for seed in range(seeds)]
