@@ -102,7 +102,7 @@ def draw(rows: Sequence[tuple], path: Path) -> None:
 
 
 def main() -> None:
-    options = arguments(__doc__, "2 seeds, fewer clips and epochs, no long clips", seeds=5)
+    options = arguments(__doc__, "2 seeds, half the clips, fewer epochs, three galleries", seeds=5)
     records = records_of(specs(options.quick, options.seeds), options)
     galleries = [name for name in (*GALLERIES["standard"], "long") if measured_on(name, records)]
     rows = [row for gallery in galleries for row in compare(records, gallery)]
@@ -119,7 +119,7 @@ def main() -> None:
                **{f"cpu_minutes_{head}": cpu_minutes(records[head]) for head in ("hcmi", *PEERS)}}
     if "long" in galleries:
         figures["gain_long"], figures["gain_long_ci95"] = lead_over_best(records, "long")[2:]
-    figures |= step_costs(options.device, "small", 2 if options.quick else 5)
+    figures |= step_costs(options.device, "small", 1 if options.quick else 5)
     if not options.quick:
         figures |= step_costs(options.device, "vit", 3)
     print(table(["figure", "value"], figures.items()))

@@ -33,14 +33,14 @@ from hcmi.data.galleries import LONG, STANDARD, VERSION
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".bench" / "scenes"
 RUNS = RESULTS / "runs.jsonl"
-QUICK = STANDARD.model_copy(update={"num_train": 1500, "num_val": 200})
+QUICK = STANDARD.model_copy(update={"num_train": 2000, "num_val": 200})
 # What can be trained on. Galleries are never trained on, whatever the data. With noise all captions tell the whole
 # film: label denoising takes a clip's captions to mean the same.
 DATA = {"standard": STANDARD, "long": LONG, "quick": QUICK,
         **{f"noise_{rate}": STANDARD.model_copy(update={"duplicate_rate": rate / 100, "part_captions": 0})
            for rate in (0, 20, 40)}}
-GALLERIES = {name: ("long",) if name == "long" else ("main", "attribute", "order", "count", "paraphrase")
-             for name in DATA}
+GALLERIES = {**dict.fromkeys(DATA, ("main", "attribute", "order", "count", "paraphrase")), "long": ("long",),
+             "quick": ("main", "attribute", "order")}
 # Beyond params.yaml: clips of up to 6 events need more frames and words, and as many clips and phrases more.
 LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
                "model.num_phrases": 16}
