@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS, markdown, table, write_result
 from panels import panels
-from runs import Spec, arguments, gain, mean_r1, records_of
+from runs import MSE_OFF, Spec, arguments, gain, mean_r1, records_of
 
 EPOCHS = {"train.epochs": 5}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict] = {
     "without video_sentence": {WEIGHT + "video_sentence": 0.0, **MARGIN_OFF},
     "no loss on the sum": SUM_OFF,
     "coarse gradients whole": {"model.coarse_gradient": 1.0},
-    "MSE off": {**MARGIN_OFF, "train.loss.marginal_group": 1},
+    "MSE off": MSE_OFF,
     "MSE: margin loss off": MARGIN_OFF,
     "MSE: batches of random clips": {"train.loss.marginal_group": 1},
     "theta 0.1": {"train.loss.margin": 0.1},

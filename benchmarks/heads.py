@@ -6,7 +6,8 @@ t over seeds; a difference is paired by seed. HCMI is trained as params.yaml has
 their papers do. A last row is HCMI without marginal sample enhancement, on the standard set.
 
 Writes results/heads.json, heads.md and heads.png. Finished runs are kept in results/runs.jsonl and never made twice:
-start it again after an interruption. With --quick leads are larger than they are: peers learn more slowly.
+start it again after an interruption. With --quick hcmi's leads come out too large: the peers
+learn more slowly.
 
     python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
 """
@@ -20,10 +21,9 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS, markdown, table, write_result
 from panels import panels
-from runs import GALLERIES, Spec, arguments, gain, interval, mean_r1, records_of
+from runs import GALLERIES, MSE_OFF, Spec, arguments, gain, interval, mean_r1, records_of
 
 PEERS = ("wti", "xclip", "seq_transf", "mean_pool")
-MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}
 LONG_EPOCHS = 5         # 32 frames instead of 12: about the time of the standard epochs on 12
 QUICK = {"train.epochs": 6}
 # HCMI's batches (64, params.yaml) hold clips that are near one another; random ones do better with more negatives. Not

@@ -44,6 +44,7 @@ GALLERIES = {**dict.fromkeys(DATA, ("main", "attribute", "order", "count", "para
 # Beyond params.yaml: clips of up to 6 events need more frames and words, and as many clips and phrases more.
 LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
                "model.num_phrases": 16}
+MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}     # marginal sample enhancement
 # The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not.
 CODE = ("hcmi/train.py", "hcmi/loss.py", "hcmi/data/order.py",
         *(f"hcmi/model/{name}.py"
