@@ -6,8 +6,7 @@ t over seeds; a difference is paired by seed. HCMI is trained as params.yaml has
 their papers do. A last row is HCMI without marginal sample enhancement, on the standard set.
 
 Writes results/heads.json, heads.md and heads.png. Finished runs are kept in results/runs.jsonl and never made twice:
-start it again after an interruption. With --quick hcmi's leads come out too large: the peers
-learn more slowly.
+start it again after an interruption. With --quick hcmi's leads come out too large: the peers learn more slowly.
 
     python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
 """
