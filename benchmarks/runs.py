@@ -33,7 +33,7 @@ from hcmi.data.galleries import LONG, STANDARD, VERSION
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".bench" / "scenes"
 RUNS = RESULTS / "runs.jsonl"
-QUICK = STANDARD.model_copy(update={"num_train": 2000, "num_val": 200})
+QUICK = STANDARD.model_copy(update={"num_train": 1800, "num_val": 200})
 # What can be trained on. Galleries are never trained on, whatever the data. With noise all captions tell the whole
 # film: label denoising takes a clip's captions to mean the same.
 DATA = {"standard": STANDARD, "long": LONG, "quick": QUICK,
