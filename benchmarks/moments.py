@@ -24,7 +24,7 @@ from hcmi.explain import background, moment
 from hcmi.export import encode_batches
 from hcmi.metrics import ranks
 from hcmi.model.retriever import HcmiModel, load_retriever
-from hcmi.search import BACKGROUND_VIDEOS, part_similarities
+from hcmi.search import BACKGROUND_VIDEOS, PART_HEADS, part_similarities
 from hcmi.types import VideoTokens
 
 
@@ -51,8 +51,9 @@ def events(clips: list[dict], split: str) -> dict[str, list[tuple[str, tuple[flo
 
 def rankings(model: HcmiModel, queries: list[str], videos: list[VideoTokens], chunk: int = 64) -> dict[str, np.ndarray]:
     """Scores [Q, V] as search ranks by itself (`""`), and told that a query tells a part (`part_`)."""
-    levels = {"": lambda texts, tokens: score(model, texts, tokens),
-              "part_": lambda texts, tokens: part_similarities(texts, tokens, model.head.levels)}
+    levels = {"": lambda texts, tokens: score(model, texts, tokens)}
+    if model.config.head in PART_HEADS:
+        levels["part_"] = lambda texts, tokens: part_similarities(texts, tokens, model.head.levels)
     found: dict[str, list[np.ndarray]] = {name: [] for name in levels}
     for start in range(0, len(queries), chunk):
         texts = encode_texts(model, queries[start:start + chunk])
