@@ -8,38 +8,21 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from io import BytesIO
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from click.testing import CliRunner
 from PIL import Image
 from search_world import tiny_model, write_video
+from serve_world import served
 
 from hcmi.cli import main
 from hcmi.search import Retriever, hit_record
-from hcmi.serve.app import make_app
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 GREYS = (60, 160, 240)
-
-
-@contextmanager
-def served(retriever, **options):
-    """The address of the page over this retriever."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(retriever, **options), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@
     GET /video/ID                             the file, in ranges
     GET /frame/ID?start_s=&end_s=             the middle frame of a moment as JPEG, for what a browser cannot play
 
-Errors are `{"error": one line}`: 400 for a query, 404 for a video, 503 for an index that cannot be read now.
+Errors are `{"error": one line}`: 400 for a query, 404 for a video, 503 for a Milvus that does not answer. A retrained
+model and its index are taken up between two requests (`hcmi/serve/following.py`).
 """
 
 import asyncio
@@ -33,6 +34,7 @@ from hcmi.data.jobs import EncodeJob, encode_job
 from hcmi.data.pool import run_one
 from hcmi.errors import ConfigError, DataError, HcmiError, SearchIndexError
 from hcmi.search import Retriever, check_query, hit_record, parse_tags
+from hcmi.serve.following import Following
 from hcmi.types import Hit
 
 STATIC = Path(__file__).with_name("static")
@@ -43,10 +45,12 @@ HEADERS = {"content-security-policy": "default-src 'self'; frame-ancestors 'none
            "referrer-policy": "no-referrer"}
 
 
-def make_app(retriever: Retriever, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
-    """The page over one retriever. Requests for other `hosts` are refused, so that no web site can reach a page that
-    runs on its visitor's machine under a name of its own (DNS rebinding)."""
-    page = Page(retriever)
+def make_app(retriever: Retriever, hosts: tuple[str, ...] = LOOPBACK,
+             say: Callable[[str], None] = lambda line: None) -> Starlette:
+    """The page over one retriever, and over what takes its place in its folders; `say` is told of that. Requests for
+    other `hosts` are refused, so that no web site can reach a page that runs on its visitor's machine under a name of
+    its own (DNS rebinding)."""
+    page = Page(Following(retriever, say))
     routes = [Route("/api/about", page.about), Route("/api/search", page.search), Route("/api/explain", page.explain),
               Route("/video/{video_id}", page.video), Route("/frame/{video_id}", page.frame),
               Mount("/", StaticFiles(directory=STATIC, html=True))]
@@ -55,11 +59,11 @@ def make_app(retriever: Retriever, hosts: tuple[str, ...] = LOOPBACK) -> Starlet
 
 
 class Page:
-    """What each address answers. Searches run one after the other, since each uses all cores; while one runs, files are
-    served all the same."""
+    """What each address answers: each request from one retriever. Searches run one after the other; while one runs,
+    files are served all the same."""
 
-    def __init__(self, retriever: Retriever):
-        self.retriever = retriever
+    def __init__(self, following: Following):
+        self._following = following
         self._searching, self._decoding = asyncio.Lock(), asyncio.Lock()
 
     async def about(self, request: Request) -> Response:
@@ -89,37 +93,37 @@ class Page:
 
     async def _search(self, function: Callable, *arguments: Any) -> Any:
         async with self._searching:
-            return await run_in_threadpool(function, *arguments)
+            return await run_in_threadpool(lambda: function(self._following.current(), *arguments))
 
-    def _about(self) -> dict[str, Any]:
-        index = self.retriever.index.latest()
+    def _about(self, retriever: Retriever) -> dict[str, Any]:
+        index = retriever.index
         rows = index.some_rows(EXAMPLES)
         told = [record["captions"] for record in index.records(rows)] if len(rows) else []
         examples = [min(captions, key=len) for captions in told if captions]
-        return {"videos": len(index), "examples": examples, "notes": self.retriever.notes,
-                "level_weights": self.retriever.model.level_weights, "part": self.retriever.tells_parts}
+        return {"videos": len(index), "examples": examples, "notes": retriever.notes,
+                "level_weights": retriever.model.level_weights, "part": retriever.tells_parts}
 
-    def _answer(self, query: QueryParams) -> tuple[list[Hit], list[str]]:
-        return self._hits(query), self.retriever.query_notes(query.get("q", ""))
+    def _answer(self, retriever: Retriever, query: QueryParams) -> tuple[list[Hit], list[str]]:
+        return self._hits(retriever, query), retriever.query_notes(query.get("q", ""))
 
-    def _hits(self, query: QueryParams) -> list[Hit]:
+    def _hits(self, retriever: Retriever, query: QueryParams) -> list[Hit]:
         filters = (_whole(query, "top", 10), parse_tags(query.getlist("tag")), _number(query, "min_seconds"),
                    _number(query, "max_seconds"))
         if "like" in query:
-            return self.retriever.similar(query["like"], *filters)
-        return self.retriever.search(check_query(query.get("q", "")), *filters, part="part" in query)
+            return retriever.similar(query["like"], *filters)
+        return retriever.search(check_query(query.get("q", "")), *filters, part="part" in query)
 
-    def _explanation(self, query: QueryParams) -> dict[str, Any]:
+    def _explanation(self, retriever: Retriever, query: QueryParams) -> dict[str, Any]:
         """Of one of the answers that the same query and filters give."""
         wanted = query.get("video_id", "")
-        found = [hit for hit in self._hits(query) if hit.video_id == wanted]
+        found = [hit for hit in self._hits(retriever, query) if hit.video_id == wanted]
         if "q" not in query or not found:
             raise DataError(f"video {wanted!r}: need one of the answers to a query, got another. Search again.")
-        return self.retriever.explain(query["q"], found[0]).record()
+        return retriever.explain(query["q"], found[0]).record()
 
     def _path(self, video_id: str) -> str:
         """Only what is indexed is served: no path comes from the request."""
-        index = self.retriever.index.latest()
+        index = self._following.current().index
         rows = index.rows_of("video_id", [video_id])
         if not len(rows):
             raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got another. Search again.")
@@ -152,7 +156,7 @@ def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]
     if hosts == ("*",):
         say(f"note: --host {host}: whoever reaches this machine can watch the indexed videos.")
     say(f"http://{host}:{listener.getsockname()[1]} searches {len(retriever.index)} videos. Ctrl-C stops.")
-    config = uvicorn.Config(make_app(retriever, hosts), log_level="warning", access_log=False)
+    config = uvicorn.Config(make_app(retriever, hosts, say), log_level="warning", access_log=False)
     with listener, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -1,0 +1,99 @@
+"""What the page answers with while its model and its index are trained and exported again.
+
+A new model is in its folder minutes before the index that it makes, so for a while the two do not belong together; DVC
+may delete either first, and whoever copies them by hand leaves them half there. The page keeps what it has loaded, and
+takes up the next model and index together once both are whole and the one has made the other.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from hcmi.errors import HcmiError
+from hcmi.index import SearchIndex, read_manifest
+from hcmi.model.retriever import FILES
+from hcmi.search import Retriever
+
+Stamp = tuple[tuple[str, int, int, int] | None, ...]
+
+
+class Following:
+    """`current()` is the retriever to answer one request with; it comes from memory, whatever the folders hold by then.
+
+    An index that moves on by the same model (videos added or removed) is taken up at once, as a retriever by itself
+    does. One by another model is loaded beside, in a thread, together with that model: requests are answered by the
+    old pair until then. A model that was given as an object, as for a folder of videos, is kept, and so is one whose
+    index is in Milvus, which serves its own newest rows.
+    """
+
+    def __init__(self, retriever: Retriever, say: Callable[[str], None] = lambda line: None):
+        self._now = retriever.as_loaded() if isinstance(retriever.index, SearchIndex) else retriever
+        self._say = say
+        self._looking = threading.Lock()
+        self._loader: threading.Thread | None = None
+        self._tried: Stamp = ()         # the state of the folders that was looked into last, whatever came of it
+        self._waits = False             # for a pair that is whole; said once, however many requests find it so
+
+    def current(self) -> Retriever:
+        """Any thread may ask."""
+        if isinstance(self._now.index, SearchIndex):
+            with self._looking:
+                self._look(self._now.index)
+        return self._now
+
+    def _look(self, index: SearchIndex) -> None:
+        """Take up a newer state of the index; begin to load another model's."""
+        if self._loader is not None and self._loader.is_alive():
+            return
+        stamp = self._stamp(index.folder)
+        if stamp == self._tried:
+            return
+        self._tried = stamp
+        try:
+            made_by = read_manifest(index.folder)["model"]["fingerprint"]
+            if made_by == self._now.fingerprint:
+                self._now = self._now.with_index(index.latest())
+                self._waits = False
+            elif self._now.model_folder is not None:
+                self._loader = threading.Thread(target=self._load, args=(stamp, index.folder), name="next model")
+                self._loader.start()
+        except (HcmiError, OSError) as error:
+            self._wait(error)
+
+    def _load(self, stamp: Stamp, folder: Path) -> None:
+        """The next pair, unless the files changed while they were read: then the next request tries again."""
+        assert self._now.model_folder is not None, "as _look made sure"
+        try:
+            following = Retriever(self._now.model_folder, folder, self._now.candidates).as_loaded()
+        except (HcmiError, OSError) as error:
+            self._wait(error)
+            return
+        if self._stamp(folder) == stamp:
+            self._now, self._waits = following, False
+            self._say(f"note: model {following.fingerprint[:12]} and its index of {len(following.index)} videos answer "
+                      "from now on.")
+
+    def _wait(self, error: Exception) -> None:
+        if not self._waits:
+            self._waits = True
+            self._say(f"note: {error} Until model and index belong together, the ones that were loaded answer.")
+
+    def _stamp(self, folder: Path) -> Stamp:
+        """Tells apart any two states of the files that a pair is loaded from."""
+        try:
+            entries = read_manifest(folder)["segments"]
+            names = {name for entry in entries for name in (*entry["sizes"], entry["removed"]) if name}
+        except (HcmiError, OSError):
+            names = set()
+        paths = [folder / "index.json", *(folder / name for name in sorted(names))]
+        if self._now.model_folder is not None:
+            paths += [self._now.model_folder / name for name in FILES]
+        return tuple(_state(path) for path in paths)
+
+
+def _state(path: Path) -> tuple[str, int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return path.name, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,44 @@
+"""A page that is really served, and a model with the export that it makes, to be replaced while it is."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import uvicorn
+from search_world import clips, times, tiny_model, video_tokens
+
+from hcmi.index_writer import create_index, model_card
+from hcmi.search import Retriever
+from hcmi.serve.app import make_app
+from hcmi.store import TokenWriter, videos_table
+
+
+@contextmanager
+def served(retriever: Retriever, **options) -> Iterator[str]:
+    """The address of the page over this retriever."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(retriever, **options), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def write_pair(folder: Path, seed: int, num_videos: int, video: Path) -> None:
+    """models/hcmi and export/ as the stages write them; every clip is in the file `video`."""
+    model = tiny_model(seed)
+    model.save_pretrained(folder / "models/hcmi")
+    writer = TokenWriter(folder / "export/embeddings", num_videos)
+    writer.append(video_tokens(num_videos, np.random.default_rng(seed)), times(num_videos))
+    writer.close()
+    made = clips([f"v{number}" for number in range(num_videos)], path=str(video))
+    pq.write_table(videos_table(made), folder / "export/videos.parquet")
+    create_index(folder / "export/index", model_card(model), data="..")
