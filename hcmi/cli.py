@@ -34,6 +34,10 @@ class _Group(click.Group):
 def main() -> None:
     """Turn videos and captions into a search engine, one stage at a time."""
     warnings.formatwarning = _format_warning
+    here, there = Path.cwd() / "hcmi", Path(__file__).resolve().parent
+    if (here / "cli.py").is_file() and here.resolve() != there:
+        click.echo(f"note: this is the hcmi of {there.parent}, not the one of the folder you are in. "
+                   "`python -m hcmi` runs that one.", err=True)
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
