@@ -121,12 +121,16 @@ def test_up_says_so_in_one_line_when_the_port_is_taken(toy):
 
 @pytest.mark.timeout(600)
 def test_a_triggered_run_completes_when_server_and_worker_are_up(start, toy):
+    with open(toy / "flows/stages.py", "a", encoding="utf-8") as own:
+        own.write('    print("code of the tree that it stands in")\n')
     flows = start()
     names = {item["name"]: item["schedules"][0]["active"] for item in flows.ask("deployments/filter", {})}
     assert names == {"retrain": False, "drift-watch": False}
     assert flows.end_of(flows.trigger()) == "COMPLETED", flows.output()
     assert (toy / "three.txt").read_text() == "hello\n" * 2
     assert (toy / ".hcmi/prefect/prefect.db").is_file()
+    assert flows.output().count("code of the tree that it stands in") == 3
+    assert not any(mark in flows.output() for mark in ("\r", "█", "%|"))
     flows.stop()
     with pytest.raises(OSError):  # noqa: PT011 - any: nobody listens any more
         flows.ask("health")
