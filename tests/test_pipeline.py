@@ -7,9 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from import_graph import ROOT
 
@@ -162,3 +165,29 @@ def test_lock_is_the_same_when_the_flow_ran_instead_of_dvc(scenes, tmp_path):
     batch = watch.partition(":")[0]
     assert (copy.folder / "reports/watch" / batch / "index.html").is_file()
     assert copy.repro() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_lock_is_the_same_when_the_flow_was_killed_in_training(tmp_path):
+    """As after a power cut: the flow and all that it started are gone at once, and the flow is run again."""
+    for name in ("killed", "undisturbed"):
+        (tmp_path / name).mkdir()
+    killed, undisturbed = (make_copy(folder, {**TINY, "train.epochs": 4}) for folder in sorted(tmp_path.iterdir()))
+    undisturbed.repro("train")
+    flow = subprocess.Popen([sys.executable, "-m", "flows.pipeline"], cwd=killed.folder,
+                            env={**killed.environment, "KILLED": str(killed.folder)}, start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (killed.folder / "checkpoints/last.pt").exists():
+        assert flow.poll() is None
+        time.sleep(0.05)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("KILLED") == str(killed.folder):
+                process.kill()
+    flow.wait()
+    assert not (killed.folder / "models/hcmi").exists()
+    again = killed.run(sys.executable, "-m", "flows.pipeline").stdout.splitlines()[-6:]
+    assert again == ["dataset: fresh", "shards: fresh", *(f"{stage}: ran" for stage in STAGES[2:])]
+    undisturbed.repro()
+    assert (killed.folder / "dvc.lock").read_text() == (undisturbed.folder / "dvc.lock").read_text()
