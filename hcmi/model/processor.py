@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerF
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ModelError
+from hcmi.model.towers import packages
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -56,16 +57,18 @@ class HcmiProcessor:
     def from_backbone(cls, backbone: str, num_words: int, image_size: int) -> "HcmiProcessor":
         """The pretrained checkpoint's own tokenizer and normalisation."""
         try:
-            return cls(AutoTokenizer.from_pretrained(backbone), _image_processor(backbone), num_words, image_size)
-        except (OSError, ValueError) as error:
+            with packages(f"model.backbone {backbone!r}"):
+                return cls(AutoTokenizer.from_pretrained(backbone), _image_processor(backbone), num_words, image_size)
+        except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"model.backbone {backbone!r}: need its tokenizer and preprocessor files, got: "
                              f"{str(error).splitlines()[0]} Download the checkpoint where there is a network and give "
                              f"its folder, or set model.backbone to scratch.") from error
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        images = _image_processor(folder)
+        with packages(f"model folder {folder}"):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            images = _image_processor(folder)
         saved = tokenizer.init_kwargs
         return cls(tokenizer, images, int(saved["num_words"]), int(saved["image_size"]), saved.get("untrained", ()))
 

@@ -397,8 +397,8 @@ def test_stage_makes_scenes_and_both_batches_when_asked(tmp_path):
 def test_verb_prints_one_line_and_exits_1_when_the_folder_is_bad(folder, tmp_path, monkeypatch):
     root = folder("video,text\na.mp4,x\n")
     monkeypatch.chdir(tmp_path)
-    params = PARAMS.read_text().replace("name: scenes", "name: folder").replace("path: data/raw", f"path: {root}")
-    (tmp_path / "params.yaml").write_text(params)
+    params = PARAMS.read_text().replace("name: scenes", "name: folder")
+    (tmp_path / "params.yaml").write_text(params.replace("path: data/raw/scenes", f"path: {root}"))
     result = CliRunner().invoke(main, ["dataset"])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(f"hcmi: {root}/captions.csv row 1: need the columns")
