@@ -165,9 +165,11 @@ def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, w
 
 def query_words(tokenizer: Any, query: str, num_tokens: int) -> list[tuple[str, list[int]]]:
     """Each word of the query as it was typed, and the positions of its tokens among the model's `num_tokens`."""
-    encoded = tokenizer(query, truncation=True, max_length=num_tokens)
+    encoded = tokenizer(query, verbose=False)       # not cut: that setting would stay in the tokenizer
+    word_ids = encoded.word_ids(0)
+    num_ends = next((count for count, number in enumerate(reversed(word_ids)) if number is not None), 0)
     places: dict[int, list[int]] = {}
-    for at, number in enumerate(encoded.word_ids(0)):
+    for at, number in enumerate(word_ids[:num_tokens - num_ends]):
         if number is not None:
             places.setdefault(number, []).append(at)
     words = []

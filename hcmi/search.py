@@ -1,5 +1,6 @@
 """From a sentence, or a video, to videos and the moments in them: FAISS first, exact three-level re-ranking second."""
 
+import copy
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from hcmi.explain import Background, Explanation, Usual, background, explain_hit
 from hcmi.index import Filter, SearchIndex
 from hcmi.milvus import MilvusIndex, is_milvus
 from hcmi.model.retriever import HcmiModel, load_retriever
+from hcmi.runtime import one_thread
 from hcmi.text_encoder import load_text_encoder
 from hcmi.types import Hit, TextTokens, VideoTokens
 
@@ -27,6 +29,7 @@ MAX_QUERY_CHARS = 2000
 PART_HEADS = ("hcmi", "wti")    # those that compare words with frames from each side
 PART_LEVELS = ("frame_word", "clip_phrase")
 BACKGROUND_VIDEOS = 256     # tell what a query usually matches at each place of a video
+Index = SearchIndex | MilvusIndex
 
 
 class Retriever:
@@ -41,18 +44,23 @@ class Retriever:
 
     Videos added to the index by others are found from the next call on. Of a model given as a folder only the text side
     is kept in memory.
+
+    Any number of threads may use one retriever: a call answers from one state of the index, whatever other threads ask
+    or change meanwhile, and one thread alone computes it, so that threads do not wait for one another. A forked child
+    may go on with its parent's retriever (over a folder, not over Milvus, whose connection does not survive a fork).
     Raises: ModelError, SearchIndexError (no index, a broken one, or one made by another model).
     """
 
     def __init__(self, model: str | Path | HcmiModel = "models/hcmi", index: str | Path = "export/index",
                  candidates: int = CANDIDATES):
+        self.model_folder = Path(model) if isinstance(model, (str, Path)) else None
         self.model = load_text_encoder(model) if isinstance(model, (str, Path)) else model
-        self.index: SearchIndex | MilvusIndex = (MilvusIndex(str(index)) if is_milvus(str(index))
-                                                 else SearchIndex.open(index))
+        self.index: Index = MilvusIndex(str(index)) if is_milvus(str(index)) else SearchIndex.open(index, load=True)
         self.candidates = candidates
         self.fingerprint = self.model.fingerprint
         self.index.check_model(self.fingerprint)
-        self._background: tuple[SearchIndex | MilvusIndex, Background | None] | None = None
+        self._follows = True        # looks for a newer state of the index at each call
+        self._background: tuple[Index, Background | None] | None = None
         self.notes: list[str] = []      # what the user should know of the videos, one line each
 
     @classmethod
@@ -89,11 +97,12 @@ class Retriever:
 
         Raises: DataError when no such video is indexed.
         """
-        video, _ = self.video(video_id)
+        index = self._newest()
+        video = index.tokens(_row_of(index, video_id))
         text = TextTokens(video.video_BD, video.frames_BTD, video.clips_BCD, video.frame_weights_BT,
                           video.clip_weights_BC)
         where = Filter(tuple((tags or {}).items()), min_seconds, max_seconds)
-        hits = self.rank(text, check_top(top) + 1, where)
+        hits = self._rank(index, text, check_top(top) + 1, where)
         others = [hit for hit in hits if hit.video_id != video_id][:top]
         return [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, 1)]
 
@@ -103,11 +112,12 @@ class Retriever:
 
         Raises: DataError when no such video is indexed or there are no captions.
         """
+        index = self._newest()
         if captions is None:
-            captions = self.index.captions()
+            captions = index.captions()
         if not captions:
             raise DataError(f"{video_id}: need captions to choose from, got none. Give some.")
-        video, _ = self.video(video_id)
+        video = index.tokens(_row_of(index, video_id))
         scores: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(captions), 256):
@@ -121,25 +131,22 @@ class Retriever:
 
         Raises: DataError when the video is not indexed any more.
         """
-        text = self.encode_query(query)
-        video, _ = self.video(hit.video_id)
-        times_T = self.index.times(self.index.rows_of("video_id", [hit.video_id])[:1])[0]
+        text, index = self.encode_query(query), self._newest()
+        row = _row_of(index, hit.video_id)
         processor = self.model.processor
         words = query_words(processor.tokenizer, processor.known(query)[0], processor.num_words)
-        return explain_hit(query, hit, text, video, times_T, words, self.model.level_weights,
-                           self._usual(text))
+        with one_thread():
+            return explain_hit(query, hit, text, index.tokens(row), index.times(row)[0], words,
+                               self.model.level_weights, self._usual(index, text))
 
     def video(self, video_id: str) -> tuple[VideoTokens, dict[str, Any]]:
         """Tokens and record of one indexed video.
 
         Raises: DataError when there is none.
         """
-        self._newest()
-        rows = self.index.rows_of("video_id", [video_id])
-        if not len(rows):
-            raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got an unknown one. "
-                            "videos.parquet lists them.")
-        return self.index.tokens(rows[:1]), self.index.records(rows[:1])[0]
+        index = self._newest()
+        row = _row_of(index, video_id)
+        return index.tokens(row), index.records(row)[0]
 
     @property
     def tells_parts(self) -> bool:
@@ -149,19 +156,19 @@ class Retriever:
 
     def encode_query(self, query: str) -> TextTokens:
         """Tokens of one checked query. Only the text tower runs."""
-        ids_BW, mask_BW = self.model.processor.texts([check_query(query)])
+        processor = self.model.processor
+        ids_BW, mask_BW = processor.texts([check_query(query)])
         letters = [char for char in query if char.isalpha()]
         foreign = sum(not char.isascii() for char in letters)
         # Punctuation may take several tokens in any language, so only words are counted.
         words = "".join(char if char.isalpha() or unicodedata.category(char)[0] == "M" else " " for char in query)
-        pieces = self.model.processor.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
-        if 2 * foreign > len(letters) and len(pieces) > len(letters):
+        if 2 * foreign > len(letters) and len(processor.tokens(words)) > len(letters):
             raise ConfigError(f"query {shorten(query)!r}: need words of a language the model knows, got text its "
                               "tokenizer can only spell byte by byte. Ask in the language of the training captions.")
-        if not self.model.processor.known(query)[0]:
+        if not processor.known(query)[0]:
             raise ConfigError(f"query {shorten(query)!r}: need a word that a training caption has, got none. "
                               "Ask in the words of the training captions.")
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             return self.model.encode_texts(ids_BW, mask_BW)
 
     def query_notes(self, query: str) -> list[str]:
@@ -169,45 +176,77 @@ class Retriever:
         words = [word for word in self.model.processor.known(query)[1] if any(char.isalnum() for char in word)]
         return [f"left out, since no training caption has them: {', '.join(words)}."] if words else []
 
-    def _usual(self, text: TextTokens) -> Usual | None:
-        """What this text usually matches, among some videos of the index; drawn again when the index has changed."""
-        if self._background is None or self._background[0] is not self.index:
-            some = self.index.some_rows(BACKGROUND_VIDEOS)
-            self._background = self.index, background(self.index.tokens(some)) if len(some) else None
-        others = self._background[1]
-        return others.usual(text) if others else None
+    def as_loaded(self) -> "Retriever":
+        """This retriever over the index as it is now: it looks at its folders no more, so they may change or go."""
+        other = copy.copy(self)
+        other._follows = False
+        return other
 
-    def _newest(self) -> None:
-        newest = self.index.latest()
-        if newest is not self.index:
+    def with_index(self, index: Index) -> "Retriever":
+        """This retriever over another index of the same model.
+
+        Raises: SearchIndexError when another model made it.
+        """
+        index.check_model(self.fingerprint)
+        other = copy.copy(self)
+        other.index = index
+        return other
+
+    def _newest(self) -> Index:
+        """The index to answer one call from. Each call takes it once: other threads may move `self.index` on."""
+        index = self.index
+        newest = index.latest() if self._follows else index
+        if newest is not index:
             newest.check_model(self.fingerprint)
             self.index = newest
+        return newest
+
+    def _usual(self, index: Index, text: TextTokens) -> Usual | None:
+        """What this text usually matches, among some videos of the index; drawn again when the index has changed."""
+        drawn = self._background
+        if drawn is None or drawn[0] is not index:
+            some = index.some_rows(BACKGROUND_VIDEOS)
+            drawn = self._background = index, background(index.tokens(some)) if len(some) else None
+        return drawn[1].usual(text) if drawn[1] else None
 
     def rank(self, text: TextTokens, top: int, where: Filter, part: bool = False) -> list[Hit]:
         """Answer an encoded query: first stage, then the exact score of each candidate from its tokens."""
+        return self._rank(self._newest(), text, top, where, part)
+
+    def _rank(self, index: Index, text: TextTokens, top: int, where: Filter, part: bool = False) -> list[Hit]:
         if part and not self.tells_parts:
             raise ConfigError(f"--part: need a model with head {' or '.join(PART_HEADS)} and weight on "
                               f"{' or '.join(PART_LEVELS)}, got {self.model.config.head} with "
                               f"{self.model.level_weights}. Leave it out.")
-        self._newest()
-        index = self.index
-        rows = index.candidates(text.sentence_BD[0].numpy(), max(self.candidates, 2 * top),
-                                where)
+        rows = index.candidates(text.sentence_BD[0].numpy(), max(self.candidates, 2 * top), where)
         if not len(rows):
             return []
-        videos = index.tokens(rows)
-        with torch.inference_mode():
-            levels = (part_similarities(text, videos, self.model.head.levels) if part
-                      else self.model.similarities(text, videos))
-            scores_V = self.model.combine(levels)[0]
-        best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
-        usual, hits = self._usual(text), []
-        found = zip(best, index.records(rows[best]), index.times(rows[best]), strict=True)
-        for rank, (at, record, times_T) in enumerate(found, 1):
-            start_s, end_s = moment(text, videos[at:at + 1], times_T, record["start_s"], record["end_s"], usual)
-            hits.append(Hit(rank, record["video_id"], record["path"], float(scores_V[at]), round(start_s, 3),
-                            round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
+        with one_thread():
+            videos = index.tokens(rows)
+            with torch.inference_mode():
+                levels = (part_similarities(text, videos, self.model.head.levels) if part
+                          else self.model.similarities(text, videos))
+                scores_V = self.model.combine(levels)[0]
+            best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
+            usual, hits = self._usual(index, text), []
+            found = zip(best, index.records(rows[best]), index.times(rows[best]), strict=True)
+            for rank, (at, record, times_T) in enumerate(found, 1):
+                start_s, end_s = moment(text, videos[at:at + 1], times_T, record["start_s"], record["end_s"], usual)
+                hits.append(Hit(rank, record["video_id"], record["path"], float(scores_V[at]), round(start_s, 3),
+                                round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
         return hits
+
+
+def _row_of(index: Index, video_id: str) -> np.ndarray:
+    """[1] the row of one video.
+
+    Raises: DataError when it is not indexed.
+    """
+    rows = index.rows_of("video_id", [video_id])
+    if not len(rows):
+        raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got an unknown one. "
+                        "videos.parquet lists them.")
+    return rows[:1]
 
 
 def part_similarities(texts: TextTokens, videos: VideoTokens, levels: Iterable[str]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ round(127 x / max|x|), half the bytes. Both are read back as float32 vectors of 
 
 import os
 from collections.abc import Collection, Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -153,17 +154,20 @@ class TokenStore:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.arrays = {name: self._open(name) for name in FILES}
-        self._files = {name: open(self.folder / f"{name}.npy", "rb", buffering=0) for name in FILES}  # noqa: SIM115
+        self.arrays: dict[str, np.memmap] = {}
+        self._files: dict[str, FileIO] = {}
+        for name in FILES:
+            self._files[name], self.arrays[name] = self._open(name)
         lengths = {len(array) for array in self.arrays.values()}
         if len(lengths) != 1:
             raise SearchIndexError(f"{folder}: need files of equal length, got {sorted(lengths)} rows. "
                                    "Copy the folder again, or run `hcmi export`.")
 
-    def _open(self, name: str) -> np.memmap:
+    def _open(self, name: str) -> tuple[FileIO, np.memmap]:
+        """The file and its mapping."""
         path = self.folder / f"{name}.npy"
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return open(path, "rb", buffering=0), np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
             raise SearchIndexError(f"{path}: need the embeddings, got no file. Run `hcmi export`.") from error
         except (ValueError, EOFError, OSError) as error:

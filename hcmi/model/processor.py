@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -23,10 +24,13 @@ PIECES = r"\p{L}[\p{L}\p{M}]*|\p{N}+|[^\p{L}\p{N}]"
 
 
 class HcmiProcessor:
-    """Tokenizer, normalisation and the sizes they were trained with.
+    """Tokenizer, normalisation and the sizes they were trained with; any number of threads may use one.
 
     Frames arrive already resized (`hcmi.data.frames` does it as CLIP does); here they are only normalised. `untrained`:
     ids of tokens that no training caption has; a pretrained tokenizer has none.
+
+    A tokenizer keeps the padding and truncation of the last call, so a call with other ones would change them under a
+    call that another thread has begun. All calls here ask for none, and the rows are cut and padded afterwards.
     """
 
     def __init__(self, tokenizer, image_processor, num_words: int, image_size: int, untrained: Iterable[int] = ()):
@@ -35,6 +39,8 @@ class HcmiProcessor:
         self.num_words = num_words
         self.image_size = image_size
         self.untrained = torch.tensor(sorted(untrained), dtype=torch.long)
+        bare, whole = (self.tokens("a", special) for special in (False, True))
+        self._num_ends = whole[::-1].index(bare[-1])        # special tokens behind a text
         self._mean_C11, self._std_C11 = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
                                          for values in (image_processor.image_mean, image_processor.image_std))
 
@@ -109,13 +115,16 @@ class HcmiProcessor:
 
         Words that training has not seen are left out.
         """
-        encoded = self._encode(texts)
-        if bool(torch.isin(encoded["input_ids"], self.untrained).any()):
-            encoded = self._encode([self.known(text)[0] for text in texts])
-        mask_BW = encoded.get("attention_mask")
+        ids_BW, mask_BW = self._encode(texts)
+        if bool(torch.isin(ids_BW, self.untrained).any()):
+            ids_BW, mask_BW = self._encode([self.known(text)[0] for text in texts])
         if mask_BW is None:
-            mask_BW = _mask_after_first_end(encoded["input_ids"], self.tokenizer.eos_token_id)
-        return encoded["input_ids"], mask_BW
+            mask_BW = _mask_after_first_end(ids_BW, self.tokenizer.eos_token_id)
+        return ids_BW, mask_BW
+
+    def tokens(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of the whole text, with the tokens around it where `special`."""
+        return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
     def known(self, text: str) -> tuple[str, list[str]]:
         """The text without the words that have a token which no training caption has, and those words.
@@ -137,8 +146,18 @@ class HcmiProcessor:
                 text = text[:start] + " " + text[end:]
             text = " ".join(text.split())
 
-    def _encode(self, texts: list[str]):
-        return self.tokenizer(texts, padding=True, truncation=True, max_length=self.num_words, return_tensors="pt")
+    def _encode(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Ids, and the mask where the tokenizer gives one, as it would cut them to `num_words` and pad them itself."""
+        encoded = self.tokenizer(texts, verbose=False)
+        rows = [ids if len(ids) <= self.num_words
+                else ids[:self.num_words - self._num_ends] + ids[len(ids) - self._num_ends:]
+                for ids in encoded["input_ids"]]
+        ids_BW = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in rows], batch_first=True,
+                              padding_value=self.tokenizer.pad_token_id)
+        if "attention_mask" not in encoded:
+            return ids_BW, None
+        lengths_B = torch.tensor([len(ids) for ids in rows])
+        return ids_BW, (torch.arange(ids_BW.shape[1]) < lengths_B[:, None]).long()
 
 
 def _mask_after_first_end(ids_BW: Tensor, end_id: int) -> Tensor:

@@ -30,6 +30,7 @@ from hcmi.model.towers import (
     scratch_config,
     text_features,
 )
+from hcmi.runtime import single_after_fork
 from hcmi.types import TextTokens, VideoTokens
 
 FILES = ("config.json", "model.safetensors", "tokenizer_config.json", "preprocessor_config.json")
@@ -71,6 +72,7 @@ class HcmiModel(PreTrainedModel):
 
     def __init__(self, config: HcmiConfig, towers: PreTrainedModel | None = None):
         super().__init__(config)
+        single_after_fork(torch.set_num_threads)
         if towers is None:
             towers_config = dict(config.towers or {})
             towers = build_towers(AutoConfig.for_model(towers_config.pop("model_type", "unknown"), **towers_config))
@@ -92,14 +94,15 @@ class HcmiModel(PreTrainedModel):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of weights, configuration and preprocessing: what an index must agree with."""
+        """sha256 of weights, configuration, tokens and preprocessing: what an index must agree with."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
         ignored = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
         config = {key: value for key, value in self.config.to_dict().items() if key not in ignored}
-        digest.update(json.dumps([config, self.processor.describe()], sort_keys=True, default=str).encode())
+        tokens = [self.processor.tokenizer.get_vocab(), self.processor.untrained.tolist()]
+        digest.update(json.dumps([config, tokens, self.processor.describe()], sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     def frame_features(self, pixel_values_BTCHX: Tensor) -> Tensor:
