@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The name holds a checksum of what was installed: other contents, another stamp. It is written last, so an
-# interrupted installation is taken up again.
-STAMP := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d ' ' -f 1)
+# The name holds a checksum of what was installed, and where: other contents or another folder, another stamp. It is
+# written last, so an interrupted installation is taken up again.
+STAMP := $(VENV)/installed-$(shell (cat requirements.lock pyproject.toml; echo '$(CURDIR)') | cksum | cut -d ' ' -f 1)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # No usage statistics (DVC: .dvc/config; Prefect: prefect.toml).
@@ -18,8 +18,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
+# The commands in an environment name the folder that it was made in. In a project that was moved or copied they are
+# broken, or they run the code of the other folder: such an environment is made again from nothing.
 $(STAMP):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("make: need Python 3.11 or 3.12, got %d.%d. Run make PYTHON=/path/to/python3.11." % v)'
+	@grep -qsF '$(CURDIR)/$(VENV)' $(VENV)/pyvenv.cfg || rm -rf $(VENV)
 	@rm -f $(VENV)/installed-*
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

@@ -235,7 +235,7 @@ def memory(folder: Path, rows: int) -> tuple[float, float]:
             writer.writerow([f"v{number % (rows // 50):05d}.mp4", f"caption number {number} of a video in some words"])
     params = folder / "params.yaml"
     text = params.read_text(encoding="utf-8").replace("name: scenes", "name: folder", 1)
-    params.write_text(text.replace("path: data/raw", f"path: {source}", 1), encoding="utf-8")
+    params.write_text(text.replace("path: data/raw/scenes", f"path: {source}", 1), encoding="utf-8")
     outs = {name: str(folder / "made" / name) for name in ("manifest", "generated", "incoming")}
     dataset = stage.run("dataset", *(f"--{name}={path}" for name, path in outs.items()))["peak_mb"]
     videos = sorted((source / "videos").iterdir())[:500]

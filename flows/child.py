@@ -2,19 +2,23 @@
 
 A cancelled Prefect task does not take its children's children along: a training run would keep its GPU. Here the
 whole group is ended when the task ends in any way, and ends itself when the flow's process is gone (killed, out of
-memory), which `main`, the group's first process, notices by the end of its standard input.
+memory), which `main`, the group's first process, notices by the end of its standard input. A flow's process in turn
+ends itself when the `make flows` that it belongs to is gone (`end_with_make_flows`).
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 GRACE_SECONDS = 10.0
+ALIVE_PORT = "HCMI_FLOWS_ALIVE_PORT"      # environment: a port on which `make flows` listens for as long as it lives
 
 
 class ChildError(Exception):
@@ -28,9 +32,8 @@ def run_in_child(*command: str, log: Callable[[str], object] = print) -> None:
     """
     scripts = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": scripts + os.pathsep + os.environ.get("PATH", os.defpath)}
-    process = subprocess.Popen([sys.executable, "-m", "flows.child", *command], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-                               start_new_session=True, env=environment)
+    process = start_group(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+                          errors="replace", env=environment)
     last = ""
     try:
         assert process.stdout is not None
@@ -43,6 +46,34 @@ def run_in_child(*command: str, log: Callable[[str], object] = print) -> None:
         end_group(process)
     if code != 0:
         raise ChildError(f"{' '.join(command)}: need exit code 0, got {code}. Its last line: {last}")
+
+
+def start_group(*command: str, **options: Any) -> subprocess.Popen:
+    """Start `command` in a process group of its own, which ends when this process does. `options`: as of Popen."""
+    return subprocess.Popen([sys.executable, "-m", "flows.child", *command], stdin=subprocess.PIPE,
+                            start_new_session=True, **options)
+
+
+def end_with_make_flows() -> None:
+    """End this process when the `make flows` whose worker started it is gone; without one do nothing.
+
+    Prefect's worker starts each flow run in a session of its own, so neither a signal to the worker's group nor its
+    death reaches the run. The connection breaks at the moment at which the listening process ends, however it ends.
+    """
+    port = os.environ.get(ALIVE_PORT)
+    if port:
+        threading.Thread(target=_end_when_closed, args=(int(port),), daemon=True).start()
+
+
+def _end_when_closed(port: int) -> None:
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.recv(1)      # nothing is ever sent
+    except OSError:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2 * GRACE_SECONDS)       # Prefect's engine has ended the stage by then
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_group(process: subprocess.Popen, grace_seconds: float = GRACE_SECONDS) -> None:

@@ -10,8 +10,9 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from flows.child import ChildError, run_in_child
-from flows.stages import is_stale, plan
+from flows.child import ChildError, end_with_make_flows, run_in_child
+from flows.server import check_server, run_name
+from flows.stages import is_stale, plan, running
 
 GPU_TAG = "gpu"
 
@@ -33,12 +34,19 @@ def run_stage(stage: str) -> str:
     return "ran"
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", flow_run_name=run_name("retrain"), persist_result=False)
 def pipeline() -> dict[str, str]:
-    """Bring every stage up to date, in dvc.yaml's order.
+    """Bring every stage up to date, in dvc.yaml's order. Waits while another run of it is under way.
 
     Returns: what became of each stage, `fresh` or `ran`.
     """
+    end_with_make_flows()
+    with running(get_run_logger().info):
+        return run_stages()
+
+
+def run_stages() -> dict[str, str]:
+    """One task a stage; each waits for those that it depends on."""
     outcome: dict[str, str] = {}
     states: dict = {}
     for step in plan():
@@ -51,6 +59,7 @@ def pipeline() -> dict[str, str]:
 
 if __name__ == "__main__":
     try:
+        check_server()
         for name, what in pipeline().items():
             print(f"{name}: {what}")
     except ChildError as error:

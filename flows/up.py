@@ -1,9 +1,11 @@
 """`make flows`: a Prefect server and a worker on the loopback address, with prefect.yaml's deployments on them.
 
-Runs until Ctrl-C, a signal, or the end of either of the two; both end with it, and so does every stage they run.
+Runs until Ctrl-C, a signal, or the end of either of the two. However it ends, `kill -9` included, the server, the
+worker, the flow runs and the stages that they run end with it. The next start ends the runs that were left behind.
 """
 
 import argparse
+import fcntl
 import os
 import signal
 import socket
@@ -13,8 +15,9 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import IO
 
-from flows.child import end_group
+from flows.child import ALIVE_PORT, end_group, start_group
 
 HOST = "127.0.0.1"      # never another: this server has no passwords
 POOL = "local"
@@ -23,17 +26,20 @@ START_SECONDS = 120
 
 def main(port: int, gpus: int) -> None:
     """Serve until stopped. Exits with one line where the port is taken or a part does not start."""
-    _need_free(port)
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".hcmi/prefect").resolve())))
     home.mkdir(parents=True, exist_ok=True)     # SQLite opens no file in a folder that is not there
-    os.environ.update(PREFECT_API_URL=f"http://{HOST}:{port}/api", PREFECT_SERVER_ANALYTICS_ENABLED="false",
-                      DO_NOT_TRACK="1", PYTHONUNBUFFERED="1")
+    lock = _lock_home(home)
+    _need_free(port)
+    alive = socket.create_server((HOST, 0), backlog=1024)
+    os.environ.update({"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                       "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", ALIVE_PORT: str(alive.getsockname()[1])})
     signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts background jobs with Ctrl-C ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    parts = []
+    parts: list[subprocess.Popen] = []
     try:
         parts.append(_start("server", "start", "--host", HOST, "--port", str(port), "--analytics-off"))
         _wait_healthy(port, parts[0])
+        end_dead_runs()
         _create_pool(gpus)
         deployed = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"])
         if deployed.returncode:
@@ -47,12 +53,62 @@ def main(port: int, gpus: int) -> None:
     except KeyboardInterrupt:
         print("make flows: stopping", flush=True)
     finally:
+        alive.close()       # flow runs notice, and report to the server that they have crashed
         for part in reversed(parts):
             end_group(part, grace_seconds=25)
+        lock.close()
 
 
 def _start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "prefect", "--no-prompt", *arguments], start_new_session=True)
+    return start_group(sys.executable, "-m", "prefect", "--no-prompt", *arguments)
+
+
+def _lock_home(home: Path) -> IO[str]:
+    """Two servers on one database would each take the other's runs for dead. The lock ends with the process."""
+    lock = open(home / "make-flows.lock", "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"make flows: need {home} for this server alone, got another `make flows` that uses it. "
+                 "Stop that one, or set PREFECT_HOME to another folder.")
+    return lock
+
+
+def end_dead_runs() -> None:
+    """End the runs that were under way when the server last stopped, and free the slots that they hold.
+
+    Every process of theirs has ended with that server, but the database says Running, and a slot is kept there while
+    the lease that would free it was kept in the server's memory: nothing else would ever start. Called before the
+    worker is started, when no run can be alive.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+        TaskRunFilter,
+        TaskRunFilterState,
+        TaskRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed, State
+
+    under_way = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    flow_runs = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=under_way)))
+    task_runs = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=under_way)))
+    crashed: State = Crashed(message="`make flows` ended while this ran.")
+    with get_client(sync_client=True) as client:
+        while tasks := client.read_task_runs(task_run_filter=task_runs):
+            for task_run in tasks:
+                client.set_task_run_state(task_run.id, crashed, force=True)
+        while found := client.read_flow_runs(flow_run_filter=flow_runs):
+            for run in found:
+                client.set_flow_run_state(run.id, crashed, force=True)
+                print(f"make flows: {run.name} was under way when the server last stopped; it is now Crashed.")
+        for limit in client.read_global_concurrency_limits(limit=200):
+            if limit.active_slots:
+                client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=0))
 
 
 def _need_free(port: int) -> None:

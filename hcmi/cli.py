@@ -34,6 +34,10 @@ class _Group(click.Group):
 def main() -> None:
     """Turn videos and captions into a search engine, one stage at a time."""
     warnings.formatwarning = _format_warning
+    here, there = Path.cwd() / "hcmi", Path(__file__).resolve().parent
+    if (here / "cli.py").is_file() and here.resolve() != there:
+        click.echo(f"note: this is the hcmi of {there.parent}, not the one of the folder you are in. "
+                   "`python -m hcmi` runs that one.", err=True)
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
@@ -111,7 +115,8 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as
 @main.command()
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
-@click.option("--out", default="metrics/evaluate.json", show_default=True, help="Figures to write.")
+@click.option("--out", default="metrics/evaluate.json", show_default=True, help="Figures to write; the few of "
+              "headline.json go beside them.")
 @click.option("--plots", default="plots", show_default=True, help="Folder of tables and pictures to write.")
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: compare two runs, query by query. Each is an "
               "evaluate.json or a folder with metrics/ and plots/.")
@@ -172,23 +177,23 @@ def export(model: str, shards: str, manifest: str, out: str, push: str | None, p
 
 @main.command()
 @click.option("--incoming", default="data/incoming", show_default=True, help="Folder of new batches.")
-@click.option("--batch", help="Judge this batch alone.")
+@click.option("--batch", "batches", multiple=True, metavar="NAME", help="Judge this batch only; may be repeated.")
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
 @click.option("--export", default="export", show_default=True, help="Folder that `hcmi export` wrote.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @click.option("--out", default="reports/drift", show_default=True, help="Folder to write.")
 @params_option
 @json_option
-def drift(incoming: str, batch: str | None, model: str, export: str, shards: str, out: str, params: str,
+def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shards: str, out: str, params: str,
           as_json: bool) -> None:
     """Compare new batches with what the model was tested on, and write a report with a verdict for each.
 
-    Example: hcmi drift --batch 2026-11-23 --json
+    Example: hcmi drift --batch 2026-11-23 --out reports/watch/2026-11-23 --json
     """
     from hcmi.config import load_params
     from hcmi.drift.report import drift as run
 
-    result = run(incoming, model, export, shards, out, load_params(params), batch)
+    result = run(incoming, model, export, shards, out, load_params(params), batches)
     _show(result if as_json else {"report": f"{out}/index.html", **result["verdicts"]}, as_json)
 
 

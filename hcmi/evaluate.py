@@ -1,7 +1,8 @@
 """Stage `evaluate`: how well the model finds held-out clips by their captions, and captions by their clips.
 
-Writes `metrics/evaluate.json` (raw figures first, post-processed ones apart) and `plots/`: tables, pictures, and
-`ranks.parquet` with `run.json`, from which `hcmi evaluate --compare` pairs two runs query by query.
+Writes `metrics/evaluate.json` (raw figures first, post-processed ones apart), beside it `headline.json`, a few of them,
+and `plots/`: tables, pictures, and `ranks.parquet` with `run.json`, from which `hcmi evaluate --compare` pairs two runs
+query by query.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from hcmi.runtime import pick_device, tune_allocator
 SEED = 0                    # of the bootstrap and the bank of training captions: alike in all runs that are compared
 SELECTION_SPLIT = "val"     # what training chose its best epoch and its level weights on
 PRECISION = "float32"
+HEADLINE = {"t2v": ("R@1", "R@5", "R@10"), "v2t": ("R@1",)}     # more would not fit 100 columns of `dvc exp show`
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def evaluate(model_dir: str | Path, shards_dir: str | Path, out_json: str | Path
              params: Params) -> dict:
     """Measure the model on `evaluate.split`; returns what it writes to `out_json`.
 
-    Both outputs appear whole or not at all.
+    Each output appears whole or not at all.
     Raises: ModelError when the model folder does not load; DataError when the split is empty, has no captions, or the
     model gives NaN.
     """
@@ -93,7 +95,14 @@ def evaluate(model_dir: str | Path, shards_dir: str | Path, out_json: str | Path
         _write_json(folder / "run.json", run_card(model, shards_dir, protocol, params))
     with atomic_file(out_json) as path:
         _write_json(path, report)
+    with atomic_file(Path(out_json).with_name("headline.json")) as path:
+        _write_json(path, headline(report))
     return report
+
+
+def headline(report: dict) -> dict:
+    """The few raw figures that DVC shows, compares and puts beside each experiment."""
+    return {way: {name: report["raw"][way][name] for name in names} for way, names in HEADLINE.items()}
 
 
 def report_text(report: dict) -> str:

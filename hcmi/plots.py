@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hcmi.curves import save, style
 from hcmi.data.loader import ShardReader, pick_frames
 from hcmi.encode import EncodedSplit
 from hcmi.metrics import Ranks, bootstrap_interval
@@ -203,7 +204,7 @@ def draw_worst_queries(worst: pd.DataFrame, reader: ShardReader, encoded: Encode
             axes = figure.add_axes((0.01, bottom / inches, 0.98, STRIP_INCHES / inches))
             axes.imshow(_strip(reader, rows[video_id], kind), interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save(figure, path)
 
 
 def _strip(reader: ShardReader, row: int, kind: str) -> NDArray:
@@ -226,11 +227,9 @@ def _axes(path: Path, title: str) -> Axes:
 
 
 def _save(axes: Axes, path: Path, legend: bool = True) -> None:
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style(axes)
     if legend:
         axes.legend(frameon=False)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save(figure, path)

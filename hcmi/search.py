@@ -160,7 +160,9 @@ class Retriever:
         ids_BW, mask_BW = processor.texts([check_query(query)])
         letters = [char for char in query if char.isalpha()]
         foreign = sum(not char.isascii() for char in letters)
-        if 2 * foreign > len(letters) and len(processor.tokens(query)) > len(letters):
+        # Punctuation may take several tokens in any language, so only words are counted.
+        words = "".join(char if char.isalpha() or unicodedata.category(char)[0] == "M" else " " for char in query)
+        if 2 * foreign > len(letters) and len(processor.tokens(words)) > len(letters):
             raise ConfigError(f"query {shorten(query)!r}: need words of a language the model knows, got text its "
                               "tokenizer can only spell byte by byte. Ask in the language of the training captions.")
         if not processor.known(query)[0]:

@@ -20,6 +20,7 @@ from dvclive import Live
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hcmi import curves
 from hcmi import loss as losses
 from hcmi.atomic import atomic_dir, atomic_file
 from hcmi.config import ModelSection, TrainConfig
@@ -97,7 +98,7 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
 
     with Live(str(metrics_dir), dvcyaml=False, save_dvc_exp=False) as live:
         for row in progress.history:
-            log_epoch(live, row)
+            curves.log_epoch(live, row)
         with track(description="train", total=total_steps, unit="step") as bar:
             bar.update(progress.step)
             for epoch in range(loader.epoch, config.epochs):
@@ -117,14 +118,15 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
                     if checkpoints.due():
                         checkpoints.save(model, optimizers, loader, progress)
                 validation = validate(model, val_reader)
-                log_epoch(live, progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started))
+                curves.log_epoch(live, progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started))
                 if validation["R@1"] > progress.best_score:
                     progress.best_score, progress.best_epoch = validation["R@1"], epoch
                     checkpoints.save_best(model)
                 checkpoints.save(model, optimizers, loader, progress)
         checkpoints.load_best(model)
         model.config.level_weights = level_weights(model, trained, val_reader)
-        live.summary["best"] = {"epoch": progress.best_epoch, "val_R@1": progress.best_score}
+        live.summary = {"val": {"R@1": progress.best_score}}    # `dvc exp show` has a column for each figure in here
+    curves.draw(progress.history, progress.best_epoch, Path(metrics_dir, "plots", "training.png"))
     with atomic_dir(model_dir) as folder:
         model.save_pretrained(folder)
     checkpoints.clear()
@@ -332,13 +334,6 @@ def set_learning_rate(optimizers: Sequence[Optimizer], done: float, warmup: floa
     factor = done / warmup if done < warmup else 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = group["peak_lr"] * max(factor, 1e-3)
-
-
-def log_epoch(live: Live, row: dict) -> None:
-    for name, value in row.items():
-        if name not in ("epoch", "train/seconds"):      # no clock in what DVC keeps: equal runs, equal dvc.lock
-            live.log_metric(name, value)
-    live.next_step()
 
 
 def identity(shards_dir: str | Path, section: ModelSection, config: TrainConfig) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
@@ -166,6 +167,23 @@ def save_small_siglip(folder: Path, pad_id: int = 1) -> Path:
     common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     return save_siglip(folder, pad_id, text_config=dict(common, projection_size=32),
                        vision_config=dict(common, image_size=32, patch_size=8))
+
+
+def save_small_siglip_1(folder: Path, captions: list[str]) -> Path:
+    """As the hub has SigLIP 1: its words in a SentencePiece file, here learned from `captions`; no tokenizer.json."""
+    save_small_siglip(folder)
+    (folder / "tokenizer.json").unlink()
+    SentencePieceTrainer.train(sentence_iterator=iter(captions), model_prefix=str(folder / "spiece"), vocab_size=80,
+                               hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+    (folder / "spiece.vocab").unlink()
+    shape = {"lstrip": True, "normalized": False, "rstrip": True, "single_word": False, "special": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "added_tokens_decoder": {"1": {"content": "</s>", **shape}, "2": {"content": "<unk>", **shape}},
+        "additional_special_tokens": [], "clean_up_tokenization_spaces": True, "do_lower_case": True,
+        "eos_token": "</s>", "model_input_names": ["input_ids"], "model_max_length": 64, "pad_token": "</s>",
+        "processor_class": "SiglipProcessor", "sp_model_kwargs": {}, "tokenizer_class": "SiglipTokenizer",
+        "unk_token": "<unk>"}), encoding="utf-8")
+    return folder
 
 
 def randomised(towers: nn.Module, seed: int = 1) -> nn.Module:

@@ -1,8 +1,12 @@
 """dvc.yaml against the code: a stage lists every module it imports and every parameter that moves its result."""
 
 import ast
+import itertools
+import subprocess
+from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from import_graph import ROOT, closure, imported, module_file
 from ruamel.yaml import YAML
 
@@ -32,7 +36,7 @@ PARAMS = leaves(read("params.yaml"))
 def verb(stage: str) -> ast.FunctionDef:
     """The function behind `hcmi <stage>`."""
     tree = ast.parse((ROOT / "hcmi/cli.py").read_text(encoding="utf-8"))
-    name = STAGES[stage]["cmd"].split()[1]
+    name = STAGES[stage]["cmd"].split()[3]
     for item in tree.body:
         if isinstance(item, ast.FunctionDef):
             decorators = {ast.unparse(decorator) for decorator in item.decorator_list}
@@ -75,7 +79,7 @@ def outs(stage: str) -> list[str]:
 
 def test_stages_are_the_six_of_the_design():
     assert list(STAGES) == ["dataset", "shards", "train", "evaluate", "export", "drift"]
-    assert all(stage["cmd"].split() == ["hcmi", name] for name, stage in STAGES.items())
+    assert all(stage["cmd"].split()[:4] == ["python", "-m", "hcmi", name] for name, stage in STAGES.items())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -115,10 +119,47 @@ def test_checkpoints_lie_outside_every_out():
     assert not [out for stage in STAGES for out in outs(stage) if out.startswith("checkpoints")]
 
 
-def test_metrics_stay_in_git_and_data_in_the_cache():
-    for stage in STAGES.values():
-        for metric in stage.get("metrics", []):
-            assert next(iter(metric.values()))["cache"] is False
+def git_ignores(path: str) -> bool:
+    """As a file or as a folder, whether or not it is there or in git already."""
+    return any(subprocess.run(["git", "check-ignore", "-q", "--no-index", name], cwd=ROOT).returncode == 0
+               for name in (path, f"{path}/"))
+
+
+def kept_by_git(stage: str) -> dict[str, bool]:
+    """Each output of the stage: whether git is to keep it, or DVC's cache."""
+    items = [out if isinstance(out, dict) else {out: {}} for kind in ("outs", "metrics", "plots")
+             for out in STAGES[stage].get(kind, [])]
+    return {path: options.get("cache", True) is False for item in items for path, options in item.items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_git_or_dvc_keeps_every_output(stage):
+    """One that neither keeps is missing in a clone, where its stage then runs again."""
+    wrong = {path: ("git ignores it" if git else "git would keep it too") for path, git in kept_by_git(stage).items()
+             if git_ignores(path) == git}
+    assert not wrong
+
+
+def test_metrics_are_kept_by_git():
+    kept = {path: git for stage in STAGES for path, git in kept_by_git(stage).items()}
+    metrics = [next(iter(metric)) for stage in STAGES.values() for metric in stage.get("metrics", [])]
+    assert metrics == ["metrics/train/metrics.json", "metrics/headline.json"]
+    assert all(kept[metric] for metric in metrics)
+
+
+def test_dvc_looks_for_data_in_every_folder_that_git_knows():
+    """DVC asks whether git ignores `data/raw/`, with the slash, before it looks for .dvc files in there."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    folders = {f"{parent}/" for name in filter(None, listed.split("\0")) for parent in Path(name).parents[:-1]}
+    assert {"data/raw/", "data/incoming/", "metrics/"} <= folders
+    with Repo(str(ROOT)) as repo:
+        assert [folder for folder in sorted(folders) if repo.scm.is_ignored(f"{ROOT}/{folder}")] == []
+
+
+def test_drift_judges_the_batches_that_it_depends_on():
+    words = STAGES["drift"]["cmd"].split()
+    named = [f"data/incoming/{name}" for option, name in itertools.pairwise(words) if option == "--batch"]
+    assert named == [dep for dep in STAGES["drift"]["deps"] if dep.startswith("data/incoming")] != []
 
 
 @pytest.mark.parametrize("stage", STAGES)

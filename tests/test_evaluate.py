@@ -117,6 +117,14 @@ def test_evaluate_writes_the_contracts_keys_in_order(done):
     assert (written["protocol"]["num_texts"], written["protocol"]["captions_per_video"]) == (40, 2)
 
 
+def test_evaluate_writes_the_headline_beside_its_figures(done):
+    out, report = done
+    raw = report["raw"]
+    assert json.loads((out / "metrics" / "headline.json").read_text()) == {
+        "t2v": {"R@1": raw["t2v"]["R@1"], "R@5": raw["t2v"]["R@5"], "R@10": raw["t2v"]["R@10"]},
+        "v2t": {"R@1": raw["v2t"]["R@1"]}}
+
+
 def test_evaluate_writes_tables_and_pictures_that_open(done):
     plots = done[0] / "plots"
     assert {path.name for path in plots.iterdir()} == {

@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from import_graph import ROOT
+from PIL import Image
 
 STAGES = ["dataset", "shards", "train", "evaluate", "export", "drift"]
 TINY = {"dataset.scenes.num_train": 48, "dataset.scenes.num_val": 12, "dataset.scenes.num_test": 24,
@@ -87,7 +91,8 @@ def test_nothing_runs_when_nothing_changed(scenes):
 
 def test_git_has_only_lock_and_metrics_to_add_when_repro_has_run(scenes):
     done = scenes.run("git", "status", "--porcelain", "--untracked-files=all")
-    assert sorted(done.stdout.split()[1::2]) == ["dvc.lock", "metrics/evaluate.json"]
+    assert sorted(done.stdout.split()[1::2]) == ["dvc.lock", "metrics/evaluate.json", "metrics/headline.json",
+                                                 "metrics/train/metrics.json"]
 
 
 def test_only_later_stages_run_when_a_late_parameter_changes(scenes):
@@ -106,10 +111,25 @@ def test_readmes_questions_are_answered(scenes):
     assert {"video_id", "path", "score", "start_s", "end_s"} <= set(hits[0])
     assert (scenes.folder / hits[0]["path"]).is_file()
     assert "R@1" in scenes.run("dvc", "metrics", "show").stdout
+
+
+def test_plots_need_no_network(scenes):
+    """A box of the page is a picture that lies beside it: nothing to fetch, nothing to run."""
     scenes.run("dvc", "plots", "show")
     page = (scenes.folder / "dvc_plots/index.html").read_text("utf-8")
-    assert "loss.tsv" in page
-    assert "worst_queries.png" in page
+    assert not re.search(r"<script|https?://", page)
+    pictures = re.findall(r'<img src="([^"]+)"', page)
+    names = ["training", "rank_histogram", "recall_curve", "slices", "worst_queries"]
+    assert [Path(picture).stem.endswith(name) for picture, name in zip(pictures, names, strict=True)] == [True] * 5
+    assert all(min(Image.open(scenes.folder / "dvc_plots" / picture).size) > 300 for picture in pictures)
+    assert len(re.findall(r'<div\s+id=', page)) == len(pictures)
+
+
+def test_series_can_be_compared_by_name_though_they_are_not_on_the_page(scenes):
+    done = scenes.run("dvc", "plots", "show", "--json", "metrics/train/plots/metrics/train/loss.tsv",
+                      "plots/recall_curve.csv")
+    assert {name for name, [plot] in json.loads(done.stdout)["data"].items() if plot["content"]["data"]["values"]} == {
+        "metrics/train/plots/metrics/train/loss.tsv", "plots/recall_curve.csv"}
 
 
 @pytest.mark.timeout(600)
@@ -162,3 +182,29 @@ def test_lock_is_the_same_when_the_flow_ran_instead_of_dvc(scenes, tmp_path):
     batch = watch.partition(":")[0]
     assert (copy.folder / "reports/watch" / batch / "index.html").is_file()
     assert copy.repro() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_lock_is_the_same_when_the_flow_was_killed_in_training(tmp_path):
+    """As after a power cut: the flow and all that it started are gone at once, and the flow is run again."""
+    for name in ("killed", "undisturbed"):
+        (tmp_path / name).mkdir()
+    killed, undisturbed = (make_copy(folder, {**TINY, "train.epochs": 4}) for folder in sorted(tmp_path.iterdir()))
+    undisturbed.repro("train")
+    flow = subprocess.Popen([sys.executable, "-m", "flows.pipeline"], cwd=killed.folder,
+                            env={**killed.environment, "KILLED": str(killed.folder)}, start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (killed.folder / "checkpoints/last.pt").exists():
+        assert flow.poll() is None
+        time.sleep(0.05)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("KILLED") == str(killed.folder):
+                process.kill()
+    flow.wait()
+    assert not (killed.folder / "models/hcmi").exists()
+    again = killed.run(sys.executable, "-m", "flows.pipeline").stdout.splitlines()[-6:]
+    assert again == ["dataset: fresh", "shards: fresh", *(f"{stage}: ran" for stage in STAGES[2:])]
+    undisturbed.repro()
+    assert (killed.folder / "dvc.lock").read_text() == (undisturbed.folder / "dvc.lock").read_text()

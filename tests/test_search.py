@@ -184,6 +184,32 @@ def test_words_no_training_caption_has_change_nothing_and_are_named(world):
     assert retriever.explain(odd, best).words == retriever.explain(QUERY, best).words == tuple(QUERY.split())
 
 
+@pytest.mark.parametrize("query", [
+    'a "red ring" slides left', "a red-ring slides,left", "(a red ring) slides left", "a\tred\tring slides left",
+    "a\u00a0red ring slides left", "\ufeffa \u201cred ring\u201d slides\u2014left", "a_red_ring sli\u00addes left?!"])
+def test_a_query_finds_the_same_when_its_words_are_quoted_or_joined(world, query):
+    retriever, _ = world
+    assert retriever.search(query) == retriever.search(QUERY)
+    assert retriever.query_notes(query) == []
+    best = retriever.search(QUERY)[0]
+    words = [word.replace("\u00ad", "") for word in retriever.explain(query, best).words]
+    assert words == QUERY.split()
+
+
+def test_a_query_in_the_language_of_the_captions_is_taken_when_it_is_full_of_punctuation(tmp_path):
+    model = tiny_model(captions=["красное кольцо", "синее кольцо"] * 3)
+    create_index(tmp_path / "index", model_card(model))
+    add_videos(tmp_path / "index", clips(["v0"]), [(video_tokens(1, np.random.default_rng(0)), times(1))])
+    retriever = Retriever(model, tmp_path / "index")
+    assert retriever.search("«красное», — «кольцо» …!!") == retriever.search("красное кольцо")
+
+
+@pytest.mark.parametrize("query", ["\u200b", "\ufeff \u00ad"])
+def test_search_refuses_a_query_of_invisible_characters_alone(world, query):
+    with pytest.raises(ConfigError, match="need a word that a training caption has, got none"):
+        world[0].search(query)
+
+
 @pytest.mark.parametrize("top", [0, -1, 1_000_000])
 def test_search_refuses_top_out_of_range(world, top):
     with pytest.raises(ConfigError, match=rf"--top: need 1 to 1000, got {top}"):

@@ -64,7 +64,7 @@ def test_lock_lies_within_the_ranges_of_pyproject(line):
 
 def test_make_installs_then_marks_it_done_when_there_is_no_venv(checkout):
     steps = planned(checkout)
-    order = [steps.index(part) for part in ("rm -f", "-m venv", "-r requirements.lock", "-e .", "touch", "pytest")]
+    order = [steps.rindex(part) for part in ("rm -f", "-m venv", "-r requirements.lock", "-e .", "touch", "pytest")]
     assert order == sorted(order)
 
 
@@ -78,6 +78,27 @@ def test_make_installs_again_when_the_lock_changes(checkout):
     with open(checkout / "requirements.lock", "a", encoding="utf-8") as file:
         file.write("six==1.16.0\n")
     assert "-r requirements.lock" in planned(checkout)
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_make_makes_the_environment_again_when_the_project_was_moved_or_copied(checkout, tmp_path_factory, how):
+    """All but the installation itself."""
+    makefile = (checkout / "Makefile").read_text("utf-8")
+    (checkout / "Makefile").write_text(re.sub(r".* -m pip install .*", "\t@true", makefile)
+                                       .replace("-m venv", "-m venv --without-pip"), "utf-8")
+    make = ["make", "install", f"PYTHON={sys.executable}"]
+    subprocess.run(make, cwd=checkout, check=True, capture_output=True)
+    (checkout / ".venv/bin/old").symlink_to("python")
+    subprocess.run(make, cwd=checkout, check=True, capture_output=True)
+    assert (checkout / ".venv/bin/old").exists()            # in its own place nothing is made again
+    other = tmp_path_factory.mktemp("other") / "project"
+    if how == "moved":
+        checkout.rename(other)
+    else:
+        shutil.copytree(checkout, other, symlinks=True)
+    subprocess.run(make, cwd=other, check=True, capture_output=True)
+    assert not (other / ".venv/bin/old").exists()
+    assert f"{other}/.venv" in (other / ".venv/bin/activate").read_text("utf-8")
 
 
 def test_make_goes_on_when_an_installation_was_interrupted(checkout):

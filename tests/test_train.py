@@ -21,6 +21,7 @@ from model_world import (
     tiny_model,
     train_config,
 )
+from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from train_world import assert_same_run, curves, run
@@ -66,7 +67,8 @@ def test_train_learns_when_films_are_plain(films, tmp_path):
     assert summary["val_R@1"] >= 50      # chance: 33
     assert summary["steps"] == 12 * 3
     metrics = json.loads((tmp_path / "metrics" / "metrics.json").read_text())
-    assert metrics["best"] == {"epoch": summary["best_epoch"], "val_R@1": summary["val_R@1"]}
+    assert metrics == {"val": {"R@1": summary["val_R@1"]}, "step": 12}
+    assert min(Image.open(tmp_path / "metrics/plots/training.png").size) > 300
 
 
 def test_train_gives_the_same_weights_and_curves_when_run_again(films, undisturbed, tmp_path):

@@ -33,7 +33,8 @@ def assert_same_run(left, right) -> None:
     different = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
     assert not different, f"{len(different)} of {len(weights[0])} tensors differ, e.g. {different[0]}"
     assert curves(left) == curves(right)
-    assert (left / "metrics" / "metrics.json").read_text() == (right / "metrics" / "metrics.json").read_text()
+    for name in ("metrics.json", "plots/training.png"):
+        assert (left / "metrics" / name).read_bytes() == (right / "metrics" / name).read_bytes()
 
 
 class StopError(Exception):

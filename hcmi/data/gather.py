@@ -33,8 +33,20 @@ TABLES = """
     CREATE TABLE videos (name TEXT PRIMARY KEY, path TEXT, split TEXT, place REAL, said TEXT) WITHOUT ROWID;
     CREATE TABLE captions (n INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, caption TEXT, copy INTEGER,
                            UNIQUE (name, start, end, caption, copy));
-    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL) WITHOUT ROWID;
+    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL, content TEXT) WITHOUT ROWID;
     CREATE TABLE clips (video_id TEXT PRIMARY KEY, name TEXT, start REAL, end REAL) WITHOUT ROWID;
+    CREATE TABLE contents (content TEXT PRIMARY KEY, place REAL, split TEXT, free INTEGER, evaluated TEXT)
+                          WITHOUT ROWID;
+"""
+# Videos of equal bytes have one row: the place of the first name, the split that any of them is given (test before val
+# before train), and the path of one that is given val or test.
+CONTENTS = """
+    INSERT INTO contents SELECT content, (SELECT place FROM videos WHERE name = first),
+                                CASE WHEN test NOT NULL THEN 'test' WHEN val NOT NULL THEN 'val' ELSE given END,
+                                given IS NULL, coalesce(test, val)
+    FROM (SELECT content, min(name) AS first, max(split) AS given, min(iif(split = 'test', path, NULL)) AS test,
+                 min(iif(split = 'val', path, NULL)) AS val
+          FROM videos JOIN facts USING (name) WHERE name IN (SELECT name FROM clips) GROUP BY content)
 """
 TO_THE_END = -1.0           # in the column `end`: NULLs would never be equal
 
@@ -58,7 +70,9 @@ def gather(rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], conf
     `locate` gives the path of a row's video, whether or not it exists, and may refuse it. A caption that is repeated
     word for word for the same clip is left out unless `keep_repeats`. A row without caption makes a clip without one
     when its caption is None. Videos whose split no row gives get one by a hash of their name, `config.seed` and the
-    two fractions; train, test and val get at least one video each, in this order, where there are enough.
+    two fractions; train, test and val get at least one video each, in this order, where there are enough. Videos of
+    equal bytes get one split. Where the rows give them several, those for training are left out: a model must not be
+    tested on what it was trained on, and what is tested stays as it is given.
 
     Raises: DataError when rows contradict each other, and what `rows` and `locate` raise.
     """
@@ -67,7 +81,7 @@ def gather(rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], conf
         yield from _spool(db, rows, locate, config.seed, keep_repeats)
         yield from _inspect(db)
         yield from _cut(db)
-        _split(db, config)
+        yield from _split(db, config)
         yield from _clips(db)
 
 
@@ -119,7 +133,8 @@ def _inspect(db):
             if isinstance(found, DecodeError):
                 yield _skip(job.name, job.path, found.reason, str(found))
             else:
-                db.execute("INSERT INTO facts VALUES (?, ?, ?)", (job.name, job.sha256, round(found.duration_s, 6)))
+                db.execute("INSERT INTO facts VALUES (?, ?, ?, ?)",
+                           (job.name, job.sha256, round(found.duration_s, 6), job.sha256 or job.name))
 
 
 def _hashed(videos: Iterable[tuple[str, str]]) -> Iterator[_Job]:
@@ -186,25 +201,33 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _split(db, config: DatasetConfig) -> None:
-    db.execute("CREATE TEMP TABLE places AS SELECT name, place, split, split IS NULL AS free FROM videos "
-               "WHERE name IN (SELECT name FROM clips)")
-    db.execute("UPDATE places SET split = CASE WHEN place < ? THEN 'test' WHEN place < ? THEN 'val' ELSE 'train' END "
+def _split(db, config: DatasetConfig) -> Iterator[dict[str, Any]]:
+    """Fill `contents`; take out each training clip whose bytes are evaluated on too, and yield a record for it."""
+    db.execute(CONTENTS)
+    db.execute("UPDATE contents SET split = CASE WHEN place < ? THEN 'test' WHEN place < ? THEN 'val' ELSE 'train' END "
                "WHERE free", (config.test_fraction, config.test_fraction + config.val_fraction))
     wanted = {"train": 1 - config.test_fraction - config.val_fraction, "test": config.test_fraction,
               "val": config.val_fraction}
     for split, fraction in wanted.items():
-        counts = dict(db.execute("SELECT split, count(*) FROM places GROUP BY split").fetchall())
+        counts = dict(db.execute("SELECT split, count(*) FROM contents GROUP BY split").fetchall())
         donors = [name for name in ("train", "val", "test") if counts.get(name, 0) > 1]
         if fraction > 0 and not counts.get(split) and donors:
-            db.execute(f"UPDATE places SET split = ? WHERE name = (SELECT name FROM places WHERE free AND split IN "
-                       f"({','.join('?' * len(donors))}) ORDER BY place LIMIT 1)", (split, *donors))
+            db.execute(f"UPDATE contents SET split = ? WHERE content = (SELECT content FROM contents WHERE free AND "
+                       f"split IN ({','.join('?' * len(donors))}) ORDER BY place LIMIT 1)", (split, *donors))
+    leaking = db.execute("SELECT video_id, name, path, contents.split, evaluated FROM clips JOIN videos USING (name) "
+                         "JOIN facts USING (name) JOIN contents USING (content) WHERE videos.split = 'train' "
+                         "AND evaluated NOT NULL ORDER BY video_id").fetchall()
+    for video_id, name, path, split, evaluated in leaking:
+        db.execute("DELETE FROM clips WHERE video_id = ?", (video_id,))
+        detail = (f"{path}: need other videos for training than for {split}, got the bytes of {evaluated}. "
+                  f"Remove this file, or give both the same split.")
+        yield _skip(name, path, "duplicate_video", detail) | {"video_id": video_id}
 
 
 def _clips(db) -> Iterator[Clip]:
-    rows = db.execute("SELECT video_id, path, places.split, start, end, duration, sha256, caption FROM clips "
-                      "JOIN captions USING (name, start, end) JOIN facts USING (name) JOIN videos USING (name) "
-                      "JOIN places USING (name) ORDER BY video_id, n")
+    rows = db.execute("SELECT video_id, path, coalesce(videos.split, contents.split), start, end, duration, sha256, "
+                      "caption FROM clips JOIN captions USING (name, start, end) JOIN facts USING (name) "
+                      "JOIN videos USING (name) JOIN contents USING (content) ORDER BY video_id, n")
     total = db.execute("SELECT count(*) FROM clips").fetchone()[0]
     for head, group in track(groupby(rows, key=itemgetter(slice(0, 7))), "listing clips", total=total, unit="clip"):
         video_id, path, split, start, end, duration, sha256 = head

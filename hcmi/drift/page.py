@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ CURVE_WIDTH, CURVE_HEIGHT = 150, 34
 
 
 def render(result: dict[str, Any], reports: list["BatchReport"], reference: Profile | None,
-           pictures: dict[str, list[dict]], library: str, incoming_dir: str) -> str:
-    """`pictures`: batch name -> examples, the reference's under "". `library`: Evidently's JavaScript, or ""."""
+           pictures: dict[str, list[dict]], library: str, incoming_dir: str, named: Sequence[str] = ()) -> str:
+    """`pictures`: batch name -> examples, the reference's under "". `library`: Evidently's JavaScript, or "". `named`:
+    the batches that were asked for, where not all of `incoming_dir` were."""
     page = PAGE
     reports = sorted(reports, key=lambda report: list(CLASSES).index(report.verdict))
     cards = "".join(_card(report) for report in reports)
@@ -31,7 +33,7 @@ def render(result: dict[str, Any], reports: list["BatchReport"], reference: Prof
                      for number, report in enumerate(reports) if report.evidently_page)
     if packed:
         packed += f'<script type="text/plain" id="evidently-library">{_pack(library)}</script>'
-    parts = {"headline": _headline(reports), "intro": _intro(result, incoming_dir), "cards": cards,
+    parts = {"headline": _headline(reports), "intro": _intro(result, incoming_dir, named), "cards": cards,
              "sections": sections, "packed": packed}
     for name, text in parts.items():
         page = page.replace(f"<!--{name}-->", text)
@@ -47,10 +49,12 @@ def _headline(reports: list["BatchReport"]) -> str:
     return f"{len(reports)} new batch{'es' if len(reports) > 1 else ''}: {', '.join(said)}"
 
 
-def _intro(result: dict[str, Any], incoming_dir: str) -> str:
+def _intro(result: dict[str, Any], incoming_dir: str, named: Sequence[str]) -> str:
     if not result["batches"]:
-        return (f"There is nothing in <code>{escape(incoming_dir)}</code> to look at. Put a folder of videos there, "
-                "with or without a <code>captions.csv</code>, and run <code>hcmi drift</code>.")
+        empty = ", ".join(f"{incoming_dir}/{name}" for name in named) or incoming_dir
+        return (f"There is nothing in <code>{escape(empty)}</code> to look at. Put a folder of videos into "
+                f"<code>{escape(incoming_dir)}</code>, with or without a <code>captions.csv</code>, and run "
+                "<code>hcmi drift --batch NAME --out reports/watch/NAME</code>.")
     return (f"Each batch is compared with {result['reference']['clips']} held-out clips that the model was tested on. "
             f"A batch that has not changed is called drifted in {result['false_alarm_rate']:.1%} of cases.")
 

@@ -7,6 +7,7 @@ Equal input gives equal bytes: no dates, no random ids.
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,16 @@ class BatchReport:
 
 
 def drift(incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Path, shards_dir: str | Path,
-          out_dir: str | Path, params: Params, batch: str | None = None) -> dict[str, Any]:
-    """Judge every batch in `incoming_dir`, or the one called `batch`; write index.html and report.json; return the
+          out_dir: str | Path, params: Params, batches: Sequence[str] = ()) -> dict[str, Any]:
+    """Judge the batches in `incoming_dir` that are named, or every one; write index.html and report.json; return the
     latter.
 
     A batch is a folder in the `folder` format, or just videos; empty folders are no batches. A broken batch gets the
     verdict `unreadable`, no exception.
-    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batch`.
+    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batches`.
     """
     os.environ.setdefault("DO_NOT_TRACK", "1")      # Evidently's usage statistics
-    folders = find_batches(incoming_dir, batch)
+    folders = find_batches(incoming_dir, batches)
     reports: list[BatchReport] = []
     card: dict[str, Any] = {"clips": 0, "captioned": 0}
     reference = None
@@ -81,7 +82,7 @@ def drift(incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Pat
               "false_alarm_rate": params.drift.false_alarm_rate, "seed": params.drift.seed, "reference": card,
               "batches": [_record(report) for report in reports]}
     page = render(result, reports, reference.profile if reference else None, _pictures(reports, reference, params),
-                  _evidently_library(reports), str(incoming_dir))
+                  _evidently_library(reports), str(incoming_dir), batches)
     with atomic_dir(out_dir) as folder:
         (folder / "report.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "index.html").write_text(page, encoding="utf-8")
@@ -106,24 +107,24 @@ def _evidently_library(reports: list[BatchReport]) -> str:
     return library()
 
 
-def find_batches(incoming_dir: str | Path, batch: str | None = None) -> list[Path]:
-    """The folders that hold any file, by name; hidden ones left out.
+def find_batches(incoming_dir: str | Path, batches: Sequence[str] = ()) -> list[Path]:
+    """The folders that hold any file, by name; hidden ones left out. With `batches`, those of them that are named.
 
-    Raises: DriftError when `batch` is not among them.
+    A folder without files may be named and is left out too: data sets other than scenes leave the pipeline's two empty.
+    Raises: DriftError when there is no folder of a name in `batches`.
     """
     root = Path(incoming_dir)
-    found = [folder for folder in sorted(root.iterdir()) if _is_batch(folder)] if root.is_dir() else []
-    if batch is None:
-        return found
-    chosen = [folder for folder in found if folder.name == batch]
-    if not chosen:
-        raise DriftError(f"{root}: need a batch called {batch!r}, got {', '.join(f.name for f in found) or 'none'}. "
-                         f"Put its videos into {root / batch}.")
-    return chosen
+    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()] if root.is_dir() else []
+    found = [folder for folder in folders if _is_batch(folder)]
+    for name in batches:
+        if name not in {folder.name for folder in folders}:
+            raise DriftError(f"{root}: need a batch called {name!r}, got {', '.join(f.name for f in found) or 'none'}. "
+                             f"Put its videos into {root / name}.")
+    return [folder for folder in found if not batches or folder.name in batches]
 
 
 def _is_batch(folder: Path) -> bool:
-    return not folder.name.startswith(".") and folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
+    return not folder.name.startswith(".") and any(path.is_file() for path in folder.rglob("*"))
 
 
 def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:

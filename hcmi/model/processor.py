@@ -5,15 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ModelError
+from hcmi.model.towers import packages
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+# Scratch towers read a text as words, numbers and single other characters, each with a space put before it. So a word
+# is the same tokens whatever stands around it. With the text's own space as part of the word, "red" in quotes was
+# another word than red, and unknown.
+SPACES = r"[\s\u200b]+"         # of any kind; the zero-width space too ends a word
+INVISIBLE = r"[\p{Cf}&&[^\u200b]]"       # soft hyphens, joiners, byte order marks: may stand inside a word
+PIECES = r"\p{L}[\p{L}\p{M}]*|\p{N}+|[^\p{L}\p{N}]"
 
 
 class HcmiProcessor:
@@ -41,8 +48,11 @@ class HcmiProcessor:
     def from_captions(cls, captions: list[str], vocab_size: int, num_words: int, image_size: int) -> "HcmiProcessor":
         """A byte-level BPE learned from captions: any string can be encoded, frequent words are one token."""
         bpe = Tokenizer(models.BPE(end_of_word_suffix=""))
-        bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        bpe.normalizer = normalizers.Sequence([normalizers.Replace(Regex(INVISIBLE), ""), normalizers.NFC(),
+                                               normalizers.Lowercase()])
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(SPACES), "removed"), pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)])
         bpe.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         bpe.train_from_iterator(captions, trainers.BpeTrainer(
@@ -62,16 +72,18 @@ class HcmiProcessor:
     def from_backbone(cls, backbone: str, num_words: int, image_size: int) -> "HcmiProcessor":
         """The pretrained checkpoint's own tokenizer and normalisation."""
         try:
-            return cls(AutoTokenizer.from_pretrained(backbone), _image_processor(backbone), num_words, image_size)
-        except (OSError, ValueError) as error:
+            with packages(f"model.backbone {backbone!r}"):
+                return cls(AutoTokenizer.from_pretrained(backbone), _image_processor(backbone), num_words, image_size)
+        except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"model.backbone {backbone!r}: need its tokenizer and preprocessor files, got: "
                              f"{str(error).splitlines()[0]} Download the checkpoint where there is a network and give "
                              f"its folder, or set model.backbone to scratch.") from error
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        images = _image_processor(folder)
+        with packages(f"model folder {folder}"):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            images = _image_processor(folder)
         saved = tokenizer.init_kwargs
         return cls(tokenizer, images, int(saved["num_words"]), int(saved["image_size"]), saved.get("untrained", ()))
 
@@ -117,6 +129,8 @@ class HcmiProcessor:
     def known(self, text: str) -> tuple[str, list[str]]:
         """The text without the words that have a token which no training caption has, and those words.
 
+        The text is empty where no token is left.
+
         The vector of such a token is the random one it started with, and blurs the whole sentence: on Scenes, wordings
         that training has not seen found their clip in 39 of 100 cases with these words and in 73 without. [ours]
         """
@@ -125,7 +139,7 @@ class HcmiProcessor:
             encoded = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
             at_W = torch.isin(encoded["input_ids"][0], self.untrained).nonzero()[:, 0].tolist()
             if not at_W:
-                return text, left_out
+                return text if encoded["input_ids"].shape[1] else "", left_out
             spans = [encoded.word_to_chars(0, word) for word in sorted({encoded.word_ids(0)[at] for at in at_W})]
             left_out += filter(None, (text[start:end].strip() for start, end in spans))
             for start, end in reversed(spans):

@@ -33,7 +33,8 @@ from hcmi.model.towers import (
 from hcmi.runtime import single_after_fork
 from hcmi.types import TextTokens, VideoTokens
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+FILES = ("config.json", "model.safetensors", "tokenizer_config.json", "preprocessor_config.json")
+VOCABULARIES = ("tokenizer.json", "spiece.model")       # one of them; the second is SigLIP 1's
 
 
 class HcmiConfig(PretrainedConfig):
@@ -171,6 +172,8 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Hc
     """
     folder = Path(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        missing.append(VOCABULARIES[0])
     if missing:
         raise ModelError(f"model folder {folder}: need {missing[0]}, found none. Train first (`dvc repro train`) or "
                          f"give the folder of a trained model.")
@@ -179,7 +182,7 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Hc
             loaded: Any = HcmiModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
             model, problems = loaded
             model.processor = HcmiProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model folder {folder}: need a model that `hcmi train` saved, got: "
                          f"{' '.join(str(error).split())[:300]} Train again or copy the whole folder.") from error
     check_loaded(f"model folder {folder}", problems,

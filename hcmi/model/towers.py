@@ -58,7 +58,8 @@ def load_towers(backbone: str, num_words: int) -> Towers:
     if not local:
         _check_name(backbone)
     try:
-        with quiet() if local else nullcontext():       # a download shows its progress
+        # a download shows its progress
+        with packages(f"model.backbone {backbone!r}"), quiet() if local else nullcontext():
             config = AutoConfig.from_pretrained(backbone)
             _check_family(backbone, config)
             towers, problems = AutoModel.from_pretrained(backbone, config=config, dtype=torch.float32,
@@ -147,6 +148,20 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def packages(subject: str) -> Iterator[None]:
+    """Some checkpoints need a package that this project does not: one stored in 8 bits, or with another tokenizer.
+
+    Raises: ModelError in place of the ImportError, with its first sentence.
+    """
+    try:
+        yield
+    except ImportError as error:
+        said = " ".join(str(error).split()).partition(". ")[0].removesuffix(".")
+        raise ModelError(f"{subject}: need a Python package to read it, got none: {said}. Install that package, or "
+                         f"choose another checkpoint.") from error
 
 
 def check_loaded(subject: str, problems: dict, next_step: str) -> None:

@@ -195,8 +195,8 @@ def test_missing_videos_are_counted_and_listed_when_some_are_there(real, shared_
     shutil.copytree(real / "msvd", folder)
     names = [name for split in ("train", "test") for name in (folder / f"{split}_list.txt").read_text().split()[:2]]
     (folder / "videos").mkdir()
-    source = next((shared_data / "real_clips" / "videos").iterdir())
-    for name in names:
+    sources = sorted((shared_data / "real_clips" / "videos").iterdir())
+    for name, source in zip(names, sources, strict=False):
         shutil.copy(source, folder / "videos" / f"{name}.mp4")
     outs = (tmp_path / name for name in ("manifest", "generated", "incoming"))
     summary = build_dataset(config_for("msvd", folder), *outs)

@@ -262,45 +262,132 @@ def rows_for(count, **values):
     return [CaptionRow(f"{i:04d}.mp4", "x", **values) for i in range(count)]
 
 
-def splits_of(rows, film, **changes):
-    """video_id -> split without probing hundreds of files: every row is a segment of the same film."""
-    found = gather(rows, lambda row: str(film), CONFIG.model_copy(update=changes))
+@pytest.fixture(scope="session")
+def films(film, tmp_path_factory):
+    """The path of row's video: for each name a film of other bytes, an empty box of the name's hash behind its end."""
+    root = tmp_path_factory.mktemp("films")
+
+    def locate(row):
+        path = root / row.video
+        if not path.exists():
+            digest = hashlib.sha256(row.video.encode()).digest()
+            path.write_bytes(film.read_bytes() + (8 + len(digest)).to_bytes(4, "big") + b"free" + digest)
+        return str(path)
+    return locate
+
+
+def splits_of(rows, films, **changes):
+    """video_id -> split."""
+    found = gather(rows, films, CONFIG.model_copy(update=changes))
     return {clip.video_id: clip.split for clip in found}
 
 
-def test_splits_follow_the_fractions_and_the_name_when_not_given(film):
-    first = splits_of(rows_for(300), film)
+def test_splits_follow_the_fractions_and_the_name_when_not_given(films):
+    first = splits_of(rows_for(300), films)
     counts = Counter(first.values())
     assert counts["test"] / 300 == pytest.approx(0.2, abs=0.07)
     assert counts["val"] / 300 == pytest.approx(0.1, abs=0.06)
-    assert splits_of(rows_for(120)[::-1], film) == {name: split for name, split in first.items() if int(name) < 120}
-    assert splits_of(rows_for(100), film, seed=1) != splits_of(rows_for(100), film)
+    assert splits_of(rows_for(120)[::-1], films) == {name: split for name, split in first.items() if int(name) < 120}
+    assert splits_of(rows_for(100), films, seed=1) != splits_of(rows_for(100), films)
 
 
-def test_parts_of_one_video_share_a_split_when_it_is_not_given(film):
+def test_parts_of_one_video_share_a_split_when_it_is_not_given(films):
     rows = [CaptionRow(f"{i % 20}.mp4", "x", start_s=i * 0.01) for i in range(100)]
-    splits = splits_of(rows, film)
+    splits = splits_of(rows, films)
     assert len(splits) == 100
     assert len({(name.split("_")[0], split) for name, split in splits.items()}) == 20
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, {"train"}), (2, {"train", "test"}), (3, {"train", "test", "val"}),
                                                  (4, {"train", "test", "val"})])
-def test_every_split_has_a_video_when_there_are_few(film, count, expected):
+def test_every_split_has_a_video_when_there_are_few(films, count, expected):
     for seed in range(8):
-        splits = splits_of(rows_for(count), film, seed=seed)
+        splits = splits_of(rows_for(count), films, seed=seed)
         assert (len(splits), set(splits.values())) == (count, expected) or count == 1
 
 
-def test_given_splits_are_kept_when_some_are_blank(film):
+def test_given_splits_are_kept_when_some_are_blank(films):
     rows = [*rows_for(2, split="test"), CaptionRow("0000.mp4", "y"), CaptionRow("blank.mp4", "x")]
-    splits = splits_of(rows, film)
+    splits = splits_of(rows, films)
     assert (splits["0000"], splits["0001"]) == ("test", "test")
-    assert splits_of(rows_for(5, split="test"), film) == dict.fromkeys([f"{i:04d}" for i in range(5)], "test")
+    assert splits_of(rows_for(5, split="test"), films) == dict.fromkeys([f"{i:04d}" for i in range(5)], "test")
 
 
-def test_no_test_split_is_made_when_its_fraction_is_zero(film):
-    assert set(splits_of(rows_for(40), film, test_fraction=0.0).values()) == {"train", "val"}
+def test_no_test_split_is_made_when_its_fraction_is_zero(films):
+    assert set(splits_of(rows_for(40), films, test_fraction=0.0).values()) == {"train", "val"}
+
+
+# ------------------------------------------------------------------------------------------------------- equal bytes
+
+def test_videos_of_equal_bytes_share_a_split_when_it_is_not_given(films, tmp_path):
+    """60 videos, each under three names: a copy, a link, and in parts."""
+    def locate(row):
+        original = Path(films(CaptionRow(row.video.split("_")[-1], "x")))
+        path = tmp_path / row.video
+        if row.video.startswith("copy_"):
+            shutil.copy(original, path)
+        elif row.video.startswith("link_") and not path.is_symlink():
+            path.symlink_to(original)
+        return str(path if row.video != original.name else original)
+
+    names = [f"{number:02d}.mp4" for number in range(60)]
+    rows = [row for name in names for row in (
+        CaptionRow(name, "x"), CaptionRow(f"copy_{name}", "x"), CaptionRow(f"link_{name}", "x", end_s=1.0),
+        CaptionRow(f"link_{name}", "x", start_s=1.0))]
+    splits = splits_of(rows, locate)
+    assert len(splits) == 240
+    shared = {name[:2]: {split for clip, split in splits.items() if f"{name[:2]}" in clip.split("_")[:2]}
+              for name in names}
+    assert [len(found) for found in shared.values()] == [1] * 60
+    alone = splits_of([CaptionRow(name, "x") for name in names], locate)
+    assert {name: split for name, split in splits.items() if name in alone} == alone
+    assert set(alone.values()) == {"train", "val", "test"}
+
+
+def test_every_split_has_a_video_of_its_own_when_copies_are_many(films):
+    rows = [CaptionRow(f"{name}.mp4", "x") for name in ("a1", "a2", "a3", "b", "c")]
+    for seed in range(8):
+        splits = splits_of(rows, lambda row: films(CaptionRow(f"{row.video[0]}.mp4", "x")), seed=seed)
+        assert len({splits[name] for name in ("a1", "a2", "a3")}) == 1
+        assert {splits["a1"], splits["b"], splits["c"]} == {"train", "val", "test"}
+    rows = rows[:3]
+    assert len(set(splits_of(rows, lambda row: films(CaptionRow("a.mp4", "x"))).values())) == 1
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_training_video_is_left_out_when_the_given_splits_evaluate_on_its_bytes(folder, films, tmp_path, split):
+    root = folder("video,caption,start,end,split\n"
+                  f"a.mp4,x,,,{split}\nb.mp4,y,0,1,train\nb.mp4,z,1,,train\nc.mp4,w,,,train\nlink.mp4,v,,,train\n")
+    shutil.copy(films(CaptionRow("c.mp4", "x")), root / "videos" / "c.mp4")
+    (root / "videos" / "link.mp4").symlink_to("a.mp4")
+    summary = build(CONFIG.model_copy(update={"path": str(root)}), tmp_path)
+    counts = {"train": 1, "val": 0, "test": 0, split: 1}
+    assert summary == {"dataset": "folder", "clips": 2, "captions": 2, "hours": 0.001, **counts,
+                       "skipped": {"duplicate_video": 3}}
+    lines = [json.loads(line) for line in (tmp_path / "manifest" / "skipped.jsonl").read_text().splitlines()]
+    assert [line["video_id"] for line in lines] == ["b_0-1000", "b_1000-end", "link"]
+    assert lines[0] == {
+        "video_id": "b_0-1000", "path": f"{root}/videos/b.mp4", "stage": "dataset", "reason": "duplicate_video",
+        "detail": f"{root}/videos/b.mp4: need other videos for training than for {split}, got the bytes of "
+                  f"{root}/videos/a.mp4. Remove this file, or give both the same split."}
+
+
+def test_copies_of_one_video_stand_as_given_when_none_is_for_training_or_all_are(films):
+    rows = [CaptionRow(f"{name}.mp4", "x", split=split) for name, split in (
+        ("v", "val"), ("t", "test"), ("w", "test"), ("r1", "train"), ("r2", "train"))]
+    splits = splits_of(rows, lambda row: films(CaptionRow("r.mp4" if row.video[0] == "r" else "t.mp4", "x")))
+    assert splits == {"v": "val", "t": "test", "w": "test", "r1": "train", "r2": "train"}
+
+
+@pytest.mark.parametrize("given", [("train",), ("val",), ("test",), ("train", "test")])
+def test_a_copy_without_a_split_follows_the_one_that_has_it(films, given):
+    rows = [*(CaptionRow(f"z{split}.mp4", "x", split=split) for split in given), CaptionRow("a.mp4", "x")]
+    for seed in range(6):
+        config = CONFIG.model_copy(update={"seed": seed})
+        found = list(gather(rows, lambda row: films(CaptionRow("a.mp4", "x")), config))
+        splits = {clip.video_id: clip.split for clip in found if isinstance(clip, Clip)}
+        assert splits == {f"z{given[-1]}": given[-1], "a": given[-1]}
+        assert len(found) == len(rows)
 
 
 # ------------------------------------------------------------------------------------------------- without a table
@@ -358,8 +445,9 @@ def build(config, tmp_path):
     return build_dataset(config, tmp_path / "manifest", tmp_path / "generated", tmp_path / "incoming")
 
 
-def test_stage_writes_manifest_and_skipped_when_the_folder_is_good(folder, tmp_path):
+def test_stage_writes_manifest_and_skipped_when_the_folder_is_good(folder, films, tmp_path):
     root = folder("video,caption\na.mp4,a dog\nb.mp4,a cat\ngone.mp4,x\n")
+    shutil.copy(films(CaptionRow("b.mp4", "x")), root / "videos" / "b.mp4")
     summary = build(CONFIG.model_copy(update={"path": str(root)}), tmp_path)
     assert summary == {"dataset": "folder", "clips": 2, "train": 1, "val": 0, "test": 1, "captions": 2, "hours": 0.001,
                        "skipped": {"missing": 1}}
@@ -397,8 +485,8 @@ def test_stage_makes_scenes_and_both_batches_when_asked(tmp_path):
 def test_verb_prints_one_line_and_exits_1_when_the_folder_is_bad(folder, tmp_path, monkeypatch):
     root = folder("video,text\na.mp4,x\n")
     monkeypatch.chdir(tmp_path)
-    params = PARAMS.read_text().replace("name: scenes", "name: folder").replace("path: data/raw", f"path: {root}")
-    (tmp_path / "params.yaml").write_text(params)
+    params = PARAMS.read_text().replace("name: scenes", "name: folder")
+    (tmp_path / "params.yaml").write_text(params.replace("path: data/raw/scenes", f"path: {root}"))
     result = CliRunner().invoke(main, ["dataset"])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(f"hcmi: {root}/captions.csv row 1: need the columns")

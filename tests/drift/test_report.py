@@ -58,9 +58,9 @@ def world(tmp_path_factory, repo_root):
     return root, params
 
 
-def run(world, out: str, batch: str | None = None, incoming: str = "incoming") -> dict:
+def run(world, out: str, *batches: str, incoming: str = "incoming") -> dict:
     root, params = world
-    return drift(root / incoming, root / "model", root / "export", root / "shards", root / out, params, batch)
+    return drift(root / incoming, root / "model", root / "export", root / "shards", root / out, params, batches)
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +121,25 @@ def test_no_batches_make_a_report_that_says_so(world):
     assert run(world, "nothing", incoming="not_there")["verdicts"] == {}
     page = (world[0] / "nothing/index.html").read_text(encoding="utf-8")
     assert "Drift report: No new batches" in page
-    assert "Put a folder of videos there" in page
+    assert re.search(r"nothing in <code>\S+/not_there</code> to look at\. Put a folder of videos into", page)
 
 
 def test_unknown_batch_is_named_with_the_known_ones(world):
-    with pytest.raises(DriftError, match=r"a batch called 'new', got brighter, broken, few, same, silent, table\."):
-        find_batches(world[0] / "incoming", "new")
+    for names in (["new"], ["same", "new"]):
+        with pytest.raises(DriftError, match=r"a batch called 'new', got brighter, broken, few, same, silent, table\."):
+            find_batches(world[0] / "incoming", names)
+
+
+def test_named_batches_are_found_once_by_name_and_an_empty_one_is_passed_over(world):
+    found = find_batches(world[0] / "incoming", ["same", "empty", "few", "same"])
+    assert [folder.name for folder in found] == ["few", "same"]
+
+
+def test_page_names_the_batches_that_were_asked_for_when_they_are_empty(world):
+    """As the pipeline's two are with a data set of one's own, while other batches lie beside them."""
+    assert run(world, "asked", "empty")["verdicts"] == {}
+    page = (world[0] / "asked/index.html").read_text(encoding="utf-8")
+    assert re.search(r"nothing in <code>\S+/incoming/empty</code> to look at", page)
 
 
 def test_export_of_another_model_is_refused_and_nothing_is_written(world):

@@ -1,39 +1,98 @@
-"""flows.drift_watch: which batch is the newest, and that nothing but pinned artefacts is read.
+"""flows.drift_watch: every batch once, with pinned artefacts of one run alone, and never while the pipeline runs.
 
-The report itself, made by the flow on real artefacts, is in tests/test_pipeline.py.
+The report itself, made by the flow on real artefacts, is in tests/test_pipeline.py. Here a function stands in for it.
 """
 
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from flow_world import environment
+from prefect.logging import disable_run_logger
 
 from flows import drift_watch
+from flows.child import ChildError
 from flows.stages import reproduce
 
 
-def batch(incoming: Path, name: str, when: float) -> None:
-    (incoming / name / "videos").mkdir(parents=True)
-    video = incoming / name / "videos" / "a.mp4"
-    video.write_bytes(b"x")
-    os.utime(video, (when, when))
+@pytest.fixture(autouse=True)
+def _no_run():
+    with disable_run_logger():
+        yield
 
 
-def test_newest_batch_is_the_last_changed_when_folders_are_many(tmp_path):
-    batch(tmp_path, "b", 2000)
-    batch(tmp_path, "c", 1000)
-    batch(tmp_path, "a", 2000)
-    batch(tmp_path, ".hidden", 3000)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "README.md").write_text("no batch")
-    assert drift_watch.newest_batch(tmp_path) == "b"     # of two that changed together, the last by name
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> Path:
+    """A folder with batches of one file each, and verdicts by name: of a batch called `drift`, drift."""
+    for name in ("ok", "drift", "too small to judge"):
+        put(tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: batch)
+    return tmp_path
 
 
-def test_newest_batch_says_what_to_do_when_there_is_none(tmp_path):
-    for incoming in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(drift_watch.WatchError) as failure:
-            drift_watch.newest_batch(incoming)
-        assert str(failure.value) == f"{incoming}: need a batch (a folder with videos/), found none. Copy one there."
+def put(folder: Path, name: str, content: bytes | None = None) -> Path:
+    (folder / "data/incoming" / name / "videos").mkdir(parents=True, exist_ok=True)
+    video = folder / "data/incoming" / name / "videos/a.mp4"
+    video.write_bytes(content or name.encode())
+    return video
+
+
+def watch(*batches: str):
+    return drift_watch.judge(list(batches), quiet_seconds=0)
+
+
+def test_every_batch_is_judged_once_and_the_run_ends_as_the_worst(world):
+    end = watch()
+    assert (end.name, end.type) == ("Drifted", "COMPLETED")
+    assert end.message == ("drift: drift. reports/watch/drift/index.html; ok: ok. reports/watch/ok/index.html; "
+                           "too small to judge: too small to judge. reports/watch/too small to judge/index.html")
+    again = watch()
+    assert (again.name, again.message) == ("Completed", "data/incoming: every batch has been judged")
+    put(world, "ok", b"one more")
+    assert watch().message == "ok: ok. reports/watch/ok/index.html"
+
+
+def test_there_is_nothing_to_say_when_there_is_no_batch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert watch().message == "data/incoming: every batch has been judged"
+
+
+def test_run_fails_when_a_batch_cannot_be_read_or_reported_and_the_others_are_judged(world, monkeypatch):
+    def verdict(batch: str) -> str:
+        if batch == "drift":
+            raise ChildError("hcmi drift: need exit code 0, got 1.")
+        return {"ok": "unreadable"}.get(batch, batch)
+
+    monkeypatch.setattr(drift_watch, "report_with_pinned", verdict)
+    end = watch()
+    assert end.type == "FAILED"
+    assert end.message.startswith("drift: no report, hcmi drift: need exit code 0, got 1.. ")
+    assert "ok: unreadable." in end.message
+    assert "too small to judge: too small to judge." in end.message
+    assert watch().message.startswith("drift: no report")       # it has no verdict yet; the others have theirs
+
+
+def test_named_batches_are_judged_again_and_an_unknown_one_is_refused(world):
+    watch()
+    assert watch("ok").message == "ok: ok. reports/watch/ok/index.html"
+    with pytest.raises(drift_watch.WatchError) as failure:
+        watch("nonesuch")
+    assert str(failure.value) == ("data/incoming: need a batch called 'nonesuch', got drift, ok, too small to judge. "
+                                  "Correct the name.")
+
+
+def test_a_verdict_is_not_kept_when_the_batch_changed_while_it_was_judged(world, monkeypatch):
+    def verdict(batch: str) -> str:
+        if batch == "ok":
+            put(world, "ok", b"grown")
+        return batch
+
+    monkeypatch.setattr(drift_watch, "report_with_pinned", verdict)
+    watch()
+    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: batch)
+    assert watch().message == "ok: ok. reports/watch/ok/index.html"
 
 
 def test_check_pinned_refuses_what_the_lock_does_not_pin(toy, monkeypatch):
@@ -44,3 +103,57 @@ def test_check_pinned_refuses_what_the_lock_does_not_pin(toy, monkeypatch):
                                   "Run `make repro` or `dvc checkout`.")
     reproduce("one")
     drift_watch.check_pinned()
+
+
+def test_check_pinned_refuses_outputs_of_two_runs(toy, monkeypatch):
+    monkeypatch.setattr(drift_watch, "PINNED", ("one", "two"))
+    reproduce("one")
+    reproduce("two")
+    drift_watch.check_pinned()
+    (toy / "in.txt").write_text("other\n")
+    reproduce("one")                # `two` is what the lock pins, but was made from the `one` before
+    with pytest.raises(drift_watch.WatchError, match=r"^two\.txt: need what dvc.lock pins"):
+        drift_watch.check_pinned()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_report_is_made_again_when_the_pipeline_replaced_the_artefacts_meanwhile(toy, monkeypatch, fails):
+    monkeypatch.setattr(drift_watch, "PINNED", ("one",))
+    reproduce("one")
+    calls: list[str] = []
+
+    def report(batch: str) -> str:
+        calls.append(batch)
+        if len(calls) == 1:
+            (toy / "in.txt").write_text("other\n")
+            reproduce("one")
+            if fails:
+                raise ChildError("the model is gone")
+        return f"verdict {len(calls)}"
+
+    monkeypatch.setattr(drift_watch, "report", report)
+    assert drift_watch.report_with_pinned("batch") == "verdict 2"
+    assert calls == ["batch", "batch"]
+
+
+def test_report_fails_when_the_artefacts_are_the_same_all_along(toy, monkeypatch):
+    monkeypatch.setattr(drift_watch, "PINNED", ("one",))
+    reproduce("one")
+
+    def report(batch: str) -> str:
+        raise ChildError("broken")
+
+    monkeypatch.setattr(drift_watch, "report", report)
+    with pytest.raises(ChildError, match="broken"):
+        drift_watch.report_with_pinned("batch")
+
+
+def test_watch_says_so_in_one_line_when_the_server_does_not_answer(toy):
+    variables = {**environment(toy), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    for flow in ("drift_watch", "pipeline"):
+        done = subprocess.run([sys.executable, "-m", f"flows.{flow}"], env=variables, text=True, capture_output=True,
+                              timeout=120)
+        assert done.returncode == 1
+        assert done.stderr == ("flows: need the Prefect server at http://127.0.0.1:9/api, got: [Errno 111] Connection "
+                               "refused. Start it (`make flows`), correct PREFECT_API_URL, or unset it to run without "
+                               "a server.\n")

@@ -1,12 +1,17 @@
 """flows.stages on a toy project: the plan is dvc.yaml alone, and one stage runs as `dvc repro` would run it."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
 
-from flows.stages import Step, changed_outs, is_stale, plan, reproduce
+from flows.stages import Step, changed_outs, is_running, is_stale, mixed_outs, pins, plan, reproduce, running
 
 
 def repro_all() -> None:
@@ -69,3 +74,75 @@ def test_changed_outs_names_what_the_lock_does_not_pin(toy):
     (toy / "two.txt").chmod(0o644)
     (toy / "two.txt").write_text("by hand\n")
     assert changed_outs("one", "two") == ["two.txt"]
+
+
+def test_mixed_outs_names_what_was_made_from_other_outputs_than_the_lock_pins(toy):
+    repro_all()
+    before = pins("one", "two", "three")
+    assert mixed_outs("one", "two", "three") == []
+    (toy / "in.txt").write_text("other\n")
+    reproduce("one")
+    assert mixed_outs("one", "two", "three") == ["three.txt", "two.txt"]
+    after = pins("one", "two", "three")
+    assert {out for out in after if after[out] != before[out]} == {"one.txt"}
+
+
+def test_pipeline_is_running_when_another_process_runs_it(toy):
+    assert not is_running()
+    code = """
+import sys
+from flows.stages import running
+with running(print):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(toy)}
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             env=environment)
+    assert other.stdout.readline() == "in\n"
+    assert is_running()
+    other.kill()            # no lock outlives its process
+    other.wait()
+    assert not is_running()
+    with running(print):
+        assert is_running()
+    assert not is_running()
+
+
+def test_pipeline_is_running_when_dvc_runs_a_stage(toy):
+    (toy / "one.sh").write_text("touch begun\nwhile [ ! -e go ]; do sleep 0.1; done\ncp in.txt one.txt\n")
+    (toy / "dvc.yaml").write_text((toy / "dvc.yaml").read_text().replace("cp in.txt one.txt", "sh one.sh"))
+    dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q"])
+    while not (toy / "begun").exists():
+        assert dvc.poll() is None
+        time.sleep(0.1)
+    assert is_running()
+    (toy / "go").touch()
+    assert dvc.wait(120) == 0
+    assert not is_running()
+
+
+@pytest.mark.parametrize("content", ["", "{", json.dumps({"write": {"ONE": {"pid": 0, "cmd": "dvc repro"}}})])
+def test_a_stage_runs_when_a_dead_dvc_left_its_lock(toy, content):
+    """A number that another process has now, as after a restart of the machine; or a list cut short in writing."""
+    stranger = subprocess.Popen(["sleep", "300"])
+    lock = toy / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text(content.replace("ONE", str(toy / "one.txt")).replace('"pid": 0', f'"pid": {stranger.pid}'))
+    os.utime(lock, (1e9, 1e9))
+    refused = subprocess.run([sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True)
+    assert refused.returncode != 0, "DVC takes care of this itself now"
+    os.utime(lock, (1e9, 1e9))
+    assert not is_running()
+    reproduce("one")
+    assert (toy / "one.txt").is_file()
+    stranger.kill()
+    stranger.wait()
+
+
+def test_a_stage_is_refused_when_a_living_dvc_holds_its_output(toy):
+    lock = toy / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text(json.dumps({"write": {str(toy / "one.txt"): {"pid": os.getpid(), "cmd": "dvc repro"}}}))
+    with pytest.raises(SystemExit, match="is busy"):
+        reproduce("one")

@@ -1,4 +1,4 @@
-"""`make flows` for real: a server and a worker on the loopback address, prefect.yaml deployed, one run triggered."""
+"""`make flows` for real: a server and a worker on the loopback address, prefect.yaml runs started and killed."""
 
 import json
 import signal
@@ -7,25 +7,21 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from flow_world import ROOT, environment
 from ruamel.yaml import YAML
+
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def ask(port: int, path: str, body: dict | None = None) -> dict | list:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/{path}", data,
-                                     {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
 
 
 def wait_for(what, seconds: float):
@@ -36,6 +32,73 @@ def wait_for(what, seconds: float):
             return found
         time.sleep(0.5)
     raise AssertionError(f"nothing after {seconds} s")
+
+
+class Flows:
+    """`make flows` of one project. Every process that it starts, directly or not, bears a mark in its environment."""
+
+    def __init__(self, project: Path):
+        self.project, self.port, self.log = project, free_port(), project / "up.log"
+        variables = {key: value for key, value in environment(project).items() if key != "PREFECT_HOME"}
+        with open(self.log, "a", encoding="utf-8") as log:
+            self.begin = log.tell()
+            self.process = subprocess.Popen([sys.executable, "-m", "flows.up", "--port", str(self.port)], stdout=log,
+                                            stderr=subprocess.STDOUT, env={**variables, "FLOWS_MARK": str(project)})
+        wait_for(lambda: "make flows: ready" in self.output() or self.process.poll() is not None, 240)
+        assert self.process.poll() is None, self.output()
+
+    def output(self) -> str:
+        return self.log.read_bytes()[self.begin:].decode("utf-8", "replace")
+
+    def ask(self, path: str, body: dict | None = None) -> dict | list:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", data,
+                                         {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def trigger(self) -> str:
+        deployment = self.ask("deployments/name/pipeline/retrain")["id"]
+        return self.ask(f"deployments/{deployment}/create_flow_run", {})["id"]
+
+    def end_of(self, run: str, seconds: float = 240) -> str:
+        return wait_for(lambda: next((kind for kind in [self.ask(f"flow_runs/{run}")["state"]["type"]]
+                                      if kind in ENDED), None), seconds)
+
+    def processes(self) -> list[psutil.Process]:
+        """All living processes that belong to it, the first one left out."""
+        return [other for other in psutil.process_iter() if other.pid != self.process.pid and self._marked(other)]
+
+    def _marked(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("FLOWS_MARK") == str(self.project)
+        except psutil.Error:
+            return False
+
+    def find(self, *words: str) -> psutil.Process:
+        """The process whose command line holds these words and that no `flows.child` stands for."""
+        return next(process for process in self.processes()
+                    if set(words) <= set(process.cmdline()) and "flows.child" not in process.cmdline())
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        self.process.wait(120)
+
+
+@pytest.fixture
+def start(toy) -> Iterator:
+    """Starts `make flows` in the toy project; all that a failed test leaves is killed."""
+    started: list[Flows] = []
+
+    def begin() -> Flows:
+        started.append(Flows(toy))
+        return started[-1]
+
+    yield begin
+    for flows in started:
+        for process in [*flows.processes(), *([flows.process] if flows.process.poll() is None else [])]:
+            process.kill()
 
 
 def test_deployments_have_schedules_that_are_off():
@@ -56,27 +119,113 @@ def test_up_says_so_in_one_line_when_the_port_is_taken(toy):
                           f"Stop what listens there, or run `make flows PORT={port + 1}`.\n")
 
 
-@pytest.mark.timeout(400)
-def test_a_triggered_run_completes_when_server_and_worker_are_up(toy):
-    port = free_port()
-    variables = {key: value for key, value in environment(toy).items() if key != "PREFECT_HOME"}
-    with open("up.log", "w") as log:
-        up = subprocess.Popen([sys.executable, "-m", "flows.up", "--port", str(port)], env=variables, stdout=log,
-                              stderr=subprocess.STDOUT)
-    try:
-        wait_for(lambda: "make flows: ready" in Path("up.log").read_text() or up.poll() is not None, 180)
-        assert up.poll() is None, Path("up.log").read_text()
-        names = {item["name"]: item["schedules"][0]["active"] for item in ask(port, "deployments/filter", {})}
-        assert names == {"retrain": False, "drift-watch": False}
-        deployment = ask(port, "deployments/name/pipeline/retrain")["id"]
-        run = ask(port, f"deployments/{deployment}/create_flow_run", {})["id"]
-        state = wait_for(lambda: next((s for s in [ask(port, f"flow_runs/{run}")["state"]]
-                                       if s["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")), None), 180)
-        assert state["type"] == "COMPLETED", Path("up.log").read_text()
-        assert (toy / "three.txt").read_text() == "hello\n" * 2
-        assert (toy / ".hcmi/prefect/prefect.db").is_file()
-    finally:
-        up.send_signal(signal.SIGINT)
-        up.wait(60)
+@pytest.mark.timeout(600)
+def test_a_triggered_run_completes_when_server_and_worker_are_up(start, toy):
+    with open(toy / "flows/stages.py", "a", encoding="utf-8") as own:
+        own.write('    print("code of the tree that it stands in")\n')
+    flows = start()
+    names = {item["name"]: item["schedules"][0]["active"] for item in flows.ask("deployments/filter", {})}
+    assert names == {"retrain": False, "drift-watch": False}
+    assert flows.end_of(flows.trigger()) == "COMPLETED", flows.output()
+    assert (toy / "three.txt").read_text() == "hello\n" * 2
+    assert (toy / ".hcmi/prefect/prefect.db").is_file()
+    assert flows.output().count("code of the tree that it stands in") == 3
+    assert not any(mark in flows.output() for mark in ("\r", "█", "%|"))
+    flows.stop()
     with pytest.raises(OSError):  # noqa: PT011 - any: nobody listens any more
-        ask(port, "health")
+        flows.ask("health")
+    assert flows.processes() == []
+
+
+@pytest.mark.timeout(600)
+def test_a_run_is_created_and_executed_when_a_schedule_is_on(start, toy):
+    text = (toy / "prefect.yaml").read_text()
+    on = text.replace('{cron: "0 3 * * 1", timezone: UTC, active: false}', "{interval: 30, active: true}")
+    assert on != text
+    (toy / "prefect.yaml").write_text(on)
+    flows = start()
+    deployment = flows.ask("deployments/name/pipeline/retrain")["id"]
+    mine = {"flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": list(ENDED)}}}}
+    run = wait_for(lambda: flows.ask("flow_runs/filter", mine), 300)[0]
+    assert (run["auto_scheduled"], run["state"]["type"]) == (True, "COMPLETED"), flows.output()
+    assert run["name"].startswith("retrain 2"), run["name"]         # the time of its start
+    assert (toy / "three.txt").read_text() == "hello\n" * 2
+    flows.stop()
+    assert "ERROR" not in flows.output()        # a service of the server that fails says so there, again and again
+
+
+def hold_stage_two(toy: Path) -> bytes:
+    """Make stage `two` wait for a file `go`, the first time. Returns the dvc.lock of an undisturbed run."""
+    (toy / "two.sh").write_text("cat one.txt one.txt > two.txt\n")
+    text = (toy / "dvc.yaml").read_text()
+    (toy / "dvc.yaml").write_text(text.replace("cat one.txt one.txt > two.txt", "sh two.sh"))
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
+    lock = (toy / "dvc.lock").read_bytes()
+    for name in ("dvc.lock", "one.txt", "two.txt", "three.txt"):
+        (toy / name).unlink()
+    subprocess.run(["rm", "-rf", ".dvc/cache"], check=True)
+    (toy / "two.sh").write_text("touch begun\nwhile [ ! -e go ]; do sleep 0.1; done\ncat one.txt one.txt > two.txt\n")
+    return lock
+
+
+def assert_next_run_completes(start, toy: Path, lock: bytes, dead: str) -> None:
+    flows = start()
+    state = flows.ask(f"flow_runs/{dead}")["state"]
+    assert state["type"] in ("CRASHED", "FAILED", "CANCELLED"), state
+    (toy / "go").touch()
+    assert flows.end_of(flows.trigger()) == "COMPLETED", flows.output()
+    assert (toy / "dvc.lock").read_bytes() == lock
+    flows.stop()
+    wait_for(lambda: flows.processes() == [], 60)
+
+
+def kill_everything(flows: Flows) -> None:
+    for process in [psutil.Process(flows.process.pid), *flows.processes()]:
+        if psutil.pid_exists(process.pid):
+            process.kill()
+
+
+INTERRUPTIONS = {
+    "ctrl_c": lambda flows: flows.process.send_signal(signal.SIGINT),
+    "make_flows_killed": lambda flows: flows.process.kill(),
+    "worker_killed": lambda flows: flows.find("worker", "start").kill(),
+    "worker_interrupted": lambda flows: flows.find("worker", "start").send_signal(signal.SIGINT),
+    "server_killed": lambda flows: flows.find("server", "start").kill(),
+    "server_interrupted": lambda flows: flows.find("server", "start").send_signal(signal.SIGINT),
+    "flow_run_killed": lambda flows: (flows.find("prefect.engine").kill(), flows.process.send_signal(signal.SIGINT)),
+}
+
+
+def interrupt_and_go_on(start, toy: Path, interrupt) -> None:
+    lock = hold_stage_two(toy)
+    flows = start()
+    run = flows.trigger()
+    wait_for((toy / "begun").exists, 240)
+    interrupt(flows)
+    flows.process.wait(120)
+    wait_for(lambda: flows.processes() == [], 60)
+    assert_next_run_completes(start, toy, lock, run)
+
+
+@pytest.mark.timeout(900)
+def test_the_next_run_completes_when_everything_was_killed_in_a_stage(start, toy):
+    interrupt_and_go_on(start, toy, kill_everything)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+def test_the_next_run_completes_when_a_part_was_ended_in_a_stage(start, toy, interruption):
+    interrupt_and_go_on(start, toy, INTERRUPTIONS[interruption])
+
+
+@pytest.mark.timeout(600)
+def test_a_second_make_flows_of_a_project_is_refused(start, toy):
+    flows = start()
+    variables = {key: value for key, value in environment(toy).items() if key != "PREFECT_HOME"}
+    second = subprocess.run([sys.executable, "-m", "flows.up", "--port", str(free_port())], env=variables, text=True,
+                            capture_output=True, timeout=120)
+    assert second.returncode == 1
+    assert second.stderr == (f"make flows: need {toy}/.hcmi/prefect for this server alone, got another `make flows` "
+                             "that uses it. Stop that one, or set PREFECT_HOME to another folder.\n")
+    flows.stop()

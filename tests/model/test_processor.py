@@ -1,14 +1,20 @@
 """Strings and pixels against `transformers`' own, on CLIP's real vocabulary and real photographs."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from model_world import clip_tokenizer, save_small_clip, save_small_siglip
 from PIL import Image
+from tokenizers import normalizers, pre_tokenizers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.data.square import square
 from hcmi.errors import ModelError
+from hcmi.explain import query_words
 from hcmi.model.processor import HcmiProcessor
 
 TEXTS = ["a dog jumps into water", "A DOG, jumping; into WATER!!", "it's two o'clock & we'll wait, they'd said",
@@ -106,9 +112,15 @@ def test_processor_is_the_same_when_saved_and_loaded(scratch, tmp_path):
     ("a red ring, whereupon (yesterday) a blue ring grows", "a red ring a blue ring grows",
      [",", "whereupon", "(", "yesterday", ")"]),
     ("then a blue ring grows", "then a blue ring grows", []),
-    ("A  Red ring", "A Red ring", []),          # two spaces are a token of their own
+    ("A  Red ring", "A  Red ring", []),
+    ('a "red ring"', "a red ring", ['"', '"']),
+    ("red,ring", "red ring", [","]),
+    ("a\tred\u00a0ring\u200bslides", "a\tred\u00a0ring\u200bslides", []),
+    ("\ufeffred sli\u00addes", "\ufeffred sli\u00addes", []),
+    ("2red rings3", "red", ["2", "rings", "3"]),
     ("Красное кольцо", "", ["Красное", "кольцо"]),
     ("", "", []),
+    (" \u200b\u00a0", "", []),
 ])
 def test_words_that_no_training_caption_has_are_left_out(scratch, text, known, left_out):
     assert scratch.known(text) == (known, left_out)
@@ -116,6 +128,79 @@ def test_words_that_no_training_caption_has_are_left_out(scratch, text, known, l
     needed_BW, needed_mask_BW = scratch.texts([known, "a red ring slides left"])
     assert torch.equal(ids_BW, needed_BW)
     assert torch.equal(mask_BW, needed_mask_BW)
+
+
+WORDY = ["a red ring slides left", "Then a BLUE ring grows; slowly", "l'été à Zürich", "the 3D film, in 4k",
+         "красное кольцо", "हिन्दी में", "mit Bäumen (grün), e\u0301tude", "reds and ringside"]
+WORDS = sorted({"red", "ring", "slides", "BLUE", "été", "Zürich", "3", "D", "k", "кольцо", "हिन्दी", "में", "grün",
+                "e\u0301tude", "reds", "ringside"})
+BETWEEN = st.text(st.characters(exclude_categories=("L", "M", "N", "C"), include_characters="\t\n\x00\x1f\u200b"))
+INVISIBLE = st.text(st.sampled_from("\u00ad\u200c\u200d\u200e\u2060\ufeff"), max_size=3)
+
+
+@pytest.fixture(scope="module")
+def wordy():
+    return HcmiProcessor.from_captions(WORDY, 600, 40, 16)
+
+
+def pieces(processor: HcmiProcessor, text: str) -> list[int]:
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@given(first=st.sampled_from(WORDS), second=st.sampled_from(WORDS), before=BETWEEN, after=BETWEEN,
+       between=BETWEEN.filter(bool), edge=INVISIBLE)
+@example("red", "ring", '"', '"', "-", "")
+@example("red", "ring", "(", ")", "\u00a0", "\ufeff")
+@example("red", "ring", "\u201c", "\u201d", "_", "\u00ad")
+@example("red", "ring", "\u2764\ufe0f", "", "\u2014", "\u200d")
+def test_a_word_is_the_same_tokens_whatever_stands_around_it(wordy, first, second, before, after, between, edge):
+    """In captions and in queries; 1,000s of characters that are neither letter, mark nor digit, and invisible ones."""
+    text = before + edge + first + edge + between + edge + second + edge + after
+    alone = [pieces(wordy, word) for word in (first, second)]
+    assert all(ids and not set(ids) & set(wordy.untrained.tolist()) for ids in alone)
+    encoded = wordy.tokenizer(text, add_special_tokens=False)
+    made: dict[int, list[int]] = {}
+    for at, word in enumerate(encoded.word_ids(0)):
+        made.setdefault(word, []).append(encoded["input_ids"][at])
+    spans = {word: text[slice(*encoded.word_to_chars(0, word))] for word in made}
+    assert [made[word] for word in made if is_word(spans[word])] == alone
+    known, left_out = wordy.known(text)
+    assert not [word for word in left_out if is_word(word)]
+    found = [(word, ids) for word, ids in query_words(wordy.tokenizer, known, 400) if is_word(word)]
+    assert [visible(word) for word, _ in found] == [visible(first), visible(second)]
+    ids = wordy.tokenizer(known)["input_ids"]
+    assert [[ids[at] for at in places] for _, places in found] == alone
+
+
+def is_word(text: str) -> bool:
+    return any(char.isalnum() for char in text)
+
+
+def visible(text: str) -> str:
+    return "".join(char for char in text if unicodedata.category(char) != "Cf")
+
+
+@given(caption=st.text(st.characters(exclude_categories=("Cs", "Cn", "Co"))))
+def test_known_leaves_nothing_out_when_the_text_is_a_training_caption(caption):
+    processor = HcmiProcessor.from_captions([caption, "a red ring"], 300, 40, 16)
+    known, left_out = processor.known(caption)
+    assert left_out == []
+    assert pieces(processor, known) == pieces(processor, caption)
+
+
+def test_a_processor_of_an_earlier_version_loads_and_encodes_as_it_did(scratch, tmp_path):
+    """Up to 0.1.0 the space before a word was part of it, and punctuation clung to what stood behind it."""
+    old = HcmiProcessor.from_captions(["a red ring slides left", "then a blue ring grows"] * 3, 400, 12, 16)
+    backend = old.tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    old.save_pretrained(tmp_path)
+    loaded = HcmiProcessor.from_pretrained(tmp_path)
+    text = 'then a blue ring "slides" left'
+    assert pieces(loaded, text) == pieces(old, text)
+    assert pieces(loaded, '"slides') != pieces(scratch, '"slides')
+    assert loaded.known("A  Red ring whereupon") == ("A Red ring", ["whereupon"])
+    assert query_words(loaded.tokenizer, "a red ring", 12) == [("a", [1]), ("red", [2]), ("ring", [3])]
 
 
 def test_unknown_words_take_no_place_from_known_ones_when_a_text_is_cut(scratch):

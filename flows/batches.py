@@ -1,0 +1,102 @@
+"""Which batches in data/incoming wait to be judged: every complete one whose content no report has judged yet.
+
+Content decides, not time: a batch that was copied with its old times counts, and so do two that arrive together. A
+batch that has grown after its report has other content and is judged again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hcmi.atomic import atomic_file
+
+Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, times of change of content and of inode
+
+
+def find_batches(incoming: Path) -> list[Path]:
+    """Folders that hold any file, by name; hidden ones, under which a batch can be copied at leisure, left out."""
+    folders = sorted(incoming.iterdir()) if incoming.is_dir() else []
+    return [folder for folder in folders if not folder.name.startswith(".") and folder.is_dir() and look(folder)]
+
+
+def look(folder: Path) -> Look:
+    """What the file system says of every file in `folder`, read without opening one."""
+    seen: Look = {}
+    for parent, _, names in os.walk(os.fsencode(folder)):
+        for name in names:
+            path = os.path.join(parent, name)
+            try:
+                status = os.stat(path)
+            except OSError:         # a broken link, or gone since
+                status = os.lstat(path) if os.path.lexists(path) else os.stat_result((0,) * 10)
+            seen[os.path.relpath(path, os.fsencode(folder))] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return seen
+
+
+def complete(batches: list[Path], quiet_s: float, patience_s: float,
+             wait: Callable[[float], object] = time.sleep) -> Iterator[tuple[Path, Look]]:
+    """Each batch once nothing in it has changed for `quiet_s` seconds; those that still grow after `patience_s` never.
+
+    A batch that is being copied is no batch yet. Changes of the inode are seen too, since `cp -p` and `rsync -t` set
+    the times of the content back.
+    """
+    looks: dict[Path, Look] = {}
+    for looks_left in reversed(range(1 + max(1, round(patience_s / max(quiet_s, 1))))):
+        for batch in list(batches):
+            seen = look(batch)
+            newest = max((max(times) for _, *times in seen.values()), default=0)
+            if seen and (seen == looks.get(batch) or time.time() - newest / 1e9 >= quiet_s):
+                batches = [other for other in batches if other != batch]
+                yield batch, seen
+            looks[batch] = seen
+        if not batches or not looks_left:
+            return
+        wait(quiet_s)
+
+
+class Ledger:
+    """Which contents have been judged: `judged.json` beside the reports, written whole after each change."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "judged.json"
+        try:
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            self.verdicts: dict[str, dict[str, Any]] = dict(kept["verdicts"])
+            self.looks: dict[str, list[str]] = dict(kept["looks"])
+        except (OSError, ValueError, KeyError, TypeError):     # a first visit, or no longer what was written
+            self.verdicts, self.looks = {}, {}
+
+    def content(self, batch: Path, seen: Look) -> str:
+        """Digest of the names and bytes in the batch; files are read only where the last look saw others."""
+        signature = hashlib.blake2b(repr(sorted(seen.items())).encode(), digest_size=16).hexdigest()
+        if self.looks.get(batch.name, ["", ""])[0] != signature:
+            self.looks[batch.name] = [signature, _digest(batch, sorted(seen))]
+            self._write()
+        return self.looks[batch.name][1]
+
+    def record(self, content: str, batch: str, verdict: str) -> None:
+        """Remember the verdict on this content."""
+        self.verdicts[content] = {"batch": batch, "verdict": verdict}
+        self._write()
+
+    def _write(self) -> None:
+        with atomic_file(self.path) as path:
+            path.write_text(json.dumps({"verdicts": self.verdicts, "looks": self.looks}, indent=1), encoding="utf-8")
+
+
+def _digest(batch: Path, names: list[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        path = os.path.join(os.fsencode(batch), name)
+        digest.update(b"%d %b" % (len(name), name))
+        if os.path.isfile(path):
+            try:
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "blake2b").digest())
+            except OSError:         # the report names it and says why
+                digest.update(b"unreadable")
+    return digest.hexdigest()

@@ -1,0 +1,5 @@
+"""`python -m hcmi`: the command of the tree that one stands in, whichever tree the installed `hcmi` belongs to."""
+
+from hcmi.cli import main
+
+main(prog_name="hcmi")

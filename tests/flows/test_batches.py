@@ -1,0 +1,129 @@
+"""flows.batches on real files: what is complete, what is new, by content and not by time."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.batches import Ledger, complete, find_batches, look
+
+HOUR = 3600.0           # no file of a test is as old: completeness is told by two looks alone
+
+
+def make_batch(incoming: Path, name: str, clips: int = 2) -> Path:
+    (incoming / name / "videos").mkdir(parents=True)
+    for number in range(clips):
+        (incoming / name / "videos" / f"{number}.mp4").write_bytes(b"%d" % number * 50)
+    return incoming / name
+
+
+def judge(incoming: Path, reports: Path, quiet_s: float = 0) -> list[str]:
+    """Names of the batches that a run of the watch would judge; it then has."""
+    ledger, judged = Ledger(reports), []
+    for folder, seen in complete(find_batches(incoming), quiet_s, patience_s=0, wait=lambda seconds: None):
+        content = ledger.content(folder, seen)
+        if content not in ledger.verdicts:
+            ledger.record(content, folder.name, "ok")
+            judged.append(folder.name)
+    return judged
+
+
+def test_batches_are_the_folders_with_files_when_others_lie_there_too(tmp_path):
+    make_batch(tmp_path, "b")
+    make_batch(tmp_path, "a")
+    make_batch(tmp_path, ".being_copied")
+    (tmp_path / "empty/videos").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("no batch")
+    assert [folder.name for folder in find_batches(tmp_path)] == ["a", "b"]
+    assert find_batches(tmp_path / "missing") == []
+
+
+def test_each_batch_is_judged_once_when_several_arrive_together(tmp_path):
+    for clips, name in enumerate(("one", "two", "three"), 1):
+        make_batch(tmp_path / "in", name, clips)
+    assert judge(tmp_path / "in", tmp_path) == ["one", "three", "two"]
+    assert judge(tmp_path / "in", tmp_path) == []
+
+
+def test_a_batch_is_new_by_content_when_its_times_are_old_or_its_name_changes(tmp_path):
+    make_batch(tmp_path / "in", "first")
+    assert judge(tmp_path / "in", tmp_path) == ["first"]
+    old = make_batch(tmp_path / "elsewhere", "old", clips=3)
+    for path in (old / "videos").iterdir():
+        os.utime(path, (1e9, 1e9))
+    shutil.copytree(old, tmp_path / "in/old", copy_function=shutil.copy2)       # as `cp -p`
+    assert judge(tmp_path / "in", tmp_path) == ["old"]
+    os.utime(tmp_path / "in/old/videos/0.mp4")
+    (tmp_path / "in/old").rename(tmp_path / "in/renamed")
+    assert judge(tmp_path / "in", tmp_path) == []
+
+
+def test_a_batch_is_judged_again_when_its_content_changes_and_size_and_time_do_not(tmp_path):
+    batch = make_batch(tmp_path / "in", "first")
+    assert judge(tmp_path / "in", tmp_path) == ["first"]
+    video = batch / "videos/0.mp4"
+    status = video.stat()
+    video.write_bytes(b"x" * status.st_size)
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert judge(tmp_path / "in", tmp_path) == ["first"]
+
+
+def test_a_growing_batch_is_not_complete_until_its_copy_ends(tmp_path):
+    """The copy goes on between the looks; each look but the last finds more."""
+    batch = make_batch(tmp_path, "growing", clips=1)
+    steps = iter([lambda: (batch / "videos/1.mp4").write_bytes(b"half"),
+                  lambda: (batch / "videos/1.mp4").write_bytes(b"half and half"),
+                  lambda: (batch / "captions.csv").write_text("video,caption\n"),
+                  lambda: None])
+    found = list(complete([batch], HOUR, patience_s=10 * HOUR, wait=lambda seconds: next(steps)()))
+    assert [folder.name for folder, _ in found] == ["growing"]
+    assert sorted(found[0][1]) == [b"captions.csv", b"videos/0.mp4", b"videos/1.mp4"]
+    assert next(steps, None) is None
+
+
+def test_a_batch_that_never_stops_growing_is_left_when_patience_ends(tmp_path):
+    make_batch(tmp_path, "whole")
+    growing = make_batch(tmp_path, "growing")
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        (growing / f"{len(waits)}.mp4").touch()
+
+    found = [folder.name for folder, _ in complete(find_batches(tmp_path), HOUR, patience_s=3 * HOUR, wait=wait)]
+    assert found == ["whole"]
+    assert waits == [HOUR] * 3
+
+
+def test_a_quiet_batch_is_complete_at_once_when_it_has_long_been_there(tmp_path):
+    batch = make_batch(tmp_path, "quiet")
+
+    def wait(seconds: float) -> None:
+        raise AssertionError("waited")
+
+    assert [folder for folder, _ in complete([batch], quiet_s=0, patience_s=HOUR, wait=wait)] == [batch]
+
+
+def test_contents_are_read_once_when_nothing_changes(tmp_path, monkeypatch):
+    batch = make_batch(tmp_path / "in", "first")
+    content = Ledger(tmp_path).content(batch, look(batch))
+    monkeypatch.setattr("flows.batches._digest", None)      # whoever reads the files now fails
+    assert Ledger(tmp_path).content(batch, look(batch)) == content
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"verdicts": 3}'])
+def test_a_broken_ledger_is_an_empty_one(tmp_path, text):
+    (tmp_path / "judged.json").write_text(text)
+    make_batch(tmp_path / "in", "first")
+    assert judge(tmp_path / "in", tmp_path) == ["first"]
+    assert judge(tmp_path / "in", tmp_path) == []
+
+
+def test_names_and_kinds_that_nobody_would_choose_are_seen(tmp_path):
+    batch = make_batch(tmp_path / "in", "odd")
+    (batch / "broken").symlink_to("nowhere")
+    os.mkfifo(batch / "pipe.mp4")
+    Path(os.fsdecode(os.fsencode(batch) + b"/na\xefve.mp4")).write_bytes(b"x")
+    assert judge(tmp_path / "in", tmp_path) == ["odd"]
+    assert judge(tmp_path / "in", tmp_path) == []
