@@ -2,7 +2,9 @@
 
 import ast
 import itertools
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,41 @@ def test_drift_judges_the_batches_that_it_depends_on():
     words = STAGES["drift"]["cmd"].split()
     named = [f"data/incoming/{name}" for option, name in itertools.pairwise(words) if option == "--batch"]
     assert named == [dep for dep in STAGES["drift"]["deps"] if dep.startswith("data/incoming")] != []
+
+
+STAND_IN = """
+import sys
+from pathlib import Path
+from hcmi.atomic import atomic_dir
+
+out = Path(sys.argv[1])
+with atomic_dir(out) as folder:
+    print("there meanwhile:", *(path.read_text() for path in out.glob("*")))
+    (folder / f"{Path('version').read_text()}.txt").write_text(Path("version").read_text())
+"""
+
+
+@pytest.mark.parametrize(("stage", "searched"), [("train", "models/hcmi"), ("export", "export")])
+def test_what_is_searched_is_there_until_the_new_one_takes_its_place(tmp_path, stage, searched):
+    """Real DVC, with the output as the stage has it and a stand-in for its verb, which writes as that one does."""
+    out = next(out for out in STAGES[stage]["outs"] if searched in out)
+    (tmp_path / "stage.py").write_text(STAND_IN, encoding="utf-8")
+    dvc = {"stages": {stage: {"cmd": f"python stage.py {searched}", "deps": ["version"], "outs": [out]}}}
+    with open(tmp_path / "dvc.yaml", "w", encoding="utf-8") as file:
+        YAML().dump(dvc, file)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                   "PYTHONPATH": str(ROOT)}
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+
+    run("dvc", "init", "--no-scm", "-q")
+    told = []
+    for version in ("first", "second"):
+        (tmp_path / "version").write_text(version)
+        told += [line for line in run("dvc", "repro").splitlines() if line.startswith("there meanwhile:")]
+        assert [path.name for path in (tmp_path / searched).iterdir()] == [f"{version}.txt"]
+    assert told == ["there meanwhile:", "there meanwhile: first"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -180,6 +180,14 @@ def test_export_is_whole_or_absent_when_the_stage_is_killed(world):
             assert (world / "killed" / path.relative_to(world / "export")).read_bytes() == path.read_bytes(), path
 
 
+def test_export_holds_nothing_of_the_one_whose_place_it_takes(world):
+    run(world, "again")
+    (world / "again/embeddings/old.npy").write_text("of the old export")
+    run(world, "again")
+    names = [{path.relative_to(world / out) for path in (world / out).rglob("*")} for out in ("export", "again")]
+    assert names[0] == names[1]
+
+
 def test_export_refuses_when_there_are_no_shards(world, tmp_path):
     with pytest.raises(DataError, match=r"need at least one clip to export, got none. Run `hcmi shards`"):
         export(world / "model", tmp_path, world / "manifest.parquet", tmp_path / "export",

@@ -98,6 +98,10 @@ def test_train_keeps_the_old_model_whole_when_writing_the_new_one_fails(films, t
         run(films, tmp_path, epochs=1, seed=5)
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics", "model"]
+    monkeypatch.undo()
+    (tmp_path / "model" / "old.txt").write_text("of the old model")
+    run(films, tmp_path, epochs=1, seed=5)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == set(before), "nothing old beside the new"
 
 
 def test_train_removes_its_checkpoints_and_nothing_else_when_done(films, tmp_path):
