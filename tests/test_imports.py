@@ -24,7 +24,7 @@ OWNERS = {
 LAYERS = [
     ["hcmi/types.py", "hcmi/config.py", "hcmi/errors.py", "hcmi/atomic.py", "hcmi/progress.py", "hcmi/runtime.py"],
     ["hcmi/model/", "hcmi/data/", "hcmi/loss.py", "hcmi/metrics.py", "hcmi/postprocess.py"],
-    ["hcmi/cli.py"],
+    ["hcmi/cli.py", "hcmi/__main__.py"],
     ["hcmi/"],
     ["flows/"],
 ]
