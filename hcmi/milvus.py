@@ -51,15 +51,19 @@ class MilvusIndex:
                                        f"Run `hcmi export --push {uri}`.")
             self.client.load_collection(MODEL)
             self.client.load_collection(VIDEOS)
-            self.model: dict[str, Any] = self.client.get(MODEL, ids=[0], output_fields=["card"])[0]["card"]
+        self.model = self._card()
 
     def __len__(self) -> int:
         with _explained(self.folder):
             return self.client.query(VIDEOS, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     def latest(self) -> "MilvusIndex":
-        """Milvus itself serves the newest rows."""
-        return self
+        """Milvus itself serves the newest rows; what was dropped and pushed by another model is another index."""
+        return self if self._card() == self.model else MilvusIndex(self.folder)
+
+    def _card(self) -> dict[str, Any]:
+        with _explained(self.folder):
+            return self.client.get(MODEL, ids=[0], output_fields=["card"])[0]["card"]
 
     def check_model(self, fingerprint: str) -> None:
         """Raises: SearchIndexError when another model made the vectors."""

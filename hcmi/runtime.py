@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
     """Let torch compute with this thread alone inside the block: for work of a few milliseconds, such as one query.
 
     OpenMP's threads wait for one another by spinning. On a busy machine the awaited one is often not running:
-    one query took 450 ms of wall time for 13 ms of computing.
+    one query took 890 ms of wall time for 13 ms of computing.
     Only the calling thread is concerned. `torch.set_num_threads` would not do: threads that start meanwhile keep its 1.
     """
     before = torch.get_num_threads()

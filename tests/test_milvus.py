@@ -1,9 +1,14 @@
 """The same search in Milvus Lite, which runs inside this process, as in a folder."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from search_world import clips, times, tiny_model, video_tokens
+from serve_world import served
 
 pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
 
@@ -11,7 +16,7 @@ from hcmi.cli import main
 from hcmi.errors import SearchIndexError
 from hcmi.index import SearchIndex
 from hcmi.index_writer import add_videos, create_index, model_card
-from hcmi.milvus import MilvusIndex, is_milvus, push, push_export
+from hcmi.milvus import MODEL, VIDEOS, MilvusIndex, is_milvus, push, push_export
 from hcmi.search import Retriever
 
 QUERY = "a red ring slides left"
@@ -87,6 +92,39 @@ def test_milvus_refuses_another_model(world, tmp_path):
     create_index(tmp_path / "index", model_card(tiny_model(seed=1)))
     with pytest.raises(SearchIndexError, match="need an index made by this model"):
         push(SearchIndex.open(tmp_path / "index"), str(world / "videos.db"))
+
+
+def test_an_open_retriever_refuses_a_collection_that_another_model_made_anew(model, world, tmp_path):
+    uri = str(tmp_path / "videos.db")
+    push_export(world / "export", uri)
+    retriever = Retriever(model, uri)
+    assert len(retriever.search(QUERY)) == 10
+    for name in (VIDEOS, MODEL):
+        retriever.index.client.drop_collection(name)
+    create_index(tmp_path / "index", model_card(tiny_model(seed=1)))
+    add_videos(tmp_path / "index", clips(["a", "b"]), [(video_tokens(2, np.random.default_rng(1)), times(2))])
+    push(SearchIndex.open(tmp_path / "index"), uri)
+    with pytest.raises(SearchIndexError, match="need an index made by this model"):
+        retriever.search(QUERY)
+    assert len(Retriever(tiny_model(seed=1), uri).search(QUERY)) == 2
+
+
+def test_threads_get_their_own_answers_from_milvus(pair):
+    _, there = pair
+    alone = {place: there.search(QUERY, tags={"place": place}) for place in ("sea", "wood")}
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda place: (place, there.search(QUERY, tags={"place": place})), [*alone] * 10))
+    assert [answer for place, answer in found if answer != alone[place]] == []
+
+
+def test_the_page_answers_from_milvus_when_the_model_folder_is_deleted(model, world, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    retriever = Retriever(tmp_path / "model", str(world / "videos.db"))
+    with served(retriever) as address, httpx.Client(base_url=address, timeout=60) as client:
+        before = client.get("/api/search", params={"q": QUERY}).json()["hits"]
+        shutil.rmtree(tmp_path / "model")
+        assert client.get("/api/search", params={"q": QUERY}).json()["hits"] == before != []
+        assert client.get("/api/about").json()["videos"] == 60
 
 
 def test_milvus_says_what_is_missing(tmp_path):
