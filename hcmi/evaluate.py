@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hcmi import plots
-from hcmi.atomic import atomic_dir, atomic_file
+from hcmi.atomic import ask_to_write, atomic_dir, atomic_file
 from hcmi.config import Params
 from hcmi.data.loader import ShardReader
 from hcmi.encode import EncodedSplit, encode_split, encode_texts, score
@@ -69,8 +69,9 @@ def evaluate(model_dir: str | Path, shards_dir: str | Path, out_json: str | Path
 
     Both outputs appear whole or not at all.
     Raises: ModelError when the model folder does not load; DataError when the split is empty, has no captions, or the
-    model gives NaN.
+    model gives NaN; MachineError when an output cannot be written, asked before the work.
     """
+    ask_to_write(folders=[plots_dir], files=[out_json])
     tune_allocator()
     model = load_retriever(model_dir, pick_device("auto"))
     reader = ShardReader(shards_dir, params.evaluate.split)
