@@ -29,7 +29,7 @@ from hcmi.types import Clip
 PROBE_TIMEOUT_S = 20.0
 VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".flv", ".ts",
                            ".wmv", ".3gp", ".ogv", ".mts", ".ps", ".vob", ".heic"))
-LONGEST_ID = 100            # characters; longer names are cut and told apart by a hash
+LONGEST_ID = 80             # characters of the 100 that a tar has for a name; longer ones are cut and get a hash
 TABLES = """
     CREATE TABLE videos (name TEXT PRIMARY KEY, path TEXT, split TEXT, place REAL, said TEXT) WITHOUT ROWID;
     CREATE TABLE captions (n INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, caption TEXT, copy INTEGER,
@@ -203,11 +203,14 @@ def clip_id(name: str, start_s: float = 0.0, end_s: float = TO_THE_END) -> str:
     """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a part of it."""
     stem = bare_name(name)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
-    if len(plain) > LONGEST_ID or re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
-        plain = f"{plain[:LONGEST_ID]}_{_digest(name)}".strip("_")
-    if (start_s, end_s) == (0.0, TO_THE_END):
-        return plain
-    return f"{plain}_{round(start_s * 1000)}-{'end' if end_s == TO_THE_END else round(end_s * 1000)}"
+    if re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
+        plain = f"{plain}_{_digest(name)}".strip("_")
+    if (start_s, end_s) != (0.0, TO_THE_END):
+        plain += f"_{round(start_s * 1000)}-{'end' if end_s == TO_THE_END else round(end_s * 1000)}"
+    if len(plain) > LONGEST_ID:
+        digest = _digest(f"{name}/{start_s}/{end_s}")
+        plain = f"{plain[:LONGEST_ID - 1 - len(digest)]}_{digest}"
+    return plain
 
 
 def _digest(text: str) -> str:
