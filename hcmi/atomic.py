@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from hcmi.errors import WRITING, HcmiError, MachineError, machine_error, system_error
 
 LEFT_SECONDS = 60       # a folder beside the target that nobody has held for so long is a killed writer's
+TWIN = re.compile(r"(?<![^/])\.([^/]+)\.\w{8}\.tmp(?![^/])")      # what `atomic_dir` and `atomic_file` write to
 ASKED_BYTES = 2**20     # a disk without room for this has none to speak of
 
 
@@ -41,8 +43,9 @@ def _try_to_write(path: Path) -> None:
     if not place.is_dir():
         raise MachineError(f"{path}: need the folder {place}, got a file in its place. Move it away.")
     try:
-        with tempfile.NamedTemporaryFile(prefix=".hcmi.", dir=place, buffering=0) as file:
+        with tempfile.NamedTemporaryFile(prefix=".hcmi.", dir=place) as file:
             file.write(bytes(ASKED_BYTES))
+            file.flush()
     except OSError as error:
         raise machine_error(path, "to write it", error) from error
 
@@ -61,7 +64,7 @@ def writing(path: str | Path) -> Iterator[None]:
         found = system_error(error)
         if found is None or not _is_of(found, Path(path).absolute()):
             raise
-        raise machine_error(path, "to write it", found) from error
+        raise machine_error(TWIN.sub(r"\1", str(path)), "to write it", found) from error
 
 
 def _is_of(error: OSError, output: Path) -> bool:

@@ -1,10 +1,9 @@
 """Training curves in DVCLive's files, which DVC shows and compares: metrics.json, and a table for each figure."""
 
-from contextlib import suppress
+import subprocess
 from pathlib import Path
 
 from dvclive import Live
-from scmrepo.exceptions import SCMError
 
 from hcmi.atomic import writing
 
@@ -17,12 +16,11 @@ class Curves(Live):
             super().__init__(str(folder), dvcyaml=False, save_dvc_exp=False)
 
     def _init_dvc(self) -> None:
-        """Without a DVC repository, none: DVCLive would make one of any git repository. Without a commit it fails
-        when it asks git for the last one, which matters for experiments alone."""
+        """Only in a DVC repository with a commit: DVCLive would fail without commits, and make a DVC repository of any
+        other git repository. It needs neither for what we log."""
         here = Path.cwd()
-        if any((folder / ".dvc").is_dir() for folder in (here, *here.parents)):
-            with suppress(SCMError):
-                super()._init_dvc()
+        if _has_commit() and any((folder / ".dvc").is_dir() for folder in (here, *here.parents)):
+            super()._init_dvc()
 
     def log_epoch(self, row: dict) -> None:
         with writing(self.dir):
@@ -34,3 +32,10 @@ class Curves(Live):
     def end(self) -> None:
         with writing(self.dir):
             super().end()
+
+
+def _has_commit() -> bool:
+    try:
+        return not subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, check=False).returncode
+    except FileNotFoundError:       # no git
+        return False

@@ -101,5 +101,9 @@ def system_error(error: BaseException) -> OSError | None:
 
 def machine_error(subject: object, need: str, error: OSError) -> MachineError:
     """One line about what the system refused."""
-    number = error.errno or 0       # some libraries put more words into `strerror`
-    return MachineError(f"{subject}: need {need}, got: {os.strerror(number)}. {NEXT_STEPS.get(number, 'Run again.')}")
+    number = error.errno or 0
+    if number in WRITING or error.filename is not None:
+        got = os.strerror(number)       # some libraries put more words into `strerror`
+    else:
+        got = " ".join(str(error.strerror).split())
+    return MachineError(f"{subject}: need {need}, got: {got}. {NEXT_STEPS.get(number, 'Run again.')}")

@@ -92,8 +92,8 @@ def evaluate(model_dir: str | Path, shards_dir: str | Path, out_json: str | Path
     with atomic_dir(plots_dir) as folder:
         plots.write(folder, reader, encoded, sims_QV, judge.t2v(sims_QV), judge.v2t(sims_QV.T))
         _write_json(folder / "run.json", run_card(model, shards_dir, protocol, params))
-    with atomic_file(out_json) as path:
-        _write_json(path, report)
+        with atomic_file(out_json) as path:
+            _write_json(path, report)
     return report
 
 
