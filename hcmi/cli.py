@@ -27,8 +27,11 @@ class _Group(click.Group):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except (HcmiError, KeyboardInterrupt) as error:
-            line, code = (str(error), 1) if isinstance(error, HcmiError) else ("stopped.", STOPPED)
+        except HcmiError as error:
+            line, code = str(error), 1
+        except KeyboardInterrupt:
+            click.echo(err=True)        # the terminal's ^C, or half a progress bar, stands on the line
+            line, code = "stopped.", STOPPED
         except BrokenPipeError:     # of `hcmi search QUERY | head`: click ends without a word
             raise
         except Exception as error:      # only to see whether the machine is to blame; a bug keeps its traceback
@@ -44,7 +47,8 @@ def _machine_fault(error: Exception, verb: str | None) -> MachineError | None:
     """What no stage could foresee: a disk that fills, a file that cannot be read, no memory."""
     # torch has errors of its own for memory: OutOfMemoryError on a GPU, "can't allocate memory" on a CPU
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        return MachineError(f"{verb}: need more memory than there is, got: {' '.join(str(error).split())[:200]}. "
+        return MachineError(f"{verb}: need more memory than there is, got: "
+                            f"{' '.join(str(error).split())[:200] or 'MemoryError'}. "
                             f"Free memory, or lower batch sizes and num_workers in params.yaml.")
     found = system_error(error)
     if found is None:

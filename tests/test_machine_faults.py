@@ -1,9 +1,11 @@
 """What the machine refuses is one line and exit code 1: before the work where it can be asked, or with nothing lost."""
 
+import errno
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -168,9 +170,11 @@ def asked(project: Path, verb: str, outputs: dict[str, Path]) -> list[str]:
 # -------------------------------------------------------------------------------------------------------- in the middle
 
 @pytest.mark.timeout(600)
-def test_old_output_stays_and_the_next_run_works_when_the_disk_fills(project, small_disk):
+@pytest.mark.parametrize("cases", [[("shards", "--out"), ("train", "--out"), ("export", "--out")],
+                                   pytest.param(OUTPUTS, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_old_output_stays_and_the_next_run_works_when_the_disk_fills(project, small_disk, cases):
     """A mapped file on a full disk ended the process with SIGBUS; torch, FAISS and DVCLive have errors of their own."""
-    outputs = {case: name_of(*case, small_disk(2**26)) for case in OUTPUTS}
+    outputs = {case: name_of(*case, small_disk(2**26)) for case in cases}
     for case, output in outputs.items():
         old = output if kind_of(case) == "file" else output / "old.json"
         old.parent.mkdir(exist_ok=True)
@@ -205,3 +209,90 @@ def test_run_ends_in_one_line_when_files_may_not_grow(project, tmp_path):
         assert (code, len(lines)) == (1, 1), f"{case}: {lines}"
         assert re.fullmatch(r"hcmi: \S+: need to write it, got: File too large. Raise the limit on the size of a file "
                             r"and run again.", lines[0]), f"{case}: {lines}"
+
+
+# -------------------------------------------------------------------------------------------------- what nobody foresaw
+
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (PermissionError(errno.EACCES, "no", "a\nb"),
+     r"a\nb: need to open it, got: Permission denied. Correct the permissions, or name another place."),
+    (OSError(errno.ENOSPC, "disk full, says a library"),
+     f"doctor: need to read its input and write its output, got: {FULL}"),
+    (RuntimeError("write error in x: 3 != 4 (No space left on device)"),
+     f"doctor: need to read its input and write its output, got: {FULL}"),
+    (FileNotFoundError(errno.ENOENT, "No usable temporary directory"),
+     "doctor: need to read its input and write its output, got: No usable temporary directory. Correct the path."),
+    (MemoryError(), "doctor: need more memory than there is, got: MemoryError. Free memory, or lower batch sizes and "
+                    "num_workers in params.yaml."),
+    (RuntimeError(f"{NO_MEMORY}\n9 bytes"), f"doctor: need more memory than there is, got: {NO_MEMORY} 9 bytes. "
+                                            "Free memory, or lower batch sizes and num_workers in params.yaml."),
+])
+def test_verb_ends_in_one_line_when_the_machine_fails_where_nobody_asked(monkeypatch, error, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("hcmi.config.load_params", fail)
+    result = CliRunner().invoke(main, ["doctor", "."])
+    assert (result.exit_code, result.stderr) == (1, f"hcmi: {said}\n")
+
+
+def test_verb_keeps_the_traceback_of_a_bug(monkeypatch):
+    def fail(*_):
+        try:
+            open("/nowhere/at/all")  # noqa: SIM115  met and dealt with
+        except OSError:
+            raise KeyError("a bug")  # noqa: B904
+
+    monkeypatch.setattr("hcmi.config.load_params", fail)
+    assert isinstance(CliRunner().invoke(main, ["doctor", "."]).exception, KeyError)
+
+
+@pytest.mark.parametrize(("verb", "sign"), [("dataset", "drawing"), ("search", "read videos")])
+def test_verb_ends_in_one_line_and_leaves_nothing_when_it_is_interrupted(project, tmp_path, verb, sign):
+    """Ctrl-C goes to every process of the terminal, so to those that draw and decode too."""
+    outputs = {option: name_of(verb, option, tmp_path / "new") for option in VERBS[verb][1]}
+    outputs.pop("--explain", None)
+    arguments, environment = command(verb, outputs)
+    with subprocess.Popen([sys.executable, "-m", "hcmi.cli", *arguments], cwd=project, stderr=subprocess.PIPE,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+                          start_new_session=True) as process:
+        read = ""
+        while sign not in read:
+            read += process.stderr.read(1)
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert [line for line in re.split(r"[\r\n]+", rest) if line and "|" not in line] == ["hcmi: stopped."]
+    with pytest.raises(ProcessLookupError):     # nobody is left
+        os.killpg(process.pid, 0)
+
+
+def test_search_says_nothing_when_its_reader_has_enough(project):
+    arguments, environment = command("search", {})
+    done = subprocess.run(["bash", "-c", '"$@" --json | head -c 1', "", sys.executable, "-m", "hcmi.cli", *arguments],
+                          cwd=project, text=True, capture_output=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    assert done.stdout == "["
+    assert [line for line in re.split(r"[\r\n]+", done.stderr) if line and "|" not in line] == []
+
+
+# ---------------------------------------------------------------------------------------------------------- without git
+
+@pytest.mark.parametrize("kind", ["no git", "git alone", "no commit"])
+def test_train_works_when_git_has_nothing_to_say(project, tmp_path, monkeypatch, kind):
+    """DVCLive asks for the last commit, and made a DVC repository of any git repository."""
+    for name in ("params.yaml", "data"):
+        (tmp_path / name).symlink_to(project / name)
+    if kind != "no git":
+        subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    if kind == "no commit":
+        shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    result = CliRunner().invoke(main, ["train", "--json"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "metrics/train/metrics.json").is_file()
+    assert (tmp_path / ".dvc").exists() == (kind == "no commit")

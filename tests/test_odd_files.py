@@ -40,10 +40,11 @@ def odd(tmp_path_factory):
     return project, good, bad
 
 
-def hcmi_verb(project: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess:
+def hcmi_verb(project: Path, *arguments: str, code: int = 0, prefix: list[str] | None = None
+              ) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HCMI_CACHE": str(project / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "hcmi.cli", *arguments], cwd=project, text=True, capture_output=True,
-                          timeout=250, env=environment)
+    done = subprocess.run([*(prefix or ()), sys.executable, "-m", "hcmi.cli", *arguments], cwd=project, text=True,
+                          capture_output=True, timeout=250, env=environment)
     assert done.returncode == code, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     return done
@@ -141,3 +142,23 @@ def test_search_goes_on_when_a_video_vanishes_after_it_was_listed(tmp_path, monk
     found = index_folder(tiny_model(), tmp_path / "videos", tmp_path / "cache")
     assert list(found.news) == ["v1.mp4"]
     assert "got no such file" in found.skipped["v1.mp4"]
+
+
+def test_search_names_what_it_may_not_read_and_finds_it_once_it_may(tmp_path, plain_user):
+    tiny_model().save_pretrained(tmp_path / "model")
+    for number, name in enumerate(("good.mp4", "locked.mp4", "folder/inside.mp4")):
+        write_grey(tmp_path / "videos" / name, num_frames=20 + number)
+    locked = [tmp_path / "videos/locked.mp4", tmp_path / "videos/folder"]
+    arguments = ("search", "a red ring", "--videos", "videos", "--model", "model", "--json")
+    for path in locked:
+        path.chmod(0)
+    done = hcmi_verb(tmp_path, *arguments, prefix=plain_user)
+    assert [Path(hit["path"]).name for hit in json.loads(done.stdout)] == ["good.mp4"]
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    told = r"videos/(\S+): need a video that can be decoded, got not a regular file, or no permission to read it"
+    assert sorted(re.findall(told, " ".join(notes))) == ["folder", "locked.mp4"]
+    for path in locked:
+        path.chmod(0o755)
+    done = hcmi_verb(tmp_path, *arguments, prefix=plain_user)
+    assert len(json.loads(done.stdout)) == 3
+    assert "note: " not in done.stderr
