@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hcmi.atomic import atomic_dir
+from hcmi.atomic import ask_to_write, atomic_dir
 from hcmi.config import Params
 from hcmi.drift.estimate import Estimate, estimate_recall, recall_at_1
 from hcmi.drift.page import SHOWN_SKIPS, render
@@ -22,7 +22,7 @@ from hcmi.drift.pictures import examples
 from hcmi.drift.profile import MIN_CLIPS, Profile, Shift, compare
 from hcmi.drift.sample import Reference, Sample, read_batch, reasons, unread
 from hcmi.drift.words import DRIFT, OK, SMALL, UNREADABLE, advice, changes, summary
-from hcmi.errors import DataError, DriftError
+from hcmi.errors import DataError, DriftError, shown
 from hcmi.model.retriever import load_retriever
 from hcmi.progress import track
 from hcmi.runtime import pick_device, tune_allocator
@@ -65,8 +65,10 @@ def drift(incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Pat
 
     A batch is a folder in the `folder` format, or just videos; empty folders are no batches. A broken batch gets the
     verdict `unreadable`, no exception.
-    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batches`.
+    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batches`;
+    MachineError when `out_dir` cannot be written, asked before the work.
     """
+    ask_to_write(folders=[out_dir])
     os.environ.setdefault("DO_NOT_TRACK", "1")      # Evidently's usage statistics
     folders = find_batches(incoming_dir, batches)
     reports: list[BatchReport] = []
@@ -124,13 +126,16 @@ def find_batches(incoming_dir: str | Path, batches: Sequence[str] = ()) -> list[
 
 
 def _is_batch(folder: Path) -> bool:
-    return not folder.name.startswith(".") and any(path.is_file() for path in folder.rglob("*"))
+    if folder.name.startswith(".") or not os.path.isdir(folder):
+        return False
+    unread: list[OSError] = []      # of folders: reading the batch will say what is wrong
+    return any(files for _, _, files in os.walk(folder, onerror=unread.append)) or bool(unread)
 
 
 def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:
     """Read, compare and judge one batch. What is drawn at random depends on the seed and the batch's name alone."""
-    report = BatchReport(folder.name)
-    generator = np.random.default_rng([params.drift.seed, zlib.crc32(folder.name.encode())])
+    report = BatchReport(shown(folder.name))
+    generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
         report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
                                                                      reference.precision, shards_dir, generator)

@@ -214,4 +214,7 @@ def _check_model(model: HcmiModel, export_dir: Path) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="\n") as file:        # `splitlines` also splits within captions
+        return [json.loads(line) for line in file]

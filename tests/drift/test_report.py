@@ -2,11 +2,15 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from search_world import tiny_model, write_video
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from video_files import write_odd_folder
 
 from hcmi.config import load_params
 from hcmi.data.datasets import read_folder
@@ -167,3 +171,20 @@ def test_advice_depends_on_whether_search_still_works():
     assert advice("drift", 40.0, 90.0, 100).startswith("Search finds fewer of these clips (R@1 40 % instead of 90 %)")
     assert advice("drift", 88.0, 90.0, 100).startswith("Search finds them as well as before")
     assert advice("drift", None, 90.0, 100).startswith("Look at the clips")
+
+
+def test_batch_is_judged_when_odd_files_are_among_its_videos(world):
+    """Names in other encodings, of the batch too; pipes, dead links, folders called like videos."""
+    root, _ = world
+    good, bad = write_odd_folder(root / "odd" / "batch" / "videos")
+    (root / "odd" / "caf\udce9").mkdir()
+    write_video(root / "odd" / "caf\udce9" / "film.mp4", 100)
+    result = run(world, "odd_report", incoming="odd")
+    assert result["verdicts"] == {"batch": "unreadable", r"caf\xe9": "unreadable"}     # too many of them, of few videos
+    batch = of(result, "batch")
+    assert batch["found"] == len(good) + len(bad)
+    assert f"{len(bad)} of {len(good) + len(bad)} clips cannot be read" in batch["summary"]
+    assert "6 bad_name" in batch["summary"]
+    assert "got a name that is not one line of UTF-8 text. Rename it." in of(result, r"caf\xe9")["summary"]
+    page = (root / "odd_report/index.html").read_text(encoding="utf-8")
+    assert r"caf\xe9.mp4" in page
