@@ -26,6 +26,7 @@ from hcmi.errors import DecodeError, HcmiError, MachineError
 
 START_TIMEOUT_S = 120.0
 IDLE_SHARE = 0.01                   # of one core: who uses less is waiting for something, not for its turn
+SHORTEST_LOOK_S = 0.25              # in less a process that only waits for its turn looks idle
 JOBS_BEFORE_REPLACEMENT = 2000      # decoders leak; a new process costs 0.3 s
 # Frames are big blocks, which glibc by itself gives back to the system each time and then faults in again.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -132,7 +133,7 @@ class DecoderPool:
         if cpu - worker.cpu_last_s < IDLE_SHARE * (now - worker.since):
             return True
         worker.since, worker.cpu_last_s = now, cpu
-        worker.wait_s = max(self.timeout_s - (cpu - worker.cpu_first_s), self.timeout_s / 50)
+        worker.wait_s = max(self.timeout_s - (cpu - worker.cpu_first_s), self.timeout_s / 50, SHORTEST_LOOK_S)
         return False
 
     def _receive(self, worker: _Worker, again: deque) -> Iterator[tuple[Any, Any]]:
