@@ -19,6 +19,7 @@ from hcmi.data.gather import VIDEO_ENDINGS
 from hcmi.data.jobs import EncodeJob, encode_job
 from hcmi.data.pool import DecoderPool
 from hcmi.errors import ConfigError, DataError, DecodeError
+from hcmi.metrics import wilson
 
 TAR_BYTES = 768         # of a tar member besides its content: header, and padding on average
 RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
@@ -206,16 +207,6 @@ def _config_problems(params: Params) -> list[str]:
         problems.append(f"shards.size: need a multiple of model.scratch.patch={params.model.scratch.patch}, got "
                         f"{params.shards.size}. Change one of them.")
     return problems
-
-
-def wilson(failed: int, total: int) -> list[float]:
-    """95 % interval of a rate (Wilson 1927), honest for small samples and rates near 0."""
-    if not total:
-        return [0.0, 1.0]
-    z, rate = 1.96, failed / total
-    middle, half = rate + z * z / (2 * total), z * (rate * (1 - rate) / total + z * z / (4 * total**2)) ** 0.5
-    return [round(max((middle - half) / (1 + z * z / total), 0.0), 4),
-            round(min((middle + half) / (1 + z * z / total), 1.0), 4)]
 
 
 def _spread(numbers: list) -> dict[str, float]:
