@@ -31,7 +31,13 @@ $(STAMP):
 
 install: $(STAMP)  ## Create .venv from requirements.lock (every other target does this where needed)
 
-repro: $(STAMP)  ## Run the whole pipeline: data, training, evaluation, index, drift report
+# DVC does not run outside git, and says so in words that do not help whoever unpacked a downloaded archive.
+.PHONY: git
+git:
+	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .git || { \
+		echo "make: need a git repository for DVC, got a folder without git. Run git init, then make repro." >&2; exit 1; }
+
+repro: git $(STAMP)  ## Run the whole pipeline: data, training, evaluation, index, drift report
 	dvc repro
 
 serve: $(STAMP)  ## Show the search page on 127.0.0.1 (PORT=8000; Ctrl-C stops)

@@ -3,7 +3,9 @@
     python benchmarks/drift.py [--quick]
 
 Needs a finished `make repro` on Scenes. Batches are drawn from the held-out clips that the reference leaves over; their
-frames are damaged in several ways and degrees and encoded again. Seconds are those of the stage on data/incoming.
+frames are damaged in several ways and degrees and encoded again. `fresh_difference` is R@1 of new, unchanged batches
+(Scenes of other seeds) minus that of the reference, `fresh_called_worse` the share of them whose R@1 is said to have
+fallen. Seconds are those of the stage on data/incoming.
 """
 
 import argparse
@@ -16,11 +18,12 @@ import torch
 from common import table, write_result
 from PIL import Image, ImageFilter
 
-from hcmi.config import load_params
+from hcmi.config import Params, load_params
 from hcmi.data.loader import ShardReader, pick_frames
-from hcmi.drift.estimate import estimate_recall, recall_at_1
+from hcmi.data.scenes import write_batch
+from hcmi.drift.estimate import Scores, estimate_recall, recall_at_1
 from hcmi.drift.profile import Profile, compare, query_columns
-from hcmi.drift.report import drift
+from hcmi.drift.report import drift, judge
 from hcmi.drift.sample import Reference, combined
 from hcmi.encode import encode_texts
 from hcmi.model.retriever import load_retriever
@@ -76,7 +79,7 @@ class World:
         used = {record["video_id"] for record in self.reference.sample.records}
         self.left = [row for row, clip in enumerate(self.reader.clips) if clip["video_id"] not in used]
 
-    def batch(self, damage=None, degree: float = 0.0) -> tuple[Profile, np.ndarray]:
+    def batch(self, damage=None, degree: float = 0.0) -> tuple[Profile, Scores]:
         """Profile and scores of a batch of left-over clips; the pixel columns are left out, they would give it away."""
         rows = self.generator.choice(self.left, BATCH, replace=False)
         frames = np.stack([self.reader.frames(row, pick_frames(int(self.reader.num_stored[row]),
@@ -85,12 +88,11 @@ class World:
             frames = np.clip(damage(frames.astype(np.float32), degree, self.generator), 0, 255).astype(np.uint8)
         captions = [str(self.generator.choice(self.reader.clips[row]["captions"])) for row in rows]
         videos, texts = self.encode(frames), encode_texts(self.model, captions)
-        sims_QQ = combined(self.model, texts, videos)
-        others = combined(self.model, texts, self.reference.gallery)
-        columns = query_columns(np.diagonal(sims_QQ), others, self.reference.temperature)
+        scores = Scores(combined(self.model, texts, videos), combined(self.model, texts, self.reference.gallery))
+        columns = query_columns(np.diagonal(scores.clips_NN), scores.gallery_NG, self.reference.temperature)
         columns["caption_words"] = [float(len(caption.split())) for caption in captions]
         return Profile(columns, {"video_embedding": videos.video_BD.numpy(),
-                                 "caption_embedding": texts.sentence_BD.numpy()}), sims_QQ
+                                 "caption_embedding": texts.sentence_BD.numpy()}), scores
 
     @torch.inference_mode()
     def encode(self, frames_BTHXC: np.ndarray) -> VideoTokens:
@@ -99,6 +101,18 @@ class World:
 
     def drifted(self, profile: Profile, rate: float) -> bool:
         return any(shift.drifted for shift in compare(self.reference.profile, profile, rate, self.generator))
+
+
+def fresh_differences(world: World, params: Params, count: int) -> tuple[list[float], list[bool]]:
+    """R@1 of new batches minus the reference's, and whether the fall is called more than chance."""
+    differences, worse = [], []
+    for seed in track(range(1000, 1000 + count), "new batches", unit="batch"):
+        with TemporaryDirectory() as work:
+            write_batch(params.dataset.scenes, seed, "scenes_same", Path(work) / f"seed_{seed}")
+            report = judge(Path(work) / f"seed_{seed}", world.reference, params, "data/shards")
+        differences.append(report.measured - report.expected)
+        worse.append(report.difference[1] < 0)
+    return differences, worse
 
 
 def main() -> None:
@@ -114,13 +128,14 @@ def main() -> None:
         for degree in (0.25, 0.5, 1.0):
             found = [world.batch(damage, degree) for _ in range(repeats)]
             power = float(np.mean([world.drifted(profile, rate) for profile, _ in found]))
-            truth = [recall_at_1(sims_QQ) for _, sims_QQ in found]
-            guesses = [estimate_recall(sims_QQ, world.reference.sims_NN, world.generator) for _, sims_QQ in found]
+            truth = [recall_at_1(scores) for _, scores in found]
+            guesses = [estimate_recall(scores, world.reference.scores, world.generator) for _, scores in found]
             errors += [abs(guess.recall - true) for guess, true in zip(guesses, truth, strict=True)]
             covered_by += [guess.low <= true <= guess.high for guess, true in zip(guesses, truth, strict=True)]
             rows.append((name, degree, round(np.mean(truth), 1), round(np.mean([g.recall for g in guesses]), 1), power))
             powers += [power] if degree == 1.0 else []
     print(table(("damage", "degree", "R@1", "R@1 without labels", "called drift"), rows))
+    differences, worse = fresh_differences(world, params, repeats)
     with TemporaryDirectory() as work:
         started = time.perf_counter()
         drift("data/incoming", "models/hcmi", "export", "data/shards", Path(work) / "report", params)
@@ -128,6 +143,8 @@ def main() -> None:
         size = (Path(work) / "report" / "index.html").stat().st_size / 1e6
     write_result("drift", {"false_alarm_rate": false_alarms, "min_power": min(powers),
                            "label_free_mae": float(np.mean(errors)), "label_free_coverage": float(np.mean(covered_by)),
+                           "fresh_difference": float(np.mean(differences)),
+                           "fresh_called_worse": float(np.mean(worse)),
                            "report_seconds": round(seconds, 1), "html_mb": round(size, 2)}, quick=quick)
 
 

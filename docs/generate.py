@@ -16,7 +16,7 @@ def cli_page() -> str:
     from hcmi.cli import main
 
     parts = ["# The command line\n\nMade from `--help` by `make docs`.\n"
-             "Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong use.\n",
+             "Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong use, 130 stopped by Ctrl-C.\n",
              f"## hcmi\n\n```text\n{_help(main, 'hcmi')}\n```\n"]
     parts += [f"## hcmi {name}\n\n```text\n{_help(command, f'hcmi {name}')}\n```\n"
               for name, command in main.commands.items()]

@@ -1,7 +1,7 @@
 """The one command, `hcmi`. Each verb reads params.yaml, calls one stage module, and prints what it made.
 
-Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong use. Stage modules are imported inside the verbs, so that
-`hcmi --help` answers at once.
+Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong use, 130 stopped by Ctrl-C. Stage modules are
+imported inside the verbs, so that `hcmi --help` answers at once.
 """
 
 import json
@@ -12,11 +12,13 @@ from pathlib import Path
 import click
 
 from hcmi import __version__
-from hcmi.errors import HcmiError
+from hcmi.errors import HcmiError, MachineError, file_of, machine_error, shown, system_error
+
+STOPPED = 130       # as the shell counts a process that Ctrl-C ended
 
 
 class _Group(click.Group):
-    """Keeps the order of the pipeline in --help and turns HcmiError into one line and exit code 1."""
+    """Keeps the order of the pipeline in --help; turns what the user or the machine can put right into one line."""
 
     def list_commands(self, ctx):
         return list(self.commands)
@@ -25,8 +27,35 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except HcmiError as error:
-            click.echo(f"hcmi: {error}", err=True)
-            ctx.exit(1)
+            line, code = str(error), 1
+        except KeyboardInterrupt:
+            click.echo(err=True)        # the terminal's ^C, or half a progress bar, stands on the line
+            line, code = "stopped.", STOPPED
+        except BrokenPipeError:     # of `hcmi search QUERY | head`: click ends without a word
+            raise
+        except Exception as error:      # only to see whether the machine is to blame; a bug keeps its traceback
+            found = _machine_fault(error, ctx.invoked_subcommand)
+            if found is None:
+                raise
+            line, code = str(found), 1
+        click.echo(f"hcmi: {shown(line)}", err=True)
+        ctx.exit(code)
+
+
+def _machine_fault(error: Exception, verb: str | None) -> MachineError | None:
+    """What no stage could foresee: a disk that fills, a file that cannot be read, no memory."""
+    # torch has errors of its own for memory: OutOfMemoryError on a GPU, "can't allocate memory" on a CPU
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        return MachineError(f"{verb}: need more memory than there is, got: "
+                            f"{' '.join(str(error).split())[:200] or 'MemoryError'}. "
+                            f"Free memory, or lower batch sizes and num_workers in params.yaml.")
+    found = system_error(error)
+    if found is None:
+        return None
+    name = file_of(found)
+    if name is None:        # the error is of a file that was open
+        return machine_error(verb, "to read its input and write its output", found)
+    return machine_error(name, "to open it", found)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -234,7 +263,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     retriever = searching.open_retriever(model, index, videos, params)
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds, part)
     for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {shown(note)}", err=True)
     if as_json:
         json.dump([searching.hit_record(hit) for hit in hits], sys.stdout, indent=2, ensure_ascii=False)
         click.echo()
@@ -265,7 +294,7 @@ def serve(host: str, port: int, videos: str | None, index: str | None, model: st
 
     retriever = open_retriever(model, index, videos, params)
     for note in retriever.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {shown(note)}", err=True)
     run(retriever, host, port, click.echo)
 
 

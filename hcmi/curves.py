@@ -1,8 +1,7 @@
-"""The curves of a training run: as tables, as a picture, and the style it shares with the pictures of an evaluation."""
+"""The curves of a training run as a picture, and the style it shares with the pictures of an evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,19 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from hcmi.atomic import atomic_file
 
-if TYPE_CHECKING:
-    from dvclive import Live
-
 COLOURS = {"train/loss": "#d9822b", "val/R@1": "#1b6ca8"}
 BEST = "#2e8b57"
-
-
-def log_epoch(live: "Live", row: dict) -> None:
-    """One line more in the table of each figure."""
-    for name, value in row.items():
-        if name not in ("epoch", "train/seconds"):      # no clock in what DVC keeps: equal runs, equal dvc.lock
-            live.log_metric(name, value)
-    live.next_step()
 
 
 def draw(history: Sequence[dict], best_epoch: int, path: str | Path) -> None:

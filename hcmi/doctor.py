@@ -14,11 +14,13 @@ from typing import Any
 from hcmi.config import DatasetConfig, Params
 from hcmi.data.annotations import SOURCES, find_videos, read_annotations
 from hcmi.data.captions import read_captions
+from hcmi.data.files import find_files, is_text
 from hcmi.data.frames import probe
 from hcmi.data.gather import VIDEO_ENDINGS
 from hcmi.data.jobs import EncodeJob, encode_job
 from hcmi.data.pool import DecoderPool
-from hcmi.errors import ConfigError, DataError, DecodeError
+from hcmi.errors import ConfigError, DataError, DecodeError, shown
+from hcmi.metrics import wilson
 
 TAR_BYTES = 768         # of a tar member besides its content: header, and padding on average
 RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
@@ -55,7 +57,7 @@ def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float 
     """
     folder = Path(folder)
     videos, captions = _read_folder(folder, params.dataset)
-    present = sorted(name for name, path in videos.items() if path.is_file())
+    present = sorted(name for name, path in videos.items() if os.path.exists(path))
     missing = sorted(set(videos) - set(present))
     if not present:
         raise DataError(f"{folder}: need at least one video file, got {len(missing)} names without a file. "
@@ -79,28 +81,28 @@ def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float 
         "worst": _worst(missing, bad, good),
         "machine": _machine(),
         "memory_needed_gb": round(_memory_needed(params) / 1e9, 2)}
-    report["problems"] = _problems(report, params)
+    report["problems"] = _name_problems(videos) + _problems(report, params)
     return report
 
 
 def _read_folder(folder: Path, config: DatasetConfig) -> tuple[dict[str, Path], dict[str, dict[tuple, list[str]]]]:
     """Path of each video by name, and per video its captions by (start, end)."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: need a folder of videos, got {'a file' if folder.exists() else 'nothing there'}. "
-                        f"Name the folder that holds videos/ and captions.csv.")
-    inside = folder / "videos" if (folder / "videos").is_dir() else folder
+    if not os.path.isdir(folder):
+        got = "a file" if os.path.exists(folder) else "nothing there"
+        raise DataError(f"{folder}: need a folder of videos, got {got}. Name the folder that holds videos/ and "
+                        f"captions.csv.")
+    inside = folder / "videos" if os.path.isdir(folder / "videos") else folder
     captions: dict[str, dict[tuple, list[str]]] = defaultdict(lambda: defaultdict(list))
-    if (folder / "captions.csv").is_file():
+    if os.path.isfile(folder / "captions.csv"):
         for row in read_captions(folder / "captions.csv"):
             captions[row.video][row.start_s, row.end_s].append(row.caption or "")
         return {name: inside / name for name in captions}, captions
-    if config.name in SOURCES and Path(config.path).resolve() == folder.resolve():
+    if config.name in SOURCES and os.path.realpath(config.path) == os.path.realpath(folder):
         for row in read_annotations(config):
             captions[row.video][row.start_s, row.end_s].append(row.caption or "")
         files = find_videos(folder)
         return {name: Path(files.get(name, inside / name)) for name in captions}, captions
-    found = [path for path in inside.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS]
-    return {path.relative_to(inside).as_posix(): path for path in found}, captions
+    return {path.relative_to(inside).as_posix(): path for path in find_files(inside, VIDEO_ENDINGS)}, captions
 
 
 def _examine(videos: dict[str, Path], params: Params, seconds: float
@@ -141,7 +143,7 @@ def _worst(missing: list[str], bad: dict[str, DecodeError], good: dict[str, Exam
     rows = [{"file": name, "why": error.reason} for name, error in bad.items()]
     rows += [{"file": name, "why": "missing"} for name in missing]
     rows += [{"file": name, "why": f"{good[name].seconds:.2f} s to decode"} for name in slowest]
-    return rows[:WORST]
+    return [{"file": shown(row["file"]), "why": row["why"]} for row in rows[:WORST]]
 
 
 def _machine() -> dict[str, Any]:
@@ -170,6 +172,12 @@ def _memory_needed(params: Params) -> int:
     """
     numbers = params.train.batch_size * params.model.num_frames * params.shards.size**2 * 3
     return numbers * (max(2, params.train.num_workers) + 2) + 4 * numbers
+
+
+def _name_problems(videos: dict[str, Path]) -> list[str]:
+    odd = [name for name in videos if not is_text(name)]
+    return odd and [f"names: need names in UTF-8, got {len(odd)} others, such as {shown(odd[0])}. Rename them: DVC "
+                    f"stops at such a name."]
 
 
 def _problems(report: dict[str, Any], params: Params) -> list[str]:
@@ -206,16 +214,6 @@ def _config_problems(params: Params) -> list[str]:
         problems.append(f"shards.size: need a multiple of model.scratch.patch={params.model.scratch.patch}, got "
                         f"{params.shards.size}. Change one of them.")
     return problems
-
-
-def wilson(failed: int, total: int) -> list[float]:
-    """95 % interval of a rate (Wilson 1927), honest for small samples and rates near 0."""
-    if not total:
-        return [0.0, 1.0]
-    z, rate = 1.96, failed / total
-    middle, half = rate + z * z / (2 * total), z * (rate * (1 - rate) / total + z * z / (4 * total**2)) ** 0.5
-    return [round(max((middle - half) / (1 + z * z / total), 0.0), 4),
-            round(min((middle + half) / (1 + z * z / total), 1.0), 4)]
 
 
 def _spread(numbers: list) -> dict[str, float]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hcmi import plots
-from hcmi.atomic import atomic_dir, atomic_file
+from hcmi.atomic import ask_to_write, atomic_dir, atomic_file
 from hcmi.config import Params
 from hcmi.data.loader import ShardReader
 from hcmi.encode import EncodedSplit, encode_split, encode_texts, score
@@ -71,8 +71,9 @@ def evaluate(model_dir: str | Path, shards_dir: str | Path, out_json: str | Path
 
     Each output appears whole or not at all.
     Raises: ModelError when the model folder does not load; DataError when the split is empty, has no captions, or the
-    model gives NaN.
+    model gives NaN; MachineError when an output cannot be written, asked before the work.
     """
+    ask_to_write(folders=[plots_dir], files=[out_json])
     tune_allocator()
     model = load_retriever(model_dir, pick_device("auto"))
     reader = ShardReader(shards_dir, params.evaluate.split)
@@ -93,10 +94,10 @@ def evaluate(model_dir: str | Path, shards_dir: str | Path, out_json: str | Path
     with atomic_dir(plots_dir) as folder:
         plots.write(folder, reader, encoded, sims_QV, judge.t2v(sims_QV), judge.v2t(sims_QV.T))
         _write_json(folder / "run.json", run_card(model, shards_dir, protocol, params))
-    with atomic_file(out_json) as path:
-        _write_json(path, report)
-    with atomic_file(Path(out_json).with_name("headline.json")) as path:
-        _write_json(path, headline(report))
+        with atomic_file(out_json) as path:
+            _write_json(path, report)
+        with atomic_file(Path(out_json).with_name("headline.json")) as path:
+            _write_json(path, headline(report))
     return report
 
 

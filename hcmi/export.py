@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from hcmi.atomic import atomic_dir
+from hcmi.atomic import ask_to_write, atomic_dir
 from hcmi.config import ExportConfig
 from hcmi.data.loader import ShardReader, eval_batches, pick_frames
 from hcmi.data.manifest import read_manifest
@@ -33,8 +33,10 @@ def export(model_dir: str | Path, shards_dir: str | Path, manifest_path: str | P
     """Encode the clips of every split; write videos.parquet, embeddings/, index/, reference/ and meta.json.
 
     `out_dir` appears whole or not at all.
-    Raises: ModelError, DataError (no clips in the shards, or shards of another manifest).
+    Raises: ModelError, DataError (no clips in the shards, or shards of another manifest), MachineError (`out_dir`
+    cannot be written, asked before the work).
     """
+    ask_to_write(folders=[out_dir])
     model = load_retriever(model_dir, pick_device("auto"))
     splits = [split for split in SPLITS if any(Path(shards_dir).glob(f"{split}-*.tar"))]
     readers = {split: ShardReader(shards_dir, split) for split in splits}

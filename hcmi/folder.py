@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hcmi.atomic import atomic_file
+from hcmi.atomic import ask_to_write, atomic_file
 from hcmi.data.decoded import DecodedClip
+from hcmi.data.files import find_files, sha256
 from hcmi.data.frames import probe
 from hcmi.data.pool import DecodeJob, DecoderPool
-from hcmi.errors import DataError, DecodeError, SearchIndexError
+from hcmi.errors import DataError, DecodeError, MachineError, SearchIndexError
 from hcmi.index import SearchIndex
 from hcmi.index_writer import add_videos, create_index, model_card, remove_videos
 from hcmi.model.retriever import HcmiModel
@@ -64,12 +65,13 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
 
     Raises: DataError when the folder is missing, or holds no video that can be decoded.
     """
-    folder = Path(folder).resolve()
-    fingerprint = model.fingerprint
-    root = Path(cache or os.environ.get("HCMI_CACHE") or Path.home() / ".cache" / "hcmi")
-    home = root / hashlib.sha256(f"{fingerprint}\n{folder}".encode()).hexdigest()[:24]
-    files = _know_files(find_videos(folder), home / "files.json")
+    folder = Path(os.path.realpath(folder))
+    found = find_videos(folder)
+    home = _home(folder, model.fingerprint, cache)
+    known = _read_notes(home / "files.json")
+    files = {name: _know_file(str(path), known.get(name)) for name, path in found.items()}
     before = {name for name, file in files.items() if file.problem}
+    _hash([file for file in files.values() if not file.sha256])
     index = _follow_files(_open_or_create(home / "index", model), files)
     indexed = {record["sha256"] for record in index.records(index.live_rows())} if len(index) else set()
     new = {file.sha256: file for file in reversed(files.values())
@@ -91,16 +93,14 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
-    """Relative name -> path of every video file below `folder`, hidden ones left out.
+    """Relative name -> path of all below `folder` that is called like a video, hidden files left out.
 
     Raises: DataError when the folder is missing or holds none.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: need a folder of videos, got {'a file' if folder.exists() else 'nothing there'}. "
-                        "Correct --videos.")
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
-             if path.suffix.lower() in SUFFIXES and path.is_file()}
-    found = {name: path for name, path in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+    if not os.path.isdir(folder):
+        got = "a file" if os.path.exists(folder) else "nothing there"
+        raise DataError(f"{folder}: need a folder of videos, got {got}. Correct --videos.")
+    found = {path.relative_to(folder).as_posix(): path for path in find_files(folder, SUFFIXES)}
     if not found:
         raise DataError(f"{folder}: need at least one video file (such as .mp4, .mkv or .webm), got none. "
                         "Correct --videos.")
@@ -115,26 +115,40 @@ def cut(duration_s: float) -> list[tuple[float, float | None]]:
     return [(start, end) for start, end in zip(edges, [*edges[1:-1], None], strict=False)]
 
 
-def _know_files(found: dict[str, Path], notes: Path) -> dict[str, _File]:
-    """Hash the files whose size or time of change differ from the last visit's notes."""
+def _home(folder: Path, fingerprint: str, cache: str | Path | None) -> Path:
+    """Where the index of a model and a folder is kept. Raises: MachineError when nothing can be written there."""
+    root = Path(cache or os.environ.get("HCMI_CACHE") or os.path.expanduser("~/.cache/hcmi"))
     try:
-        known = {name: _File(**fields) for name, fields in json.loads(notes.read_text(encoding="utf-8")).items()}
+        ask_to_write(files=[root / "index.json"])
+    except MachineError as error:
+        raise MachineError(f"{error} HCMI_CACHE names another folder for what `--videos` keeps.") from error
+    return root / hashlib.sha256(os.fsencode(f"{fingerprint}\n{folder}")).hexdigest()[:24]
+
+
+def _read_notes(path: Path) -> dict[str, _File]:
+    """What the last visit knew of each file, by name."""
+    try:
+        return {name: _File(**fields) for name, fields in json.loads(path.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError):    # a first visit, or notes of another version
-        known = {}
-    files = {}
-    for name, path in found.items():
-        status = path.stat()
-        old = known.get(name)
-        same = old is not None and (old.size, old.mtime_ns, old.path) == (status.st_size, status.st_mtime_ns, str(path))
-        files[name] = old if old and same else _File(str(path), status.st_size, status.st_mtime_ns)
-    changed = [file for file in files.values() if not file.sha256]
-    for file in track(changed, "read files", unit="file") if len(changed) > COMMIT else changed:
+        return {}
+
+
+def _know_file(path: str, old: _File | None) -> _File:
+    """What the last visit knew of a file unless its size or time of change is another by now."""
+    try:
+        status = os.stat(path)
+    except OSError:         # `sha256` finds the same and says why
+        return old if old is not None and old.size < 0 else _File(path, -1, -1)
+    new = _File(path, status.st_size, status.st_mtime_ns)
+    return old if old is not None and (old.size, old.mtime_ns, old.path) == (new.size, new.mtime_ns, path) else new
+
+
+def _hash(files: list[_File]) -> None:
+    for file in track(files, "read files", unit="file") if len(files) > COMMIT else files:
         try:
-            with open(file.path, "rb") as opened:
-                file.sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        except OSError as error:
-            file.problem = f"{file.path}: need a readable file, got: {error.strerror}. Correct its permissions."
-    return files
+            file.sha256, file.problem = sha256(file.path), None
+        except DecodeError as error:
+            file.problem = str(error)
 
 
 def _open_or_create(folder: Path, model: HcmiModel) -> SearchIndex:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hcmi.atomic import atomic_file
+from hcmi.atomic import atomic_file, writing
 from hcmi.index import FORMAT, HNSW_ROWS, SearchIndex, build_vectors, read_manifest
 from hcmi.model.retriever import HcmiModel
-from hcmi.store import FILES, TokenStore, TokenWriter, table_clips, videos_table
+from hcmi.store import FILES, TokenStore, TokenWriter, new_array, table_clips, videos_table
 from hcmi.types import Clip, VideoTokens
 
 MAX_SEGMENTS = 8        # beyond it an addition also merges the small segments
@@ -45,12 +46,13 @@ def create_index(folder: str | Path, model: dict[str, Any], data: str | None = N
     copied. None: no videos yet.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     segments = []
-    if data is not None:
-        (folder / "base").mkdir(exist_ok=True)
-        segments.append(_describe(folder, f"{data}/videos.parquet", f"{data}/embeddings", "base/vectors.faiss"))
-    _commit(folder, {"format": FORMAT, "generation": -1, "model": model, "segments": segments})
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if data is not None:
+            (folder / "base").mkdir(exist_ok=True)
+            segments.append(_describe(folder, f"{data}/videos.parquet", f"{data}/embeddings", "base/vectors.faiss"))
+        _commit(folder, {"format": FORMAT, "generation": -1, "model": model, "segments": segments})
     return SearchIndex.open(folder)
 
 
@@ -62,8 +64,7 @@ def add_videos(folder: str | Path, clips: Sequence[Clip], batches: Iterable[tupl
     so adding twice changes nothing. Crash-safe: the index is the old or the new one.
     """
     folder = Path(folder)
-    with _writing(folder) as index:
-        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=_made(folder / "segments")))
+    with _writing(folder) as index, _staging(folder) as staging:
         writer = TokenWriter(staging / "embeddings", len(clips), precision)
         for tokens, times_BT in batches:
             writer.append(tokens, times_BT)
@@ -90,15 +91,14 @@ def remove_videos(folder: str | Path, video_ids: Sequence[str]) -> int:
 
 def merge_small(folder: str | Path) -> None:
     """Make one segment of all small ones, leaving out removed rows: many segments cost time at each search."""
-    with _writing(Path(folder)) as index:
+    with _writing(Path(folder)) as index, _staging(index.folder) as staging:
         small = [segment for segment in index.segments if segment.rows < HNSW_ROWS]
-        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=_made(index.folder / "segments")))
         (staging / "embeddings").mkdir()
         for name in FILES:
             arrays = [segment.store.arrays[name] for segment in small]
             kept = [np.flatnonzero(segment.alive) for segment in small]
-            merged = np.lib.format.open_memmap(staging / "embeddings" / f"{name}.npy", "w+", arrays[0].dtype,
-                                               (sum(map(len, kept)), *arrays[0].shape[1:]))
+            merged = new_array(staging / "embeddings" / f"{name}.npy", arrays[0].dtype,
+                               (sum(map(len, kept)), *arrays[0].shape[1:]))
             at = 0
             for array, rows in zip(arrays, kept, strict=True):
                 merged[at:at + len(rows)] = array[rows]
@@ -115,13 +115,27 @@ def merge_small(folder: str | Path) -> None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[SearchIndex]:
-    """The newest view, held by one writer at a time; sweeps what crashed writers and old generations left."""
+    """The newest view, held by one writer at a time; sweeps what crashed writers and old generations left.
+
+    Raises: MachineError when the block cannot write; the index is then as it was.
+    """
     read_manifest(folder)
-    with open(folder / ".lock", "w") as lock:
+    with writing(folder), open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         index = SearchIndex.open(folder)
         _sweep(index)
         yield index
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Where a segment is made; gone with the block unless it was published."""
+    (folder / "segments").mkdir(exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=folder / "segments"))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _publish(folder: Path, generation: int, staging: Path) -> dict[str, Any]:
@@ -162,8 +176,10 @@ def _without(index: SearchIndex, rows: np.ndarray) -> dict[str, Any]:
             name = f"{Path(entry['vectors']).parent}/removed-{index.generation + 1:06d}.npy"
             alive = segment.alive.copy()
             alive[dead] = False
-            with atomic_file(index.folder / name) as path, open(path, "wb") as file:
-                np.save(file, np.flatnonzero(~alive))
+            removed, numbers = np.flatnonzero(~alive), BytesIO()
+            np.save(numbers, removed)       # into a file numpy would not say why it failed
+            with atomic_file(index.folder / name) as path:
+                path.write_bytes(numbers.getbuffer())
             entry = {**entry, "removed": name}
         segments.append(entry)
     return {**index.manifest, "segments": segments}
@@ -181,8 +197,3 @@ def _sweep(index: SearchIndex) -> None:
     for path in (index.folder / "segments").glob("*"):
         if path.name not in named and time.time() - path.stat().st_ctime > GRACE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

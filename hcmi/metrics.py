@@ -156,3 +156,22 @@ def paired_difference(values_a: NDArray, values_b: NDArray, generator: np.random
     assert len(values_a) == len(values_b), f"need the same queries, got {len(values_a)} and {len(values_b)}"
     difference = np.asarray(values_b, np.float64) - np.asarray(values_a, np.float64)
     return {"difference": float(difference.mean()), "ci95": bootstrap_interval(difference, generator, samples, groups)}
+
+
+def wilson(hits: float, total: int) -> list[float]:
+    """95 % interval of a rate (Wilson 1927), honest for small samples and rates near 0 and 1."""
+    if not total:
+        return [0.0, 1.0]
+    z, rate = 1.96, hits / total
+    middle, half = rate + z * z / (2 * total), z * (rate * (1 - rate) / total + z * z / (4 * total**2)) ** 0.5
+    return [round(max((middle - half) / (1 + z * z / total), 0.0), 4),
+            round(min((middle + half) / (1 + z * z / total), 1.0), 4)]
+
+
+def difference_of_rates(hits_a: float, total_a: int, hits_b: float, total_b: int) -> list[float]:
+    """95 % interval of rate b minus rate a, each of a sample of its own. Source: Newcombe 1998, method 10."""
+    rate_a, rate_b = hits_a / total_a, hits_b / total_b
+    (low_a, high_a), (low_b, high_b) = wilson(hits_a, total_a), wilson(hits_b, total_b)
+    difference = rate_b - rate_a
+    return [difference - ((rate_b - low_b) ** 2 + (high_a - rate_a) ** 2) ** 0.5,
+            difference + ((high_b - rate_b) ** 2 + (rate_a - low_a) ** 2) ** 0.5]

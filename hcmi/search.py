@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hcmi.atomic import atomic_file
+from hcmi.atomic import ask_to_write, atomic_file
 from hcmi.config import load_params
 from hcmi.encode import encode_texts
-from hcmi.errors import ConfigError, DataError
+from hcmi.errors import ConfigError, DataError, shown
 from hcmi.explain import Background, Explanation, Usual, background, explain_hit, moment, query_words
 from hcmi.index import Filter, SearchIndex
 from hcmi.milvus import MilvusIndex, is_milvus
@@ -78,7 +79,7 @@ class Retriever:
         retriever.notes = list(found.news.values())
         if len(found.skipped) > len(found.news):
             retriever.notes.append(f"{videos}: {len(found.skipped)} of {found.num_files} files cannot be searched, "
-                                   f"such as {next(iter(found.skipped))}.")
+                                   f"such as {shown(next(iter(found.skipped)))}.")
         return retriever
 
     def search(self, query: str, top: int = 10, tags: dict[str, str] | None = None,
@@ -297,7 +298,7 @@ def shorten(text: str, length: int = 40) -> str:
 def open_retriever(model: str, index: str | None, videos: str | None, params: str) -> Retriever:
     """What the command line asks for; params.yaml is optional, since searching a folder needs no pipeline."""
     uri, candidates = "export/index", CANDIDATES
-    if Path(params).exists():
+    if os.path.exists(params):
         config = load_params(params).search
         uri, candidates = config.uri, config.candidates
     if videos is not None:
@@ -308,10 +309,14 @@ def open_retriever(model: str, index: str | None, videos: str | None, params: st
 
 
 def check_picture(path: str | None) -> None:
-    """Raises: ConfigError when the ending names no kind of picture, before any work is done."""
-    if path is not None and Path(path).suffix.lower() not in (".json", ".png", ".svg", ".pdf"):
+    """Before any work is done. Raises: ConfigError when the ending names no kind of picture, MachineError when it
+    cannot be written."""
+    if path is None:
+        return
+    if Path(path).suffix.lower() not in (".json", ".png", ".svg", ".pdf"):
         raise ConfigError(f"--explain {path}: need a name ending in .png, .svg, .pdf or .json, got "
                           f"{Path(path).suffix or 'no ending'!r}. Rename the file.")
+    ask_to_write(files=[path])
 
 
 def write_explanation(explanation: Explanation, path: str) -> None:
@@ -339,7 +344,7 @@ def parse_tags(tags: Sequence[str]) -> dict[str, str]:
 def missing_files(hits: Sequence[Hit]) -> list[str]:
     """One line per hit whose video was deleted or moved since it was indexed."""
     return [f"{hit.path}: the video is no longer on disk. Put it back, or export again without it."
-            for hit in hits if not Path(hit.path).exists()]
+            for hit in hits if not os.path.exists(hit.path)]
 
 
 def hit_record(hit: Hit) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +94,9 @@ def write_texts(folder: Path, texts: TextTokens) -> None:
     """texts_{sentence,words,phrases,word_weights,phrase_weights}.npy, float16, row for row of queries.parquet."""
     for field, values in vars(texts).items():
         stored = pack_weights(values.numpy()) if "weights" in field else values.numpy().astype(np.float16)
-        np.save(folder / f"texts_{field.rsplit('_', 1)[0]}.npy", stored)
+        array = new_array(folder / f"texts_{field.rsplit('_', 1)[0]}.npy", stored.dtype, stored.shape)
+        array[:] = stored
+        array.flush()
 
 
 def read_texts(folder: Path) -> TextTokens:
@@ -110,6 +113,19 @@ def tokens_of(stored: dict[str, np.ndarray]) -> VideoTokens:
         values = stored[name]
         return torch.from_numpy(values.astype(np.float32) if name.endswith("weights") else unpack_vectors(values))
     return VideoTokens(*(read(name) for name in FIELDS))
+
+
+def new_array(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A new `.npy` file to be filled, which has its room on the disk already.
+
+    Without, a mapping that finds the disk full ends the process with SIGBUS.
+    Raises: OSError where there is no room.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate") and array.size:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    return array
 
 
 class TokenWriter:
@@ -131,8 +147,8 @@ class TokenWriter:
             elif name != "times_s":
                 value = pack_weights(value)
             if name not in self.arrays:
-                self.arrays[name] = np.lib.format.open_memmap(
-                    self.folder / f"{name}.npy", "w+", value.dtype, (self.num_rows, *value.shape[1:]))
+                self.arrays[name] = new_array(self.folder / f"{name}.npy", value.dtype,
+                                              (self.num_rows, *value.shape[1:]))
             self.arrays[name][self.row:end] = value
         self.row = end
 

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dvclive import Live
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcmi import curves
 from hcmi import loss as losses
-from hcmi.atomic import atomic_dir, atomic_file
+from hcmi.atomic import ask_to_write, atomic_dir, atomic_file
 from hcmi.config import ModelSection, TrainConfig
 from hcmi.data.loader import ShardReader, TrainBatch, TrainLoader
 from hcmi.encode import encode_split, score
@@ -32,6 +31,7 @@ from hcmi.model.retriever import HcmiModel, new_retriever
 from hcmi.postprocess import choose_level_weights
 from hcmi.progress import track
 from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
+from hcmi.training_log import TrainingLog
 
 CHECKPOINT_SECONDS = 300        # between two checkpoints within an epoch
 VALIDATION_BATCH = 64
@@ -75,8 +75,10 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
     """Train on the split `train`, validate on `val`, and write the best epoch's model folder. Returns a summary.
 
     Raises: DataError when a split is empty, shards are broken or clips lack the tag that denoising asks for; ModelError
-    when the backbone cannot be loaded, a checkpoint is of another version of this code, or the loss is not a number.
+    when the backbone cannot be loaded, a checkpoint is of another version of this code, or the loss is not a number;
+    MachineError when an output cannot be written, asked before training.
     """
+    ask_to_write(folders=[model_dir], files=[Path(metrics_dir, "metrics.json"), Path(checkpoint_dir, "last.pt")])
     tune_allocator()
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
@@ -96,9 +98,9 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
     checkpoints = Checkpoints(checkpoint_dir, identity(shards_dir, section, config))
     checkpoints.restore(model, optimizers, loader, progress)
 
-    with Live(str(metrics_dir), dvcyaml=False, save_dvc_exp=False) as live:
+    with TrainingLog(metrics_dir) as log:
         for row in progress.history:
-            curves.log_epoch(live, row)
+            log.log_epoch(row)
         with track(description="train", total=total_steps, unit="step") as bar:
             bar.update(progress.step)
             for epoch in range(loader.epoch, config.epochs):
@@ -118,14 +120,14 @@ def train(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path
                     if checkpoints.due():
                         checkpoints.save(model, optimizers, loader, progress)
                 validation = validate(model, val_reader)
-                curves.log_epoch(live, progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started))
+                log.log_epoch(progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started))
                 if validation["R@1"] > progress.best_score:
                     progress.best_score, progress.best_epoch = validation["R@1"], epoch
                     checkpoints.save_best(model)
                 checkpoints.save(model, optimizers, loader, progress)
         checkpoints.load_best(model)
         model.config.level_weights = level_weights(model, trained, val_reader)
-        live.summary = {"val": {"R@1": progress.best_score}}    # `dvc exp show` has a column for each figure in here
+        log.summary = {"val": {"R@1": progress.best_score}}    # `dvc exp show` has a column for each figure in here
     curves.draw(progress.history, progress.best_epoch, Path(metrics_dir, "plots", "training.png"))
     with atomic_dir(model_dir) as folder:
         model.save_pretrained(folder)
@@ -348,7 +350,7 @@ class Checkpoints:
     """Two files in a folder outside the pipeline's outputs, replaced whole: `last.pt` to go on, `best.pt` to keep."""
 
     def __init__(self, folder: str | Path, identity: str):
-        self.folder = Path(folder)
+        self.last, self.best = Path(folder, "last.pt"), Path(folder, "best.pt")
         self.identity = identity
         self.saved_at = time.monotonic()
 
@@ -359,17 +361,15 @@ class Checkpoints:
         state = {"identity": self.identity, "model": model.state_dict(),
                  "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                  "loader": loader.state_dict(), "progress": vars(progress)}
-        with atomic_file(self.folder / "last.pt") as path:
-            torch.save(state, path)
+        _save(state, self.last)
         self.saved_at = time.monotonic()
 
     def save_best(self, model) -> None:
-        with atomic_file(self.folder / "best.pt") as path:
-            torch.save(model.state_dict(), path)
+        _save(model.state_dict(), self.best)
 
     def restore(self, model, optimizers: Sequence[Optimizer], loader: TrainLoader, progress: Progress) -> bool:
         """Load `last.pt` where it belongs to this data and these parameters; says whether it did."""
-        path = self.folder / "last.pt"
+        path = self.last
         if not path.exists():
             return False
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -389,8 +389,13 @@ class Checkpoints:
         return True
 
     def load_best(self, model) -> None:
-        model.load_state_dict(torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True))
+        model.load_state_dict(torch.load(self.best, map_location="cpu", weights_only=True))
 
     def clear(self) -> None:
-        for name in ("last.pt", "best.pt"):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.last, self.best):
+            path.unlink(missing_ok=True)
+
+
+def _save(state: dict, path: Path) -> None:
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:     # of a path torch would not say what failed
+        torch.save(state, file)

@@ -1,5 +1,8 @@
 """Fixtures that every test folder shares."""
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,31 @@ def undisturbed(films, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     run(films, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    """Makes a disk of its own, of so many bytes; gone with the module's tests."""
+    made = []
+
+    def make(size_bytes: int) -> Path:
+        place = tmp_path_factory.mktemp("disk")
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(place)]
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("only root can mount a small disk")
+        made.append(place)
+        return place
+
+    yield make
+    for place in made:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def plain_user() -> list[str]:
+    """The beginning of a command line that runs a program as somebody to whom permissions apply."""
+    if os.geteuid():
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("nothing here takes root's privileges away")
+    return ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]

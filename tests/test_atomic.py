@@ -1,14 +1,17 @@
 """Outputs appear whole or not at all, also when the process is killed while it writes."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import hcmi.atomic
-from hcmi.atomic import atomic_dir, atomic_file
+from hcmi.atomic import ask_to_write, atomic_dir, atomic_file
+from hcmi.errors import MachineError
 
 
 def write_half(writer, target) -> None:
@@ -106,6 +109,39 @@ def test_atomic_dir_puts_the_old_one_back_when_the_writer_was_killed_between_two
         write_half(atomic_dir, tmp_path / "out")
     assert (tmp_path / "out" / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["out"]
+
+
+def test_atomic_dir_puts_the_old_one_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    real = Path.rename
+
+    def fail_to_put_the_new_one(self, to):
+        if self.suffix == ".tmp":
+            raise OSError(errno.EIO, "broken", str(self))
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail_to_put_the_new_one)
+    message = "out: need to write it, got: Input/output error. Run again."
+    with pytest.raises(MachineError, match=message), atomic_dir(target):
+        pass
+    assert names(target) == ["old.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["atomic_file", "atomic_dir"])
+def test_error_of_reading_another_file_is_not_called_one_of_writing(tmp_path, kind):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(IsADirectoryError), getattr(sys.modules[__name__], kind)(tmp_path / "out"):
+        (tmp_path / "in").read_text()
+
+
+def test_asking_leaves_nothing_and_makes_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+    ask_to_write(folders=[tmp_path / "there", tmp_path / "a" / "b"], files=[tmp_path / "c" / "d.json", "e.json"])
+    assert names(tmp_path) == ["there"]
+    assert names(tmp_path / "there") == []
 
 
 def test_atomic_file_is_another_file_when_it_replaces_one(tmp_path):

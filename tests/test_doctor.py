@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from hcmi.cli import main
 from hcmi.config import load_params
 from hcmi.data.annotations import SOURCES, Source, msvd
-from hcmi.doctor import doctor, report_text, wilson
+from hcmi.doctor import doctor, report_text
 from hcmi.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -88,12 +88,6 @@ def test_doctor_names_what_the_machine_or_the_parameters_lack(folder, params):
     problems = " ".join(doctor(folder, wrong)["problems"])
     assert "memory: need " in problems
     assert f"model.num_frames: need at most shards.num_frames={params.shards.num_frames}, got" in problems
-
-
-@pytest.mark.parametrize(("failed", "total", "interval"), [(0, 0, [0.0, 1.0]), (0, 10, [0.0, 0.2775]),
-                                                           (5, 10, [0.2366, 0.7634])])
-def test_wilson_gives_the_published_interval(failed, total, interval):
-    assert wilson(failed, total) == pytest.approx(interval, abs=1e-4)
 
 
 def test_doctor_refuses_when_there_is_no_video(tmp_path):

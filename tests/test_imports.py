@@ -15,7 +15,7 @@ OWNERS = {
     "evidently": ["hcmi/drift/"],
     "prefect": ["flows/"],
     "dvc": ["flows/"],
-    "dvclive": ["hcmi/train.py"],
+    "dvclive": ["hcmi/training_log.py"],
     "faiss": ["hcmi/index.py"],
     "cv2": [],      # a benchmark's rival, never the project's decoder
 }

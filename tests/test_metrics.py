@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcmi.errors import DataError
-from hcmi.metrics import Ranks, bootstrap_interval, by_item, paired_difference, ranks, summary
+from hcmi.metrics import (
+    Ranks,
+    bootstrap_interval,
+    by_item,
+    difference_of_rates,
+    paired_difference,
+    ranks,
+    summary,
+    wilson,
+)
 
 TIES = np.array([[0.5, 0.5, 0.1], [0.9, 0.2, 0.2], [0.3, 0.3, 0.3]], np.float32)
 
@@ -189,3 +198,19 @@ def test_paired_difference_is_tighter_than_the_values_when_runs_agree():
     found = paired_difference(a, a + 0.5, rng())
     assert found["difference"] == pytest.approx(0.5)
     assert found["ci95"] == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize(("hits", "total", "interval"), [(0, 0, [0.0, 1.0]), (0, 10, [0.0, 0.2775]),
+                                                           (5, 10, [0.2366, 0.7634])])
+def test_wilson_gives_the_published_interval(hits, total, interval):
+    assert wilson(hits, total) == pytest.approx(interval, abs=1e-4)
+
+
+@pytest.mark.parametrize(("hits_a", "total_a", "hits_b", "total_b", "interval"), [
+    (48, 80, 56, 70, [0.0524, 0.3339]), (3, 10, 9, 10, [0.1705, 0.8090]), (0, 10, 0, 20, [-0.2775, 0.1611]),
+    (0, 10, 10, 10, [0.6075, 1.0])])
+def test_difference_of_rates_gives_newcombes_published_interval(hits_a, total_a, hits_b, total_b, interval):
+    """Newcombe 1998, table II, method 10."""
+    assert difference_of_rates(hits_a, total_a, hits_b, total_b) == pytest.approx(interval, abs=2e-4)
+    swapped = difference_of_rates(hits_b, total_b, hits_a, total_a)
+    assert swapped == pytest.approx([-interval[1], -interval[0]], abs=2e-4)

@@ -51,6 +51,17 @@ def id_of(retriever, name: str) -> str:
     return row["video_id"]
 
 
+def test_page_says_it_in_one_line_when_the_system_does_not_let_it_read(world, tmp_path):
+    retriever = Retriever.from_folder(world / "videos", world / "model", cache=tmp_path / "cache")
+    [index] = (tmp_path / "cache").glob("*/index/index.json")
+    index.unlink()
+    index.mkdir()
+    with served(retriever) as address:
+        answer = httpx.get(f"{address}/api/search", params={"q": "a red ring"})
+    assert (answer.status_code, answer.json()) == (503, {"error": f"{index}: need to read it, got: Is a directory. "
+                                                                  "Move away the folder in its place."})
+
+
 def test_search_gives_what_the_retriever_finds(page, retriever):
     found = page.get("/api/search", params={"q": "a red ring", "top": 2}).json()
     needed = [hit_record(hit) for hit in retriever.search("a red ring", 2)]

@@ -122,3 +122,15 @@ def test_usage_statistics_are_off_in_the_projects_own_files():
     assert "analytics = false" in (ROOT / ".dvc/config").read_text("utf-8")
     assert tomllib.loads((ROOT / "prefect.toml").read_text("utf-8"))["server"]["analytics_enabled"] is False
     assert "export DO_NOT_TRACK := 1" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_make_repro_says_what_to_do_when_there_is_no_git(checkout):
+    """As in an archive that somebody downloaded: DVC works in git repositories only."""
+    stamp(checkout)
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
+    done = subprocess.run(["make", "repro"], cwd=checkout, text=True, capture_output=True, check=False, env=environment)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == ("make: need a git repository for DVC, got a folder without git. "
+                                           "Run git init, then make repro.")
+    subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
+    assert subprocess.run(["make", "git"], cwd=checkout, check=False, env=environment).returncode == 0

@@ -68,24 +68,28 @@ def _rows(reader, path: Path) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             raise DataError(f"{path} row {number}: need comma-separated cells with closed double quotes, got: {error}. "
                             f"Close the quote, and double the quotes inside a caption.") from error
-        for cell in row:
-            _check_text(cell, f"{path} row {number}")
         yield number, row
 
 
-def _check_text(cell: str, where: str) -> None:
-    if cell.isascii():
-        if "\0" in cell:
-            raise DataError(f"{where}: need text, got a zero byte. Save the file as CSV in UTF-8.")
-        return
-    try:
-        cell.encode("utf-8")
-    except UnicodeEncodeError as error:
-        byte = ord(cell[error.start]) - 0xDC00
-        raise DataError(f"{where}: need UTF-8, got the byte 0x{byte:02x}. Save the file as UTF-8.") from error
+def _check_text(where: str, cell: str, column: str) -> None:
+    if column != "video" and not cell.isascii():        # a file may have any bytes for a name
+        try:
+            cell.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise not_utf8(where, cell) from error
+    if "\0" in cell:
+        raise DataError(f"{where}: need text, got a zero byte. Save the file as CSV in UTF-8.")
+
+
+def not_utf8(where: str, cell: str) -> DataError:
+    """About a cell that was read with `surrogateescape`."""
+    byte = next(ord(char) - 0xDC00 for char in cell if "\udc80" <= char <= "\udcff")
+    return DataError(f"{where}: need UTF-8, got the byte 0x{byte:02x}. Save the file as UTF-8.")
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
+    for cell in cells:
+        _check_text(f"{path} row 1", cell, "")
     columns = [cell.strip() for cell in cells]
     known = ",".join(REQUIRED) + "[," + ",".join(OPTIONAL) + "]"
     got = ",".join(columns) or "nothing"
@@ -103,6 +107,8 @@ def _row(where: str, columns: list[str], cells: list[str]) -> CaptionRow:
         raise DataError(f"{where}: need {len(columns)} cells ({','.join(columns)}), got {len(cells)}. "
                         f"Put a caption that holds a comma in double quotes.")
     values = dict(zip(columns, cells, strict=True))
+    for column, cell in values.items():
+        _check_text(where, cell, column)
     video, split = values["video"].strip(), values.get("split", "").strip()
     if not video:
         raise DataError(f"{where}: need the name of a video, got an empty cell. Fill it in or remove the row.")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hcmi.atomic import atomic_dir
+from hcmi.atomic import ask_to_write, atomic_dir
 from hcmi.config import DatasetConfig
 from hcmi.data.annotations import SOURCES, find_videos, read_annotations
 from hcmi.data.captions import CaptionRow
@@ -49,10 +49,12 @@ def build_dataset(config: DatasetConfig, manifest_dir: str | Path, generated_dir
 
     Other data sets leave `generated_dir` and the batches' folders empty. Returns counts for people and programs.
 
-    Raises: DataError, ConfigError for what is wrong with the data set or its parameters; nothing is written then.
+    Raises: DataError, ConfigError for what is wrong with the data set or its parameters, MachineError when an output
+    cannot be written; nothing is written then.
     """
     if config.name not in DATASETS:
         raise DataError(f"dataset.name: need one of {', '.join(DATASETS)}, got {config.name!r}. Correct params.yaml.")
+    ask_to_write(folders=[manifest_dir, generated_dir, *(Path(incoming_dir) / batch for batch in BATCHES)])
     if config.name != "scenes":
         with atomic_dir(generated_dir):
             pass

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 REASONS = {
+    "bad_name": "a name that is not one line of UTF-8 text",
+    "outside": "a link that leads out of the folder",
     "missing": "no such file",
     "unreadable": "not a regular file, or no permission to read it",
     "empty_file": "zero bytes",
@@ -16,6 +18,7 @@ REASONS = {
     "too_short": "the segment start_s..end_s holds no frame",
     "timeout": "not decoded within shards.decode_timeout_s",
     "crashed": "the decoder took its process down",
+    "unexpected": "an error that nobody foresaw",
 }
 
 

@@ -8,7 +8,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from hcmi.config import DatasetConfig
-from hcmi.data.captions import CaptionRow, read_captions
+from hcmi.data.captions import CaptionRow, not_utf8, read_captions
+from hcmi.data.files import find_files, is_text, refusal
 from hcmi.data.gather import VIDEO_ENDINGS, gather
 from hcmi.data.manifest import shown_path
 from hcmi.errors import DataError
@@ -26,12 +27,12 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     Raises: DataError when the table is wrong or names a file outside the folder.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: need a folder with videos/ and captions.csv, found none. Correct dataset.path.")
-    videos = folder / "videos" if captions_required or (folder / "videos").is_dir() else folder
+    videos = folder / "videos" if captions_required or os.path.isdir(folder / "videos") else folder
     inside = Path(os.path.realpath(videos))
     rows: Iterable[CaptionRow] = ()
-    if captions_required or (folder / "captions.csv").is_file():
+    if captions_required or os.path.isfile(folder / "captions.csv"):
         rows = read_captions(folder / "captions.csv")
     if not captions_required:
         rows = chain(rows, _uncaptioned(videos))
@@ -39,26 +40,28 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
 
 
 def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
-    for path in sorted(videos.rglob("*")):
-        if path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith("."):
-            name = path.relative_to(videos).as_posix()
-            yield CaptionRow(name, None, where=str(path))
+    for path in find_files(videos, VIDEO_ENDINGS):
+        yield CaptionRow(path.relative_to(videos).as_posix(), None, where=str(path))
 
 
 def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
-    """The path of a row's video. Raises: DataError when it lies outside the folder, links followed."""
+    """The path of a row's video.
+
+    Raises: DataError when the table cannot mean it, DecodeError when it is a link out of the folder.
+    """
     name, where = row.video, row.where
-    if any(ord(letter) < 32 for letter in name):
-        raise DataError(f"{where}: need a file name without control characters, got {name[:60]!r}. Rename the file.")
     if os.path.isabs(name) or PureWindowsPath(name).is_absolute():
         raise DataError(f"{where}: need a path inside {videos}, got the absolute path {name!r}. Copy the file there "
                         f"and name it relative to that folder.")
     if ".." in name.split("/"):
         raise DataError(f"{where}: need a path inside {videos}, got {name!r} with '..'. Copy the file there.")
-    real = Path(os.path.realpath(videos / name))
+    path = shown_path(videos / name)
+    if not is_text(name) and not os.path.lexists(path):
+        raise not_utf8(where, name)
+    real = Path(os.path.realpath(path))
     if not real.is_relative_to(inside):
-        raise DataError(f"{where}: need a file inside {videos}, got {name!r}, a link to {real}. Copy the file there.")
-    return shown_path(videos / name)
+        raise refusal("outside", path, f"to {real}")
+    return path
 
 
 def read_folder(folder: str | Path, config: DatasetConfig,

@@ -20,9 +20,9 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from hcmi.data.decoded import REASONS, DecodedClip, KeptClip, VideoInfo
+from hcmi.data.decoded import DecodedClip, KeptClip, VideoInfo
+from hcmi.data.files import NOT_OPENED, check_file, one_file, refusal
 from hcmi.data.square import square
-from hcmi.errors import DecodeError
 
 # One packet is one shown frame in these; VP8, VP9 and AV1 have hidden frames, which decord counts and repeats.
 DECORD_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg"})
@@ -61,7 +61,7 @@ def probe(path: str | Path) -> VideoInfo:
         duration_s = container.duration / av.time_base if container.duration else 0.0
         first = next(_decode(container, stream), None)
     if first is None:
-        raise _error("no_frames", path)
+        raise refusal("no_frames", path)
     if duration_s <= 0:
         with _open(path) as (container, stream):
             scan = _scan(container, stream, 0.0, None)
@@ -102,7 +102,7 @@ def decode_and_keep(path: str | Path, num_frames: int, size: int, keep: Keep, st
             pictures, width, height = _decord_pictures(path, sorted(set(picked)), len(scan.pts), finish)
         except (RuntimeError, ImportError, OSError) as error:
             if decoder == "decord":
-                raise _error("no_frames", path, str(error).strip().splitlines()[-1]) from error
+                raise refusal("no_frames", path, str(error).strip().splitlines()[-1]) from error
         else:
             times = [(scan.pts[i] - scan.origin) * time_base for i in picked]
             return _clip(pictures, picked, times, "decord", len(scan.pts), width, height)
@@ -126,31 +126,24 @@ def _spread(available: int, wanted: int) -> list[int]:
     return [(2 * part + 1) * available // (2 * wanted) for part in range(wanted)]
 
 
-def _error(reason: str, path: str | Path, detail: str = "") -> DecodeError:
-    found = REASONS[reason] + (f" ({detail})" if detail else "")
-    return DecodeError(reason, f"{path}: need a video that can be decoded, got {found}. Replace or remove the file.")
-
-
 @contextmanager
 def _open(path: str | Path) -> Iterator[tuple]:
     """The container and its first video stream that is not a cover picture. Raises: DecodeError."""
-    if not os.path.exists(path):
-        raise _error("missing", path)
-    if not os.path.isfile(path) or not os.access(path, os.R_OK):
-        raise _error("unreadable", path)
-    if os.path.getsize(path) == 0:
-        raise _error("empty_file", path)
-    try:        # FFmpeg takes `name:with:colons` for a protocol unless it starts with a slash
-        container = av.open(os.path.abspath(path), metadata_errors="ignore")
-    except (av.error.FFmpegError, ValueError) as error:
-        raise _error("not_a_video", path) from error
+    check_file(path)
+    with one_file(path):
+        try:        # FFmpeg takes `name:with:colons` for a protocol unless it starts with a slash
+            container = av.open(os.path.abspath(path), metadata_errors="ignore")
+        except (av.error.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", None) in NOT_OPENED:
+                raise
+            raise refusal("not_a_video", path) from error
     with container:
         videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not videos:
-            raise _error("no_video_stream", path)
+            raise refusal("no_video_stream", path)
         stream = videos[0]
         if stream.codec_context is None:
-            raise _error("unsupported_codec", path)
+            raise refusal("unsupported_codec", path)
         stream.codec_context.thread_count = 1       # the pool runs one process per core
         yield container, stream
 
@@ -285,7 +278,7 @@ def _decode_with_pyav(path: str | Path, num_frames: int, finish: Keep, start_s: 
     with _open(path) as (container, stream):
         times = [time for time, _ in _all_frames(container, stream, start_s, end_s)]
     if not times:
-        raise _error("no_frames" if scan.whole else "too_short", path)
+        raise refusal("no_frames" if scan.whole else "too_short", path)
     picked = _spread(len(times), num_frames)
     pictures = {}
     with _open(path) as (container, stream):

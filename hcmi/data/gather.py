@@ -4,13 +4,12 @@ Rows are spooled to a temporary SQLite file, so that a million of them need litt
 """
 
 import hashlib
-import os
 import re
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -19,16 +18,17 @@ from typing import Any
 from hcmi.config import DatasetConfig
 from hcmi.data.captions import CaptionRow
 from hcmi.data.decoded import VideoInfo
+from hcmi.data.files import check_name, is_text, sha256
 from hcmi.data.frames import probe
 from hcmi.data.pool import DecoderPool
-from hcmi.errors import DataError, DecodeError
+from hcmi.errors import DataError, DecodeError, MachineError, shown
 from hcmi.progress import track
 from hcmi.types import Clip
 
 PROBE_TIMEOUT_S = 20.0
 VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".flv", ".ts",
                            ".wmv", ".3gp", ".ogv", ".mts", ".ps", ".vob", ".heic"))
-LONGEST_ID = 100            # characters; longer names are cut and told apart by a hash
+LONGEST_ID = 80             # characters of the 100 that a tar has for a name; longer ones are cut and get a hash
 TABLES = """
     CREATE TABLE videos (name TEXT PRIMARY KEY, path TEXT, split TEXT, place REAL, said TEXT) WITHOUT ROWID;
     CREATE TABLE captions (n INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, caption TEXT, copy INTEGER,
@@ -49,6 +49,8 @@ CONTENTS = """
           FROM videos JOIN facts USING (name) WHERE name IN (SELECT name FROM clips) GROUP BY content)
 """
 TO_THE_END = -1.0           # in the column `end`: NULLs would never be equal
+# What SQLite says of a disk that is full, broken or closed; its other errors are bugs.
+OF_THE_DISK = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,13 @@ class _Job:
     name: str
     path: str
     sha256: str
+    problem: DecodeError | None = None      # met while hashing
 
 
 def probe_job(job: _Job) -> VideoInfo:
     """What `DecoderPool` runs in its processes."""
+    if job.problem is not None:
+        raise job.problem
     return probe(job.path)
 
 
@@ -67,16 +72,16 @@ def gather(rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], conf
            keep_repeats: bool = False) -> Iterator[Clip | dict[str, Any]]:
     """Yield the clips in order of video_id, and a `skipped.jsonl` record for everything left out.
 
-    `locate` gives the path of a row's video, whether or not it exists, and may refuse it. A caption that is repeated
-    word for word for the same clip is left out unless `keep_repeats`. A row without caption makes a clip without one
-    when its caption is None. Videos whose split no row gives get one by a hash of their name, `config.seed` and the
-    two fractions; train, test and val get at least one video each, in this order, where there are enough. Videos of
-    equal bytes get one split. Where the rows give them several, those for training are left out: a model must not be
-    tested on what it was trained on, and what is tested stays as it is given.
+    `locate` gives the path of a row's video, whether or not it exists; where it raises a DecodeError the video is left
+    out. A caption that is repeated word for word for the same clip is left out unless `keep_repeats`. A row without
+    caption makes a clip without one when its caption is None. Videos whose split no row gives get one by a hash of
+    their name, `config.seed` and the two fractions; train, test and val get at least one video each, in this order,
+    where there are enough. Videos of equal bytes get one split. Where the rows give them several, those for training
+    are left out: a model must not be tested on what it was trained on, and what is tested stays as it is given.
 
     Raises: DataError when rows contradict each other, and what `rows` and `locate` raise.
     """
-    with closing(sqlite3.connect("")) as db:
+    with _database() as db:
         db.executescript(TABLES)
         yield from _spool(db, rows, locate, config.seed, keep_repeats)
         yield from _inspect(db)
@@ -85,16 +90,41 @@ def gather(rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], conf
         yield from _clips(db)
 
 
+@contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    """A temporary one, without a name, in the folder for temporary files."""
+    try:
+        with closing(sqlite3.connect("")) as db:
+            yield db
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in OF_THE_DISK:
+            raise
+        raise MachineError(f"temporary files: need room for a table of the captions, got: {error}. Free space, or name "
+                           f"another folder for them in TMPDIR.") from error
+
+
 def _skip(name: str, path: str, reason: str, detail: str) -> dict[str, Any]:
-    return {"video_id": clip_id(name), "path": path, "stage": "dataset", "reason": reason, "detail": detail}
+    return {"video_id": clip_id(name), "path": shown(path), "stage": "dataset", "reason": reason,
+            "detail": shown(detail)}
 
 
 def _spool(db, rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], seed: int, keep_repeats: bool):
     insert = "INSERT OR IGNORE INTO captions (name, start, end, caption, copy) VALUES (?, ?, ?, ?, ?)"
+    refused: set[str] = set()
     for number, row in enumerate(rows):
-        path = _note_video(db, row, locate, seed)
+        if row.video in refused:
+            continue
+        try:
+            path = _note_video(db, row, locate, seed)
+        except DecodeError as error:
+            refused.add(row.video)
+            yield _skip(row.video, error.path, error.reason, str(error))
+            continue
         if row.caption == "":
             yield _skip(row.video, path, "empty_caption", f"{row.where}: need a caption, got an empty cell.")
+            continue
+        if row.caption is not None and not is_text(row.caption):
+            yield _skip(row.video, path, "bad_caption", f"{row.where}: need a caption of text, got {row.caption[:60]}.")
             continue
         if row.end_s is not None and row.end_s <= (row.start_s or 0.0):
             times = f"{row.start_s or 0.0:g} to {row.end_s:g}"
@@ -107,9 +137,11 @@ def _spool(db, rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], 
 
 
 def _note_video(db, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int) -> str:
-    known = db.execute("SELECT path, split, said FROM videos WHERE name = ?", (row.video,)).fetchone()
+    select = "SELECT path, split, said FROM videos WHERE name = ?"
+    known = db.execute(select, (row.video,)).fetchone() if is_text(row.video) else None
     if known is None:
         path = locate(row)
+        check_name(path)
         db.execute("INSERT INTO videos VALUES (?, ?, ?, ?, ?)",
                    (row.video, path, row.split, place_of(row.video, seed), row.where))
         return path
@@ -141,22 +173,18 @@ def _hashed(videos: Iterable[tuple[str, str]]) -> Iterator[_Job]:
     window: deque = deque()
     with ThreadPoolExecutor(2) as threads:
         for name, path in videos:
-            window.append((name, path, threads.submit(_sha256, path)))
+            window.append(threads.submit(_hash, name, path))
             if len(window) > 8:
-                name, path, result = window.popleft()
-                yield _Job(name, path, result.result())
-        for name, path, result in window:
-            yield _Job(name, path, result.result())
+                yield window.popleft().result()
+        for job in window:
+            yield job.result()
 
 
-def _sha256(path: str) -> str:
+def _hash(name: str, path: str) -> _Job:
     try:
-        if not os.path.isfile(path):    # a pipe would wait for ever
-            return ""
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:                     # `probe` finds the same and says why
-        return ""
+        return _Job(name, path, sha256(path))
+    except DecodeError as problem:
+        return _Job(name, path, "", problem)
 
 
 def _cut(db):
@@ -190,15 +218,18 @@ def clip_id(name: str, start_s: float = 0.0, end_s: float = TO_THE_END) -> str:
     """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a part of it."""
     stem = bare_name(name)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
-    if len(plain) > LONGEST_ID or re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
-        plain = f"{plain[:LONGEST_ID]}_{_digest(name)}".strip("_")
-    if (start_s, end_s) == (0.0, TO_THE_END):
-        return plain
-    return f"{plain}_{round(start_s * 1000)}-{'end' if end_s == TO_THE_END else round(end_s * 1000)}"
+    if re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
+        plain = f"{plain}_{_digest(name)}".strip("_")
+    if (start_s, end_s) != (0.0, TO_THE_END):
+        plain += f"_{round(start_s * 1000)}-{'end' if end_s == TO_THE_END else round(end_s * 1000)}"
+    if len(plain) > LONGEST_ID:
+        digest = _digest(f"{name}/{start_s}/{end_s}")
+        plain = f"{plain[:LONGEST_ID - 1 - len(digest)]}_{digest}"
+    return plain
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _split(db, config: DatasetConfig) -> Iterator[dict[str, Any]]:

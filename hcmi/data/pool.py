@@ -19,13 +19,14 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from hcmi.data.decoded import REASONS
+from hcmi.data.files import one_file, refusal
 from hcmi.data.jobs import DecodeJob as DecodeJob
 from hcmi.data.jobs import decode_job
-from hcmi.errors import DataError, DecodeError
+from hcmi.errors import DecodeError, HcmiError, MachineError
 
 START_TIMEOUT_S = 120.0
 IDLE_SHARE = 0.01                   # of one core: who uses less is waiting for something, not for its turn
+SHORTEST_LOOK_S = 0.25              # in less a process that only waits for its turn looks idle
 JOBS_BEFORE_REPLACEMENT = 2000      # decoders leak; a new process costs 0.3 s
 # Frames are big blocks, which glibc by itself gives back to the system each time and then faults in again.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -51,8 +52,8 @@ class DecoderPool:
     The seconds are those of a machine with nothing else to do: a job is stopped when it has used so much processor
     time, or waited so long while using none, so that a busy machine does not change the result. A job whose `decoder`
     is "auto" and that waits for ever or crashes is tried once more with "pyav", because decord is what does that
-    (dmlc/decord issue 373); one that has worked all its time is not, because PyAV would be as slow. Use as a context
-    manager, or call `close`.
+    (dmlc/decord issue 373); one that has worked all its time is not, because PyAV would be as slow. Whatever else fails
+    in `function` is a `DecodeError` too (`one_file`). Use as a context manager, or call `close`.
     """
 
     def __init__(self, num_workers: int, timeout_s: float, function: Callable = decode_job):
@@ -60,6 +61,8 @@ class DecoderPool:
         self.timeout_s = timeout_s
         self.function = function
         self._workers: list[_Worker] = []
+        self._killed = 0                    # processes killed from outside since the last answer
+        self._spared: list[Any] = []        # jobs whose process was killed once
 
     def __enter__(self) -> "DecoderPool":
         return self
@@ -122,15 +125,15 @@ class DecoderPool:
     def _is_late(self, worker: _Worker) -> bool:
         """Whether the time is up; if not, when to look again."""
         if not worker.ready:
-            raise DataError(f"decoder process: need it ready within {START_TIMEOUT_S:.0f} s, got no answer. "
-                            "Free memory or lower shards.num_workers.")
+            raise MachineError(f"decoder process: need it ready within {START_TIMEOUT_S:.0f} s, got no answer. "
+                               "Free memory or lower shards.num_workers.")
         cpu, now = _cpu_seconds(worker.process.pid), time.monotonic()
         if cpu is None or cpu - worker.cpu_first_s >= self.timeout_s:
             return True
         if cpu - worker.cpu_last_s < IDLE_SHARE * (now - worker.since):
             return True
         worker.since, worker.cpu_last_s = now, cpu
-        worker.wait_s = max(self.timeout_s - (cpu - worker.cpu_first_s), self.timeout_s / 50)
+        worker.wait_s = max(self.timeout_s - (cpu - worker.cpu_first_s), self.timeout_s / 50, SHORTEST_LOOK_S)
         return False
 
     def _receive(self, worker: _Worker, again: deque) -> Iterator[tuple[Any, Any]]:
@@ -139,10 +142,10 @@ class DecoderPool:
         except (EOFError, OSError):
             if not worker.ready:
                 self._stop(worker)
-                raise DataError("decoder process: need it to start, got an end at once. "
-                                "Try `python -c 'import hcmi.data.pool'`.") from None
+                raise MachineError("decoder process: need it to start, got an end at once. "
+                                   "Try `python -c 'import hcmi.data.pool'`.") from None
             if worker.jobs:
-                yield from self._fail(worker, "crashed", again, retry=True)
+                yield from self._bury(worker, again)
             else:
                 self._stop(worker)
             return
@@ -151,6 +154,7 @@ class DecoderPool:
             worker.ready = True
             return
         job = worker.jobs.popleft()
+        self._killed = 0
         worker.done += 1
         if worker.done >= JOBS_BEFORE_REPLACEMENT:
             self._stop(worker)
@@ -159,7 +163,32 @@ class DecoderPool:
             raise value
         yield job, value
 
-    def _fail(self, worker: _Worker, reason: str, again: deque, retry: bool) -> Iterator[tuple[Any, Any]]:
+    def _bury(self, worker: _Worker, again: deque) -> Iterator[tuple[Any, Any]]:
+        """A worker has died over its first job. If it was killed, somebody did it, or the system for want of memory.
+
+        That is not the file's fault unless it happens to it twice while nothing happens to others.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            worker.process.wait(1)
+        job = worker.jobs[0]
+        if worker.process.returncode != -signal.SIGKILL:
+            yield from self._fail(worker, "crashed", again, retry=True)
+            return
+        self._killed += 1
+        if not any(job is other for other in self._spared):
+            self._spared.append(job)
+            self._stop(worker)
+            again.extend(worker.jobs)
+            return
+        if self._killed > 2:
+            self._stop(worker)
+            raise MachineError(f"decoder processes: need them left alone, got {self._killed} killed one after the "
+                               f"other, the last over {getattr(job, 'path', job)}. Free memory or lower "
+                               f"shards.num_workers.")
+        yield from self._fail(worker, "crashed", again, retry=False, detail="killed twice; is memory short?")
+
+    def _fail(self, worker: _Worker, reason: str, again: deque, retry: bool, detail: str = ""
+              ) -> Iterator[tuple[Any, Any]]:
         """The first job of a worker killed it or has to be killed; the one behind it goes back to the queue."""
         job, *behind = worker.jobs
         self._stop(worker)
@@ -167,9 +196,7 @@ class DecoderPool:
         if retry and getattr(job, "decoder", None) == "auto":
             again.append(replace(job, decoder="pyav"))
         else:
-            path = getattr(job, "path", job)
-            yield job, DecodeError(reason, f"{path}: need a video that can be decoded, got {REASONS[reason]}. "
-                                           "Replace or remove the file.")
+            yield job, refusal(reason, getattr(job, "path", job), detail)
 
     def _start(self) -> _Worker:
         ours, theirs = Pipe()
@@ -233,10 +260,11 @@ def _child_main(descriptor: int, module: str, name: str, parent: str) -> None:
             except EOFError:
                 return
             try:
-                answer = (True, function(job))
-            except Exception as error:      # noqa: BLE001  whatever it is, the parent decides
-                answer = (False, error)
+                with one_file(getattr(job, "path", job)):
+                    answer = pickle.dumps((True, function(job)))
+            except HcmiError as error:
+                answer = pickle.dumps((False, error))
             try:
-                pipe.send_bytes(pickle.dumps(answer))
+                pipe.send_bytes(answer)
             except OSError:
                 return

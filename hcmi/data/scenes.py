@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -60,7 +61,8 @@ def write_videos(clips: Iterable[SceneClip], folder: Path, config: ScenesConfig,
 @contextmanager
 def _workers():
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with get_context().Pool(workers) as pool:
+    # Ctrl-C goes to all of the terminal's processes: this one ends the others
+    with get_context().Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield partial(pool.imap, chunksize=8)
 
 

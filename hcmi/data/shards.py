@@ -19,7 +19,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hcmi.atomic import atomic_file
+from hcmi.atomic import ask_to_write, atomic_file, writing
 from hcmi.config import ShardsConfig
 from hcmi.data.cluster import map_on_ray
 from hcmi.data.jobs import EncodeJob, JpegClip, encode_job
@@ -50,26 +50,25 @@ def write_shards(manifest_path: str | Path, out_dir: str | Path, config: ShardsC
     Beside the tars: `index.parquet` (schema `INDEX`, one row a clip, shard by shard), `stats.json`, `skipped.jsonl`.
 
     Raises: DataError when another run is at it, the manifest is missing, or more than `max_skip_fraction` of the clips
-    cannot be decoded; `out_dir` is then as it was.
+    cannot be decoded; MachineError when it cannot be written. `out_dir` is then as it was; what has been decoded is
+    kept.
     """
     started = time.monotonic()
-    out_dir = Path(out_dir).resolve()
+    out_dir = Path(os.path.realpath(out_dir))
+    ask_to_write(folders=[out_dir])
     work = out_dir.with_name(out_dir.name + ".work")
     plan = _Plan.read(Path(manifest_path), config)
-    with _lock(work, out_dir):
+    with writing(out_dir), _lock(work, out_dir):
         _finish_interrupted_swap(out_dir, work)
         old = OldShards(out_dir)
-        journal = Journal(work / "journal")
-        try:
+        with closing(Journal(work / "journal")) as journal:
             decoded = _decode_missing(plan, old, journal, config)
             _check_skips(plan, work, out_dir, config)
-            stats = _write_folder(work / "new", plan, old, journal, config)
-            _swap(out_dir, work)
-        except OSError as error:
-            raise DataError(f"{out_dir}: need to write it, got: {error}. Free space or permissions; what has been "
-                            "decoded is kept.") from error
-        finally:
-            journal.close()
+            try:
+                stats = _write_folder(work / "new", plan, old, journal, config)
+                _swap(out_dir, work)
+            finally:        # half a folder on a full disk would be in the way
+                shutil.rmtree(work / "new", ignore_errors=True)
     seconds = round(time.monotonic() - started, 2)
     return {"out": str(out_dir), **stats, "decoded": decoded, "reused": stats["num_clips"] - decoded,
             "wall_seconds": seconds}
@@ -266,7 +265,11 @@ def _sync(path: Path) -> None:
 def _swap(out_dir: Path, work: Path) -> None:
     if out_dir.exists():
         out_dir.rename(work / "old")
-    (work / "new").rename(out_dir)
+    try:
+        (work / "new").rename(out_dir)
+    except OSError:
+        _finish_interrupted_swap(out_dir, work)
+        raise
     shutil.rmtree(work / "old", ignore_errors=True)
     (work / "skipped.jsonl").unlink(missing_ok=True)
     (work / "journal").unlink(missing_ok=True)

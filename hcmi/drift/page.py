@@ -95,15 +95,19 @@ def _tiles(report: "BatchReport") -> str:
               f"clips looked at, {len(sample.captioned)} of them with a caption")]
     if report.estimate is not None and report.measured is not None and report.expected is not None:
         estimate = report.estimate
-        tiles += [(f"{report.measured:.0f} %",
-                   f"R@1: captions that find their own clip first, among {report.gallery} clips"),
-                  (f"{report.expected:.0f} %",
-                   f"R@1 of what the model was tested on, also among {report.gallery} clips"),
+        low, high = report.difference or (0.0, 0.0)
+        tiles += [(f"{report.measured:.0f} %", "R@1: captions that find their own clip first"),
+                  (f"{report.expected:.0f} %", "R@1 of what the model was tested on"),
                   (f"{estimate.recall:.0f} % <small>{estimate.low:.0f} to {estimate.high:.0f}</small>",
                    f"R@1 as estimated without knowing whose caption is whose ({estimate.coverage:.0%} interval)")]
+        note = (f"In all three, a caption's own clip stands among the same {report.gallery} clips, which are neither "
+                f"of this batch nor of what the model was tested on. The first minus the second is "
+                f"{report.measured - report.expected:+.1f} points (95% interval {low:+.1f} to {high:+.1f}).")
     else:
-        tiles.append(("&ndash;", "R@1: needs captions, in the batch and in the reference"))
-    return "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles)
+        tiles.append(("&ndash;", "R@1: needs captions in the batch and in the reference, and clips of another split"))
+        note = ""
+    return "".join([*(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles),
+                    f'<p class="note">{note}</p>' if note else ""])
 
 
 def _map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> str:
@@ -202,6 +206,7 @@ section{background:#fff;border:1px solid #dde1e7;border-radius:10px;padding:22px
 .tile{background:#f4f5f7;border-radius:8px;padding:10px 14px}.tile b{display:block;font-size:24px;line-height:1.25}
 .tile small{font-size:14px;font-weight:400;color:#55606e}.tile span{font-size:13px;color:#55606e;line-height:1.35;
 display:block}
+.note{grid-column:1/-1;margin:0;font-size:13px;line-height:1.35;color:#55606e}
 figure{margin:0}figure svg{width:100%;background:#f9fafb;border:1px solid #e6e9ee;border-radius:8px}
 g.was circle{fill:var(--was);fill-opacity:.4}g.now circle{fill:var(--now);fill-opacity:.75}
 figcaption{font-size:13px;color:#55606e}figcaption i{font-style:normal;white-space:nowrap;margin-left:6px}

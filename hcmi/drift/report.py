@@ -14,20 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from hcmi.atomic import atomic_dir
+from hcmi.atomic import ask_to_write, atomic_dir
 from hcmi.config import Params
-from hcmi.drift.estimate import Estimate, estimate_recall, recall_at_1
+from hcmi.drift.estimate import Estimate, Scores, estimate_recall, recall_at_1
 from hcmi.drift.page import SHOWN_SKIPS, render
 from hcmi.drift.pictures import examples
 from hcmi.drift.profile import MIN_CLIPS, Profile, Shift, compare
 from hcmi.drift.sample import Reference, Sample, read_batch, reasons, unread
 from hcmi.drift.words import DRIFT, OK, SMALL, UNREADABLE, advice, changes, summary
-from hcmi.errors import DataError, DriftError
+from hcmi.errors import DataError, DriftError, shown
+from hcmi.metrics import difference_of_rates
 from hcmi.model.retriever import load_retriever
 from hcmi.progress import track
 from hcmi.runtime import pick_device, tune_allocator
-
-NUM_GALLERIES = 50          # of the reference, for its R@1 in a gallery as small as the batch
 
 
 @dataclass
@@ -44,8 +43,9 @@ class BatchReport:
     shifts: list[Shift] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)       # the shifts whose Evidently test failed
     measured: float | None = None       # R@1, per cent, its captions being known
-    expected: float | None = None       # R@1 of the reference in galleries of the same size
-    gallery: int = 0
+    expected: float | None = None       # R@1 of the reference in the same gallery
+    difference: tuple[float, float] | None = None       # 95 % interval of `measured` minus `expected`
+    gallery: int = 0                    # clips that each caption's own clip stands among
     estimate: Estimate | None = None
     evidently_page: str = ""
 
@@ -55,7 +55,7 @@ class BatchReport:
 
     @property
     def advice(self) -> str:
-        return advice(self.verdict, self.measured, self.expected, self.gallery)
+        return advice(self.verdict, self.measured, self.expected, self.difference)
 
 
 def drift(incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Path, shards_dir: str | Path,
@@ -65,8 +65,10 @@ def drift(incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Pat
 
     A batch is a folder in the `folder` format, or just videos; empty folders are no batches. A broken batch gets the
     verdict `unreadable`, no exception.
-    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batches`.
+    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batches`;
+    MachineError when `out_dir` cannot be written, asked before the work.
     """
+    ask_to_write(folders=[out_dir])
     os.environ.setdefault("DO_NOT_TRACK", "1")      # Evidently's usage statistics
     folders = find_batches(incoming_dir, batches)
     reports: list[BatchReport] = []
@@ -124,13 +126,16 @@ def find_batches(incoming_dir: str | Path, batches: Sequence[str] = ()) -> list[
 
 
 def _is_batch(folder: Path) -> bool:
-    return not folder.name.startswith(".") and any(path.is_file() for path in folder.rglob("*"))
+    if folder.name.startswith(".") or not os.path.isdir(folder):
+        return False
+    unread: list[OSError] = []      # of folders: reading the batch will say what is wrong
+    return any(files for _, _, files in os.walk(folder, onerror=unread.append)) or bool(unread)
 
 
 def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:
     """Read, compare and judge one batch. What is drawn at random depends on the seed and the batch's name alone."""
-    report = BatchReport(folder.name)
-    generator = np.random.default_rng([params.drift.seed, zlib.crc32(folder.name.encode())])
+    report = BatchReport(shown(folder.name))
+    generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
         report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
                                                                      reference.precision, shards_dir, generator)
@@ -143,9 +148,9 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
         report.why = (f"{len(failed)} of {report.num_found} clips cannot be read ({reasons(failed)}); "
                       f"at most {limit:.0%} may fail.")
         return report
-    report.profile, sims_QQ = reference.profile_of(report.sample)
+    report.profile, scores = reference.profile_of(report.sample)
     report.shifts = compare(reference.profile, report.profile, params.drift.false_alarm_rate, generator)
-    _search_quality(report, sims_QQ, reference.sims_NN, generator)
+    search_quality(report, scores, reference.scores, generator)
     smallest = min(len(report.sample), len(reference.sample))
     if smallest < MIN_CLIPS or not report.shifts:
         who = "The reference" if len(reference.sample) == smallest < len(report.sample) else "The batch"
@@ -158,19 +163,18 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     return report
 
 
-def _search_quality(report: BatchReport, sims_QQ: np.ndarray, reference_NN: np.ndarray,
-                    generator: np.random.Generator) -> None:
-    """R@1 measured, expected and estimated, all in galleries of one size."""
-    size = min(len(sims_QQ), len(reference_NN))
-    if size < MIN_CLIPS:
+def search_quality(report: BatchReport, batch: Scores | None, reference: Scores | None,
+                   generator: np.random.Generator) -> None:
+    """R@1 measured, expected and estimated, each caption's own clip standing among the same clips of neither."""
+    if batch is None or reference is None or min(len(batch), len(reference)) < MIN_CLIPS:
         return
-    rows = generator.choice(len(sims_QQ), size, replace=False)
-    sims_SS = sims_QQ[np.ix_(rows, rows)]
-    galleries = [generator.choice(len(reference_NN), size, replace=False) for _ in range(NUM_GALLERIES)]
-    report.gallery = size
-    report.measured = recall_at_1(sims_SS)
-    report.expected = float(np.mean([recall_at_1(reference_NN[np.ix_(rows, rows)]) for rows in galleries]))
-    report.estimate = estimate_recall(sims_SS, reference_NN, generator)
+    report.gallery = batch.gallery_NG.shape[1]
+    report.measured, report.expected = recall_at_1(batch), recall_at_1(reference)
+    hits, known_hits = (recall_at_1(scores) / 100 * len(scores) for scores in (batch, reference))
+    low, high = difference_of_rates(known_hits, len(reference), hits, len(batch))
+    report.difference = 100 * low, 100 * high
+    rows = generator.choice(len(batch), min(len(batch), len(reference)), replace=False)
+    report.estimate = estimate_recall(batch[rows], reference, generator)
 
 
 def _record(report: BatchReport) -> dict[str, Any]:
@@ -182,6 +186,7 @@ def _record(report: BatchReport) -> dict[str, Any]:
         "changes": changes(report.shifts) if report.verdict == DRIFT else [],
         "recall_at_1": None if estimate is None else {
             "gallery": report.gallery, "measured": _round(report.measured), "reference": _round(report.expected),
+            "difference_95%_interval": [_round(value) for value in report.difference or ()],
             "label_free": _round(estimate.recall),
             f"label_free_{estimate.coverage:.0%}_interval": [_round(estimate.low), _round(estimate.high)]},
         "shifts": [{"name": shift.name, "distance": _round(shift.distance, 6), "limit": _round(shift.threshold, 6),

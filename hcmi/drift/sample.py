@@ -17,6 +17,7 @@ from hcmi.data.decoded import REASONS
 from hcmi.data.loader import ShardReader, eval_batches, pick_frames
 from hcmi.data.manifest import write_manifest
 from hcmi.data.shards import write_shards
+from hcmi.drift.estimate import Scores
 from hcmi.drift.profile import CLIP_COLUMNS, Profile, clip_columns, fit_temperature, query_columns
 from hcmi.encode import encode_texts, encode_videos, score
 from hcmi.errors import DataError, DriftError
@@ -26,7 +27,7 @@ from hcmi.types import TextTokens, VideoTokens
 
 REFERENCE = "test"          # the split that hcmi/export.py writes as the reference
 MAX_CLIPS = 600             # of the reference and of each batch, drawn at random: bounds the time [ours]
-MAX_GALLERY = 300           # clips that all queries are ranked among [ours]
+MAX_GALLERY = 300           # clips that all queries are ranked among; 1,000 take three times as long for little [ours]
 NUM_LOOKED_AT = 4           # frames per clip for the pixel columns
 
 
@@ -78,12 +79,10 @@ class Reference:
                              queries["caption"].to_numpy()[chosen[captioned]].tolist(), texts)
         self.model = model
         self.gallery = self._draw_gallery(export_dir, generator)
-        self.sims_NN, others, self.temperature = np.empty((0, 0), np.float32), None, 1.0
-        if self.sample.texts is not None:
-            self.sims_NN = combined(model, self.sample.texts, self.sample.videos[captioned])
-            self.temperature = fit_temperature(self.sims_NN)
-            others = self._others(self.sample.texts)
-        self.profile = _profile(self.sample, np.diagonal(self.sims_NN), others, self.temperature)
+        self.scores, self.temperature = self._scores(self.sample), 1.0
+        if self.scores is not None:
+            self.temperature = fit_temperature(self.scores.clips_NN)
+        self.profile = _profile(self.sample, self.scores, self.temperature)
 
     def _draw_gallery(self, export_dir: Path, generator: np.random.Generator) -> VideoTokens | None:
         """Clips of the other splits, for the queries of reference and batch to be ranked among.
@@ -95,16 +94,17 @@ class Reference:
         rows = np.sort(generator.permutation(np.flatnonzero(splits != REFERENCE))[:MAX_GALLERY])
         return TokenStore(export_dir / "embeddings").tokens(rows) if len(rows) else None
 
-    def _others(self, texts: TextTokens) -> np.ndarray | None:
-        """Scores of texts against the gallery, [Q, G]."""
-        return None if self.gallery is None else combined(self.model, texts, self.gallery)
+    def _scores(self, sample: Sample) -> Scores | None:
+        """None where there are no captions or no gallery."""
+        if sample.texts is None or self.gallery is None:
+            return None
+        return Scores(combined(self.model, sample.texts, sample.videos[sample.captioned]),
+                      combined(self.model, sample.texts, self.gallery))
 
-    def profile_of(self, batch: Sample) -> tuple[Profile, np.ndarray]:
-        """The batch's profile, and its own scores [Q, Q], text i belonging to clip i."""
-        if batch.texts is None:
-            return _profile(batch, np.empty(0), None, 1.0), np.empty((0, 0), np.float32)
-        sims_QQ = combined(self.model, batch.texts, batch.videos[batch.captioned])
-        return _profile(batch, np.diagonal(sims_QQ), self._others(batch.texts), self.temperature), sims_QQ
+    def profile_of(self, batch: Sample) -> tuple[Profile, Scores | None]:
+        """The batch's profile and the scores of its captions."""
+        scores = self._scores(batch)
+        return _profile(batch, scores, self.temperature), scores
 
 
 def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, shards_dir: str | Path,
@@ -155,16 +155,16 @@ def reasons(skipped: list[dict[str, Any]]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in skipped).most_common())
 
 
-def _profile(sample: Sample, own_Q: np.ndarray, others_QG: np.ndarray | None, temperature: float) -> Profile:
+def _profile(sample: Sample, scores: Scores | None, temperature: float) -> Profile:
     """The columns of captions are NaN for clips that have none."""
     columns = sample.pixels.copy()
     embeddings = {"video_embedding": sample.videos.video_BD.numpy()}
     rows = sample.captioned
-    if others_QG is not None and len(rows):
-        scores = query_columns(own_Q, others_QG, temperature)
-        for name in scores:
+    if scores is not None:
+        found = query_columns(np.diagonal(scores.clips_NN), scores.gallery_NG, temperature)
+        for name in found:
             columns[name] = np.nan
-            columns.loc[rows, name] = scores[name].to_numpy()
+            columns.loc[rows, name] = found[name].to_numpy()
     if sample.texts is not None:
         columns["caption_words"] = np.nan
         columns.loc[sample.captioned, "caption_words"] = [float(len(caption.split())) for caption in sample.captions]
@@ -214,4 +214,7 @@ def _check_model(model: HcmiModel, export_dir: Path) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="\n") as file:        # `splitlines` also splits within captions
+        return [json.loads(line) for line in file]

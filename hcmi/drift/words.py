@@ -81,18 +81,20 @@ def summary(verdict: str, shifts: list[Shift], num_clips: int, num_skipped: int,
     return f"These {num_clips} clips differ from those the model was tested on: {'; '.join(said[:3])}.{left_out}"
 
 
-def advice(verdict: str, measured: float | None, expected: float | None, gallery: int) -> str:
-    """What to do about it. `measured` and `expected`: R@1 in per cent of the batch and of the reference."""
+def advice(verdict: str, measured: float | None, expected: float | None,
+           difference: tuple[float, float] | None) -> str:
+    """What to do about it. `measured` and `expected`: R@1 in per cent of the batch and of the reference; `difference`:
+    the interval of the one minus the other.
+    """
     if verdict == OK:
         return "Nothing to do."
     if verdict == SMALL:
         return "Collect more clips, then look again."
     if verdict == UNREADABLE:
         return "Put this right, then look again."
-    if measured is None or expected is None:
+    if measured is None or expected is None or difference is None:
         return "Look at the clips. If they are here to stay, caption some, add them to the training data, train again."
-    share = expected / 100
-    if measured < expected - 164.5 * (share * (1 - share) / gallery) ** 0.5:
+    if difference[1] < 0:
         return f"Search finds fewer of these clips (R@1 {measured:.0f} % instead of {expected:.0f} %). Caption some, " \
                "add them to the training data, train again."
     return "Search finds them as well as before. If they are here to stay, add some to the training data."

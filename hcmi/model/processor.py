@@ -15,12 +15,13 @@ from hcmi.errors import ModelError
 from hcmi.model.towers import packages
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-# Scratch towers read a text as words, numbers and single other characters, each with a space put before it. So a word
-# is the same tokens whatever stands around it. With the text's own space as part of the word, "red" in quotes was
-# another word than red, and unknown.
+# Scratch towers read a text as words, numbers and single other characters. Each gets a space before it, which is taken
+# from punctuation again: the comma behind a word is the character alone. So a word is the same tokens whatever stands
+# around it. With the text's own space as part of the word, "red" in quotes was another word than red, and unknown.
 SPACES = r"[\s\u200b]+"         # of any kind; the zero-width space too ends a word
 INVISIBLE = r"[\p{Cf}&&[^\u200b]]"       # soft hyphens, joiners, byte order marks: may stand inside a word
 PIECES = r"\p{L}[\p{L}\p{M}]*|\p{N}+|[^\p{L}\p{N}]"
+PUNCTUATION_SPACE = r"^Ġ(?=[!-/:-@\[-`{-~])"       # Ġ is how a byte-level tokenizer writes a space
 
 
 class HcmiProcessor:
@@ -52,7 +53,8 @@ class HcmiProcessor:
                                                normalizers.Lowercase()])
         bpe.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(SPACES), "removed"), pre_tokenizers.Split(Regex(PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)])
+            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+            pre_tokenizers.Split(Regex(PUNCTUATION_SPACE), "removed")])
         bpe.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         bpe.train_from_iterator(captions, trainers.BpeTrainer(

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hcmi.config import ScratchConfig
-from hcmi.errors import ModelError
+from hcmi.errors import WRITING, ModelError, machine_error, system_error
 
 FAMILIES = ("clip", "siglip")
 BACKBONES = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14",
@@ -186,6 +186,8 @@ def _check_name(backbone: str) -> None:
         raise ModelError(f"model.backbone {backbone!r}: need a folder or the name of a checkpoint, got neither. "
                          f"{known}.") from error
     except Exception as error:      # no network, a proxy, a broken answer: classes of a library behind the library
+        if (found := system_error(error)) is not None and found.errno in WRITING:
+            raise machine_error("the cache of model.backbone", "to write it", found) from error
         raise ModelError(f"model.backbone {backbone!r}: need a network to download it or a copy in this machine's "
                          f"cache, got neither. Download it elsewhere and give its folder, or set model.backbone to "
                          f"scratch. {known}.") from error

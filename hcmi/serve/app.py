@@ -6,11 +6,12 @@
     GET /video/ID                             the file, in ranges
     GET /frame/ID?start_s=&end_s=             the middle frame of a moment as JPEG, for what a browser cannot play
 
-Errors are `{"error": one line}`: 400 for a query, 404 for a video, 503 for a Milvus that does not answer. A retrained
-model and its index are taken up between two requests (`hcmi/serve/following.py`).
+Errors are `{"error": one line}`: 400 for a query, 404 for a video, 503 for a Milvus that does not answer and for
+what the machine lacks. A retrained model and its index are taken up between two requests (`hcmi/serve/following.py`).
 """
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -30,9 +31,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hcmi.data.files import check_file
 from hcmi.data.jobs import EncodeJob, encode_job
 from hcmi.data.pool import run_one
-from hcmi.errors import ConfigError, DataError, HcmiError, SearchIndexError
+from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error
 from hcmi.search import Retriever, check_query, hit_record, parse_tags
 from hcmi.serve.following import Following
 from hcmi.types import Hit
@@ -54,7 +56,7 @@ def make_app(retriever: Retriever, hosts: tuple[str, ...] = LOOPBACK,
     routes = [Route("/api/about", page.about), Route("/api/search", page.search), Route("/api/explain", page.explain),
               Route("/video/{video_id}", page.video), Route("/frame/{video_id}", page.frame),
               Mount("/", StaticFiles(directory=STATIC, html=True))]
-    return Starlette(routes=routes, exception_handlers={HcmiError: _explained},
+    return Starlette(routes=routes, exception_handlers={HcmiError: _explained, OSError: _refused},
                      middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(_Headers)])
 
 
@@ -72,7 +74,7 @@ class Page:
     async def search(self, request: Request) -> Response:
         started = time.perf_counter()
         hits, notes = await self._search(self._answer, request.query_params)
-        here = await run_in_threadpool(lambda: [Path(hit.path).is_file() for hit in hits])
+        here = await run_in_threadpool(lambda: [os.path.isfile(hit.path) for hit in hits])
         return JSONResponse({"hits": [{**hit_record(hit), "file": Path(hit.path).name, "here": found}
                                       for hit, found in zip(hits, here, strict=True)],
                              "notes": notes,
@@ -128,8 +130,9 @@ class Page:
         if not len(rows):
             raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got another. Search again.")
         path = index.records(rows[:1])[0]["path"]
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise DataError(f"{path}: the video is no longer on disk. Put it back, or export again without it.")
+        check_file(path)
         return path
 
 
@@ -162,8 +165,15 @@ def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]
 
 
 async def _explained(request: Request, error: Exception) -> Response:
-    status = 400 if isinstance(error, ConfigError) else 503 if isinstance(error, SearchIndexError) else 404
+    lacking = isinstance(error, (SearchIndexError, MachineError))
+    status = 400 if isinstance(error, ConfigError) else 503 if lacking else 404
     return JSONResponse({"error": str(error)}, status)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """The system did not let us read the index, or it lacks something for now."""
+    assert isinstance(error, OSError)
+    return JSONResponse({"error": str(machine_error(file_of(error) or "search", "to read it", error))}, 503)
 
 
 class _Headers:

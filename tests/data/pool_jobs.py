@@ -1,11 +1,14 @@
 """What the pool's tests have its processes do; a module of its own because the processes import it by name."""
 
 import ctypes
+import errno
 import os
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from hcmi.errors import DecodeError
 
@@ -19,13 +22,20 @@ class Job:
 
 
 def act(job: Job):
-    """`echo`, `refuse`, `break`, `crash`, `hang` (holding the interpreter lock, as decord does), `spin`,
-    `hang_in_decord` and `spin_in_decord`, which another decoder would cure, `starve`: long waits for a turn, little
-    work."""
+    """`echo`, `refuse`, `break`, `fill` the disk, `eat` the memory, `crash`, `killed`, `killed_once:MARK`, `hang`
+    (holding the interpreter lock, as decord does), `spin`, `hang_in_decord` and `spin_in_decord`, which another decoder
+    would cure, `starve`: long waits for a turn, little work."""
     if job.act == "refuse":
         raise DecodeError("no_frames", f"{job.path}: no")
     if job.act == "break":
         raise ZeroDivisionError("a bug")
+    if job.act == "fill":
+        raise OSError(errno.ENOSPC, "no room")
+    if job.act == "eat":
+        np.zeros(2**55)
+    if job.act == "killed" or (job.act.startswith("killed_once:") and not Path(job.act[12:]).exists()):
+        Path(job.act[12:] or os.devnull).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     if job.act == "starve":
         for _ in range(20):
             time.sleep(0.1)

@@ -212,8 +212,6 @@ REFUSED = {
     "drive": ("video,caption\nC:\\videos\\a.mp4,x\n", r"row 2: need a path inside .* got the absolute path"),
     "dots": ("video,caption\na.mp4,x\n../captions.csv,x\n",
              r"row 3: need a path inside .* got '../captions.csv' with '..'"),
-    "control": ("video,caption\n\"a\nb.mp4\",x\n",
-                r"row 2: need a file name without control characters, got 'a\\nb.mp4'"),
     "nothing usable": ("video,caption\nc.mp4,x\na.mp4,\n", r"need at least one readable video with a caption, got none "
                        r"\(empty_caption 1, missing 1\). .*The first: .*captions.csv row 3: need a caption"),
     "header only": ("video,caption\n", r"need at least one readable video with a caption, got none \(no rows\)"),
@@ -235,11 +233,13 @@ def test_folder_is_refused_when_its_table_is_no_file(folder):
         read_folder(root, CONFIG)
 
 
-def test_folder_is_refused_when_a_link_points_outside(folder, film, tmp_path):
-    root = folder("video,caption\na.mp4,x\nlink.mp4,x\n")
+def test_link_is_left_out_when_it_points_outside(folder, film, tmp_path):
+    root = folder("video,caption\na.mp4,x\nlink.mp4,x\nlink.mp4,y\n")
     (root / "videos" / "link.mp4").symlink_to(film)
-    with pytest.raises(DataError, match=r"row 3: need a file inside .*videos, got 'link.mp4', a link to .*film.mp4"):
-        read_folder(root, CONFIG)
+    clips, (row,) = found_in(root)
+    assert set(clips) == {"a"}
+    assert (row["video_id"], row["reason"]) == ("link", "outside")
+    assert row["detail"].endswith(f"got a link that leads out of the folder (to {film}). Copy the file there.")
 
 
 def test_links_are_followed_when_they_stay_inside_or_are_the_folder_itself(folder, tmp_path):

@@ -1,6 +1,7 @@
 """Processes that hang, crash or lose their parent, for real."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pool_jobs import Job, act
 from video_files import grey_numbers, write_grey
 
 from hcmi.data.pool import DecodeJob, DecoderPool
-from hcmi.errors import DecodeError
+from hcmi.errors import DecodeError, MachineError
 
 
 def _children() -> list[int]:
@@ -78,11 +79,44 @@ def test_pool_gives_up_when_a_job_has_worked_all_its_time():
     assert (job.decoder, error.reason) == ("auto", "timeout")
 
 
-def test_pool_hands_on_refusals_and_raises_bugs_when_a_job_fails():
-    (_, error), = _run([Job(0, "refuse")], timeout_s=20)
+def test_pool_hands_on_refusals_and_makes_them_of_bugs_when_a_job_fails():
+    answers = dict(_run([Job(0, "refuse"), Job(1, "break"), Job(2)], timeout_s=20))
+    error = answers[Job(0, "refuse")]
     assert (error.reason, str(error)) == ("no_frames", "clip.mp4: no")
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        _run([Job(0, "break")], timeout_s=20)
+    error = answers[Job(1, "break")]
+    assert error.reason == "unexpected"
+    assert re.fullmatch(r"clip.mp4: need a video that can be decoded, got an error that nobody foresaw \("
+                        r"ZeroDivisionError: a bug, in pool_jobs.py line \d+\). Remove the file, and report this "
+                        r"message.", str(error))
+    assert answers[Job(2)][0] == 2
+
+
+@pytest.mark.parametrize(("act", "message"), [
+    ("fill", r"clip.mp4: need to read it, got: No space left on device. Free space and run again."),
+    ("eat", r"clip.mp4: need memory to decode it, got: Unable to allocate .* Free memory, lower shards.num_workers,")])
+def test_pool_does_not_blame_the_file_when_the_machine_lacks_something(act, message):
+    with pytest.raises(MachineError, match=message):
+        _run([Job(0, act)], timeout_s=20)
+
+
+def test_pool_gives_a_job_another_chance_when_its_process_was_killed_from_outside(tmp_path):
+    """As the system does when memory is short; the second process does the job as the first would have."""
+    job = Job(0, f"killed_once:{tmp_path / 'mark'}", decoder="auto")
+    answers = dict(_run([job, *map(Job, range(1, 5))], timeout_s=20))
+    assert answers[job][:2] == (0, "auto")
+    assert len(answers) == 5
+
+
+def test_pool_blames_the_file_when_its_process_is_killed_twice_and_others_are_not():
+    answers = dict(_run([Job(0, "killed"), *map(Job, range(1, 5))], timeout_s=20))
+    error = answers.pop(Job(0, "killed"))
+    assert (error.reason, "killed twice; is memory short?" in str(error)) == ("crashed", True)
+    assert len(answers) == 4
+
+
+def test_pool_ends_when_all_its_processes_are_killed():
+    with pytest.raises(MachineError, match=r"need them left alone, got \d killed one after the other"):
+        _run([Job(key, "killed") for key in range(6)], timeout_s=20)
 
 
 def test_pool_reads_jobs_no_faster_than_it_works_when_there_are_many():

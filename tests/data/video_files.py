@@ -1,5 +1,9 @@
 """Real video files made on the spot: frame i is the grey level i * STEP, so a wrong frame is a wrong pixel."""
 
+import contextlib
+import os
+import shutil
+import socket
 from pathlib import Path
 
 import av
@@ -43,3 +47,35 @@ def write_sound(path: Path) -> Path:
 def grey_numbers(frames_THWC: np.ndarray) -> list[int]:
     """Which frame of a grey video each frame is."""
     return [round(float(frame.mean()) / STEP) for frame in frames_THWC]
+
+
+def write_odd_folder(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Good videos under names that look like something else, and what is no video under the name of one.
+
+    The names of the good ones, and the reason for each of the others; names that are no UTF-8 as Python decodes them.
+    """
+    good = ["plain.mp4", "-dash.mp4", "--help.mp4", "with space.mp4", "a:b.mp4", "100%d;'\".mp4", "ünï/grün.mp4",
+            "family 👩‍👩‍👧.mp4", "שלום עולם.mp4", "x" * 251 + ".mp4"]
+    for number, name in enumerate(good):
+        write_grey(folder / "made.mp4", num_frames=20 + number).rename(_inside(folder, name))
+    bad = dict.fromkeys(("caf\udce9.mp4", "d\udce9r/video.mp4", "new\nline.mp4", "red\x1b[31m.mp4", "tab\t.mp4",
+                         "line\u2028.mp4"), "bad_name")
+    for name in bad:
+        shutil.copy(folder / "plain.mp4", _inside(folder, name))
+    (folder / "folder.mp4").mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(folder):      # such a path may be 107 characters long
+        made.bind("socket.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "broken.mp4").symlink_to("nowhere.mp4")
+    (folder / "device.mp4").symlink_to("/dev/zero")
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("this is no video " * 100)
+    special = ("folder.mp4", "pipe.mp4", "socket.mp4", "loop.mp4", "device.mp4")
+    return good, {**bad, **dict.fromkeys(special, "unreadable"),
+                  "broken.mp4": "missing", "empty.mp4": "empty_file", "text.mp4": "not_a_video"}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    return folder / name

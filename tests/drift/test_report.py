@@ -2,44 +2,52 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_scores import scores
 from search_world import tiny_model, write_video
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+from video_files import write_odd_folder
 
 from hcmi.config import load_params
 from hcmi.data.datasets import read_folder
 from hcmi.data.manifest import write_manifest
 from hcmi.data.shards import write_shards
+from hcmi.drift.estimate import Scores, faded
 from hcmi.drift.profile import CLIP_COLUMNS, EMBEDDINGS, QUERY_COLUMNS, Shift
-from hcmi.drift.report import drift, find_batches
+from hcmi.drift.report import BatchReport, drift, find_batches, search_quality
 from hcmi.drift.words import COLUMNS, advice, change, summary
 from hcmi.errors import DriftError
 from hcmi.export import export
 
 
-def make_folder(folder: Path, count: int, low: int, high: int, seed: int, captions: bool = True) -> None:
+def make_folder(folder: Path, count: int, low: int, high: int, seed: int, captions: bool = True,
+                num_train: int = 0) -> None:
     generator = np.random.default_rng(seed)
-    lines = ["video,caption"]
+    lines = ["video,caption,split"]
     for number in range(count):
         grey = int(generator.integers(low, high))
-        write_video(folder / "videos" / f"clip_{seed}_{number:03d}.mp4", grey, seconds=1.0)
-        lines.append(f"clip_{seed}_{number:03d}.mp4,a {'red' if grey % 2 else 'blue'} ring of grey {grey} slides left")
+        seconds = 1.5 if number < num_train else 1.0        # so that no training clip has the bytes of a test clip
+        write_video(folder / "videos" / f"clip_{seed}_{number:03d}.mp4", grey, seconds)
+        caption = f"a {'red' if grey % 2 else 'blue'} ring of grey {grey} slides left"
+        lines.append(f"clip_{seed}_{number:03d}.mp4,{caption},{'train' if number < num_train else 'test'}")
     if captions:
         (folder / "captions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, repo_root):
-    """Folders of a finished pipeline with 50 held-out clips, and batches of every kind."""
+    """Folders of a finished pipeline with 50 held-out clips and 20 more, and batches of every kind."""
     root = tmp_path_factory.mktemp("drift")
     params = load_params(repo_root / "params.yaml")
-    dataset = params.dataset.model_copy(update={"name": "folder", "path": str(root / "raw"), "val_fraction": 0.0,
-                                                "test_fraction": 1.0})
+    dataset = params.dataset.model_copy(update={"name": "folder", "path": str(root / "raw")})
     shards = params.shards.model_copy(update={"size": 16, "num_frames": 6, "num_workers": 1})
     params = params.model_copy(update={"dataset": dataset, "shards": shards})
-    make_folder(root / "raw", 50, 60, 120, seed=1)
+    make_folder(root / "raw", 70, 60, 120, seed=1, num_train=20)
     clips, _ = read_folder(root / "raw", dataset)
     write_manifest(sorted(clips, key=lambda clip: clip.video_id), root / "manifest.parquet")
     write_shards(root / "manifest.parquet", root / "shards", shards)
@@ -89,9 +97,23 @@ def test_report_names_the_broken_file_and_the_wrong_table(result):
 
 def test_report_has_search_quality_where_captions_are_known(result):
     quality = of(result, "same")["recall_at_1"]
-    assert quality["gallery"] == 24
+    assert quality["gallery"] == of(result, "brighter")["recall_at_1"]["gallery"] == 20
+    assert quality["reference"] == of(result, "brighter")["recall_at_1"]["reference"]
+    low, high = quality["difference_95%_interval"]
+    assert low < quality["measured"] - quality["reference"] < high
     assert 0 <= quality["label_free_90%_interval"][0] <= quality["label_free"] <= 100
     assert of(result, "silent")["recall_at_1"] is None
+    assert of(result, "few")["recall_at_1"] is None
+
+
+def test_page_says_the_gallery_once_and_how_sure_the_difference_is(world, result):
+    page = (world[0] / "reports/drift/index.html").read_text(encoding="utf-8")
+    section = page[page.index('<section id="same">'):].split("</section>")[0]
+    quality = of(result, "same")["recall_at_1"]
+    low, high = quality["difference_95%_interval"]
+    assert section.count("the same 20 clips") == 1
+    assert (f"{quality['measured'] - quality['reference']:+.1f} points (95% interval {low:+.1f} to {high:+.1f})"
+            in section)
 
 
 def test_evidently_agrees_with_our_distances(result):
@@ -163,7 +185,68 @@ def test_summary_counts_what_could_not_be_read():
     assert summary("ok", [], 40, 2).endswith("look like those the model was tested on. 2 more could not be read.")
 
 
+def quality(batch: Scores, reference: Scores, generator: np.random.Generator) -> BatchReport:
+    report = BatchReport("made", verdict="drift")
+    search_quality(report, batch, reference, generator)
+    return report
+
+
+def with_wrong_captions(batch: Scores, share: float) -> Scores:
+    texts = np.arange(len(batch))
+    texts[:round(share * len(batch))] = np.roll(texts[:round(share * len(batch))], 1)
+    return Scores(batch.clips_NN[texts], batch.gallery_NG[texts])
+
+
+def test_unchanged_batches_have_the_references_recall_and_no_batch_is_said_to_be_worse():
+    """With near copies of their own clips, as every batch has more of than a thin draw of the reference."""
+    generator = np.random.default_rng(0)
+    reference = scores(600, generator)
+    found = [quality(scores(100, generator, near=0.3), reference, generator) for _ in range(30)]
+    differences = [report.measured - report.expected for report in found]
+    assert abs(np.mean(differences)) < 1.96 * np.std(differences) / 30**0.5 + 1.5
+    assert {report.gallery for report in found} == {reference.gallery_NG.shape[1]}
+    assert [report.advice for report in found if "fewer" in report.advice] == []
+    inside = [low <= 0 <= high for low, high in (report.difference for report in found)]
+    assert sum(inside) >= 27
+
+
+@pytest.mark.parametrize("damage", [lambda batch: with_wrong_captions(batch, 0.3), lambda batch: faded(batch, 0.4)])
+def test_damaged_batches_are_said_to_be_worse(damage):
+    generator = np.random.default_rng(1)
+    reference = scores(600, generator)
+    for _ in range(5):
+        report = quality(damage(scores(100, generator, near=0.3)), reference, generator)
+        assert report.advice.startswith("Search finds fewer of these clips")
+
+
+def test_recall_is_not_told_when_there_are_few_captions_or_no_gallery():
+    generator = np.random.default_rng(2)
+    for batch, reference in ((scores(9, generator), scores(50, generator)), (scores(50, generator), None),
+                             (None, scores(50, generator))):
+        report = quality(batch, reference, generator)
+        assert (report.measured, report.expected, report.difference, report.estimate) == (None, None, None, None)
+        assert report.advice.startswith("Look at the clips")
+
+
 def test_advice_depends_on_whether_search_still_works():
-    assert advice("drift", 40.0, 90.0, 100).startswith("Search finds fewer of these clips (R@1 40 % instead of 90 %)")
-    assert advice("drift", 88.0, 90.0, 100).startswith("Search finds them as well as before")
-    assert advice("drift", None, 90.0, 100).startswith("Look at the clips")
+    assert advice("drift", 40.0, 90.0, (-60.0, -40.0)).startswith(
+        "Search finds fewer of these clips (R@1 40 % instead of 90 %)")
+    assert advice("drift", 80.0, 90.0, (-21.0, 1.0)).startswith("Search finds them as well as before")
+    assert advice("drift", None, None, None).startswith("Look at the clips")
+
+
+def test_batch_is_judged_when_odd_files_are_among_its_videos(world):
+    """Names in other encodings, of the batch too; pipes, dead links, folders called like videos."""
+    root, _ = world
+    good, bad = write_odd_folder(root / "odd" / "batch" / "videos")
+    (root / "odd" / "caf\udce9").mkdir()
+    write_video(root / "odd" / "caf\udce9" / "film.mp4", 100)
+    result = run(world, "odd_report", incoming="odd")
+    assert result["verdicts"] == {"batch": "unreadable", r"caf\xe9": "unreadable"}     # too many of them, of few videos
+    batch = of(result, "batch")
+    assert batch["found"] == len(good) + len(bad)
+    assert f"{len(bad)} of {len(good) + len(bad)} clips cannot be read" in batch["summary"]
+    assert "6 bad_name" in batch["summary"]
+    assert "got a name that is not one line of UTF-8 text. Rename it." in of(result, r"caf\xe9")["summary"]
+    page = (root / "odd_report/index.html").read_text(encoding="utf-8")
+    assert r"caf\xe9.mp4" in page
