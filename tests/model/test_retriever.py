@@ -179,7 +179,7 @@ def test_model_scores_the_same_when_pretrained_towers_are_saved_and_loaded(tmp_p
     assert loaded.processor.num_words == 90
 
 
-def test_fingerprint_changes_when_weights_configuration_or_preprocessing_do():
+def test_fingerprint_changes_when_weights_configuration_tokens_or_preprocessing_do():
     model = tiny_model()
     seen = {model.fingerprint}
     assert tiny_model().fingerprint in seen
@@ -191,7 +191,11 @@ def test_fingerprint_changes_when_weights_configuration_or_preprocessing_do():
     seen.add(model.fingerprint)
     model.processor.image_processor.image_mean = [0.4, 0.5, 0.5]
     seen.add(model.fingerprint)
-    assert len(seen) == 4
+    model.processor.untrained = model.processor.untrained[1:]
+    seen.add(model.fingerprint)
+    model.processor.tokenizer.add_tokens(["xyzzy"])     # a folder with another model's tokenizer in it
+    seen.add(model.fingerprint)
+    assert len(seen) == 6
 
 
 def test_fingerprint_stays_when_only_the_device_or_mode_changes():
