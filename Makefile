@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install git repro serve test test-slow lint docs bench flows
+.PHONY: help install repro serve test test-slow lint docs bench flows
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,7 @@ $(STAMP):
 install: $(STAMP)  ## Create .venv from requirements.lock (every other target does this where needed)
 
 # DVC does not run outside git, and says so in words that do not help whoever unpacked a downloaded archive.
+.PHONY: git
 git:
 	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .git || { \
 		echo "make: need a git repository for DVC, got a folder without git. Run git init, then make repro." >&2; exit 1; }

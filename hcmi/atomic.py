@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hcmi.errors import WRITING, HcmiError, MachineError, machine_error, system_error
+from hcmi.errors import WRITING, HcmiError, MachineError, file_of, machine_error, system_error
 
 LEFT_SECONDS = 60       # a folder beside the target that nobody has held for so long is a killed writer's
 TWIN = re.compile(r"(?<![^/])\.([^/]+)\.\w{8}\.tmp(?![^/])")      # what `atomic_dir` and `atomic_file` write to
@@ -69,9 +69,10 @@ def writing(path: str | Path) -> Iterator[None]:
 
 def _is_of(error: OSError, output: Path) -> bool:
     """Whether an error is about `output`: itself, what lies in it or in its temporary twin, or folders on the way."""
-    if error.filename is None:      # of a file that is open
+    name = file_of(error)
+    if name is None:            # of a file that is open
         return error.errno in WRITING
-    path = Path(os.path.abspath(os.fsdecode(error.filename)))
+    path = Path(os.path.abspath(name))
     if output.is_relative_to(path) or path.is_relative_to(output):
         return True
     return path.is_relative_to(output.parent) and path.relative_to(output.parent).parts[0].startswith(

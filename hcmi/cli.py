@@ -5,7 +5,6 @@ imported inside the verbs, so that `hcmi --help` answers at once.
 """
 
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import click
 
 from hcmi import __version__
-from hcmi.errors import HcmiError, MachineError, machine_error, shown, system_error
+from hcmi.errors import HcmiError, MachineError, file_of, machine_error, shown, system_error
 
 STOPPED = 130       # as the shell counts a process that Ctrl-C ended
 
@@ -53,9 +52,10 @@ def _machine_fault(error: Exception, verb: str | None) -> MachineError | None:
     found = system_error(error)
     if found is None:
         return None
-    if found.filename is not None:
-        return machine_error(os.fsdecode(found.filename), "to open it", found)
-    return machine_error(verb, "to read its input and write its output", found)     # of a file that was open
+    name = file_of(found)
+    if name is None:        # the error is of a file that was open
+        return machine_error(verb, "to read its input and write its output", found)
+    return machine_error(name, "to open it", found)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

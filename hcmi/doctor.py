@@ -14,7 +14,7 @@ from typing import Any
 from hcmi.config import DatasetConfig, Params
 from hcmi.data.annotations import SOURCES, find_videos, read_annotations
 from hcmi.data.captions import read_captions
-from hcmi.data.files import find_files
+from hcmi.data.files import find_files, is_text
 from hcmi.data.frames import probe
 from hcmi.data.gather import VIDEO_ENDINGS
 from hcmi.data.jobs import EncodeJob, encode_job
@@ -80,7 +80,7 @@ def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float 
         "worst": _worst(missing, bad, good),
         "machine": _machine(),
         "memory_needed_gb": round(_memory_needed(params) / 1e9, 2)}
-    report["problems"] = _problems(report, params)
+    report["problems"] = _name_problems(videos) + _problems(report, params)
     return report
 
 
@@ -171,6 +171,12 @@ def _memory_needed(params: Params) -> int:
     """
     numbers = params.train.batch_size * params.model.num_frames * params.shards.size**2 * 3
     return numbers * (max(2, params.train.num_workers) + 2) + 4 * numbers
+
+
+def _name_problems(videos: dict[str, Path]) -> list[str]:
+    odd = [name for name in videos if not is_text(name)]
+    return odd and [f"names: need names in UTF-8, got {len(odd)} others, such as {shown(odd[0])}. Rename them: DVC "
+                    f"stops at such a name."]
 
 
 def _problems(report: dict[str, Any], params: Params) -> list[str]:

@@ -99,10 +99,15 @@ def system_error(error: BaseException) -> OSError | None:
     return None
 
 
+def file_of(error: OSError) -> str | None:
+    """The file that an error names; it may name none, or the number of an open one."""
+    return os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
+
+
 def machine_error(subject: object, need: str, error: OSError) -> MachineError:
     """One line about what the system refused."""
     number = error.errno or 0
-    if number in WRITING or error.filename is not None:
+    if number in WRITING or file_of(error):
         got = os.strerror(number)       # some libraries put more words into `strerror`
     else:
         got = " ".join(str(error.strerror).split())

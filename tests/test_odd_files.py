@@ -81,6 +81,8 @@ def test_doctor_names_odd_files(odd):
     assert report["videos"]["missing"] == len(gone)
     assert report["reasons"] == {"bad_name": 6, "unreadable": 4, "empty_file": 1, "not_a_video": 1}
     assert {row["file"] for row in report["worst"]} <= set(as_shown(bad))
+    assert report["problems"][0] == (r"names: need names in UTF-8, got 2 others, such as caf\xe9.mp4. Rename them: DVC "
+                                     "stops at such a name.")
     text = hcmi_verb(project, "doctor", "mine/videos", code=1).stdout
     assert f"{len(good) + len(bad) - len(gone)} files looked at" in text
     assert text.isprintable() or set(text) - set(filter(str.isprintable, text)) == {"\n"}

@@ -6,7 +6,6 @@ Rows are spooled to a temporary SQLite file, so that a million of them need litt
 import hashlib
 import re
 import sqlite3
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +37,8 @@ TABLES = """
     CREATE TABLE clips (video_id TEXT PRIMARY KEY, name TEXT, start REAL, end REAL) WITHOUT ROWID;
 """
 TO_THE_END = -1.0           # in the column `end`: NULLs would never be equal
-
-
+# What SQLite says of a disk that is full, broken or closed; its other errors are bugs.
+OF_THE_DISK = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,10 @@ def _database() -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect("")) as db:
             yield db
     except sqlite3.OperationalError as error:
-        raise MachineError(f"{tempfile.gettempdir()}: need room for a temporary table, got: {error}. "
-                           f"Free space and run again.") from error
+        if error.sqlite_errorcode & 0xFF not in OF_THE_DISK:
+            raise
+        raise MachineError(f"temporary files: need room for a table of the captions, got: {error}. Free space, or name "
+                           f"another folder for them in TMPDIR.") from error
 
 
 def _skip(name: str, path: str, reason: str, detail: str) -> dict[str, Any]:

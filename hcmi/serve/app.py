@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hcmi.data.files import check_file
 from hcmi.data.jobs import EncodeJob, encode_job
 from hcmi.data.pool import run_one
-from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, machine_error
+from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error
 from hcmi.search import Retriever, check_query, hit_record, parse_tags
 from hcmi.types import Hit
 
@@ -170,8 +170,7 @@ async def _explained(request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     """The system did not let us read the index, or it lacks something for now."""
     assert isinstance(error, OSError)
-    subject = "search" if error.filename is None else os.fsdecode(error.filename)
-    return JSONResponse({"error": str(machine_error(subject, "to read it", error))}, 503)
+    return JSONResponse({"error": str(machine_error(file_of(error) or "search", "to read it", error))}, 503)
 
 
 class _Headers:
