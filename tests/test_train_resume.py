@@ -14,7 +14,7 @@ from model_world import section, tiny_model, train_config
 from train_world import StopError, assert_same_run, run, stop_at
 
 from hcmi import train as subject
-from hcmi.errors import ModelError
+from hcmi.errors import MachineError, ModelError
 from hcmi.model.retriever import HcmiModel
 from hcmi.train import Checkpoints, Progress, make_optimizers, training_step
 
@@ -94,7 +94,7 @@ def test_train_keeps_the_old_model_whole_when_writing_the_new_one_fails(films, t
         raise OSError("No space left on device")
 
     monkeypatch.setattr(HcmiModel, "save_pretrained", half)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(MachineError, match="model: need to write it, got: No space left on device"):
         run(films, tmp_path, epochs=1, seed=5)
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics", "model"]
