@@ -1,5 +1,6 @@
 """`make flows` for real: a server and a worker on the loopback address, prefect.yaml runs started and killed."""
 
+import fcntl
 import json
 import signal
 import socket
@@ -120,37 +121,30 @@ def test_up_says_so_in_one_line_when_the_port_is_taken(toy):
 
 
 @pytest.mark.timeout(600)
-def test_a_triggered_run_completes_when_server_and_worker_are_up(start, toy):
-    with open(toy / "flows/stages.py", "a", encoding="utf-8") as own:
-        own.write('    print("code of the tree that it stands in")\n')
-    flows = start()
-    names = {item["name"]: item["schedules"][0]["active"] for item in flows.ask("deployments/filter", {})}
-    assert names == {"retrain": False, "drift-watch": False}
-    assert flows.end_of(flows.trigger()) == "COMPLETED", flows.output()
-    assert (toy / "three.txt").read_text() == "hello\n" * 2
-    assert (toy / ".hcmi/prefect/prefect.db").is_file()
-    assert flows.output().count("code of the tree that it stands in") == 3
-    assert not any(mark in flows.output() for mark in ("\r", "█", "%|"))
-    flows.stop()
-    with pytest.raises(OSError):  # noqa: PT011 - any: nobody listens any more
-        flows.ask("health")
-    assert flows.processes() == []
-
-
-@pytest.mark.timeout(600)
-def test_a_run_is_created_and_executed_when_a_schedule_is_on(start, toy):
+def test_runs_are_created_and_executed_when_a_schedule_is_on_or_somebody_asks(start, toy):
     text = (toy / "prefect.yaml").read_text()
     on = text.replace('{cron: "0 3 * * 1", timezone: UTC, active: false}', "{interval: 30, active: true}")
     assert on != text
     (toy / "prefect.yaml").write_text(on)
+    with open(toy / "flows/stages.py", "a", encoding="utf-8") as own:
+        own.write('    print("code of the tree that it stands in")\n')
     flows = start()
+    names = {item["name"]: item["schedules"][0]["active"] for item in flows.ask("deployments/filter", {})}
+    assert names == {"retrain": True, "drift-watch": False}
     deployment = flows.ask("deployments/name/pipeline/retrain")["id"]
     mine = {"flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": list(ENDED)}}}}
     run = wait_for(lambda: flows.ask("flow_runs/filter", mine), 300)[0]
     assert (run["auto_scheduled"], run["state"]["type"]) == (True, "COMPLETED"), flows.output()
     assert run["name"].startswith("retrain 2"), run["name"]         # the time of its start
     assert (toy / "three.txt").read_text() == "hello\n" * 2
+    assert (toy / ".hcmi/prefect/prefect.db").is_file()
+    assert flows.output().count("code of the tree that it stands in") == 3
+    assert not any(mark in flows.output() for mark in ("\r", "█", "%|"))
+    assert flows.end_of(flows.trigger()) == "COMPLETED", flows.output()
     flows.stop()
+    with pytest.raises(OSError):  # noqa: PT011 - any: nobody listens any more
+        flows.ask("health")
+    assert flows.processes() == []
     assert "ERROR" not in flows.output()        # a service of the server that fails says so there, again and again
 
 
@@ -219,13 +213,14 @@ def test_the_next_run_completes_when_a_part_was_ended_in_a_stage(start, toy, int
     interrupt_and_go_on(start, toy, INTERRUPTIONS[interruption])
 
 
-@pytest.mark.timeout(600)
-def test_a_second_make_flows_of_a_project_is_refused(start, toy):
-    flows = start()
+def test_a_second_make_flows_of_a_project_is_refused(toy):
+    home = toy / ".hcmi/prefect"
+    home.mkdir(parents=True)
     variables = {key: value for key, value in environment(toy).items() if key != "PREFECT_HOME"}
-    second = subprocess.run([sys.executable, "-m", "flows.up", "--port", str(free_port())], env=variables, text=True,
-                            capture_output=True, timeout=120)
+    with open(home / "make-flows.lock", "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = subprocess.run([sys.executable, "-m", "flows.up", "--port", str(free_port())], env=variables,
+                                text=True, capture_output=True, timeout=120)
     assert second.returncode == 1
-    assert second.stderr == (f"make flows: need {toy}/.hcmi/prefect for this server alone, got another `make flows` "
-                             "that uses it. Stop that one, or set PREFECT_HOME to another folder.\n")
-    flows.stop()
+    assert second.stderr == (f"make flows: need {home} for this server alone, got another `make flows` that uses it. "
+                             "Stop that one, or set PREFECT_HOME to another folder.\n")
