@@ -148,15 +148,25 @@ def deleted(source: Path, target: Path, pause: Callable[[], None]) -> None:
     shutil.rmtree(target)
 
 
-@pytest.mark.parametrize("steps", [
+ORDERS = [
     [(deleted, MODEL, "new"), (deleted, EXPORT, "new"), (copied, MODEL, "new"), (copied, EXPORT, "new")],
+    [(checked_out, EXPORT, "new"), (checked_out, MODEL, "new")],
+    [(replaced, MODEL, "third"), (replaced, EXPORT, "new"), (replaced, MODEL, "new")],
+]
+MORE_ORDERS = [
     [(deleted, EXPORT, "new"), (deleted, MODEL, "new"), (copied, EXPORT, "new"), (copied, MODEL, "new")],
     [(replaced, MODEL, "new"), (replaced, EXPORT, "new")],
     [(replaced, EXPORT, "new"), (replaced, MODEL, "new")],
     [(checked_out, MODEL, "new"), (checked_out, EXPORT, "new")],
-    [(checked_out, EXPORT, "new"), (checked_out, MODEL, "new")],
-    [(replaced, MODEL, "third"), (replaced, EXPORT, "new"), (replaced, MODEL, "new")],
-], ids=lambda steps: ", ".join(f"{Path(what).name} {action.__name__}" for action, what, _ in steps))
+]
+
+
+def named(steps: list) -> str:
+    return ", ".join(f"{Path(what).name} {action.__name__}" for action, what, _ in steps)
+
+
+@pytest.mark.parametrize("steps", [*ORDERS, *(pytest.param(steps, marks=pytest.mark.slow) for steps in MORE_ORDERS)],
+                         ids=named)
 def test_every_request_is_answered_by_the_old_or_the_new_pair(project, pairs, steps):
     said: list[str] = []
     with served(opened(project), say=said.append) as address, Clients(address, pairs) as clients:

@@ -123,7 +123,7 @@ def test_up_says_so_in_one_line_when_the_port_is_taken(toy):
 @pytest.mark.timeout(600)
 def test_runs_are_created_and_executed_when_a_schedule_is_on_or_somebody_asks(start, toy):
     text = (toy / "prefect.yaml").read_text()
-    on = text.replace('{cron: "0 3 * * 1", timezone: UTC, active: false}', "{interval: 30, active: true}")
+    on = text.replace('{cron: "0 3 * * 1", timezone: UTC, active: false}', "{interval: 10, active: true}")
     assert on != text
     (toy / "prefect.yaml").write_text(on)
     with open(toy / "flows/stages.py", "a", encoding="utf-8") as own:
