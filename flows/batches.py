@@ -30,9 +30,9 @@ def look(folder: Path) -> Look:
         for name in names:
             path = os.path.join(parent, name)
             try:
-                status = os.stat(path)
-            except OSError:         # a broken link, or gone since
-                status = os.lstat(path) if os.path.lexists(path) else os.stat_result((0,) * 10)
+                status = os.stat(path) if os.path.exists(path) else os.lstat(path)      # of a broken link: the link's
+            except FileNotFoundError:       # gone since the folder was listed
+                continue
             seen[os.path.relpath(path, os.fsencode(folder))] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return seen
 

@@ -112,6 +112,19 @@ def test_contents_are_read_once_when_nothing_changes(tmp_path, monkeypatch):
     assert Ledger(tmp_path).content(batch, look(batch)) == content
 
 
+def test_a_file_that_vanishes_while_it_is_looked_at_is_passed_over(tmp_path, monkeypatch):
+    batch = make_batch(tmp_path, "moving")
+    walk = os.walk
+
+    def then_gone(folder):
+        listed = list(walk(folder))
+        (batch / "videos/0.mp4").unlink()
+        return listed
+
+    monkeypatch.setattr(os, "walk", then_gone)
+    assert list(look(batch)) == [b"videos/1.mp4"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"verdicts": 3}'])
 def test_a_broken_ledger_is_an_empty_one(tmp_path, text):
     (tmp_path / "judged.json").write_text(text)
