@@ -19,15 +19,22 @@ from common import table, write_result
 from PIL import Image, ImageFilter
 
 from hcmi.config import Params, load_params
-from hcmi.data.loader import ShardReader, pick_frames
-from hcmi.data.scenes import write_batch
-from hcmi.drift.estimate import Scores, estimate_recall, recall_at_1
-from hcmi.drift.profile import Profile, compare, query_columns
-from hcmi.drift.report import drift, judge
-from hcmi.drift.sample import Reference, combined
-from hcmi.encode import encode_texts
-from hcmi.model.retriever import load_retriever
+from hcmi.drift import (
+    Profile,
+    Reference,
+    Scores,
+    combined,
+    compare,
+    drift,
+    estimate_recall,
+    judge,
+    query_columns,
+    recall_at_1,
+)
+from hcmi.model import encode_texts, load_retriever
 from hcmi.progress import track
+from hcmi.scenes import write_batch
+from hcmi.shards import ShardReader, pick_frames
 from hcmi.types import VideoTokens
 
 BATCH = 100
@@ -76,8 +83,8 @@ class World:
         self.generator = np.random.default_rng(seed)
         self.reference = Reference(self.model, "export", "data/shards", self.generator)
         self.reader = ShardReader("data/shards", "test")
-        used = {record["video_id"] for record in self.reference.sample.records}
-        self.left = [row for row, clip in enumerate(self.reader.clips) if clip["video_id"] not in used]
+        used = {clip.video_id for clip in self.reference.sample.clips}
+        self.left = [row for row, clip in enumerate(self.reader.clips) if clip.video_id not in used]
 
     def batch(self, damage=None, degree: float = 0.0) -> tuple[Profile, Scores]:
         """Profile and scores of a batch of left-over clips; the pixel columns are left out, they would give it away."""
@@ -138,7 +145,8 @@ def main() -> None:
     differences, worse = fresh_differences(world, params, repeats)
     with TemporaryDirectory() as work:
         started = time.perf_counter()
-        drift("data/incoming", "models/hcmi", "export", "data/shards", Path(work) / "report", params)
+        drift(incoming_dir="data/incoming", model_dir="models/hcmi", export_dir="export", shards_dir="data/shards",
+              out_dir=Path(work) / "report", params=params)
         seconds = time.perf_counter() - started
         size = (Path(work) / "report" / "index.html").stat().st_size / 1e6
     write_result("drift", {"false_alarm_rate": false_alarms, "min_power": min(powers),

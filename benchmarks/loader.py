@@ -29,11 +29,9 @@ import torch
 from common import table, write_result
 
 from hcmi.config import DatasetConfig, Params, load_params
-from hcmi.data.datasets import read_folder
-from hcmi.data.loader import ShardReader, TrainLoader
-from hcmi.data.manifest import write_manifest
-from hcmi.data.scenes import write_scenes
-from hcmi.data.shards import write_shards
+from hcmi.dataset import read_folder, write_manifest
+from hcmi.scenes import write_scenes
+from hcmi.shards import ShardReader, TrainLoader, write_shards
 from hcmi.types import Clip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +54,7 @@ def make_shards(clips: list[Clip], folder: Path, params: Params, size: int) -> P
     """Shards that hold just the frames training uses, so that bare decoding can be given the very same bytes."""
     write_manifest(sorted(clips, key=lambda clip: clip.video_id), folder / "manifest.parquet")
     config = params.shards.model_copy(update={"size": size, "num_frames": NUM_FRAMES, "executor": "local"})
-    write_shards(folder / "manifest.parquet", folder / f"shards{size}", config)
+    write_shards(manifest_path=folder / "manifest.parquet", out_dir=folder / f"shards{size}", config=config)
     return folder / f"shards{size}"
 
 

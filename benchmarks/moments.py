@@ -16,15 +16,12 @@ from pathlib import Path
 import numpy as np
 from common import table, write_result
 
-from hcmi.data.events import Event
-from hcmi.data.loader import ShardReader
-from hcmi.data.wording import phrase
-from hcmi.encode import encode_texts, score
-from hcmi.explain import background, moment
+from hcmi.evaluate import ranks
 from hcmi.export import encode_batches
-from hcmi.metrics import ranks
-from hcmi.model.retriever import HcmiModel, load_retriever
-from hcmi.search import BACKGROUND_VIDEOS, PART_HEADS, part_similarities
+from hcmi.model import HcmiModel, encode_texts, load_retriever, score
+from hcmi.scenes import Event, phrase
+from hcmi.search import BACKGROUND_VIDEOS, PART_HEADS, background, moment, part_similarities
+from hcmi.shards import ShardReader
 from hcmi.types import VideoTokens
 
 
@@ -67,14 +64,14 @@ def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoToke
     """Per cent of the queries for which the first clip, or one of the first ten, shows the event asked for; and of
     whole captions those that find their clip first."""
     shows = {clip["video_id"]: {told(event) for event in clip["events"]} for clip in clips}
-    right_QV = np.array([[query in shows[clip["video_id"]] for clip in reader.clips] for query in queries])
+    right_QV = np.array([[query in shows[clip.video_id] for clip in reader.clips] for query in queries])
     figures = {"random_hit_shows_it": float(100 * right_QV.mean())}
     for name, sims_QV in rankings(model, queries, videos).items():
         found_QK = np.take_along_axis(right_QV, np.argsort(-sims_QV, axis=1, kind="stable")[:, :10], 1)
         figures |= {f"{name}first_hit_shows_it": float(100 * found_QK[:, 0].mean()),
                     f"{name}one_of_ten_shows_it": float(100 * found_QK.any(1).mean())}
-    captions = [caption for clip in reader.clips for caption in clip["captions"]]
-    own_Q = np.repeat(np.arange(len(reader)), [len(clip["captions"]) for clip in reader.clips])
+    captions = [caption for clip in reader.clips for caption in clip.captions]
+    own_Q = np.repeat(np.arange(len(reader)), [len(clip.captions) for clip in reader.clips])
     for name, sims_QV in rankings(model, captions, videos).items():
         figures[f"{name}whole_captions_r1"] = float(100 * ranks(sims_QV, own_Q).hits_at(1).mean())
     return figures
@@ -100,10 +97,10 @@ def main() -> None:
         for at in range(len(tokens)):
             clip = reader.clips[row]
             row += 1
-            if clip["video_id"] not in asked or (options.quick and row > 100):
+            if clip.video_id not in asked or (options.quick and row > 100):
                 continue
-            whole = (clip["start_s"], clip["end_s"])
-            queries = asked[clip["video_id"]]
+            whole = (clip.start_s, clip.end_s)
+            queries = asked[clip.video_id]
             all_queries += [text for text, _ in queries]
             texts = encode_texts(model, [text for text, _ in queries])
             for number, (_, truth) in enumerate(queries):
@@ -113,7 +110,7 @@ def main() -> None:
                 for name, answer in (("r1_iou50", got), ("whole_clip_r1_iou50", whole), ("random_r1_iou50", random)):
                     scores[name].append(100.0 * (iou(answer, truth) >= 0.5))
                 scores["mean_iou"].append(iou(got, truth))
-                scores[f"r1_iou50_{clip['tags']['num_events']}_events"].append(scores["r1_iou50"][-1])
+                scores[f"r1_iou50_{clip.tags['num_events']}_events"].append(scores["r1_iou50"][-1])
     figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()},
                **shown_among_all(model, all_queries, [tokens for tokens, _ in batches], clips, reader)}
     print(table(["figure", "value"], sorted(figures.items())))

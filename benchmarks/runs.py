@@ -28,7 +28,7 @@ import numpy as np
 from common import RESULTS, machine, versions
 
 from hcmi.config import Params, load_params
-from hcmi.data.galleries import LONG, STANDARD, VERSION
+from hcmi.scenes import LONG, STANDARD, VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".bench" / "scenes"
@@ -46,7 +46,7 @@ LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words
                "model.num_phrases": 16}
 MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}     # marginal sample enhancement
 # The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not.
-CODE = ("hcmi/train.py", "hcmi/loss.py", "hcmi/data/order.py",
+CODE = ("hcmi/train/stage.py", "hcmi/train/loss.py", "hcmi/shards/sampler.py",
         *(f"hcmi/model/{name}.py"
           for name in ("aggregate", "heads", "interaction", "processor", "retriever", "towers")))
 DATA_CODE = tuple(f"hcmi/data/{name}.py" for name in ("draw", "events", "galleries", "script", "wording"))
@@ -148,14 +148,14 @@ def run_all(specs: Sequence[Spec], device: str, jobs: int) -> list[dict]:
 
 def make_data(names: Iterable[str]) -> None:
     """Films and shards of the training sets and their galleries, unless they are there."""
-    from hcmi.data.manifest import write_manifest
-    from hcmi.data.scenes import write_gallery, write_scenes
-    from hcmi.data.shards import write_shards
+    from hcmi.dataset import write_manifest
+    from hcmi.scenes import write_gallery, write_scenes
+    from hcmi.shards import write_shards
 
     def shards(folder: Path, make, config) -> None:
         if not (folder / "shards" / "index.parquet").exists():
             write_manifest(make(folder / "films"), folder / "manifest.parquet")
-            write_shards(folder / "manifest.parquet", folder / "shards", config)
+            write_shards(manifest_path=folder / "manifest.parquet", out_dir=folder / "shards", config=config)
 
     RESULTS.mkdir(exist_ok=True)
     for name in sorted(names):
@@ -177,11 +177,10 @@ def _run_process(spec: Spec, device: str, jobs: int) -> dict:
 
 def run(spec: Spec, device: str) -> dict:
     """Train and measure, in this process."""
-    from hcmi.data.loader import ShardReader
-    from hcmi.encode import encode_split, score
-    from hcmi.metrics import ranks
-    from hcmi.model.retriever import load_retriever
+    from hcmi.evaluate import encode_split, ranks
+    from hcmi.model import load_retriever, score
     from hcmi.runtime import pick_device, pick_precision
+    from hcmi.shards import ShardReader
     from hcmi.train import train
 
     started = time.monotonic()
@@ -191,8 +190,8 @@ def run(spec: Spec, device: str) -> dict:
     begun = (folder / "model").exists() or (folder / "checkpoints" / "last.pt").exists()
     config = params.train.model_copy(update={"device": device, "num_workers": 0})
     if not (folder / "model").exists():     # else it was trained, and stopped before it was measured
-        train(spec.folder() / "shards", *(folder / name for name in ("model", "metrics", "checkpoints")), params.model,
-              config)
+        train(shards_dir=spec.folder() / "shards", model_dir=folder / "model", metrics_dir=folder / "metrics",
+              checkpoint_dir=folder / "checkpoints", model_config=params.model, config=config)
     cpu = resource.getrusage(resource.RUSAGE_SELF)
     model = load_retriever(folder / "model", device)
     r1, r5, levels = {}, {}, {}

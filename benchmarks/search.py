@@ -25,12 +25,19 @@ import torch
 from common import table, write_result
 
 from hcmi.config import load_params
-from hcmi.index import Filter
-from hcmi.index_writer import add_videos, create_index, model_card
-from hcmi.model.retriever import HcmiModel, new_retriever
-from hcmi.model.tiles import tiled_similarities
+from hcmi.index import (
+    VIDEOS_SCHEMA,
+    Filter,
+    TokenStore,
+    TokenWriter,
+    add_videos,
+    create_index,
+    model_card,
+    read_texts,
+    table_clips,
+)
+from hcmi.model import HcmiModel, new_retriever, tiled_similarities
 from hcmi.search import Retriever
-from hcmi.store import VIDEOS_SCHEMA, TokenStore, TokenWriter, read_texts, table_clips
 from hcmi.types import TextTokens, VideoTokens
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import httpx
 from common import table, write_result
 
-from hcmi.data.manifest import read_manifest
+from hcmi.dataset import read_manifest
 
 CLIENTS, SEARCHES, OPENINGS = 8, 200, 20
 

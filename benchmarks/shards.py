@@ -37,7 +37,7 @@ import simplejpeg
 from common import table, write_result
 from PIL import Image
 
-from hcmi.data.manifest import write_manifest
+from hcmi.dataset import write_manifest
 from hcmi.types import Clip
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,7 @@ import torch
 from common import table, write_result
 from torch import Tensor
 
-from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
+from hcmi.model import BLOCK, similarity_blocks, tiled_similarities
 from hcmi.progress import track
 from hcmi.runtime import tune_allocator
 from hcmi.types import TextTokens, VideoTokens

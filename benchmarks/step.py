@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from hcmi.config import ScratchConfig, load_params
-from hcmi.data.loader import TrainBatch
-from hcmi.data.script import scene_clips
-from hcmi.model.retriever import new_retriever
+from hcmi.model import new_retriever
 from hcmi.runtime import pick_device, pick_precision, tune_allocator
+from hcmi.scenes import scene_clips
+from hcmi.shards import TrainBatch
 from hcmi.train import make_optimizers, training_step
 
 ROOT = Path(__file__).resolve().parents[1]

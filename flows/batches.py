@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hcmi.atomic import atomic_file
+from hcmi.files import atomic_file
 
 Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, times of change of content and of inode
 

@@ -101,9 +101,10 @@ def dataset(manifest: str, generated: str, incoming: str, params: str, as_json: 
     Example: hcmi dataset --json
     """
     from hcmi.config import load_params
-    from hcmi.data.datasets import build_dataset
+    from hcmi.dataset import build_dataset
 
-    _show(build_dataset(load_params(params).dataset, manifest, generated, incoming), as_json)
+    _show(build_dataset(config=load_params(params).dataset, manifest_dir=manifest, generated_dir=generated,
+                        incoming_dir=incoming), as_json)
 
 
 @main.command()
@@ -117,9 +118,9 @@ def shards(manifest: str, out: str, params: str, as_json: bool) -> None:
     Example: hcmi shards --json
     """
     from hcmi.config import load_params
-    from hcmi.data.shards import write_shards
+    from hcmi.shards import write_shards
 
-    _show(write_shards(manifest, out, load_params(params).shards), as_json)
+    _show(write_shards(manifest_path=manifest, out_dir=out, config=load_params(params).shards), as_json)
 
 
 @main.command()
@@ -138,7 +139,8 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as
     from hcmi.train import train as run
 
     config = load_params(params)
-    _show(run(shards, out, metrics, checkpoints, config.model, config.train), as_json)
+    _show(run(shards_dir=shards, model_dir=out, metrics_dir=metrics, checkpoint_dir=checkpoints,
+              model_config=config.model, config=config.train), as_json)
 
 
 @main.command()
@@ -162,8 +164,8 @@ def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, 
       hcmi evaluate --compare runs/before runs/after
     """
     if compare:
-        from hcmi.compare import compare as pair
-        from hcmi.compare import compare_text
+        from hcmi.evaluate import compare as pair
+        from hcmi.evaluate import compare_text
 
         found = pair(*compare)
         click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else compare_text(found, *compare))
@@ -172,19 +174,18 @@ def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, 
     from hcmi.evaluate import evaluate as run
     from hcmi.evaluate import report_text
 
-    report = run(model, shards, out, plots, load_params(params))
+    report = run(model_dir=model, shards_dir=shards, out_json=out, plots_dir=plots, params=load_params(params))
     click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
 
 
 @main.command()
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
-@click.option("--manifest", default="data/manifest/manifest.parquet", show_default=True, help="The manifest.")
 @click.option("--out", default="export", show_default=True, help="Folder to write.")
 @click.option("--push", metavar="URI", help="Encode nothing: copy the finished export into Milvus.")
 @params_option
 @json_option
-def export(model: str, shards: str, manifest: str, out: str, push: str | None, params: str, as_json: bool) -> None:
+def export(model: str, shards: str, out: str, push: str | None, params: str, as_json: bool) -> None:
     """Encode every clip and build the search index; or copy it into Milvus.
 
     Examples:
@@ -194,14 +195,14 @@ def export(model: str, shards: str, manifest: str, out: str, push: str | None, p
       hcmi export --push http://localhost:19530
     """
     if push:
-        from hcmi.milvus import push_export
+        from hcmi.index import push_export
 
         _show(push_export(out, push), as_json)
         return
     from hcmi.config import load_params
     from hcmi.export import export as run
 
-    _show(run(model, shards, manifest, out, load_params(params).export), as_json)
+    _show(run(model_dir=model, shards_dir=shards, out_dir=out, config=load_params(params).export), as_json)
 
 
 @main.command()
@@ -220,9 +221,10 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
     Example: hcmi drift --batch 2026-11-23 --out reports/watch/2026-11-23 --json
     """
     from hcmi.config import load_params
-    from hcmi.drift.report import drift as run
+    from hcmi.drift import drift as run
 
-    result = run(incoming, model, export, shards, out, load_params(params), batches)
+    result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
+                 params=load_params(params), batches=batches)
     _show(result if as_json else {"report": f"{out}/index.html", **result["verdicts"]}, as_json)
 
 
@@ -254,7 +256,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 
       hcmi search "red car" --tag place=street --explain why.png
     """
-    from hcmi import search as searching
+    from hcmi.search import retriever as searching
 
     searching.check_query(query)
     searching.check_top(top)
@@ -290,7 +292,7 @@ def serve(host: str, port: int, videos: str | None, index: str | None, model: st
       hcmi serve --videos ./my_videos --port 8080
     """
     from hcmi.search import open_retriever
-    from hcmi.serve.app import serve as run
+    from hcmi.serve import serve as run
 
     retriever = open_retriever(model, index, videos, params)
     for note in retriever.notes:

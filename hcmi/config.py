@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 
 class ScenesConfig(Section):
-    """The generated data set (`hcmi/data/scenes.py`)."""
+    """The generated data set (`hcmi/scenes/write.py`)."""
 
     num_train: Positive
     num_val: Positive
@@ -76,7 +76,7 @@ class ScratchConfig(Section):
         return self
 
 
-class ModelSection(Section):
+class ModelConfig(Section):
     head: Literal["hcmi", "mean_pool", "seq_transf", "wti", "xclip"]
     backbone: Annotated[str, Field(min_length=1)]       # scratch, or a CLIP / SigLIP checkpoint name or folder
     num_frames: Positive            # T
@@ -173,7 +173,7 @@ class Params(Section):
 
     dataset: DatasetConfig
     shards: ShardsConfig
-    model: ModelSection
+    model: ModelConfig
     train: TrainConfig
     evaluate: EvaluateConfig
     export: ExportConfig

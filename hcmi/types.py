@@ -1,31 +1,80 @@
-"""Records that cross module boundaries.
+"""Records that cross room boundaries.
 
-Letters in tensor names, everywhere: B batch, Q queries (texts), V videos, T frames, W words (tokens),
-C clips, P phrases, D embedding, H height, X width (pixels), K views.
+The last letters of an array's or tensor's name are its dimensions, everywhere:
+
+    B batch       T frames (time)           H height, pixels
+    Q queries     W words, or text tokens   X width, pixels
+    V videos      C clips of a video        D embedding
+    N any items   P phrases of a text       K views of a clip, or captions
+
+In pixels the last dimension is colour, RGB, and is written C as well: `frames_BTHXC`. 2 and 3 are literal sizes.
 """
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One row of the manifest: a video, or the part of one between `start_s` and `end_s`, with its captions."""
+    """A video, or the part of one between `start_s` and `end_s`, with its captions: from the manifest to the answer."""
 
     video_id: str            # unique; [A-Za-z0-9_-]+, no dots: it is a WebDataset key
     path: str                # relative to the repository root where possible, else absolute; POSIX slashes
-    split: str               # train | val | test
+    split: str               # one of SPLITS
     captions: tuple[str, ...]
     start_s: float           # seconds into the file
     end_s: float             # seconds into the file; the whole file: duration_s
     duration_s: float        # end_s - start_s
     sha256: str              # of the file's bytes
     tags: dict[str, str]     # free labels for filters and evaluation slices, e.g. {"num_events": "3"}
+
+    def to_row(self) -> dict[str, Any]:
+        """A row of `CLIP_SCHEMA`, which is also ready for JSON."""
+        return {**vars(self), "captions": list(self.captions), "tags": dict(self.tags)}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Clip":
+        """The clip of a row, as `to_row` made it or as Arrow reads it back; other columns are ignored.
+
+        Raises: KeyError when a column is missing.
+        """
+        values = {name: row[name] for name in CLIP_SCHEMA.names}
+        return cls(**{**values, "captions": tuple(row["captions"] or ()), "tags": dict(row["tags"] or {})})
+
+    @property
+    def content_key(self) -> tuple[str, float, float]:
+        """What makes a clip the same clip: the file's bytes and the part of it."""
+        return self.sha256, round(self.start_s, 3), round(self.end_s, 3)
+
+
+CLIP_SCHEMA = pa.schema([
+    ("video_id", pa.string()), ("path", pa.string()), ("split", pa.string()), ("captions", pa.list_(pa.string())),
+    ("start_s", pa.float64()), ("end_s", pa.float64()), ("duration_s", pa.float64()), ("sha256", pa.string()),
+    ("tags", pa.map_(pa.string(), pa.string()))])
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A clip that was left out, and why: one line of skipped.jsonl."""
+
+    video_id: str
+    path: str
+    stage: str
+    reason: str              # a short fixed word
+    detail: str              # one line for people
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
 
 
 class _Tokens:
@@ -80,6 +129,16 @@ def _check(whole_BD, fine_BND, fine_weights_BN, coarse_BND, coarse_weights_BN) -
         assert found == ((rows, weights_BN.shape[1], width), rows), (
             f"tokens {tuple(tokens_BND.shape)}, weights {tuple(weights_BN.shape)} and "
             f"whole {tuple(whole_BD.shape)} do not agree")
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """T frames of each of B clips, in the reader's order. Padding frames are 0 and masked False."""
+
+    rows: list[int]
+    video_ids: list[str]
+    frames_BTHXC: "Tensor"            # uint8
+    frame_mask_BT: "Tensor"           # bool
 
 
 @dataclass(frozen=True)

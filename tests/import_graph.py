@@ -1,9 +1,11 @@
-"""Who imports whom, read from the source text: shared by the tests of dvc.yaml and of the import direction."""
+"""Who imports whom, read from the source text: shared by the tests of dvc.yaml, of imports and of the documents."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+ROOMS = frozenset(path.parent.name for path in ROOT.glob("hcmi/*/__init__.py"))
 
 
 def module_file(module: str) -> Path | None:
@@ -15,47 +17,71 @@ def module_file(module: str) -> Path | None:
     return None
 
 
-def imported(node: ast.AST) -> set[str]:
-    """Dotted names of all that is imported anywhere below `node`, within functions too.
+def module_name(path: Path) -> str:
+    """`hcmi.shards.reader` for hcmi/shards/reader.py, `hcmi.shards` for its __init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
-    `from a import b` counts as `a.b` where that is a module of this project and as `a` otherwise.
-    Imports that only a type checker sees are left out.
-    """
-    found: set[str] = set()
-    stack = [node]
+
+def room_of(module: str) -> str | None:
+    """The room that a module of hcmi belongs to; None for the ground, for flows and for anybody else's."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "hcmi" and len(parts) > 1 and parts[1] in ROOMS else None
+
+
+def statements(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    """All import statements below `tree`, within functions too; those that only a type checker sees are left out."""
+    found: list[ast.Import | ast.ImportFrom] = []
+    stack = [tree]
     while stack:
         item = stack.pop()
         if isinstance(item, ast.If) and ast.unparse(item.test).endswith("TYPE_CHECKING"):
             continue
-        if isinstance(item, ast.Import):
-            found |= {alias.name for alias in item.names}
-        elif isinstance(item, ast.ImportFrom):
-            assert item.module, "this project imports by full names"
-            for alias in item.names:
-                name = f"{item.module}.{alias.name}"
-                found.add(name if module_file(name) else item.module)
+        if isinstance(item, (ast.Import, ast.ImportFrom)):
+            found.append(item)
         stack.extend(ast.iter_child_nodes(item))
     return found
 
 
-def closure(modules: set[str]) -> set[Path]:
-    """Files of this project that importing `modules` may run: they, what they import, and their packages' __init__.
+def imported(tree: ast.AST) -> set[str]:
+    """Dotted names of the modules that `tree` imports from.
 
-    Left out are hcmi/__init__.py, which holds the version and a shortcut, and empty __init__ files.
+    A name that a room exports counts as the module which defines it: a room's __init__.py holds nothing else.
+    """
+    found: set[str] = set()
+    for item in statements(tree):
+        if isinstance(item, ast.Import):
+            found |= {alias.name for alias in item.names}
+        else:
+            assert item.module, "this project imports by full names"
+            found |= {_definer(item.module, alias.name) for alias in item.names}
+    return found
+
+
+def _definer(module: str, name: str) -> str:
+    if module_file(f"{module}.{name}"):
+        return f"{module}.{name}"
+    return exports(module).get(name, module) if room_of(module) and module.count(".") == 1 else module
+
+
+@cache
+def exports(room: str) -> dict[str, str]:
+    """Name -> the module that defines it, of all that a room's __init__.py exports."""
+    tree = ast.parse((ROOT / room.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
+    return {alias.asname or alias.name: item.module for item in tree.body if isinstance(item, ast.ImportFrom)
+            for alias in item.names if item.module}
+
+
+def closure(modules: set[str]) -> set[Path]:
+    """Files of this project that decide what `modules` do: they and all that they import.
+
+    Left out are __init__.py files: those of rooms name what others may use and do nothing, and hcmi's holds the version.
     """
     files: set[Path] = set()
     stack = list(modules)
     while stack:
-        module = stack.pop()
-        path = module_file(module)
-        if path is None or path in files or path == ROOT / "hcmi/__init__.py":
+        path = module_file(stack.pop())
+        if path is None or path in files or path.name == "__init__.py":
             continue
         files.add(path)
         stack.extend(imported(ast.parse(path.read_text(encoding="utf-8"))))
-        stack.append(module.rpartition(".")[0])
-    return {path for path in files if path.name != "__init__.py" or _has_code(path)}
-
-
-def _has_code(path: Path) -> bool:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return any(not isinstance(item, ast.Expr) for item in body)
+    return files

@@ -15,11 +15,11 @@ from transformers.initialization import no_init_weights
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from hcmi.config import LossConfig, ModelSection, TrainConfig, load_params
-from hcmi.data.manifest import write_manifest
-from hcmi.data.shards import write_shards
-from hcmi.model.retriever import HcmiModel, new_retriever
+from hcmi.config import LossConfig, ModelConfig, TrainConfig, load_params
+from hcmi.dataset import write_manifest
+from hcmi.model import HcmiModel, new_retriever
 from hcmi.model.towers import quiet
+from hcmi.shards import write_shards
 from hcmi.types import Clip
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 210), "yellow": (210, 200, 20),
@@ -35,7 +35,7 @@ def changed(config, **changes):
     return type(config).model_validate({**config.model_dump(), **changes})
 
 
-def section(**changes) -> ModelSection:
+def section(**changes) -> ModelConfig:
     """A model that trains in a moment: 4 frames of 16 pixels, width 32."""
     scratch = {"width": 32, "vision_layers": 2, "text_layers": 1, "heads": 2, "patch": PATCH, "vocab_size": 320}
     values = {"head": "hcmi", "num_frames": FRAMES, "num_words": WORDS, "num_clips": 3, "num_phrases": 3,
@@ -103,8 +103,8 @@ def film_clips(folder: Path, num_train: int = 24) -> list[Clip]:
 def make_shards(folder: Path, num_train: int = 24) -> Path:
     """Shards of `film_clips`, made by the real stage."""
     write_manifest(film_clips(folder / "films", num_train), folder / "manifest.parquet")
-    write_shards(folder / "manifest.parquet", folder / "shards",
-                 changed(PARAMS.shards, size=SIZE, num_frames=8, max_skip_fraction=0, num_workers=1))
+    write_shards(manifest_path=folder / "manifest.parquet", out_dir=folder / "shards",
+                 config=changed(PARAMS.shards, size=SIZE, num_frames=8, max_skip_fraction=0, num_workers=1))
     return folder / "shards"
 
 

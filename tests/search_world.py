@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hcmi.config import load_params
-from hcmi.model.retriever import HcmiModel, new_retriever
+from hcmi.model import HcmiModel, new_retriever
 from hcmi.types import Clip, TextTokens, VideoTokens
 
 WORDS = ("red", "blue", "green", "ring", "square", "slides", "grows", "left", "right", "then", "a")

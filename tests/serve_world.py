@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import uvicorn
 from search_world import clips, times, tiny_model, video_tokens
 
-from hcmi.index_writer import create_index, model_card
+from hcmi.index import TokenWriter, create_index, model_card, videos_table
 from hcmi.search import Retriever
 from hcmi.serve.app import make_app
-from hcmi.store import TokenWriter, videos_table
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from torch import nn
 from torch.testing import assert_close
 from train_world import StopError, curves, run, stop_at
 
-from hcmi import train as subject
-from hcmi.data.loader import ShardReader, TrainLoader
-from hcmi.encode import encode_split, score
+from hcmi.evaluate import encode_split
+from hcmi.model import load_retriever, score
 from hcmi.model.heads import HEADS
-from hcmi.model.retriever import load_retriever
+from hcmi.shards import ShardReader, TrainLoader
 from hcmi.train import make_optimizers, training_step
+from hcmi.train import stage as subject
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

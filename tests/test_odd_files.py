@@ -15,11 +15,11 @@ from search_world import tiny_model
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from video_files import write_grey, write_odd_folder
 
-import hcmi.data.gather
-import hcmi.folder
+import hcmi.dataset.build_clips
+import hcmi.search.folder_index
 from hcmi.config import load_params
-from hcmi.data.datasets import read_folder
-from hcmi.folder import index_folder
+from hcmi.dataset import read_folder
+from hcmi.search.folder_index import index_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,7 +115,7 @@ def test_batch_without_captions_has_a_line_for_each_odd_file(odd, monkeypatch):
 def test_video_is_left_out_when_it_vanishes_while_it_is_looked_at(tmp_path, monkeypatch):
     for number in range(3):
         write_grey(tmp_path / "videos" / f"v{number}.mp4", num_frames=20 + number)
-    real = hcmi.data.gather.sha256
+    real = hcmi.dataset.build_clips.sha256
 
     def hash_and_remove(path):
         digest = real(path)
@@ -123,7 +123,7 @@ def test_video_is_left_out_when_it_vanishes_while_it_is_looked_at(tmp_path, monk
             Path(path).unlink()
         return digest
 
-    monkeypatch.setattr(hcmi.data.gather, "sha256", hash_and_remove)
+    monkeypatch.setattr(hcmi.dataset.build_clips, "sha256", hash_and_remove)
     config = load_params(ROOT / "params.yaml").dataset
     clips, (line,) = read_folder(tmp_path / "videos", config, captions_required=False)
     assert [clip.video_id for clip in clips] == ["v0", "v2"]
@@ -133,14 +133,14 @@ def test_video_is_left_out_when_it_vanishes_while_it_is_looked_at(tmp_path, monk
 def test_search_goes_on_when_a_video_vanishes_after_it_was_listed(tmp_path, monkeypatch):
     for number in range(3):
         write_grey(tmp_path / "videos" / f"v{number}.mp4", num_frames=20 + number)
-    real = hcmi.folder.find_videos
+    real = hcmi.search.folder_index.find_videos
 
     def find_and_remove(folder):
         found = real(folder)
         found["v1.mp4"].unlink(missing_ok=True)
         return found
 
-    monkeypatch.setattr(hcmi.folder, "find_videos", find_and_remove)
+    monkeypatch.setattr(hcmi.search.folder_index, "find_videos", find_and_remove)
     found = index_folder(tiny_model(), tmp_path / "videos", tmp_path / "cache")
     assert list(found.news) == ["v1.mp4"]
     assert "got no such file" in found.skipped["v1.mp4"]

@@ -13,8 +13,7 @@ import pytest
 import torch
 from search_world import clips, times, tiny_model, video_tokens
 
-from hcmi.index import Filter, SearchIndex
-from hcmi.index_writer import add_videos, create_index, model_card, remove_videos
+from hcmi.index import Filter, SearchIndex, add_videos, create_index, model_card, remove_videos
 from hcmi.model.processor import HcmiProcessor
 from hcmi.runtime import one_thread
 from hcmi.search import Retriever
@@ -234,7 +233,7 @@ def encode():
 encode()
 tell("videos", in_child(encode))
 
-hcmi.index.HNSW_ROWS = 500
+hcmi.index.search_index.HNSW_ROWS = 500
 def add():
     made = clips(["new" + str(number) for number in range(600)])
     add_videos({root!r} + "/changing", made, [(video_tokens(600, np.random.default_rng(7)), times(600))])

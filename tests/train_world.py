@@ -4,9 +4,10 @@ import torch
 from model_world import section, train_config
 from safetensors.torch import load_file
 
-from hcmi import train as subject
-from hcmi.model.retriever import HcmiModel
-from hcmi.train import Checkpoints, train
+from hcmi.model import HcmiModel
+from hcmi.train import stage as subject
+from hcmi.train import train
+from hcmi.train.stage import Checkpoints
 
 SMALL = {"epochs": 3, "batch_size": 8}
 
@@ -16,8 +17,9 @@ def run(shards, folder, model=None, **changes) -> dict:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return train(shards, folder / "model", folder / "metrics", folder / "checkpoints", model or section(),
-                     train_config(**{**SMALL, **changes}))
+        return train(shards_dir=shards, model_dir=folder / "model", metrics_dir=folder / "metrics",
+                     checkpoint_dir=folder / "checkpoints", model_config=model or section(),
+                     config=train_config(**{**SMALL, **changes}))
     finally:
         torch.set_num_threads(before)
 

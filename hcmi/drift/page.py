@@ -10,10 +10,11 @@ import numpy as np
 
 from hcmi.drift.pictures import densities, flat_map
 from hcmi.drift.profile import Profile
-from hcmi.drift.words import COLUMNS, DRIFT, OK, SMALL, UNREADABLE, changes
+from hcmi.drift.summary import COLUMNS, DRIFT, OK, SMALL, UNREADABLE, changes
+from hcmi.types import Skip
 
 if TYPE_CHECKING:
-    from hcmi.drift.report import BatchReport
+    from hcmi.drift.stage import BatchReport
 
 CLASSES = {DRIFT: "drift", UNREADABLE: "unreadable", SMALL: "small", OK: "ok"}      # most pressing first
 SHOWN_SKIPS = 20
@@ -168,9 +169,9 @@ def _curve(reference: np.ndarray, batch: np.ndarray) -> str:
     return f'<svg class="curve" width="{CURVE_WIDTH}" height="{CURVE_HEIGHT}">{"".join(paths)}</svg>'
 
 
-def _skipped(skipped: list[dict[str, Any]]) -> str:
-    rows = "".join(f"<li><code>{escape(row['path'])}</code> {escape(row['reason'])}</li>"
-                   for row in skipped[:SHOWN_SKIPS])
+def _skipped(skipped: list[Skip]) -> str:
+    rows = "".join(f"<li><code>{escape(skip.path)}</code> {escape(skip.reason)}</li>"
+                   for skip in skipped[:SHOWN_SKIPS])
     rest = f"<li>and {len(skipped) - SHOWN_SKIPS} more</li>" if len(skipped) > SHOWN_SKIPS else ""
     return f'<h3>Left out</h3><ul class="skipped">{rows}{rest}</ul>'
 

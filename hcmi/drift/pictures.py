@@ -7,9 +7,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from hcmi.data.decoded import DecodedClip
-from hcmi.data.pool import DecodeJob, DecoderPool
 from hcmi.drift.sample import Sample
+from hcmi.video import Decoded, DecodeJob, DecoderPool
 
 NUM_EXAMPLES = 5
 FRAMES_EACH = 3
@@ -25,11 +24,11 @@ def examples(samples: Sequence[Sample], timeout_s: float, generator: np.random.G
     jobs = []
     for number, (sample, rows) in enumerate(zip(samples, chosen, strict=True)):
         for row in rows:
-            record = sample.records[row]
-            end_s = record["end_s"] if record["end_s"] > record["start_s"] else None
-            jobs.append(DecodeJob((number, row), record["path"], FRAMES_EACH, SIZE, record["start_s"], end_s))
+            clip = sample.clips[row]
+            end_s = clip.end_s if clip.end_s > clip.start_s else None
+            jobs.append(DecodeJob((number, row), clip.path, FRAMES_EACH, SIZE, clip.start_s, end_s))
     with DecoderPool(0, timeout_s) as pool:
-        found = {job.key: clip.frames_THWC for job, clip in pool.map(jobs) if isinstance(clip, DecodedClip)}
+        found = {job.key: clip.frames for job, clip in pool.map(jobs) if isinstance(clip, Decoded)}
     return [[_example(sample, row, found.get((number, row))) for row in rows]
             for number, (sample, rows) in enumerate(zip(samples, chosen, strict=True))]
 
@@ -37,7 +36,7 @@ def examples(samples: Sequence[Sample], timeout_s: float, generator: np.random.G
 def _example(sample: Sample, row: int, frames_THXC: np.ndarray | None) -> dict:
     frames = [sample.middle_frames[row]] if frames_THXC is None else list(frames_THXC)
     captions = dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
-    return {"caption": captions.get(row, ""), "video_id": sample.records[row]["video_id"],
+    return {"caption": captions.get(row, ""), "video_id": sample.clips[row].video_id,
             "frames": [_data_uri(frame) for frame in frames]}
 
 

@@ -5,27 +5,23 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from hcmi.config import Params
-from hcmi.data.datasets import read_folder
-from hcmi.data.decoded import REASONS
-from hcmi.data.loader import ShardReader, eval_batches, pick_frames
-from hcmi.data.manifest import write_manifest
-from hcmi.data.shards import write_shards
-from hcmi.drift.estimate import Scores
+from hcmi.dataset import read_folder, write_manifest
+from hcmi.drift.label_free_recall import Scores
 from hcmi.drift.profile import CLIP_COLUMNS, Profile, clip_columns, fit_temperature, query_columns
-from hcmi.encode import encode_texts, encode_videos, score
 from hcmi.errors import DataError, DriftError
-from hcmi.model.retriever import HcmiModel
-from hcmi.store import TokenStore, read_texts, read_videos, round_trip
-from hcmi.types import TextTokens, VideoTokens
+from hcmi.index import TokenStore, read_texts, read_videos, round_trip
+from hcmi.model import HcmiModel, encode_texts, encode_videos, score
+from hcmi.shards import ShardReader, eval_batches, pick_frames, write_shards
+from hcmi.types import Clip, Skip, TextTokens, VideoTokens
+from hcmi.video import REASONS
 
-REFERENCE = "test"          # the split that hcmi/export.py writes as the reference
+REFERENCE = "test"          # the split that hcmi/export/stage.py writes as the reference
 MAX_CLIPS = 600             # of the reference and of each batch, drawn at random: bounds the time [ours]
 MAX_GALLERY = 300           # clips that all queries are ranked among; 1,000 take three times as long for little [ours]
 NUM_LOOKED_AT = 4           # frames per clip for the pixel columns
@@ -35,7 +31,7 @@ NUM_LOOKED_AT = 4           # frames per clip for the pixel columns
 class Sample:
     """Clips with their tokens; `captions[i]` is one caption of clip `captioned[i]`, drawn at random."""
 
-    records: list[dict[str, Any]]       # as `ShardReader.clips`
+    clips: list[Clip]
     pixels: pd.DataFrame                # [V] of CLIP_COLUMNS
     middle_frames: list[np.ndarray]     # [H, X, 3] uint8 of each clip, for pictures
     videos: VideoTokens
@@ -44,7 +40,7 @@ class Sample:
     texts: TextTokens | None            # of `captions`; None where there are none
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.clips)
 
 
 class Reference:
@@ -65,7 +61,7 @@ class Reference:
         self.precision = store.precision
         video_ids = read_videos(folder / "videos.parquet")["video_id"].to_pylist()
         reader = ShardReader(shards_dir, REFERENCE)
-        place = {clip["video_id"]: row for row, clip in enumerate(reader.clips)}
+        place = {clip.video_id: row for row, clip in enumerate(reader.clips)}
         missing = [name for name in video_ids if name not in place]
         if missing:
             raise DriftError(f"{folder}: need clips that are in {shards_dir}, got {missing[0]}, which is not. "
@@ -108,7 +104,7 @@ class Reference:
 
 
 def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, shards_dir: str | Path,
-               generator: np.random.Generator) -> tuple[Sample | None, list[dict[str, Any]], int]:
+               generator: np.random.Generator) -> tuple[Sample | None, list[Skip], int]:
     """Decode and encode a folder of videos: the sample (None: nothing to read), what was left out, and clips found.
 
     Frames go through the same sampling, resizing and JPEG as the shards did (their stats.json says how): the model
@@ -123,7 +119,7 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
         write_manifest([replace(clips[row], split=REFERENCE) for row in rows], manifest)
         out = Path(work) / "shards"
         try:
-            write_shards(manifest, out, _as_shards_were(params, shards_dir))
+            write_shards(manifest_path=manifest, out_dir=out, config=_as_shards_were(params, shards_dir))
         except DataError:
             lost = _lines(Path(work) / "shards.work" / "skipped.jsonl")
             if not lost:
@@ -134,8 +130,8 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
         batches = eval_batches(reader, params.export.batch_size, model.config.num_frames)
         videos = encode_videos(model, batches, len(reader))
         look = _look(reader, range(len(reader)))
-    captioned = np.array([row for row, record in enumerate(look[0]) if record["captions"]], int)
-    captions = [str(generator.choice(look[0][row]["captions"])) for row in captioned]
+    captioned = np.array([row for row, clip in enumerate(look[0]) if clip.captions], int)
+    captions = [str(generator.choice(look[0][row].captions)) for row in captioned]
     texts = encode_texts(model, captions) if captions else None
     return Sample(*look, round_trip(videos, precision), captioned, captions, texts), skipped, num_found
 
@@ -145,14 +141,14 @@ def combined(model: HcmiModel, texts: TextTokens, videos: VideoTokens) -> np.nda
     return model.combine(score(model, texts, videos)).numpy()
 
 
-def unread(skipped: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def unread(skipped: list[Skip]) -> list[Skip]:
     """Of what was left out, the clips whose video cannot be read; the rest are rows of captions, say doubled ones."""
-    return [row for row in skipped if row["reason"] in REASONS]
+    return [skip for skip in skipped if skip.reason in REASONS]
 
 
-def reasons(skipped: list[dict[str, Any]]) -> str:
+def reasons(skipped: list[Skip]) -> str:
     """`3 no_frames, 1 missing`."""
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in skipped).most_common())
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(skip.reason for skip in skipped).most_common())
 
 
 def _profile(sample: Sample, scores: Scores | None, temperature: float) -> Profile:
@@ -174,15 +170,15 @@ def _profile(sample: Sample, scores: Scores | None, temperature: float) -> Profi
     return Profile(columns, embeddings)
 
 
-def _look(reader: ShardReader, rows) -> tuple[list[dict[str, Any]], pd.DataFrame, list[np.ndarray]]:
-    records, pixels, pictures = [reader.clips[row] for row in rows], [], []
-    for row, record in zip(rows, records, strict=True):
+def _look(reader: ShardReader, rows) -> tuple[list[Clip], pd.DataFrame, list[np.ndarray]]:
+    clips, pixels, pictures = [reader.clips[row] for row in rows], [], []
+    for row, clip in zip(rows, clips, strict=True):
         picks = pick_frames(int(reader.num_stored[row]), NUM_LOOKED_AT, None)
         frames_THXC = reader.frames(row, picks)
-        pixels.append({"duration_s": record["end_s"] - record["start_s"], "width": record["width"],
-                       "height": record["height"], **clip_columns(frames_THXC)})
+        pixels.append({"duration_s": clip.end_s - clip.start_s, "width": reader.stored[row].width,
+                       "height": reader.stored[row].height, **clip_columns(frames_THXC)})
         pictures.append(frames_THXC[len(frames_THXC) // 2])
-    return records, pd.DataFrame(pixels, columns=list(CLIP_COLUMNS), dtype=float), pictures
+    return clips, pd.DataFrame(pixels, columns=list(CLIP_COLUMNS), dtype=float), pictures
 
 
 def _as_shards_were(params: Params, shards_dir: str | Path):
@@ -213,8 +209,8 @@ def _check_model(model: HcmiModel, export_dir: Path) -> None:
                          f"{made_by[:12]}. Run `hcmi export` again.")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[Skip]:
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="\n") as file:        # `splitlines` also splits within captions
-        return [json.loads(line) for line in file]
+        return [Skip(**json.loads(line)) for line in file]

@@ -27,7 +27,7 @@ PUNCTUATION_SPACE = r"^Ġ(?=[!-/:-@\[-`{-~])"       # Ġ is how a byte-level tok
 class HcmiProcessor:
     """Tokenizer, normalisation and the sizes they were trained with; any number of threads may use one.
 
-    Frames arrive already resized (`hcmi.data.frames` does it as CLIP does); here they are only normalised. `untrained`:
+    Frames arrive already resized (`hcmi.video.decode` does it as CLIP does); here they are only normalised. `untrained`:
     ids of tokens that no training caption has; a pretrained tokenizer has none.
 
     A tokenizer keeps the padding and truncation of the last call, so a call with other ones would change them under a

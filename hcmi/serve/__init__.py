@@ -1,0 +1,5 @@
+"""ROOM serve."""
+
+from hcmi.serve.app import serve
+
+__all__ = ["serve"]

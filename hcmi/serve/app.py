@@ -31,13 +31,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hcmi.data.files import check_file
-from hcmi.data.jobs import EncodeJob, encode_job
-from hcmi.data.pool import run_one
 from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error
 from hcmi.search import Retriever, check_query, hit_record, parse_tags
 from hcmi.serve.following import Following
 from hcmi.types import Hit
+from hcmi.video import EncodeJob, check_file, encode_job, run_one
 
 STATIC = Path(__file__).with_name("static")
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -100,7 +98,7 @@ class Page:
     def _about(self, retriever: Retriever) -> dict[str, Any]:
         index = retriever.index
         rows = index.some_rows(EXAMPLES)
-        told = [record["captions"] for record in index.records(rows)] if len(rows) else []
+        told = [clip.captions for clip in index.clips(rows)] if len(rows) else []
         examples = [min(captions, key=len) for captions in told if captions]
         return {"videos": len(index), "examples": examples, "notes": retriever.notes,
                 "level_weights": retriever.model.level_weights, "part": retriever.tells_parts}
@@ -129,7 +127,7 @@ class Page:
         rows = index.rows_of("video_id", [video_id])
         if not len(rows):
             raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got another. Search again.")
-        path = index.records(rows[:1])[0]["path"]
+        path = index.clips(rows[:1])[0].path
         if not os.path.isfile(path):
             raise DataError(f"{path}: the video is no longer on disk. Put it back, or export again without it.")
         check_file(path)
@@ -142,7 +140,7 @@ def read_frame(path: str, start_s: float, end_s: float | None) -> bytes:
     Raises: DecodeError when the file cannot be decoded.
     """
     job = EncodeJob(None, path, 1, FRAME_PIXELS, start_s, end_s, quality=FRAME_QUALITY)
-    return run_one(job, FRAME_TIMEOUT_S, encode_job).jpegs[0]
+    return run_one(job, FRAME_TIMEOUT_S, encode_job).frames[0]
 
 
 def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hcmi.errors import HcmiError
 from hcmi.index import SearchIndex, read_manifest
-from hcmi.model.retriever import FILES
+from hcmi.model import FILES
 from hcmi.search import Retriever
 
 Stamp = tuple[tuple[str, int, int, int] | None, ...]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hcmi.drift.estimate import Scores
+from hcmi.drift import Scores
 
 DIM = 24
 GALLERY = np.random.default_rng(99).normal(size=(150, DIM))        # what its clips show; the same for all

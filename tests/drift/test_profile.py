@@ -5,16 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hcmi.drift.profile import (
-    Profile,
-    assignments,
-    clip_columns,
-    compare,
-    energy_distance,
-    fit_temperature,
-    query_columns,
-    wasserstein,
-)
+from hcmi.drift import Profile, compare, query_columns
+from hcmi.drift.profile import assignments, clip_columns, energy_distance, fit_temperature, wasserstein
 
 
 def split(num_reference: int, num_batch: int) -> np.ndarray:

@@ -12,10 +12,10 @@ from PIL import Image
 from tokenizers import normalizers, pre_tokenizers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from hcmi.data.square import square
 from hcmi.errors import ModelError
-from hcmi.explain import query_words
 from hcmi.model.processor import HcmiProcessor
+from hcmi.search.explain import query_words
+from hcmi.video.crop import square
 
 TEXTS = ["a dog jumps into water", "A DOG, jumping; into WATER!!", "it's two o'clock & we'll wait, they'd said",
          "l'été à Zürich: 7 naïve façades", "日本語の字幕 и русский текст", "emoji 🎬🐕 and\ttabs\nand   spaces", "",

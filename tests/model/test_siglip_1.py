@@ -9,9 +9,8 @@ from model_world import COLOURS, mask_of, pictures, save_small_siglip_1, section
 from sentencepiece import SentencePieceProcessor
 
 from hcmi.errors import ModelError
+from hcmi.model import load_retriever, load_text_encoder, new_retriever
 from hcmi.model.processor import HcmiProcessor
-from hcmi.model.retriever import load_retriever, new_retriever
-from hcmi.text_encoder import load_text_encoder
 
 CAPTIONS = [f"a {one} film then {other}" for one in COLOURS for other in COLOURS]
 
@@ -68,7 +67,7 @@ def test_loading_fails_in_one_line_that_names_the_package_when_one_is_not_instal
     code = (f"import sys; sys.modules[{package!r}] = None\n"
             "from hcmi.errors import ModelError\n"
             "from hcmi.model.processor import HcmiProcessor\n"
-            "from hcmi.model.retriever import load_retriever\n"
+            "from hcmi.model.modeling import load_retriever\n"
             "backbone, model = sys.argv[1:]\n"
             "for load in (lambda: HcmiProcessor.from_backbone(backbone, 16, 32), lambda: load_retriever(model)):\n"
             "    try: load()\n"

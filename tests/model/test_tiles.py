@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hcmi.model import similarity_blocks, tiled_similarities
 from hcmi.model.interaction import cosine, weighted_token_interaction
-from hcmi.model.tiles import similarity_blocks, tiled_similarities
 from hcmi.types import LEVELS, TextTokens, VideoTokens
 
 

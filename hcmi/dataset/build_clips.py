@@ -1,0 +1,262 @@
+"""Captions of videos in, clips of the manifest out: look at each file once, cut segments, give every video its split.
+
+Rows are spooled to a temporary SQLite file, so that a million of them need little memory whatever their order.
+"""
+
+import hashlib
+import re
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+from hcmi.config import DatasetConfig
+from hcmi.dataset.captions import CaptionRow
+from hcmi.errors import DataError, DecodeError, MachineError, shown
+from hcmi.progress import track
+from hcmi.types import Clip, Skip
+from hcmi.video import DecoderPool, VideoInfo, check_name, is_text, probe, sha256
+
+PROBE_TIMEOUT_S = 20.0
+VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".flv", ".ts",
+                           ".wmv", ".3gp", ".ogv", ".mts", ".ps", ".vob", ".heic"))
+LONGEST_ID = 80             # characters of the 100 that a tar has for a name; longer ones are cut and get a hash
+TABLES = """
+    CREATE TABLE videos (name TEXT PRIMARY KEY, path TEXT, split TEXT, place REAL, said TEXT) WITHOUT ROWID;
+    CREATE TABLE captions (n INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, caption TEXT, copy INTEGER,
+                           UNIQUE (name, start, end, caption, copy));
+    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL, content TEXT) WITHOUT ROWID;
+    CREATE TABLE clips (video_id TEXT PRIMARY KEY, name TEXT, start REAL, end REAL) WITHOUT ROWID;
+    CREATE TABLE contents (content TEXT PRIMARY KEY, place REAL, split TEXT, free INTEGER, evaluated TEXT)
+                          WITHOUT ROWID;
+"""
+# Videos of equal bytes have one row: the place of the first name, the split that any of them is given (test before val
+# before train), and the path of one that is given val or test.
+CONTENTS = """
+    INSERT INTO contents SELECT content, (SELECT place FROM videos WHERE name = first),
+                                CASE WHEN test NOT NULL THEN 'test' WHEN val NOT NULL THEN 'val' ELSE given END,
+                                given IS NULL, coalesce(test, val)
+    FROM (SELECT content, min(name) AS first, max(split) AS given, min(iif(split = 'test', path, NULL)) AS test,
+                 min(iif(split = 'val', path, NULL)) AS val
+          FROM videos JOIN facts USING (name) WHERE name IN (SELECT name FROM clips) GROUP BY content)
+"""
+TO_THE_END = -1.0           # in the column `end`: NULLs would never be equal
+# What SQLite says of a disk that is full, broken or closed; its other errors are bugs.
+OF_THE_DISK = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    path: str
+    sha256: str
+    problem: DecodeError | None = None      # met while hashing
+
+
+def probe_job(job: _Job) -> VideoInfo:
+    """What `DecoderPool` runs in its processes."""
+    if job.problem is not None:
+        raise job.problem
+    return probe(job.path)
+
+
+def build_clips(rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], config: DatasetConfig,
+           keep_repeats: bool = False) -> Iterator[Clip | Skip]:
+    """Yield the clips in order of video_id, and a `skipped.jsonl` record for everything left out.
+
+    `locate` gives the path of a row's video, whether or not it exists; where it raises a DecodeError the video is left
+    out. A caption that is repeated word for word for the same clip is left out unless `keep_repeats`. A row without
+    caption makes a clip without one when its caption is None. Videos whose split no row gives get one by a hash of
+    their name, `config.seed` and the two fractions; train, test and val get at least one video each, in this order,
+    where there are enough. Videos of equal bytes get one split. Where the rows give them several, those for training
+    are left out: a model must not be tested on what it was trained on, and what is tested stays as it is given.
+
+    Raises: DataError when rows contradict each other, and what `rows` and `locate` raise.
+    """
+    with _database() as db:
+        db.executescript(TABLES)
+        yield from _spool(db, rows, locate, config.seed, keep_repeats)
+        yield from _inspect(db)
+        yield from _cut(db)
+        yield from _split(db, config)
+        yield from _clips(db)
+
+
+@contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    """A temporary one, without a name, in the folder for temporary files."""
+    try:
+        with closing(sqlite3.connect("")) as db:
+            yield db
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in OF_THE_DISK:
+            raise
+        raise MachineError(f"temporary files: need room for a table of the captions, got: {error}. Free space, or name "
+                           f"another folder for them in TMPDIR.") from error
+
+
+def _skip(name: str, path: str, reason: str, detail: str, video_id: str = "") -> Skip:
+    return Skip(video_id or clip_id(name), shown(path), "dataset", reason, shown(detail))
+
+
+def _spool(db, rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], seed: int, keep_repeats: bool):
+    insert = "INSERT OR IGNORE INTO captions (name, start, end, caption, copy) VALUES (?, ?, ?, ?, ?)"
+    refused: set[str] = set()
+    for number, row in enumerate(rows):
+        if row.video in refused:
+            continue
+        try:
+            path = _note_video(db, row, locate, seed)
+        except DecodeError as error:
+            refused.add(row.video)
+            yield _skip(row.video, error.path, error.reason, str(error))
+            continue
+        if row.caption == "":
+            yield _skip(row.video, path, "empty_caption", f"{row.where}: need a caption, got an empty cell.")
+            continue
+        if row.caption is not None and not is_text(row.caption):
+            yield _skip(row.video, path, "bad_caption", f"{row.where}: need a caption of text, got {row.caption[:60]}.")
+            continue
+        if row.end_s is not None and row.end_s <= (row.start_s or 0.0):
+            times = f"{row.start_s or 0.0:g} to {row.end_s:g}"
+            yield _skip(row.video, path, "bad_segment", f"{row.where}: need end after start, got {times}.")
+            continue
+        start = round(row.start_s or 0.0, 3)
+        end = TO_THE_END if row.end_s is None else round(row.end_s, 3)
+        if not db.execute(insert, (row.video, start, end, row.caption, number if keep_repeats else 0)).rowcount:
+            yield _skip(row.video, path, "duplicate_row", f"{row.where}: need a clip's caption once, got it again.")
+
+
+def _note_video(db, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int) -> str:
+    select = "SELECT path, split, said FROM videos WHERE name = ?"
+    known = db.execute(select, (row.video,)).fetchone() if is_text(row.video) else None
+    if known is None:
+        path = locate(row)
+        check_name(path)
+        db.execute("INSERT INTO videos VALUES (?, ?, ?, ?, ?)",
+                   (row.video, path, row.split, place_of(row.video, seed), row.where))
+        return path
+    path, split, said = known
+    if row.split and split is None:
+        db.execute("UPDATE videos SET split = ?, said = ? WHERE name = ?", (row.split, row.where, row.video))
+    elif row.split and row.split != split:
+        raise DataError(f"{row.where}: need one split for all rows of {row.video!r}, got {row.split} here and {split} "
+                        f"in {said}. A video in two splits is trained on and tested on; correct one of them.")
+    return path
+
+
+def _inspect(db):
+    """Fill `facts`: duration and hash of each file that can be read; yield a record for each that cannot."""
+    count = db.execute("SELECT count(*) FROM videos").fetchone()[0]
+    videos = db.execute("SELECT name, path FROM videos ORDER BY name")
+    with (DecoderPool(0, PROBE_TIMEOUT_S, probe_job) as pool,
+          track(total=count, description="looking at videos", unit="video") as bar):
+        for job, found in pool.map(_hashed(videos)):
+            bar.update(1)
+            if isinstance(found, DecodeError):
+                yield _skip(job.name, job.path, found.reason, str(found))
+            else:
+                db.execute("INSERT INTO facts VALUES (?, ?, ?, ?)",
+                           (job.name, job.sha256, round(found.duration_s, 6), job.sha256 or job.name))
+
+
+def _hashed(videos: Iterable[tuple[str, str]]) -> Iterator[_Job]:
+    window: deque = deque()
+    with ThreadPoolExecutor(2) as threads:
+        for name, path in videos:
+            window.append(threads.submit(_hash, name, path))
+            if len(window) > 8:
+                yield window.popleft().result()
+        for job in window:
+            yield job.result()
+
+
+def _hash(name: str, path: str) -> _Job:
+    try:
+        return _Job(name, path, sha256(path))
+    except DecodeError as problem:
+        return _Job(name, path, "", problem)
+
+
+def _cut(db):
+    """Fill `clips`: each stretch of each readable video that has captions, under its own video_id."""
+    found = db.execute("SELECT DISTINCT name, start, end, path, duration FROM captions JOIN facts USING (name) "
+                       "JOIN videos USING (name) ORDER BY name, start, end")
+    total = db.execute("SELECT count(*) FROM (SELECT DISTINCT name, start, end FROM captions)").fetchone()[0]
+    for name, start, end, path, duration in track(found, "cutting clips", total=total, unit="clip"):
+        if duration and start >= duration:
+            yield _skip(name, path, "too_short", f"{path}: need a clip that starts before the end at {duration:g} s, "
+                                                 f"got start {start:g} s. Correct the row.")
+            continue
+        video_id = clip_id(name, start, end)
+        if db.execute("SELECT 1 FROM clips WHERE video_id = ?", (video_id,)).fetchone():
+            video_id = f"{video_id}_{_digest(f'{name}/{start}/{end}')}"
+        db.execute("INSERT INTO clips VALUES (?, ?, ?, ?)", (video_id, name, start, end))
+
+
+def place_of(name: str, seed: int) -> float:
+    """Where a video falls in [0, 1), to be compared with the fractions of the splits."""
+    return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:12], 16) / 16**12
+
+
+def bare_name(name: str) -> str:
+    """A file name without the ending of a video, or without a last dot and nothing behind it."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and stem and (not ending or f".{ending.lower()}" in VIDEO_ENDINGS) else name
+
+
+def clip_id(name: str, start_s: float = 0.0, end_s: float = TO_THE_END) -> str:
+    """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a part of it."""
+    stem = bare_name(name)
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
+    if re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
+        plain = f"{plain}_{_digest(name)}".strip("_")
+    if (start_s, end_s) != (0.0, TO_THE_END):
+        plain += f"_{round(start_s * 1000)}-{'end' if end_s == TO_THE_END else round(end_s * 1000)}"
+    if len(plain) > LONGEST_ID:
+        digest = _digest(f"{name}/{start_s}/{end_s}")
+        plain = f"{plain[:LONGEST_ID - 1 - len(digest)]}_{digest}"
+    return plain
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _split(db, config: DatasetConfig) -> Iterator[Skip]:
+    """Fill `contents`; take out each training clip whose bytes are evaluated on too, and yield a record for it."""
+    db.execute(CONTENTS)
+    db.execute("UPDATE contents SET split = CASE WHEN place < ? THEN 'test' WHEN place < ? THEN 'val' ELSE 'train' END "
+               "WHERE free", (config.test_fraction, config.test_fraction + config.val_fraction))
+    wanted = {"train": 1 - config.test_fraction - config.val_fraction, "test": config.test_fraction,
+              "val": config.val_fraction}
+    for split, fraction in wanted.items():
+        counts = dict(db.execute("SELECT split, count(*) FROM contents GROUP BY split").fetchall())
+        donors = [name for name in ("train", "val", "test") if counts.get(name, 0) > 1]
+        if fraction > 0 and not counts.get(split) and donors:
+            db.execute(f"UPDATE contents SET split = ? WHERE content = (SELECT content FROM contents WHERE free AND "
+                       f"split IN ({','.join('?' * len(donors))}) ORDER BY place LIMIT 1)", (split, *donors))
+    leaking = db.execute("SELECT video_id, name, path, contents.split, evaluated FROM clips JOIN videos USING (name) "
+                         "JOIN facts USING (name) JOIN contents USING (content) WHERE videos.split = 'train' "
+                         "AND evaluated NOT NULL ORDER BY video_id").fetchall()
+    for video_id, name, path, split, evaluated in leaking:
+        db.execute("DELETE FROM clips WHERE video_id = ?", (video_id,))
+        detail = (f"{path}: need other videos for training than for {split}, got the bytes of {evaluated}. "
+                  f"Remove this file, or give both the same split.")
+        yield _skip(name, path, "duplicate_video", detail, video_id)
+
+
+def _clips(db) -> Iterator[Clip]:
+    rows = db.execute("SELECT video_id, path, coalesce(videos.split, contents.split), start, end, duration, sha256, "
+                      "caption FROM clips JOIN captions USING (name, start, end) JOIN facts USING (name) "
+                      "JOIN videos USING (name) JOIN contents USING (content) ORDER BY video_id, n")
+    total = db.execute("SELECT count(*) FROM clips").fetchone()[0]
+    for head, group in track(groupby(rows, key=itemgetter(slice(0, 7))), "listing clips", total=total, unit="clip"):
+        video_id, path, split, start, end, duration, sha256 = head
+        end = duration if end == TO_THE_END else min(end, duration) if duration else end
+        captions = tuple(row[7] for row in group if row[7] is not None)
+        yield Clip(video_id, path, split, captions, start, end, round(max(end - start, 0.0), 6), sha256, {})

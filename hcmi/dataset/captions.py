@@ -1,0 +1,141 @@
+"""The `folder` format's table: `captions.csv` with the columns video,caption[,start,end,split], checked row by row."""
+
+import csv
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hcmi.errors import DataError
+from hcmi.progress import track
+from hcmi.types import SPLITS
+
+REQUIRED, OPTIONAL = ("video", "caption"), ("start", "end", "split")
+MAX_CELL = 1_000_000        # characters; a longer cell is an unclosed quote
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRow:
+    """One caption of one video or of a part of it, as the annotation has it."""
+
+    video: str
+    caption: str | None         # "" where the cell is empty, None where nobody asked for one
+    start_s: float | None = None
+    end_s: float | None = None
+    split: str | None = None
+    where: str = ""             # for messages: "captions.csv row 7"
+
+
+def read_captions(path: str | Path) -> Iterator[CaptionRow]:
+    """The rows of a captions.csv, in order; the header is row 1, as a spreadsheet counts.
+
+    UTF-8 with or without byte-order mark, any line ends. Captions lose surrounding and doubled white space and may be
+    empty.
+
+    Raises: DataError naming file, row, what was needed and what was found, at the first row that cannot be meant.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():        # a pipe would wait for ever
+        raise DataError(f"{path}: need a regular file, got something else. Write the table there.")
+    try:
+        file = open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # noqa: SIM115 - closed below
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path}: need a table with the columns video,caption[,start,end,split], found none. "
+                        f"Write one, or correct dataset.path.") from error
+    except OSError as error:
+        raise DataError(f"{path}: need a readable file, got {error.strerror}. Correct its permissions.") from error
+    csv.field_size_limit(MAX_CELL)
+    with file, track(total=os.path.getsize(path), description="reading captions", unit="B") as bar:
+        cells = _rows(csv.reader(file, strict=True), path)
+        columns = _header(path, next(cells, (1, []))[1])
+        for number, row in cells:
+            if row:
+                yield _row(f"{path} row {number}", columns, row)
+            if number % 1000 == 0:
+                bar.update(os.lseek(file.fileno(), 0, os.SEEK_CUR) - bar.n)
+        bar.update(bar.total - bar.n)
+
+
+def _rows(reader, path: Path) -> Iterator[tuple[int, list[str]]]:
+    number = 0
+    while True:
+        number += 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path} row {number}: need comma-separated cells with closed double quotes, got: {error}. "
+                            f"Close the quote, and double the quotes inside a caption.") from error
+        yield number, row
+
+
+def _check_text(where: str, cell: str, column: str) -> None:
+    if column != "video" and not cell.isascii():        # a file may have any bytes for a name
+        try:
+            cell.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise not_utf8(where, cell) from error
+    if "\0" in cell:
+        raise DataError(f"{where}: need text, got a zero byte. Save the file as CSV in UTF-8.")
+
+
+def not_utf8(where: str, cell: str) -> DataError:
+    """About a cell that was read with `surrogateescape`."""
+    byte = next(ord(char) - 0xDC00 for char in cell if "\udc80" <= char <= "\udcff")
+    return DataError(f"{where}: need UTF-8, got the byte 0x{byte:02x}. Save the file as UTF-8.")
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    for cell in cells:
+        _check_text(f"{path} row 1", cell, "")
+    columns = [cell.strip() for cell in cells]
+    known = ",".join(REQUIRED) + "[," + ",".join(OPTIONAL) + "]"
+    got = ",".join(columns) or "nothing"
+    if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
+        raise DataError(f"{path} row 1: need each column once, got {twice[0]!r} twice. Remove one of the two.")
+    if missing := [name for name in REQUIRED if name not in columns]:
+        raise DataError(f"{path} row 1: need the columns {known}, got {_short(got)}. Add the column {missing[0]}.")
+    if unknown := [name for name in columns if name not in REQUIRED + OPTIONAL]:
+        raise DataError(f"{path} row 1: need only the columns {known}, got {_short(unknown[0])}. Rename or remove it.")
+    return columns
+
+
+def _row(where: str, columns: list[str], cells: list[str]) -> CaptionRow:
+    if len(cells) != len(columns):
+        raise DataError(f"{where}: need {len(columns)} cells ({','.join(columns)}), got {len(cells)}. "
+                        f"Put a caption that holds a comma in double quotes.")
+    values = dict(zip(columns, cells, strict=True))
+    for column, cell in values.items():
+        _check_text(where, cell, column)
+    video, split = values["video"].strip(), values.get("split", "").strip()
+    if not video:
+        raise DataError(f"{where}: need the name of a video, got an empty cell. Fill it in or remove the row.")
+    if split and split not in SPLITS:
+        raise DataError(f"{where}: need a split of {', '.join(SPLITS)} or none, got {_short(split)}. Correct the cell.")
+    start_s, end_s = (_seconds(where, name, values.get(name, "")) for name in ("start", "end"))
+    check_segment(where, start_s, end_s)
+    return CaptionRow(video, " ".join(values["caption"].split()), start_s, end_s, split or None, where)
+
+
+def _seconds(where: str, name: str, cell: str) -> float | None:
+    if not cell.strip():
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise DataError(f"{where}: need {name} in seconds from 0, got {_short(cell)}. Correct the cell or empty it.")
+    return value
+
+
+def check_segment(where: str, start_s: float | None, end_s: float | None) -> None:
+    """Raises: DataError when a part of a video does not end after it starts."""
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise DataError(f"{where}: need end after start, got {start_s or 0.0:g} to {end_s:g}. Correct the two cells.")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

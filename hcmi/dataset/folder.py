@@ -1,0 +1,92 @@
+"""The `folder` format, people's own videos: `<dir>/videos/*` and `<dir>/captions.csv`."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from hcmi.config import DatasetConfig
+from hcmi.dataset.build_clips import VIDEO_ENDINGS, build_clips
+from hcmi.dataset.captions import CaptionRow, not_utf8, read_captions
+from hcmi.errors import DataError
+from hcmi.files import project_path
+from hcmi.types import Clip, Skip
+from hcmi.video import find_files, is_text, refusal
+
+Found = Iterator[Clip | Skip]
+
+
+def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True) -> Found:
+    """The clips of a folder in the `folder` format in order of video_id, and a record for each thing left out.
+
+    Without `captions_required` every video file makes a clip, with the captions that captions.csv has for it, and
+    `folder` may also be a plain folder of videos.
+
+    Raises: DataError when the table is wrong or names a file outside the folder.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: need a folder with videos/ and captions.csv, found none. Correct dataset.path.")
+    videos = folder / "videos" if captions_required or os.path.isdir(folder / "videos") else folder
+    inside = Path(os.path.realpath(videos))
+    rows: Iterable[CaptionRow] = ()
+    if captions_required or os.path.isfile(folder / "captions.csv"):
+        rows = read_captions(folder / "captions.csv")
+    if not captions_required:
+        rows = chain(rows, _uncaptioned(videos))
+    return build_clips(rows, lambda row: _locate(videos, inside, row), config)
+
+
+def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
+    for path in find_files(videos, VIDEO_ENDINGS):
+        yield CaptionRow(path.relative_to(videos).as_posix(), None, where=str(path))
+
+
+def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
+    """The path of a row's video.
+
+    Raises: DataError when the table cannot mean it, DecodeError when it is a link out of the folder.
+    """
+    name, where = row.video, row.where
+    if os.path.isabs(name) or PureWindowsPath(name).is_absolute():
+        raise DataError(f"{where}: need a path inside {videos}, got the absolute path {name!r}. Copy the file there "
+                        f"and name it relative to that folder.")
+    if ".." in name.split("/"):
+        raise DataError(f"{where}: need a path inside {videos}, got {name!r} with '..'. Copy the file there.")
+    path = project_path(videos / name)
+    if not is_text(name) and not os.path.lexists(path):
+        raise not_utf8(where, name)
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(inside):
+        raise refusal("outside", path, f"to {real}")
+    return path
+
+
+def read_folder(folder: str | Path, config: DatasetConfig,
+                captions_required: bool = True) -> tuple[list[Clip], list[Skip]]:
+    """All of `iter_folder` at once: the clips, and what was left out.
+
+    Raises: DataError as `iter_folder` does, and when not one clip is left.
+    """
+    skipped: list[Skip] = []
+    clips = list(only_clips(iter_folder(folder, config, captions_required), skipped.append))
+    if not clips:
+        raise nothing_usable(folder, Counter(skip.reason for skip in skipped), skipped)
+    return clips, skipped
+
+
+def only_clips(found: Found, skip: Callable[[Skip], Any]) -> Iterator[Clip]:
+    for one in found:
+        if isinstance(one, Clip):
+            yield one
+        else:
+            skip(one)
+
+
+def nothing_usable(folder: str | Path, reasons: Counter[str], skipped: list[Skip]) -> DataError:
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "no rows"
+    first = f" The first: {skipped[0].detail}" if skipped else ""
+    return DataError(f"{folder}: need at least one readable video with a caption, got none ({counts}). "
+                     f"Add one or correct the table.{first}")

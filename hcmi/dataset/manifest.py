@@ -1,0 +1,66 @@
+"""The manifest: one row a clip, sorted by video_id, in Parquet; and the lines that say what was left out and why."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hcmi.errors import DataError
+from hcmi.files import atomic_file
+from hcmi.types import CLIP_SCHEMA, Clip, Skip
+
+ROWS_AT_ONCE = 10_000
+
+
+def write_manifest(clips: Iterable[Clip], path: str | Path) -> int:
+    """Write clips that arrive in order of video_id; a slice at a time, so a million fit in little memory. Count back.
+
+    Raises: DataError when a video_id comes twice or out of order.
+    """
+    count, last = 0, ""
+    rows = iter(clips)
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, CLIP_SCHEMA, compression="zstd") as writer:
+        while chunk := list(islice(rows, ROWS_AT_ONCE)):
+            for clip in chunk:
+                if clip.video_id <= last:
+                    fault = "twice" if clip.video_id == last else f"after {last!r}"
+                    raise DataError(f"{path}: need every video_id once and in order, got {clip.video_id!r} {fault}. "
+                                    f"Sort the clips and rename one of the two.")
+                last = clip.video_id
+            writer.write_table(pa.Table.from_pylist([clip.to_row() for clip in chunk], CLIP_SCHEMA))
+            count += len(chunk)
+    return count
+
+
+def iter_manifest(path: str | Path, split: str | None = None) -> Iterator[Clip]:
+    """The manifest's clips in order of video_id, a slice at a time; only one split where asked.
+
+    Raises: DataError when the file is missing or is not a manifest.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: need a manifest, found none. Run `hcmi dataset` first.") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: need a manifest in Parquet, got: {error}. Run `hcmi dataset` again.") from error
+    with file:
+        if missing := set(CLIP_SCHEMA.names) - set(file.schema_arrow.names):
+            raise DataError(f"{path}: need the columns of a manifest, got none called {', '.join(sorted(missing))}. "
+                            f"Run `hcmi dataset` again.")
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=CLIP_SCHEMA.names):
+            for row in batch.to_pylist():
+                if split is None or row["split"] == split:
+                    yield Clip.from_row(row)
+
+
+def read_manifest(path: str | Path, split: str | None = None) -> list[Clip]:
+    """All of `iter_manifest` at once."""
+    return list(iter_manifest(path, split))
+
+
+def write_skipped(skips: Iterable[Skip], path: str | Path) -> None:
+    """Write skipped.jsonl: what was left out, one record a line."""
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(skip.to_line() for skip in skips)

@@ -1,0 +1,89 @@
+"""The `dataset` stage: any known data set in, one manifest out. docs/datasets.md says what to put where."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hcmi.config import DatasetConfig
+from hcmi.dataset.annotations import SOURCES, find_videos, read_annotations
+from hcmi.dataset.build_clips import build_clips
+from hcmi.dataset.captions import CaptionRow
+from hcmi.dataset.folder import Found, iter_folder, nothing_usable, only_clips, read_folder
+from hcmi.dataset.manifest import write_manifest
+from hcmi.errors import DataError
+from hcmi.files import ask_to_write, atomic_dir, project_path
+from hcmi.scenes import BATCHES, write_batch, write_scenes
+from hcmi.types import SPLITS, Clip, Skip
+
+__all__ = ["DATASETS", "build_dataset", "iter_folder", "read_folder"]
+
+
+def _folder(config: DatasetConfig, generated_dir: Path) -> Found:
+    return iter_folder(config.path, config)
+
+
+def _scenes(config: DatasetConfig, generated_dir: Path) -> Found:
+    return iter(write_scenes(config.scenes, config.seed, generated_dir))
+
+
+def _published(config: DatasetConfig, generated_dir: Path) -> Found:
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: need the folder of {config.name}, found none. See docs/datasets.md for its files.")
+    files = find_videos(folder)
+
+    def locate(row: CaptionRow) -> str:
+        return project_path(files.get(row.video, folder / "videos" / row.video))
+
+    return build_clips(read_annotations(config), locate, config, keep_repeats=True)
+
+
+DATASETS: dict[str, Callable[[DatasetConfig, Path], Found]] = {
+    "scenes": _scenes, "folder": _folder, **dict.fromkeys(SOURCES, _published)}
+
+
+def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_dir: str | Path,
+                  incoming_dir: str | Path) -> dict[str, Any]:
+    """Write manifest.parquet and skipped.jsonl into `manifest_dir`; for scenes also its videos and incoming batches.
+
+    Other data sets leave `generated_dir` and the batches' folders empty. Returns counts for people and programs.
+
+    Raises: DataError, ConfigError for what is wrong with the data set or its parameters, MachineError when an output
+    cannot be written; nothing is written then.
+    """
+    if config.name not in DATASETS:
+        raise DataError(f"dataset.name: need one of {', '.join(DATASETS)}, got {config.name!r}. Correct params.yaml.")
+    ask_to_write(folders=[manifest_dir, generated_dir, *(Path(incoming_dir) / batch for batch in BATCHES)])
+    if config.name != "scenes":
+        with atomic_dir(generated_dir):
+            pass
+    counts: Counter[str] = Counter(dict.fromkeys(("clips", *SPLITS, "captions"), 0))
+    reasons: Counter[str] = Counter()
+    first: list[Skip] = []
+    with (atomic_dir(manifest_dir) as temporary,
+          open(temporary / "skipped.jsonl", "w", encoding="utf-8", newline="\n") as skipped):
+
+        def skip(found: Skip) -> None:
+            skipped.write(found.to_line())
+            reasons[found.reason] += 1
+            first[:] = first or [found]
+
+        clips = only_clips(DATASETS[config.name](config, Path(generated_dir)), skip)
+        if not write_manifest(_counted(clips, counts), temporary / "manifest.parquet"):
+            raise nothing_usable(config.path, reasons, first)
+    for batch in BATCHES:
+        if config.name == "scenes":
+            write_batch(config.scenes, config.seed, batch, Path(incoming_dir) / batch)
+        else:
+            with atomic_dir(Path(incoming_dir) / batch):
+                pass
+    seconds = counts.pop("milliseconds", 0) / 1000
+    return {"dataset": config.name, **counts, "hours": round(seconds / 3600, 3), "skipped": dict(reasons)}
+
+
+def _counted(clips: Iterator[Clip], counts: Counter[str]) -> Iterator[Clip]:
+    for clip in clips:
+        counts.update({"clips": 1, clip.split: 1, "captions": len(clip.captions),
+                       "milliseconds": round(clip.duration_s * 1000)})
+        yield clip

@@ -1,0 +1,5 @@
+"""ROOM doctor."""
+
+from hcmi.doctor.check import doctor, report_text
+
+__all__ = ["doctor", "report_text"]

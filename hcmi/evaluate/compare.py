@@ -1,0 +1,106 @@
+"""`hcmi evaluate --compare A B`: is B better than A, query by query, and what is different between the two runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hcmi.errors import DataError
+from hcmi.evaluate.metrics import Ranks, paired_difference
+
+SEED = 0
+DIRECTIONS = ("t2v", "v2t")
+
+
+def compare(path_a: str | Path, path_b: str | Path, samples: int = 1000) -> dict:
+    """Paired differences B minus A with 95 % intervals, and what differs in configuration, data, code and versions.
+
+    Each path is a run's `evaluate.json`, or a folder with `metrics/evaluate.json` and `plots/`. R@K in per cent.
+    Raises: DataError when a file is missing or broken, or the two were not measured on the same queries and gallery.
+    """
+    runs = [_load(Path(path)) for path in (path_a, path_b)]
+    (report_a, card_a, ranks_a), (report_b, card_b, ranks_b) = runs
+    for key in ("split_sha256", "split"):
+        values = [report["protocol"].get(key) for report in (report_a, report_b)]
+        if values[0] != values[1]:
+            raise DataError(f"{path_a} and {path_b}: need the same {key} to pair queries, got {values[0]} and "
+                            f"{values[1]}. Evaluate both models on the same data.")
+    return {"differences": {direction: _differences(ranks_a, ranks_b, direction, samples) for direction in DIRECTIONS},
+            "changed": {"protocol": _changed(report_a["protocol"], report_b["protocol"]),
+                        **{key: _changed(card_a.get(key, {}), card_b.get(key, {}))
+                           for key in ("config", "model", "data", "code", "versions")}}}
+
+
+def compare_text(found: dict, path_a: str | Path, path_b: str | Path) -> str:
+    """The comparison for a person: a table of differences, then a list of what changed."""
+    lines = [f"A: {path_a}", f"B: {path_b}", "", f"{'':8}{'':6}{'A':>9}{'B':>9}{'B - A':>9}   95 % interval"]
+    for direction, figures in found["differences"].items():
+        for name, row in figures.items():
+            low, high = row["ci95"]
+            sure = "" if low <= 0 <= high else "  *"
+            lines.append(f"{direction:8}{name:6}{row['a']:9.2f}{row['b']:9.2f}{row['difference']:+9.2f}   "
+                         f"[{low:+.2f}, {high:+.2f}]{sure}")
+    lines += ["", "* the interval leaves out 0", "", "What differs (A -> B):"]
+    for section, changes in found["changed"].items():
+        for key, (a, b) in changes.items():
+            lines.append(f"  {section} {key}: {_short(a)} -> {_short(b)}")
+    return "\n".join(lines if any(found["changed"].values()) else [*lines, "  nothing"])
+
+
+def _load(path: Path) -> tuple[dict, dict, pd.DataFrame]:
+    report = path
+    if path.is_dir():
+        report = next((file for file in (path / "metrics" / "evaluate.json", path / "evaluate.json") if file.exists()),
+                      path / "metrics" / "evaluate.json")
+    folders = (report.parent / "plots", report.parent.parent / "plots")
+    plots = next((folder for folder in folders if folder.is_dir()), folders[1])
+    try:
+        figures = json.loads(report.read_text(encoding="utf-8"))
+        if "protocol" not in figures:
+            raise ValueError("no protocol in evaluate.json")
+        return (figures, json.loads((plots / "run.json").read_text(encoding="utf-8")),
+                pd.read_parquet(plots / "ranks.parquet"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: need evaluate.json with the folder plots/ of the same run, got no "
+                        f"{error.filename}. Run `hcmi evaluate` with --out and --plots in one folder.") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: need the complete output of `hcmi evaluate`, got: "
+                        f"{' '.join(str(error).split())}. Run it again.") from error
+
+
+def _differences(ranks_a: pd.DataFrame, ranks_b: pd.DataFrame, direction: str, samples: int) -> dict:
+    chosen = [table[table["direction"] == direction].sort_values("query") for table in (ranks_a, ranks_b)]
+    if chosen[0]["query"].tolist() != chosen[1]["query"].tolist():
+        raise DataError(f"{direction}: need the same queries in both runs, got {len(chosen[0])} and {len(chosen[1])} "
+                        "that do not agree. Evaluate both models on the same data.")
+    groups = chosen[0]["video_id"].to_numpy()
+    a, b = (Ranks(*(table[name].to_numpy() for name in ("greater", "tied", "winners"))) for table in chosen)
+    values = {f"R@{k}": (100 * a.hits_at(k), 100 * b.hits_at(k)) for k in (1, 5, 10)}
+    values["MnR"] = (a.expected, b.expected)
+    found = {}
+    for name, (of_a, of_b) in values.items():
+        row: dict[str, Any] = {"a": float(of_a.mean()), "b": float(of_b.mean()),
+                               **paired_difference(of_a, of_b, np.random.default_rng(SEED), samples, groups)}
+        found[name] = {key: np.round(value, 4).tolist() for key, value in row.items()}
+    return found
+
+
+def _changed(a: dict, b: dict) -> dict[str, list]:
+    """Dotted key -> [value in A, value in B] for each leaf that differs; None where a side has none."""
+    flat_a, flat_b = _flat(a), _flat(b)
+    return {key: [flat_a.get(key), flat_b.get(key)] for key in sorted(flat_a | flat_b)
+            if flat_a.get(key) != flat_b.get(key)}
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text[:12] + "…" if len(text) == 64 else text     # a hash

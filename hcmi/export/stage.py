@@ -1,0 +1,119 @@
+"""Stage `export`: every clip's tokens on disk, the search index over them, and the reference for drift."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hcmi.config import ExportConfig
+from hcmi.errors import DataError
+from hcmi.files import ask_to_write, atomic_dir
+from hcmi.index import TokenStore, TokenWriter, create_index, model_card, videos_table, write_parquet, write_texts
+from hcmi.model import HcmiModel, encode_texts, join, load_retriever, score
+from hcmi.progress import track
+from hcmi.runtime import pick_device
+from hcmi.shards import ShardReader, eval_batches, pick_frames
+from hcmi.types import SPLITS, Clip, TextTokens, VideoTokens
+
+REFERENCE = "test"      # held out: no choice was made on it
+COST_ITEMS = 1000       # videos and texts that the cost of storing is measured on
+
+
+def export(*, model_dir: str | Path, shards_dir: str | Path, out_dir: str | Path, config: ExportConfig
+           ) -> dict[str, Any]:
+    """Encode the clips of every split; write videos.parquet, embeddings/, index/, reference/ and meta.json.
+
+    `out_dir` appears whole or not at all.
+    Raises: ModelError, DataError (no clips in the shards), MachineError (`out_dir` cannot be written; this is checked
+    before the work).
+    """
+    ask_to_write(folders=[out_dir])
+    model = load_retriever(model_dir, pick_device("auto"))
+    splits = [split for split in SPLITS if any(Path(shards_dir).glob(f"{split}-*.tar"))]
+    readers = {split: ShardReader(shards_dir, split) for split in splits}
+    num_videos = sum(map(len, readers.values()))
+    if not num_videos:
+        raise DataError(f"{shards_dir}: need at least one clip to export, got none. Run `hcmi shards`.")
+    videos = videos_table(clip for reader in readers.values() for clip in reader.clips)
+    card = model_card(model)
+    held_out: list[tuple[VideoTokens, np.ndarray]] = []
+    with atomic_dir(out_dir) as folder:
+        writer = TokenWriter(folder / "embeddings", num_videos, config.precision)
+        with track(description="export", total=num_videos, unit="clip") as bar:
+            for split, reader in readers.items():
+                for tokens, times_BT in encode_batches(model, reader, config.batch_size):
+                    writer.append(tokens, times_BT)
+                    held_out += [(tokens, times_BT)] if split == REFERENCE else []
+                    bar.update(len(tokens))
+        writer.close()
+        pq.write_table(videos, folder / "videos.parquet", compression="zstd")
+        if config.parquet:
+            write_parquet(videos, TokenStore(folder / "embeddings"), folder / "embeddings.parquet")
+        create_index(folder / "index", card, data="..")
+        meta = {**card, "precision": config.precision, "num_videos": num_videos,
+                "splits": {split: len(reader) for split, reader in readers.items()}}
+        if held_out:
+            meta["precision_cost"] = _write_reference(model, readers[REFERENCE].clips, held_out, folder / "reference",
+                                                      config.precision)
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    return {"videos": num_videos, **meta["splits"], "dim": card["dim"], "out": str(out_dir)}
+
+
+@torch.inference_mode()
+def encode_batches(model: HcmiModel, reader: ShardReader, batch_size: int) -> Iterator[tuple[VideoTokens, np.ndarray]]:
+    """(tokens on the CPU, times_BT in seconds) of each clip of the reader, once, in order."""
+    for batch in eval_batches(reader, batch_size, model.config.num_frames):
+        mask_BT = torch.as_tensor(batch.frame_mask_BT)
+        pixels = model.processor.frames(torch.as_tensor(batch.frames_BTHXC).to(model.device))
+        tokens = model.encode_videos(pixels, mask_BT.to(model.device)).to("cpu")
+        yield tokens, np.stack([frame_times(reader.stored[row].times_s, mask_BT.shape[1]) for row in batch.rows])
+
+
+def frame_times(stored_times_s: Sequence[float], num_frames: int) -> np.ndarray:
+    """[T] seconds of the frames that evaluation picks; the last one repeated where a clip has fewer."""
+    picked = [stored_times_s[at] for at in pick_frames(len(stored_times_s), num_frames, None)]
+    return np.array((picked + picked[-1:] * num_frames)[:num_frames], np.float32)
+
+
+def _write_reference(model: HcmiModel, clips: list[Clip], batches: list[tuple[VideoTokens, np.ndarray]], folder: Path,
+                     precision: str) -> dict[str, float]:
+    """The held-out videos and texts as drift reads them; returns what storing cost.
+
+    videos.parquet, embeddings/ as in the export, embeddings/texts_*.npy, and queries.parquet: caption, video_id and
+    the row of its video.
+    """
+    writer = TokenWriter(folder / "embeddings", len(clips), precision)
+    for tokens, times_BT in batches:
+        writer.append(tokens, times_BT)
+    writer.close()
+    exact = join([tokens for tokens, _ in batches])
+    pq.write_table(videos_table(clips), folder / "videos.parquet", compression="zstd")
+    captions = [caption for clip in clips for caption in clip.captions]
+    rows = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
+    pq.write_table(pa.table({"caption": pa.array(captions, pa.string()), "video_row": pa.array(rows, pa.int64()),
+                             "video_id": pa.array([clips[row].video_id for row in rows], pa.string())}),
+                   folder / "queries.parquet", compression="zstd")
+    if not captions:
+        return {}
+    texts = encode_texts(model, captions)
+    write_texts(folder / "embeddings", texts)
+    return precision_cost(model, texts, rows, exact, TokenStore(folder / "embeddings").tokens(slice(None)))
+
+
+def precision_cost(model: HcmiModel, texts: TextTokens, video_of_text: np.ndarray, exact: VideoTokens,
+                   stored: VideoTokens) -> dict[str, float]:
+    """R@1 in per cent, text to video, with exact and with stored tokens, and the largest difference of two scores.
+
+    At most COST_ITEMS videos and texts are compared.
+    """
+    some = np.flatnonzero(video_of_text < COST_ITEMS)[:COST_ITEMS]
+    pairs = [model.combine(score(model, texts[some], tokens[:COST_ITEMS])) for tokens in (exact, stored)]
+    own = torch.from_numpy(video_of_text[some])
+    first = [float((sims_QV.argmax(1) == own).float().mean()) * 100 for sims_QV in pairs]
+    return {"t2v_R@1_exact": first[0], "t2v_R@1_stored": first[1], "queries": len(some),
+            "max_score_difference": float((pairs[0] - pairs[1]).abs().max())}

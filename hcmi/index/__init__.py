@@ -1,0 +1,40 @@
+"""ROOM index."""
+
+from hcmi.index.milvus import MilvusIndex, is_milvus, push_export
+from hcmi.index.search_index import Filter, SearchIndex, read_manifest
+from hcmi.index.store import (
+    VIDEOS_SCHEMA,
+    TokenStore,
+    TokenWriter,
+    read_texts,
+    read_videos,
+    round_trip,
+    table_clips,
+    videos_table,
+    write_parquet,
+    write_texts,
+)
+from hcmi.index.writer import add_videos, create_index, model_card, remove_videos
+
+__all__ = [
+    "VIDEOS_SCHEMA",
+    "Filter",
+    "MilvusIndex",
+    "SearchIndex",
+    "TokenStore",
+    "TokenWriter",
+    "add_videos",
+    "create_index",
+    "is_milvus",
+    "model_card",
+    "push_export",
+    "read_manifest",
+    "read_texts",
+    "read_videos",
+    "remove_videos",
+    "round_trip",
+    "table_clips",
+    "videos_table",
+    "write_parquet",
+    "write_texts",
+]

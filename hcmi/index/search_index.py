@@ -1,0 +1,316 @@
+"""The search index: FAISS over video-level vectors for the first stage, tokens on disk for the second.
+
+A folder with immutable segments and one `index.json` that names them:
+
+    index.json                                  {"format", "generation", "model": {...}, "segments": [...]}
+    <segment>/vectors.faiss                     flat, or HNSW from HNSW_ROWS rows on; inner product
+    <segment>/videos.parquet, embeddings/*.npy  (of the first segment of an export: one folder up)
+    <segment>/removed-<generation>.npy          row numbers no longer served
+
+Whoever opens the index, at any moment, finds one consistent generation; readers never lock. `hcmi/index/writer.py`
+makes the next one.
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hcmi.errors import SearchIndexError
+from hcmi.index.store import FIELDS, FILES, TokenStore, read_videos, table_clips, tokens_of
+from hcmi.progress import track
+from hcmi.runtime import single_after_fork
+from hcmi.types import Clip, VideoTokens
+
+FORMAT = 1
+HNSW_ROWS = 30_000      # below it a flat scan answers within some milliseconds
+HNSW_LINKS = 32
+HNSW_BUILD = 80         # efConstruction
+SCAN_SHARE = 0.1        # filters that let through less than this are scanned exactly: HNSW would miss most of them
+AGAIN = "Run `hcmi export` again."
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which videos may be found: every tag given must be equal, and the length within bounds."""
+
+    tags: tuple[tuple[str, str], ...] = ()
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.tags) or self.min_seconds is not None or self.max_seconds is not None
+
+
+class Segment:
+    """One immutable part of an index: rows of videos, tokens and vectors. Files are opened when needed or by `load`."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any]):
+        self.folder, self.entry, self.rows = folder, entry, entry["rows"]
+        for name, size in entry["sizes"].items():
+            path = folder / name
+            try:
+                got = f"{path.stat().st_size} bytes"
+            except OSError:
+                got = "no file"
+            if got != f"{size} bytes":
+                raise SearchIndexError(f"{path}: need {size} bytes as index.json says, got {got}. Copy the index "
+                                       "again, with the export folder around it, or run `hcmi export`.")
+
+    @cached_property
+    def faiss_index(self) -> Any:
+        try:
+            return faiss.read_index(str(self.folder / self.entry["vectors"]))
+        except RuntimeError as error:
+            raise SearchIndexError(f"{self.folder / self.entry['vectors']}: need a FAISS index, got a broken file. "
+                                   + AGAIN) from error
+
+    @cached_property
+    def videos(self) -> pa.Table:
+        return read_videos(self.folder / self.entry["videos"])
+
+    @cached_property
+    def store(self) -> TokenStore:
+        return TokenStore(self.folder / self.entry["embeddings"])
+
+    @cached_property
+    def alive(self) -> np.ndarray:
+        """bool [rows]: False where a row was removed."""
+        alive = np.ones(self.rows, bool)
+        if self.entry["removed"]:
+            path = self.folder / self.entry["removed"]
+            try:
+                alive[np.load(path)] = False
+            except (OSError, ValueError, IndexError) as error:
+                raise SearchIndexError(f"{path}: need the list of removed rows, got none or a broken one. "
+                                       + AGAIN) from error
+        return alive
+
+    def load(self) -> None:
+        """Open every file: from then on the folder may change or go."""
+        _ = self.faiss_index, self.videos, self.store, self.alive
+
+    def allowed(self, where: Filter) -> np.ndarray:
+        """bool [rows]: rows that are alive and pass the filter."""
+        keep = self.alive
+        for name, value in where.tags:
+            found = pc.equal(pc.map_lookup(self.videos["tags"], pa.scalar(name), "first"), value)
+            keep = keep & found.fill_null(False).to_numpy()
+        if where.min_seconds is not None:
+            keep = keep & (self.videos["duration_s"].to_numpy() >= where.min_seconds)
+        if where.max_seconds is not None:
+            keep = keep & (self.videos["duration_s"].to_numpy() <= where.max_seconds)
+        return keep
+
+    def nearest(self, query_D: np.ndarray, count: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and inner products of the `count` nearest vectors, best first; fewer where fewer are kept."""
+        kept = self.rows if keep is None else int(keep.sum())
+        count = min(count, kept)
+        if not count:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        if keep is not None and kept < SCAN_SHARE * self.rows:
+            rows = np.flatnonzero(keep)
+            scores = self.store.vectors(rows) @ query_D
+            best = np.argsort(-scores, kind="stable")[:count]
+            return rows[best], scores[best]
+        api: Any = faiss        # its type stubs know neither selectors nor HNSW
+        selector = None if keep is None else api.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
+        if self.entry["kind"] == "hnsw":
+            options = api.SearchParametersHNSW(efSearch=max(2 * count, 64), sel=selector)
+        else:
+            options = api.SearchParameters(sel=selector)
+        with _one_thread():
+            scores, rows = self.faiss_index.search(query_D[None], count, params=options)
+        found = rows[0] >= 0
+        return rows[0][found], scores[0][found]
+
+
+class SearchIndex:
+    """A consistent view of an index folder at one generation; `latest()` gives the newest.
+
+    Rows are numbered through all segments and mean something only within one generation. A view that was opened with
+    `load` needs its folder no more, and any number of threads may search it.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], segments: list[Segment], loaded: bool = False):
+        """Use `SearchIndex.open`."""
+        single_after_fork(faiss.omp_set_num_threads)
+        self.folder, self.manifest, self.segments, self.loaded = folder, manifest, segments, loaded
+        self.model: dict[str, Any] = manifest["model"]
+        self.starts = np.cumsum([0, *(segment.rows for segment in segments)])
+        self._filtered: tuple[Filter, list[np.ndarray]] | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path, known: Sequence[Segment] = (), load: bool = False) -> "SearchIndex":
+        """The newest generation in `folder`; `known` segments, already open, are reused where they are unchanged.
+
+        `load`: open every file now, so that the view needs the folder no more. Otherwise files are opened when needed.
+        Raises: SearchIndexError when the index is missing, half-copied or broken.
+        """
+        folder = Path(folder)
+        reusable = {json.dumps(segment.entry): segment for segment in known}
+        while True:
+            manifest = read_manifest(folder)
+            try:
+                segments = [reusable.get(json.dumps(entry)) or Segment(folder, entry) for entry in manifest["segments"]]
+                for segment in segments if load else ():
+                    segment.load()
+                if not load or read_manifest(folder) == manifest:       # else the files may be those of two exports
+                    return cls(folder, manifest, segments, load)
+            except SearchIndexError:
+                if read_manifest(folder) == manifest:       # else a writer moved on between the two reads
+                    raise
+
+    def __len__(self) -> int:
+        return sum(int(segment.alive.sum()) if segment.entry["removed"] else segment.rows for segment in self.segments)
+
+    @property
+    def generation(self) -> int:
+        return self.manifest["generation"]
+
+    def latest(self) -> "SearchIndex":
+        """This view, or a new one when a writer has moved on."""
+        if read_manifest(self.folder) == self.manifest:
+            return self
+        return SearchIndex.open(self.folder, self.segments, self.loaded)
+
+    def check_model(self, fingerprint: str) -> None:
+        """Raises: SearchIndexError when another model made the index: its vectors would be compared at random."""
+        check_fingerprint(self.folder, self.model, fingerprint)
+
+    def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None) -> np.ndarray:
+        """First stage: rows of the `count` videos nearest to the unit vector `query_D`, best first."""
+        keeps: list[np.ndarray | None] = [s.alive if s.entry["removed"] else None for s in self.segments]
+        if where:
+            filtered = self._filtered       # read once: another thread may put its own filter there at any moment
+            if filtered is None or filtered[0] != where:
+                filtered = self._filtered = where, [segment.allowed(where) for segment in self.segments]
+            keeps = list(filtered[1])
+        query_D = np.ascontiguousarray(query_D, np.float32)
+        found = [segment.nearest(query_D, count, keep) for segment, keep in zip(self.segments, keeps, strict=True)]
+        if not found:
+            return np.zeros(0, np.int64)
+        rows = np.concatenate([part + start for (part, _), start in zip(found, self.starts, strict=False)])
+        scores = np.concatenate([part for _, part in found])
+        return rows[np.argsort(-scores, kind="stable")[:count]]
+
+    def tokens(self, rows: np.ndarray) -> VideoTokens:
+        """Tokens of `rows` (at least one), read from disk, in the order given."""
+        return tokens_of(self.stored(rows, FIELDS))
+
+    def times(self, rows: np.ndarray) -> np.ndarray:
+        """[N, T] seconds into each file of the frames behind `tokens(rows)`; at least one row."""
+        return self.stored(rows, ("times_s",))["times_s"]
+
+    def clips(self, rows: np.ndarray) -> list[Clip]:
+        """The rows as the manifest had them, in the order given."""
+        parts = self._gather(rows, lambda segment, local: table_clips(segment.videos.take(pa.array(local))))
+        found = {int(at): clip for where, clips in parts for at, clip in zip(where, clips, strict=True)}
+        return [found[at] for at in range(len(rows))]
+
+    def _gather(self, rows: np.ndarray, read: Callable[[Segment, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:
+        """(positions in `rows`, what `read` gives for them) per segment."""
+        rows = np.asarray(rows, np.int64)
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        return [(np.flatnonzero(owner == s), read(self.segments[s], rows[owner == s] - self.starts[s]))
+                for s in np.unique(owner)]
+
+    def rows_of(self, column: str, values: Sequence[str]) -> np.ndarray:
+        """Rows, removed ones left out, whose `column` (video_id, sha256, path) is one of `values`."""
+        wanted = pa.array(list(values), pa.string())
+        parts = [np.flatnonzero(pc.is_in(segment.videos[column], wanted).to_numpy() & segment.alive) + start
+                 for segment, start in zip(self.segments, self.starts, strict=False)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def rows_of_clips(self, clips: Sequence[Clip]) -> np.ndarray:
+        """Rows that hold one of `clips` already: the same bytes and part, or the same video_id."""
+        keys = {clip.content_key for clip in clips}
+        rows = self.rows_of("sha256", [clip.sha256 for clip in clips])
+        same = [row for row, clip in zip(rows, self.clips(rows), strict=True) if clip.content_key in keys]
+        return np.union1d(np.array(same, np.int64), self.rows_of("video_id", [clip.video_id for clip in clips]))
+
+    def some_rows(self, count: int) -> np.ndarray:
+        """At most `count` rows that are served, spread over the index."""
+        rows = self.live_rows()
+        return rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int)]
+
+    def captions(self) -> list[str]:
+        """Every caption of the index once, sorted."""
+        found: set[str] = set()
+        for segment in self.segments:
+            kept = segment.videos["captions"].filter(pa.array(segment.alive))
+            found.update(pc.list_flatten(kept).unique().to_pylist())
+        return sorted(found)
+
+    def stored(self, rows: np.ndarray, names: Collection[str] = FILES) -> dict[str, np.ndarray]:
+        """What the token files `names` hold for `rows` (at least one), by file, in the order given."""
+        parts = self._gather(rows, lambda segment, local: segment.store.stored(local, names))
+        if len(parts) == 1:
+            return parts[0][1]
+        order = np.argsort(np.concatenate([at for at, _ in parts]))
+        return {name: np.concatenate([arrays[name] for _, arrays in parts])[order] for name in names}
+
+    def live_rows(self) -> np.ndarray:
+        """All rows that are served."""
+        return np.concatenate([np.zeros(0, np.int64),
+                               *(np.flatnonzero(s.alive) + start for s, start in zip(self.segments, self.starts,
+                                                                                     strict=False))])
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises: SearchIndexError when index.json is missing, cut short or of another format."""
+    path = folder / "index.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise SearchIndexError(f"{path}: need index format {FORMAT}, got {manifest['format']}. {AGAIN}")
+        manifest["generation"], manifest["model"]["fingerprint"], manifest["segments"]
+    except FileNotFoundError as error:
+        raise SearchIndexError(f"{folder}: need a search index, got no index.json there. "
+                               "Run `hcmi export`, or search a folder of videos with --videos.") from error
+    except NotADirectoryError as error:
+        raise SearchIndexError(f"{folder}: need a folder with a search index, got a file. Correct --index.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SearchIndexError(f"{path}: need a complete index.json, got a broken one. {AGAIN}") from error
+    return manifest
+
+
+def check_fingerprint(place: str | Path, model: dict[str, Any], fingerprint: str) -> None:
+    """Raises: SearchIndexError when another model than `fingerprint` made the vectors at `place`."""
+    if model["fingerprint"] != fingerprint:
+        raise SearchIndexError(f"{place}: need an index made by this model ({fingerprint[:12]}), got one by "
+                               f"{model['fingerprint'][:12]}. Run `hcmi export` with this model, or give the model "
+                               "that made the index.")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """`runtime.one_thread` for FAISS, which brings an OpenMP of its own: 0.5 ms instead of 27 on a busy machine."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def build_vectors(store: TokenStore, path: Path) -> str:
+    """Write the first stage's FAISS index of one segment; returns its kind, flat or hnsw."""
+    kind = "hnsw" if len(store) >= HNSW_ROWS else "flat"
+    index: Any = faiss.IndexFlatIP(store.dim)
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(store.dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = HNSW_BUILD
+    batches = list(store.batches(10_000))
+    for rows in track(batches, "index", unit="batch") if kind == "hnsw" else batches:
+        index.add(store.vectors(rows))
+    faiss.write_index(index, str(path))
+    return kind

@@ -1,0 +1,199 @@
+"""Changing a search index while others search it.
+
+A writer builds a new segment aside, then replaces `index.json` in one system call: whoever opens the index finds the
+old generation or the new one, and a crash leaves at most a folder nobody names, which a later writer sweeps.
+One writer at a time holds `.lock`.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hcmi.files import atomic_file, writing
+from hcmi.index.search_index import FORMAT, HNSW_ROWS, SearchIndex, build_vectors, read_manifest
+from hcmi.index.store import FILES, TokenStore, TokenWriter, new_array, table_clips, videos_table
+from hcmi.model import HcmiModel
+from hcmi.types import Clip, VideoTokens
+
+MAX_SEGMENTS = 8        # beyond it an addition also merges the small segments
+GRACE_SECONDS = 3600    # how long files of an older generation stay for its readers
+
+
+def model_card(model: HcmiModel) -> dict[str, Any]:
+    """What an index must say about the model that made its vectors."""
+    return {"fingerprint": model.fingerprint, "head": model.config.head, "backbone": model.config.backbone,
+            "levels": list(model.level_weights), "level_weights": dict(model.level_weights),
+            "num_frames": model.config.num_frames, "dim": model.head.dim, "preprocessing": model.processor.describe()}
+
+
+def create_index(folder: str | Path, model: dict[str, Any], data: str | None = None) -> SearchIndex:
+    """A new index for `model`, described by `model_card`.
+
+    `data`: folder, relative to the index, whose videos.parquet and embeddings/ become the first segment; it is not
+    copied. None: no videos yet.
+    """
+    folder = Path(folder)
+    segments = []
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if data is not None:
+            (folder / "base").mkdir(exist_ok=True)
+            segments.append(_describe(folder, f"{data}/videos.parquet", f"{data}/embeddings", "base/vectors.faiss"))
+        _commit(folder, {"format": FORMAT, "generation": -1, "model": model, "segments": segments})
+    return SearchIndex.open(folder)
+
+
+def add_videos(folder: str | Path, clips: Sequence[Clip], batches: Iterable[tuple[VideoTokens, np.ndarray]],
+               precision: str = "float16") -> dict[str, int]:
+    """Add clips and their (tokens, times_BT) batches, in the same order, while others search.
+
+    A clip takes the place of a row with the same bytes and part (`sha256`, `start_s`, `end_s`) or the same video_id,
+    so adding twice changes nothing. Crash-safe: the index is the old or the new one.
+    """
+    folder = Path(folder)
+    with _writing(folder) as index, _staging(folder) as staging:
+        writer = TokenWriter(staging / "embeddings", len(clips), precision)
+        for tokens, times_BT in batches:
+            writer.append(tokens, times_BT)
+        writer.close()
+        pq.write_table(videos_table(clips), staging / "videos.parquet", compression="zstd")
+        replaced = index.rows_of_clips(clips)
+        entry = _publish(folder, index.generation + 1, staging)
+        manifest = _without(index, replaced)
+        manifest["segments"].append(entry)
+        _commit(folder, manifest)
+    if len(manifest["segments"]) > MAX_SEGMENTS:
+        merge_small(folder)
+    return {"added": len(clips), "replaced": len(replaced)}
+
+
+def remove_videos(folder: str | Path, video_ids: Sequence[str]) -> int:
+    """Stop serving these videos; returns how many there were."""
+    with _writing(Path(folder)) as index:
+        rows = index.rows_of("video_id", video_ids)
+        if len(rows):
+            _commit(index.folder, _without(index, rows))
+    return len(rows)
+
+
+def merge_small(folder: str | Path) -> None:
+    """Make one segment of all small ones, leaving out removed rows: many segments cost time at each search."""
+    with _writing(Path(folder)) as index, _staging(index.folder) as staging:
+        small = [segment for segment in index.segments if segment.rows < HNSW_ROWS]
+        (staging / "embeddings").mkdir()
+        for name in FILES:
+            arrays = [segment.store.arrays[name] for segment in small]
+            kept = [np.flatnonzero(segment.alive) for segment in small]
+            merged = new_array(staging / "embeddings" / f"{name}.npy", arrays[0].dtype,
+                               (sum(map(len, kept)), *arrays[0].shape[1:]))
+            at = 0
+            for array, rows in zip(arrays, kept, strict=True):
+                merged[at:at + len(rows)] = array[rows]
+                at += len(rows)
+            merged.flush()
+        clips = [clip for segment in small for clip in table_clips(segment.videos.filter(pa.array(segment.alive)))]
+        pq.write_table(videos_table(clips), staging / "videos.parquet", compression="zstd")
+        entry = _publish(index.folder, index.generation + 1, staging)
+        others = [segment.entry for segment in index.segments if segment not in small]
+        _commit(index.folder, {**index.manifest, "segments": [*others, entry]})
+        for segment in small:
+            os.utime((index.folder / segment.entry["vectors"]).parent)      # the grace period starts now
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[SearchIndex]:
+    """The newest view, held by one writer at a time; sweeps what crashed writers and old generations left.
+
+    Raises: MachineError when the block cannot write; the index is then as it was.
+    """
+    read_manifest(folder)
+    with writing(folder), open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        index = SearchIndex.open(folder)
+        _sweep(index)
+        yield index
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Where a segment is made; gone with the block unless it was published."""
+    (folder / "segments").mkdir(exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".new-", dir=folder / "segments"))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(folder: Path, generation: int, staging: Path) -> dict[str, Any]:
+    """Give a finished segment its final name and describe it for index.json."""
+    name = f"segments/{generation:06d}"
+    if (folder / name).exists():        # a crash between here and the commit left it
+        shutil.rmtree(folder / name)
+    staging.chmod(0o755)
+    staging.rename(folder / name)
+    return _describe(folder, f"{name}/videos.parquet", f"{name}/embeddings", f"{name}/vectors.faiss")
+
+
+def _describe(folder: Path, videos: str, embeddings: str, vectors: str) -> dict[str, Any]:
+    """Build the vectors' FAISS index beside the data and make the segment's entry in index.json."""
+    store = TokenStore(folder / embeddings)
+    kind = build_vectors(store, folder / vectors)
+    names = [videos, vectors, *(f"{embeddings}/{name}.npy" for name in FILES)]
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+    for name in (videos, f"{embeddings}/video.npy"):
+        with open(folder / name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return {"videos": videos, "embeddings": embeddings, "vectors": vectors, "kind": kind, "rows": len(store),
+            "digest": digest.hexdigest(), "removed": None,
+            "sizes": {name: (folder / name).stat().st_size for name in names}}
+
+
+def _without(index: SearchIndex, rows: np.ndarray) -> dict[str, Any]:
+    """A manifest like the index's, with `rows` removed; writes the lists of removed rows it names."""
+    segments = []
+    for segment, start in zip(index.segments, index.starts, strict=False):
+        dead = rows[(rows >= start) & (rows < start + segment.rows)] - start
+        entry = segment.entry
+        if len(dead):
+            name = f"{Path(entry['vectors']).parent}/removed-{index.generation + 1:06d}.npy"
+            alive = segment.alive.copy()
+            alive[dead] = False
+            removed, numbers = np.flatnonzero(~alive), BytesIO()
+            np.save(numbers, removed)       # into a file numpy would not say why it failed
+            with atomic_file(index.folder / name) as path:
+                path.write_bytes(numbers.getbuffer())
+            entry = {**entry, "removed": name}
+        segments.append(entry)
+    return {**index.manifest, "segments": segments}
+
+
+def _commit(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest = {**manifest, "generation": manifest["generation"] + 1}
+    with atomic_file(folder / "index.json") as path:
+        path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _sweep(index: SearchIndex) -> None:
+    """Delete segments nobody names any more, once readers of older generations have had time to move on."""
+    named = {Path(segment.entry["vectors"]).parent.name for segment in index.segments}
+    for path in (index.folder / "segments").glob("*"):
+        if path.name not in named and time.time() - path.stat().st_ctime > GRACE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)

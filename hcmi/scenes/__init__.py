@@ -1,0 +1,20 @@
+"""ROOM scenes."""
+
+from hcmi.scenes.captions import phrase
+from hcmi.scenes.galleries import LONG, STANDARD, VERSION
+from hcmi.scenes.sampling import scene_clips
+from hcmi.scenes.vocabulary import Event
+from hcmi.scenes.write import BATCHES, write_batch, write_gallery, write_scenes
+
+__all__ = [
+    "BATCHES",
+    "LONG",
+    "STANDARD",
+    "VERSION",
+    "Event",
+    "phrase",
+    "scene_clips",
+    "write_batch",
+    "write_gallery",
+    "write_scenes",
+]

@@ -1,0 +1,116 @@
+"""Small test sets of Scenes, each of which takes one thing apart: words, order, number, length, wording.
+
+A gallery is a list of clips that no training set of Scenes, of any seed, has seen the events of together. Clips of one
+`group` (a tag) are hard for each other; of two groups nothing is shared on purpose. Version and hashes are pinned by a
+test: figures stay comparable over the years.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from random import Random
+
+from hcmi.config import ScenesConfig
+from hcmi.errors import ConfigError
+from hcmi.scenes.captions import things_happen
+from hcmi.scenes.sampling import Meanings, SceneClip, change_word, make_clip, random_event, random_steps, scene_clips
+from hcmi.scenes.vocabulary import WORDS, Steps, draw, meaning_of, parts_of, pick, split_of
+
+VERSION = "1"
+SEED = 0
+# What the galleries are made with, whatever params.yaml says.
+STANDARD = ScenesConfig(num_train=4000, num_val=300, num_test=1000, num_incoming=200, max_events=4, captions_per_clip=3,
+                        part_captions=2, wording="sentence", duplicate_rate=0.1, neighbour_rate=0.3, width=128,
+                        height=128, fps=12)
+# What a model for the `long` gallery is trained on: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
+LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})
+LONG_FROM = 4
+
+Group = list[tuple[Steps, str]]         # steps and the tag `near`
+SIZES = {"main": 1000, "attribute": 600, "order": 600, "count": 400, "long": 600, "paraphrase": 600}
+
+
+def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
+    """The clips of a gallery, split `test`. Of `config` only frame size and rate are used.
+
+    main: the test split of the standard data set. attribute: groups of 4 that differ in one word of one event. order:
+    groups of 6, three events in all their orders. count: groups of 4 with one to four events, the same one again and
+    again or one more each time; its captions say how many. long: 4 to 6 events in paragraphs. paraphrase: wordings that
+    no training caption has.
+
+    Raises: ConfigError for an unknown name.
+    """
+    if name not in SIZES:
+        raise ConfigError(f"gallery: need one of {', '.join(SIZES)}, got {name!r}. Choose one of them.")
+    size = {"width": config.width, "height": config.height, "fps": config.fps}
+    if name == "main":
+        return list(scene_clips(STANDARD.model_copy(update=size), "test", SEED, SIZES[name]))
+    base = (LONG if name == "long" else STANDARD).model_copy(update=size)
+    if name in GROUPS:
+        found = _grouped(name, base)
+    else:
+        meanings = Meanings("test", base, min_events=LONG_FROM if name == "long" else 1)
+        found = ((rng, *meanings.next(rng), str(i)) for i, rng in enumerate(_rngs(name, SIZES[name])))
+    clips = []
+    for index, (rng, steps, near, group) in enumerate(found):
+        captions = (things_happen(rng, steps),) if name == "count" else ()
+        clips.append(make_clip(f"{name}_{index:06d}", "test", steps, rng, base, SEED, captions=captions,
+                               wording="unseen" if name == "paraphrase" else "", near=near, group=group))
+    return clips
+
+
+def _rngs(name: str, count: int) -> Iterator[Random]:
+    return (Random(f"{VERSION}/{SEED}/{name}/{index}") for index in range(count))
+
+
+def _grouped(name: str, config: ScenesConfig) -> Iterator[tuple[Random, Steps, str, str]]:
+    make, size = GROUPS[name]
+    seen: set[str] = set()          # meanings
+    true: set[str] = set()          # and all their parts
+    for number, rng in enumerate(_rngs(name, SIZES[name] // size)):
+        while True:
+            group = make(rng, number)
+            meanings = {meaning_of(steps) for steps, _ in group}
+            parts = {part for steps, _ in group for part in parts_of(steps)}
+            fresh = not meanings & seen if name == "count" else not (meanings & true or parts & seen)
+            if len(meanings) == size and fresh and all(split_of(steps) == "test" for steps, _ in group):
+                break
+        seen |= meanings
+        true |= parts
+        for steps, near in group:
+            yield rng, steps, near, str(number)
+
+
+def _attribute(rng: Random, number: int) -> Group:
+    kind = tuple(WORDS)[number % len(WORDS)]
+    steps = random_steps(rng, 1 + int(rng.random() * 3))
+    where = pick(rng, [(s, e) for s, step in enumerate(steps) for e in range(len(step))])
+    group: Group = [(steps, kind)]
+    words = [word for word in WORDS[kind] if word != getattr(steps[where[0]][where[1]], kind)]
+    while words and len(group) < 4:
+        changed = change_word(steps, where, kind, draw(rng, words))
+        if split_of(changed) == "test":
+            group.append((changed, kind))
+    return group
+
+
+def _order(rng: Random, number: int) -> Group:
+    events = [random_event(rng) for _ in range(3)]
+    return [(tuple((event,) for event in order), "order") for order in permutations(events)]
+
+
+def _count(rng: Random, number: int) -> Group:
+    """One event again and again, or one more each time; each is redrawn until the film may be shown in a test."""
+    again = number % 2 == 1
+    steps: Steps = ()
+    group: Group = []
+    for _ in range(4):
+        longer: Steps = (*steps, *steps[:1]) if again and steps else (*steps, (random_event(rng),))
+        while split_of(longer) != "test":
+            longer = (*steps, (random_event(rng),))
+        steps = longer
+        group.append((steps, "repeat" if again else "more"))
+    return group
+
+
+GROUPS: dict[str, tuple[Callable[[Random, int], Group], int]] = {
+    "attribute": (_attribute, 4), "order": (_order, 6), "count": (_count, 4)}

@@ -1,0 +1,126 @@
+"""Scenes as files: H.264 films, their annotation, and two batches that play newly arrived data.
+
+What a clip shows and says is decided in `script.py`, its pixels in `draw.py`; both are pure functions of the seed.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+
+from hcmi.config import ScenesConfig
+from hcmi.files import atomic_dir, project_path
+from hcmi.progress import track
+from hcmi.scenes.galleries import STANDARD, gallery
+from hcmi.scenes.render import render
+from hcmi.scenes.sampling import SceneClip, scene_clips
+from hcmi.types import Clip
+
+BATCHES = ("scenes_same", "scenes_shifted")
+# One thread and bitexact muxing: equal frames give equal bytes. ultrafast halves the time of veryfast; the films are
+# small and soft, and at this rate look the same.
+X264 = {"preset": "ultrafast", "crf": "24", "threads": "1"}
+
+
+def encode(frames_NHXC: np.ndarray, path: str | Path, fps: int) -> None:
+    """Write uint8 RGB frames as an H.264 mp4; even height and width."""
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as out:
+        stream = out.add_stream("libx264", rate=fps, options=X264)
+        stream.height, stream.width = frames_NHXC.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        for frame in frames_NHXC:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(stream.encode())
+
+
+def write_videos(clips: Iterable[SceneClip], folder: Path, config: ScenesConfig, total: int,
+                 description: str = "drawing") -> Iterator[tuple[SceneClip, str]]:
+    """Draw each clip into `folder`/<video_id>.mp4 on all cores; yield it with its file's sha256, in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    job = partial(_write_video, folder=folder, config=config)
+    with _workers() as run, track(total=total, description=description, unit="clip") as bar:
+        for done in run(job, clips):
+            bar.update(1)
+            yield done
+
+
+@contextmanager
+def _workers():
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Ctrl-C goes to all of the terminal's processes: this one ends the others
+    with get_context().Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield partial(pool.imap, chunksize=8)
+
+
+def _write_video(clip: SceneClip, folder: Path, config: ScenesConfig) -> tuple[SceneClip, str]:
+    path = folder / f"{clip.video_id}.mp4"
+    encode(render(clip, config), path, config.fps)
+    return clip, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_scenes(config: ScenesConfig, seed: int, folder: str | Path) -> list[Clip]:
+    """Make the whole data set in `folder` (videos/*.mp4, annotation.jsonl), whole or not at all.
+
+    annotation.jsonl holds one `SceneClip` a line, sorted by video_id. Returns the manifest's rows.
+
+    Raises: ConfigError when there are not enough different meanings for the clips asked for.
+    """
+    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+    scripts = sorted((clip for split, count in counts.items() for clip in scene_clips(config, split, seed, count)),
+                     key=lambda clip: clip.video_id)
+    with atomic_dir(folder) as temporary:
+        return _write_films(scripts, temporary, Path(folder), config, "drawing")
+
+
+def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD) -> list[Clip]:
+    """One of `galleries.SIZES` in `folder`: videos/, annotation.jsonl, and captions.csv, so that it is a `folder` too.
+
+    Returns the manifest's rows, split `test`. Raises: ConfigError for an unknown name.
+    """
+    scripts = gallery(name, config)
+    with atomic_dir(folder) as temporary:
+        clips = _write_films(scripts, temporary, Path(folder), config, f"drawing {name}")
+        write_captions(temporary / "captions.csv", scripts, ("video", "caption", "split"))
+    return clips
+
+
+def _write_films(scripts: list[SceneClip], folder: Path, final: Path, config: ScenesConfig, what: str) -> list[Clip]:
+    rows = []
+    with open(folder / "annotation.jsonl", "w", encoding="utf-8", newline="\n") as annotation:
+        for clip, sha256 in write_videos(scripts, folder / "videos", config, len(scripts), what):
+            annotation.write(annotation_line(clip))
+            rows.append(Clip(clip.video_id, project_path(final / "videos" / f"{clip.video_id}.mp4"), clip.split,
+                             clip.captions, 0.0, clip.duration_s, clip.duration_s, sha256, clip.tags))
+    return rows
+
+
+def annotation_line(clip: SceneClip) -> str:
+    return json.dumps(clip.record(), ensure_ascii=False) + "\n"
+
+
+def write_batch(config: ScenesConfig, seed: int, batch: str, folder: str | Path) -> None:
+    """One of `BATCHES` in the `folder` format (videos/, captions.csv), whole or not at all."""
+    scripts = list(scene_clips(config, batch, seed, config.num_incoming))
+    with atomic_dir(folder) as temporary:
+        for _ in write_videos(scripts, temporary / "videos", config, len(scripts), f"drawing {batch}"):
+            pass
+        write_captions(temporary / "captions.csv", scripts)
+
+
+def write_captions(path: Path, scripts: Iterable[SceneClip], columns: tuple[str, ...] = ("video", "caption")) -> None:
+    """The table of the `folder` format, one row a caption; with the clips' split where `columns` has it."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for clip in scripts:
+            writer.writerows((f"{clip.video_id}.mp4", caption, clip.split)[:len(columns)] for caption in clip.captions)

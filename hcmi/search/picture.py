@@ -1,0 +1,164 @@
+"""An explanation as a picture: the frames of the video along the top, the words at the side, the moment framed."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.patches import Rectangle
+
+from hcmi.files import atomic_file
+from hcmi.search.explain import Explanation
+from hcmi.video import DecodeJob, run_one
+
+INK, SOFT, MOMENT = "#22303c", "#8795a1", "#d9822b"
+HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fafc", "#cfe3f1", "#7fb2d9", "#1b6ca8", "#0b3558"])
+FRAME_PIXELS = 160
+TIMEOUT_S = 20.0
+
+
+def draw(explanation: Explanation, path: str | Path, frames_THXC: np.ndarray | None = None) -> None:
+    """Write the picture to `path` (.png, .svg or .pdf). `frames_THXC`: read from the video where not given.
+
+    Raises: DecodeError when the video is gone or cannot be decoded.
+    """
+    frames_THXC = read_frames(explanation) if frames_THXC is None else frames_THXC
+    num_frames, num_words = len(explanation.times_s), max(len(explanation.words), 1)
+    column = max(0.92, 9.0 / num_frames)
+    width, strip = 2.6 + column * num_frames, min(column, 1.5)
+    heat, curve, foot = 0.3 * num_words, 0.75, 0.62 + 0.26 * (len(explanation.phrases[:4]) + 1)
+    height = 0.95 + strip + heat + curve + foot + 0.5
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    left = 1.75 / width
+    grid = GridSpec(4, 1, figure=figure, height_ratios=[strip, heat, curve, foot], hspace=0.0, left=left,
+                    right=1 - 0.85 / width, top=1 - 0.95 / height, bottom=0.15 / height)
+    axes = [figure.add_subplot(grid[row]) for row in range(4)]
+    _title(figure, explanation, left, width, height)
+    chosen_T = (explanation.times_s >= explanation.hit.start_s) & (explanation.times_s <= explanation.hit.end_s)
+    _frames(axes[0], frames_THXC, chosen_T)
+    _heat(axes[1], explanation)
+    _curve(axes[2], explanation, chosen_T)
+    _levels(axes[3], explanation)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:].lower())
+
+
+def read_frames(explanation: Explanation) -> np.ndarray:
+    """uint8 [T, H, X, 3]: the frames nearest to the explanation's times, as the model saw them but larger.
+
+    Raises: DecodeError when the video is gone or cannot be decoded.
+    """
+    hit, times_T = explanation.hit, explanation.times_s
+    half = float(np.diff(times_T).mean()) / 2 if len(times_T) > 1 else 0.5
+    job = DecodeJob(None, hit.path, 4 * len(times_T), FRAME_PIXELS, max(float(times_T[0]) - half, 0.0),
+                    float(times_T[-1]) + half)
+    decoded = run_one(job, TIMEOUT_S)
+    nearest_T = np.abs(np.array(decoded.times_s)[:, None] - times_T).argmin(0)
+    return decoded.frames[nearest_T]
+
+
+def _title(figure: Figure, explanation: Explanation, left: float, width: float, height: float) -> None:
+    hit = explanation.hit
+    query = explanation.query if len(explanation.query) <= 90 else explanation.query[:89] + "…"
+    figure.text(left, 1 - 0.38 / height, f"“{query}”", fontsize=15, color=INK, weight="bold", va="center")
+    below = 1 - 0.70 / height
+    figure.text(left, below, f"{Path(hit.path).name}    rank {hit.rank}    score {hit.score:.3f}", fontsize=9.5,
+                color=SOFT, va="center")
+    figure.text(1 - 0.85 / width, below, f"best moment  {hit.start_s:.1f} – {hit.end_s:.1f} s", fontsize=9.5,
+                color=MOMENT, weight="bold", va="center", ha="right")
+
+
+def _frames(axes: Axes, frames_THXC: np.ndarray, chosen_T: np.ndarray) -> None:
+    """Thumbnails in the columns of the heat map; those of the moment in full colour and framed."""
+    num_frames = len(frames_THXC)
+    axes.set_xlim(-0.5, num_frames - 0.5)
+    axes.set_ylim(0, 1)
+    for at, frame in enumerate(frames_THXC):
+        axes.imshow(frame, extent=(at - 0.47, at + 0.47, 0.03, 0.97), aspect="auto",
+                    alpha=1.0 if chosen_T[at] else 0.45)
+    for first, last in _runs(chosen_T):
+        axes.add_patch(Rectangle((first - 0.49, 0.015), last - first + 0.98, 0.97, fill=False, edgecolor=MOMENT,
+                                 linewidth=2.4, clip_on=False, zorder=5))
+    axes.axis("off")
+
+
+def _heat(axes: Axes, explanation: Explanation) -> None:
+    """Cosine of each word and frame; a word that counts more is written darker."""
+    matrix_WT = explanation.frame_word_TW.T
+    if not matrix_WT.size:
+        axes.axis("off")
+        return
+    image = axes.imshow(matrix_WT, aspect="auto", cmap=HEAT, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks(range(len(explanation.words)), explanation.words, fontsize=10.5)
+    most = max(float(explanation.word_weights_W.max()), 1e-9)
+    for label, weight in zip(axes.get_yticklabels(), explanation.word_weights_W, strict=True):
+        label.set_color(HEAT(0.6 + 0.4 * weight / most))     # lighter ones were hard to read
+        label.set_fontweight("bold" if weight > 0.5 * most else "normal")
+    axes.tick_params(length=0, pad=8)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xticks(np.arange(len(explanation.times_s) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(explanation.words) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    bar = axes.inset_axes((1.015, 0.0, 0.012, 1.0))
+    colours = axes.figure.colorbar(image, cax=bar)
+    colours.outline.set_visible(False)
+    bar.tick_params(length=0, labelsize=8, labelcolor=SOFT)
+    bar.set_title("cosine", fontsize=8, color=SOFT, loc="left")
+
+
+def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
+    """How well each frame answers all words together."""
+    places, relevance_T = np.arange(len(explanation.times_s)), explanation.relevance_T
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    span = max(float(np.ptp(relevance_T)), 1e-6)
+    axes.set_ylim(relevance_T.min() - 0.25 * span, relevance_T.max() + 0.35 * span)
+    for first, last in _runs(chosen_T):
+        axes.axvspan(first - 0.5, last + 0.5, color=MOMENT, alpha=0.13, linewidth=0)
+    axes.plot(places, relevance_T, color=INK, linewidth=1.6, marker="o", markersize=3.5)
+    axes.set_yticks([])
+    axes.set_ylabel("all words, against\nother videos", rotation=0, ha="right", va="center", fontsize=9, color=SOFT,
+                    labelpad=8)
+    axes.set_xticks(places, [f"{time:.1f} s" for time in explanation.times_s], fontsize=8.5, color=SOFT)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _levels(axes: Axes, explanation: Explanation) -> None:
+    """Left: the score of each level as a bar. Right: which clip answers which phrase."""
+    axes.axis("off")
+    bars = axes.inset_axes((0.0, 0.0, 0.42, 0.72))
+    names = list(explanation.hit.levels)
+    values = [explanation.hit.levels[name] for name in names]
+    bars.barh(range(len(names)), values, height=0.55, color=HEAT(0.75))
+    bars.set_yticks(range(len(names)), [name.replace("_", " – ") for name in names], fontsize=9, color=INK)
+    bars.invert_yaxis()
+    bars.set_xlim(min(0.0, *values), max(1e-6, *values) * 1.25)
+    for row, (name, value) in enumerate(zip(names, values, strict=True)):
+        weight = explanation.level_weights[name]
+        times = "" if weight == 1 else f"  × {weight:g}"
+        bars.annotate(f"{value:.2f}{times}", (max(value, 0), row), xytext=(5, 0), textcoords="offset points",
+                      va="center", fontsize=9, color=INK)
+    bars.set_xticks([])
+    bars.tick_params(length=0)
+    for spine in bars.spines.values():
+        spine.set_visible(False)
+    matches = explanation.phrases[:4]
+    if matches:
+        axes.text(0.53, 0.72, "phrases and the clip that answers each", fontsize=9, color=SOFT, va="bottom")
+    for row, match in enumerate(matches):
+        y = 0.60 - 0.72 * row / 4
+        axes.text(0.53, y, " … ".join(match.words), fontsize=9.5, color=INK, va="center")
+        axes.text(0.80, y, f"clip {match.clip + 1}, at {match.time_s:.1f} s", fontsize=9.5, color=INK, va="center")
+        axes.text(1.0, y, f"{match.cosine:.2f}", fontsize=9.5, color=HEAT(0.75), va="center", ha="right", weight="bold")
+
+
+def _runs(chosen_T: np.ndarray) -> list[tuple[int, int]]:
+    """First and last place of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen_T.astype(int), [0]])))
+    return [(int(first), int(last) - 1) for first, last in zip(edges[::2], edges[1::2], strict=True)]

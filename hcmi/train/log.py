@@ -1,0 +1,41 @@
+"""Figures of a training run in DVCLive's files, which DVC shows and compares: metrics.json, and a table for each."""
+
+import subprocess
+from pathlib import Path
+
+from dvclive import Live
+
+from hcmi.files import writing
+
+
+class TrainingLog(Live):
+    """DVCLive's log of one training run in `folder`. Raises: MachineError when it cannot be written."""
+
+    def __init__(self, folder: str | Path):
+        with writing(folder):
+            super().__init__(str(folder), dvcyaml=False, save_dvc_exp=False)
+
+    def _init_dvc(self) -> None:
+        """Only in a DVC repository with a commit: DVCLive would fail without commits, and make a DVC repository of any
+        other git repository. It needs neither for what we log."""
+        here = Path.cwd()
+        if _has_commit() and any((folder / ".dvc").is_dir() for folder in (here, *here.parents)):
+            super()._init_dvc()
+
+    def log_epoch(self, row: dict) -> None:
+        with writing(self.dir):
+            for name, value in row.items():
+                if name not in ("epoch", "train/seconds"):      # no clock in what DVC keeps: equal runs, equal dvc.lock
+                    self.log_metric(name, value)
+            self.next_step()
+
+    def end(self) -> None:
+        with writing(self.dir):
+            super().end()
+
+
+def _has_commit() -> bool:
+    try:
+        return not subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, check=False).returncode
+    except FileNotFoundError:       # no git
+        return False

@@ -1,0 +1,63 @@
+"""What decoding gives: a file's headers, a clip's frames, or one of a few reasons why there are none."""
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+REASONS = {
+    "bad_name": "a name that is not one line of UTF-8 text",
+    "outside": "a link that leads out of the folder",
+    "missing": "no such file",
+    "unreadable": "not a regular file, or no permission to read it",
+    "empty_file": "zero bytes",
+    "not_a_video": "no container that FFmpeg knows, or a broken header",
+    "no_video_stream": "sound, subtitles or pictures only",
+    "unsupported_codec": "no decoder for the video stream",
+    "no_frames": "a video stream of which not one frame can be decoded",
+    "too_short": "the segment start_s..end_s holds no frame",
+    "timeout": "not decoded within shards.decode_timeout_s",
+    "crashed": "the decoder took its process down",
+    "unexpected": "an error that nobody foresaw",
+}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file's headers claim; `num_frames_claimed` is 0 where they say nothing."""
+
+    width: int              # upright
+    height: int
+    fps: float
+    duration_s: float
+    num_frames_claimed: int
+    codec: str
+
+
+Frames = TypeVar("Frames")
+
+
+@dataclass(frozen=True)
+class Decoded(Generic[Frames]):
+    """Frames of one clip in order of time; a clip with fewer frames than were asked for repeats some.
+
+    `frames` is what they are kept as: an array [T,H,X,3], uint8 RGB; a tuple of JPEG files or of anything else that was
+    made of each frame; None where they stay on disk.
+    """
+
+    frames: Frames
+    times_s: tuple[float, ...]      # of each frame, seconds into the file
+    decoder: str                    # decord | pyav
+    num_decodable: int              # frames in the clip; of a long video the parts jumped over count by their packets
+    width: int                      # upright, before resizing
+    height: int
+
+    def __post_init__(self) -> None:
+        frames: Any = self.frames
+        if frames is None:
+            return
+        assert len(frames) == len(self.times_s), f"{len(frames)} frames and {len(self.times_s)} times do not agree"
+        if isinstance(frames, np.ndarray):
+            assert frames.dtype == np.uint8, f"frames are {frames.dtype}"
+            assert frames.ndim == 4, f"frames {frames.shape}: need [T,H,X,3]"
+            assert frames.shape[3] == 3, f"frames {frames.shape}: need three colours"

@@ -1,0 +1,108 @@
+"""`hcmi doctor` on folders whose content is known."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hcmi.cli import main
+from hcmi.config import load_params
+from hcmi.dataset import SOURCES
+from hcmi.dataset.annotations import Source, msvd
+from hcmi.doctor import doctor, report_text
+from hcmi.errors import DataError
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from video_files import write_grey
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two good videos of 2 s and 4 s, a broken one, one that is not there; five captions."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "videos").mkdir()
+    write_grey(folder / "videos" / "two.mp4", num_frames=20, fps=10)
+    write_grey(folder / "videos" / "four.mp4", num_frames=40, fps=10)
+    (folder / "videos" / "broken.mp4").write_bytes(b"not a video at all")
+    (folder / "captions.csv").write_text(
+        "video,caption,start,end\ntwo.mp4,grey,,\ntwo.mp4,it grows lighter,,\nfour.mp4,the first half,0,2\n"
+        "broken.mp4,nothing,,\ngone.mp4,nobody knows,,\n", encoding="utf-8")
+    return folder
+
+
+def test_doctor_counts_what_is_there_when_the_folder_is_known(folder, params):
+    report = doctor(folder, params)
+    assert report["videos"] == {"files": 3, "missing": 1, "clips": 3, "sampled": 3}
+    assert report["durations_s"] == {"min": 2.0, "median": 3.0, "max": 4.0}
+    assert report["captions"] == {"count": 5, "empty": 0, "words": {"min": 1, "median": 2, "max": 3}}
+    assert report["reasons"] == {"not_a_video": 1}
+    assert report["projected"]["failure_rate"] == 0.3333
+    assert report["worst"][:2] == [{"file": "broken.mp4", "why": "not_a_video"}, {"file": "gone.mp4", "why": "missing"}]
+    assert "videos: need at most 10% that cannot be decoded, got 33% of the sample" in report["problems"][0]
+    assert json.loads(json.dumps(report)) == report
+    assert "broken.mp4: not_a_video" in report_text(report)
+
+
+def test_doctor_reads_the_annotation_when_the_folder_is_a_published_data_set(folder, params, tmp_path, monkeypatch):
+    shutil.copytree(folder / "videos", tmp_path / "videos" / "deeper")
+    captions = {"two": ["one", "two words"], "four": ["three whole words"], "gone": ["nobody knows"]}
+    (tmp_path / "captions_msvd.json").write_text(json.dumps(captions))
+    for split, name in (("train", "two"), ("val", "four"), ("test", "gone")):
+        (tmp_path / f"{split}_list.txt").write_text(name)
+    monkeypatch.setitem(SOURCES, "msvd", Source(msvd, {"multi": {}}))
+    config = params.dataset.model_copy(update={"name": "msvd", "path": str(tmp_path)})
+    report = doctor(tmp_path, params.model_copy(update={"dataset": config}))
+    assert report["videos"] == {"files": 2, "missing": 1, "clips": 2, "sampled": 2}
+    assert report["captions"] == {"count": 4, "empty": 0, "words": {"min": 1, "median": 2, "max": 3}}
+    assert report["worst"][0] == {"file": "gone", "why": "missing"}
+    assert not any(problem.startswith("captions") for problem in report["problems"])
+
+
+def test_doctor_projects_the_bytes_that_shards_take_when_all_are_sampled(folder, params, tmp_path):
+    from hcmi.dataset import build_dataset
+    from hcmi.shards import write_shards
+
+    good = tmp_path / "good"
+    shutil.copytree(folder, good)
+    (good / "captions.csv").write_text("video,caption\ntwo.mp4,grey\nfour.mp4,lighter\n", encoding="utf-8")
+    projected = doctor(good, params)["projected"]["shards_mb"]
+    config = params.dataset.model_copy(update={"name": "folder", "path": str(good)})
+    build_dataset(config=config, manifest_dir=tmp_path / "manifest", generated_dir=tmp_path / "generated",
+                  incoming_dir=tmp_path / "incoming")
+    stats = write_shards(manifest_path=tmp_path / "manifest/manifest.parquet", out_dir=tmp_path / "shards",
+                         config=params.shards)
+    assert projected == pytest.approx(stats["bytes"] / 1e6, rel=0.3, abs=0.1)
+
+
+def test_doctor_names_what_the_machine_or_the_parameters_lack(folder, params):
+    wrong = params.model_copy(update={
+        "train": params.train.model_copy(update={"batch_size": 10**9}),
+        "model": params.model.model_copy(update={"num_frames": params.shards.num_frames + 1})})
+    problems = " ".join(doctor(folder, wrong)["problems"])
+    assert "memory: need " in problems
+    assert f"model.num_frames: need at most shards.num_frames={params.shards.num_frames}, got" in problems
+
+
+def test_doctor_refuses_when_there_is_no_video(tmp_path):
+    params = load_params(ROOT / "params.yaml")
+    with pytest.raises(DataError, match="need at least one video file, got 0 names without a file"):
+        doctor(tmp_path, params)
+    with pytest.raises(DataError, match="need a folder of videos, got nothing there"):
+        doctor(tmp_path / "absent", params)
+
+
+def test_doctor_verb_exits_with_1_when_there_are_no_captions(folder, tmp_path):
+    shutil.copy(folder / "videos" / "two.mp4", tmp_path / "two.mp4")
+    result = CliRunner().invoke(main, ["doctor", str(tmp_path), "--params", str(ROOT / "params.yaml"), "--json"])
+    assert result.exit_code == 1
+    assert "hcmi search QUERY --videos FOLDER" in json.loads(result.stdout)["problems"][0]

@@ -1,0 +1,244 @@
+"""The stage on small shards and an untrained model: what it writes, and what may not change it."""
+
+import io
+import json
+import tarfile
+from dataclasses import fields
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from search_world import tiny_model
+
+from hcmi.config import load_params
+from hcmi.errors import DataError
+from hcmi.evaluate import evaluate, report_text
+from hcmi.evaluate.metrics import RECALL_AT
+from hcmi.evaluate.stage import Judge, post_processed, shared_captions, split_sha256
+from hcmi.model import encode_texts, encode_videos, load_retriever, score
+from hcmi.shards import ShardReader, eval_batches
+from hcmi.types import VideoTokens
+
+FIGURES = {*(f"R@{k}" for k in RECALL_AT), "MdR", "MnR", "n", "R@1_ci95", "R@1_tie_range"}
+COLOURS = ("red", "green", "blue", "a ring", "a square")
+
+
+def clip_record(split: str, number: int, captions: int) -> dict:
+    text = f"{COLOURS[number % 5]} slides then {COLOURS[number // 5 % 5]} grows"
+    return {"video_id": f"{split}{number:03d}", "captions": [text + " left" * i for i in range(captions)],
+            "path": f"videos/{split}{number}.mp4", "start_s": 0.0, "end_s": 1.5 + number % 4,
+            "times_s": [0.1 * f for f in range(6)], "decoder": "decord", "width": 64, "height": 48,
+            "tags": {"num_events": str(1 + number % 3), "meaning": str(number)}}
+
+
+def write_shards(folder, sizes=(("train", 12), ("test", 20)), captions=(2,), order=None):
+    """Tars and an index as the `shards` stage has them; clip i's frames are noise around a level of grey."""
+    folder.mkdir()
+    schema = pa.schema([("split", pa.string()), ("shard", pa.string()), ("video_id", pa.string()),
+                        ("json_offset", pa.int64()), ("json_size", pa.int64()),
+                        ("frame_offsets", pa.list_(pa.int64())), ("frame_sizes", pa.list_(pa.int32()))])
+    rows = []
+    for split, size in sizes:
+        name = f"{split}-000000.tar"
+        with tarfile.open(folder / name, "w") as tar:
+            for number in (order or range(size)) if split == "test" else range(size):
+                record = clip_record(split, number, captions[number % len(captions)])
+                members = {"json": json.dumps(record).encode()}
+                pixels = np.random.default_rng(number).integers(0, min(40 + 10 * number, 255), (6, 16, 16, 3), np.uint8)
+                for frame in range(6):
+                    buffer = io.BytesIO()
+                    Image.fromarray(pixels[frame]).save(buffer, "JPEG", quality=95)
+                    members[f"{frame:02d}.jpg"] = buffer.getvalue()
+                for kind, data in members.items():
+                    info = tarfile.TarInfo(f"{record['video_id']}.{kind}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        found: dict[str, dict] = {}
+        with tarfile.open(folder / name) as tar:
+            for member in tar:
+                key, _, kind = member.name.partition(".")
+                found.setdefault(key, {})[kind] = (member.offset_data, member.size)
+        for key, places in found.items():
+            frames = [places[kind] for kind in sorted(places) if kind != "json"]
+            rows.append({"split": split, "shard": name, "video_id": key, "json_offset": places["json"][0],
+                         "json_size": places["json"][1], "frame_offsets": [f[0] for f in frames],
+                         "frame_sizes": [f[1] for f in frames]})
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "index.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, repo_root):
+    """A model folder, shards, and the parameters."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    tiny_model().save_pretrained(folder / "model")
+    write_shards(folder / "shards")
+    params = load_params(repo_root / "params.yaml")
+    return folder, params.model_copy(update={"evaluate": params.evaluate.model_copy(
+        update={"bank_size": 9, "bootstrap_samples": 50})})
+
+
+def with_evaluate(params, **changes):
+    return params.model_copy(update={"evaluate": params.evaluate.model_copy(update=changes)})
+
+
+def run(world, name: str, shards=None, **changes):
+    folder, params = world
+    out = folder / name
+    report = evaluate(model_dir=folder / "model", shards_dir=shards or folder / "shards",
+                      out_json=out / "metrics" / "evaluate.json", plots_dir=out / "plots",
+                      params=with_evaluate(params, **changes))
+    return out, report
+
+
+@pytest.fixture(scope="module")
+def done(world):
+    return run(world, "first")
+
+
+def test_evaluate_writes_the_contracts_keys_in_order(done):
+    out, report = done
+    written = json.loads((out / "metrics" / "evaluate.json").read_text())
+    assert written == json.loads(json.dumps(report))
+    assert list(written) == ["protocol", "raw", "levels", "post"]
+    assert list(written["protocol"]) == ["dataset", "split", "num_videos", "num_texts", "captions_per_video",
+                                         "split_sha256", "selection_split", "decoder", "precision", "seed", "head",
+                                         "backbone"]
+    assert list(written["levels"]) == ["frame_word", "clip_phrase", "video_sentence"]
+    assert {name: entry["deployable"] for name, entry in written["post"].items()} == {
+        "qb_norm": True, "sinkhorn_single": True, "dsl": False, "sinkhorn": False}
+    for entry in (written["raw"], *written["levels"].values(), written["post"]["dsl"]):
+        assert set(entry["t2v"]) == set(entry["v2t"]) == FIGURES
+        assert (entry["t2v"]["n"], entry["v2t"]["n"]) == (40, 20)
+    assert written["protocol"]["decoder"] == "decord"
+    assert (written["protocol"]["num_texts"], written["protocol"]["captions_per_video"]) == (40, 2)
+
+
+def test_evaluate_writes_the_headline_beside_its_figures(done):
+    out, report = done
+    raw = report["raw"]
+    assert json.loads((out / "metrics" / "headline.json").read_text()) == {
+        "t2v": {"R@1": raw["t2v"]["R@1"], "R@5": raw["t2v"]["R@5"], "R@10": raw["t2v"]["R@10"]},
+        "v2t": {"R@1": raw["v2t"]["R@1"]}}
+
+
+def test_evaluate_writes_tables_and_pictures_that_open(done):
+    plots = done[0] / "plots"
+    assert {path.name for path in plots.iterdir()} == {
+        "ranks.parquet", "run.json", "recall_curve.csv", "rank_histogram.csv", "slices.csv", "worst_queries.csv",
+        "recall_curve.png", "rank_histogram.png", "slices.png", "worst_queries.png"}
+    for path in plots.glob("*.png"):
+        assert min(Image.open(path).size) > 100, path
+    histogram = pd.read_csv(plots / "rank_histogram.csv")
+    assert histogram[["t2v", "v2t"]].sum().tolist() == pytest.approx([100, 100], abs=1e-2)
+
+
+def test_evaluate_keeps_one_rank_per_query_that_gives_the_same_recall(done):
+    out, report = done
+    ranks = pd.read_parquet(out / "plots" / "ranks.parquet")
+    for direction in ("t2v", "v2t"):
+        rows = ranks[ranks["direction"] == direction]
+        assert len(rows) == report["raw"][direction]["n"] == rows["query"].nunique()
+        assert rows["rank"].mean() == pytest.approx(report["raw"][direction]["MnR"], abs=1e-3)
+
+
+def test_evaluate_slices_sum_to_the_whole(done):
+    out, report = done
+    slices = pd.read_csv(out / "plots" / "slices.csv")
+    assert set(slices["slice"]) == {"caption_words", "clip_seconds", "num_events"}      # `meaning` has too many values
+    for name in ("num_events", "clip_seconds"):
+        rows = slices[(slices["slice"] == name) & (slices["direction"] == "t2v")]
+        assert rows["n"].sum() == 40
+        assert (rows["R@1"] * rows["n"]).sum() / 40 == pytest.approx(report["raw"]["t2v"]["R@1"], abs=1e-3)
+
+
+def test_evaluate_gives_the_same_bytes_when_run_again(world, done):
+    out, _ = run(world, "again")
+    for path in sorted((done[0] / "plots").iterdir()):
+        assert path.read_bytes() == (out / "plots" / path.name).read_bytes(), path.name
+    assert (done[0] / "metrics/evaluate.json").read_bytes() == (out / "metrics/evaluate.json").read_bytes()
+
+
+def test_evaluate_gives_the_same_figures_when_the_batch_size_changes(world, done):
+    assert run(world, "batches_of_3", batch_size=3)[1]["raw"] == done[1]["raw"]
+
+
+def test_evaluate_gives_the_same_figures_when_three_processes_encode(world, done):
+    """Each process encodes its part of the split (here one after the other); the parts in order are the split."""
+    model, reader = load_retriever(world[0] / "model"), ShardReader(world[0] / "shards", "test")
+    parts = [encode_videos(model, eval_batches(reader, 4, model.config.num_frames, rank, 3)) for rank in range(3)]
+    videos = VideoTokens(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(parts[0])))
+    texts = encode_texts(model, [caption for clip in reader.clips for caption in clip["captions"]], batch_size=3)
+    sims_QV = model.combine(score(model, texts, videos)).numpy()
+    assert Judge(np.repeat(np.arange(20), 2), 20, 50).both(sims_QV) == done[1]["raw"]
+
+
+def test_evaluate_gives_the_same_figures_when_clips_come_in_another_order(world, done, tmp_path):
+    shards = write_shards(tmp_path / "shards", order=[*range(19, 9, -1), *range(10)])
+    report = run(world, "order", shards)[1]
+    assert report["protocol"] == done[1]["protocol"]
+    for direction in ("t2v", "v2t"):
+        for key in FIGURES - {"R@1_ci95"}:
+            assert report["raw"][direction][key] == pytest.approx(done[1]["raw"][direction][key]), key
+
+
+def test_evaluate_counts_every_caption_when_clips_have_unequal_numbers(world, tmp_path):
+    shards = write_shards(tmp_path / "shards", (("test", 10),), captions=(3, 1, 0))
+    out, report = run(world, "uneven", shards)
+    assert (report["raw"]["t2v"]["n"], report["raw"]["v2t"]["n"]) == (15, 7)
+    assert (report["protocol"]["num_videos"], report["protocol"]["captions_per_video"]) == (10, 1.5)
+    assert list(report["post"]) == ["dsl", "sinkhorn"]      # no training captions, no bank
+    assert (out / "plots" / "worst_queries.png").exists()
+
+
+def test_shared_captions_count_every_clip_that_bears_the_words_when_worked_by_hand():
+    captions = ["A red ring", "a blue ring", "a red  ring", "a square"]        # of clips 0, 0, 1, 2
+    judge = Judge(np.array([0, 0, 1, 2]), 4, 50)
+    sims_QV = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [1, 2, 0, 0], [0, 0, 1, 2.0]])
+    found = shared_captions(judge, captions, sims_QV)
+    assert found["captions"] == 2
+    assert judge.t2v(sims_QV).expected.tolist() == [2, 1, 1, 2]
+    assert (found["t2v"]["R@1"], found["t2v"]["n"]) == (75, 4)      # the first finds clip 1, which bears it too
+    assert judge.v2t(sims_QV.T).expected.tolist() == [1, 1.5, 1]
+    assert (found["v2t"]["R@1"], found["v2t"]["n"]) == (100, 3)     # clip 1: both captions that tie for it are right
+    assert shared_captions(judge, ["a", "b", "c", "d"], sims_QV) is None
+
+
+def test_evaluate_says_what_shared_captions_change_when_there_are_some(world, tmp_path):
+    shards = write_shards(tmp_path / "shards", (("test", 30),))     # 25 different texts
+    report = run(world, "shared", shards)[1]
+    assert list(report) == ["protocol", "raw", "levels", "post", "shared_captions"]
+    assert report["shared_captions"]["captions"] == 20      # two of each of clips 0 to 4 and 25 to 29
+    for direction in ("t2v", "v2t"):
+        assert set(report["shared_captions"][direction]) == FIGURES
+        assert report["shared_captions"][direction]["MnR"] < report["raw"][direction]["MnR"]
+    assert "any clip with the same caption" in report_text(report)
+
+
+def test_evaluate_refuses_a_split_when_no_clip_has_a_caption(world, tmp_path):
+    shards = write_shards(tmp_path / "shards", (("test", 3),), captions=(0,))
+    with pytest.raises(DataError, match="split test: need captions to measure with, got 3 clips and none"):
+        run(world, "uncaptioned", shards)
+    assert not (world[0] / "uncaptioned").exists()
+
+
+def test_split_sha256_changes_when_a_caption_does(world, tmp_path):
+    folder, _ = world
+    before = split_sha256(ShardReader(folder / "shards", "test"))
+    assert before != split_sha256(ShardReader(write_shards(tmp_path / "s", captions=(3,)), "test"))
+
+
+def test_post_processed_keeps_deployable_methods_unchanged_when_queries_leave():
+    generator = np.random.default_rng(5)
+    sims_QV, bank_NV = generator.random((30, 10)), generator.random((20, 10))
+    truth = np.arange(30) // 3
+    whole = post_processed(Judge(truth, 10, 20), sims_QV, bank_NV)
+    parts = [post_processed(Judge(truth[rows], 10, 20), sims_QV[rows], bank_NV)
+             for rows in (slice(0, 12), slice(12, 30))]
+    for name in ("qb_norm", "sinkhorn_single"):
+        mean = sum(part[name]["t2v"]["n"] * part[name]["t2v"]["MnR"] for part in parts) / 30
+        assert whole[name]["t2v"]["MnR"] == pytest.approx(mean, abs=1e-3)

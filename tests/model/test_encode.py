@@ -1,0 +1,73 @@
+"""Encoding and scoring whole splits: batches, padding and tiles change no number."""
+
+import model_world
+import numpy as np
+import pytest
+import torch
+from search_world import text_tokens, tiny_model, video_tokens
+
+from hcmi.config import HEADS
+from hcmi.evaluate import encode_split
+from hcmi.model import encode_texts, encode_videos, score
+from hcmi.shards import ShardReader
+from hcmi.types import EvalBatch
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_score_agrees_with_the_head_when_it_works_in_tiles(head):
+    model, generator = tiny_model(head=head), np.random.default_rng(0)
+    videos, texts = video_tokens(20, generator), text_tokens(15, generator)
+    with torch.no_grad():
+        expected = model.similarities(texts, videos)
+    found = score(model, texts, videos, tile=4)
+    assert list(found) == list(expected)
+    for level, sims_QV in found.items():
+        assert sims_QV.dtype == torch.float32
+        assert (sims_QV - expected[level]).abs().max() < 1e-5
+
+
+CAPTIONS = ["a red film", "a", "first blue and then much later white and black", "a green film then yellow", ""]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", HEADS)
+def test_encode_split_is_the_model_clip_by_clip_when_batches_end_anywhere(films, head):
+    model, reader = model_world.tiny_model(head, wild=True), ShardReader(films, "train")
+    encoded = encode_split(model, reader, batch_size=7)
+    assert encoded.video_ids == [clip["video_id"] for clip in reader.clips]
+    assert encoded.captions == [caption for clip in reader.clips for caption in clip["captions"]]
+    assert encoded.caption_video.tolist() == [row for row in range(24) for _ in range(2)]
+    for row in (0, 6, 7, 23):
+        frames_THXC = reader.frames(row, [1, 3, 5, 7])      # the middle frames of four parts of eight
+        alone = model.encode_videos(model.processor.frames(frames_THXC)[None], model_world.mask_of([4], 4))
+        torch.testing.assert_close(encoded.videos.video_BD[row], alone.video_BD[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoded.videos.frames_BTD[row], alone.frames_BTD[0], atol=1e-5, rtol=0)
+        one = model.encode_texts(*model.processor.texts([encoded.captions[2 * row]]))
+        length = one.words_BWD.shape[1]
+        torch.testing.assert_close(encoded.texts.sentence_BD[2 * row], one.sentence_BD[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoded.texts.words_BWD[2 * row, :length], one.words_BWD[0], atol=1e-5, rtol=0)
+        assert (encoded.texts.word_weights_BW[2 * row, length:] == 0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", HEADS)
+def test_encode_texts_gives_the_same_scores_when_batches_are_small(head):
+    model, videos = model_world.tiny_model(head, wild=True), video_tokens(6, np.random.default_rng(0))
+    whole, by_one = encode_texts(model, CAPTIONS), encode_texts(model, CAPTIONS, batch_size=1)
+    assert len(by_one) == len(CAPTIONS)
+    for level, sims_QV in score(model, whole, videos).items():
+        torch.testing.assert_close(score(model, by_one, videos)[level], sims_QV, atol=1e-5, rtol=0)
+
+
+def test_encode_videos_joins_batches_when_their_numbers_of_frames_differ():
+    model, generator = model_world.tiny_model(), np.random.default_rng(0)
+    batches = []
+    for lengths, longest in (([2, 1], 2), ([4], 4), ([3, 3, 2], 3)):
+        frames = torch.from_numpy(generator.integers(0, 256, (len(lengths), longest, 16, 16, 3), np.uint8))
+        batches.append(EvalBatch(list(range(len(lengths))), ["v"] * len(lengths), frames,
+                                 model_world.mask_of(lengths, longest)))
+    videos = encode_videos(model, batches)
+    assert (len(videos), videos.frames_BTD.shape[1]) == (6, 4)
+    assert (videos.frame_weights_BT > 0).sum(1).tolist() == [2, 1, 4, 3, 3, 2]
+    assert {tensor.dtype for tensor in vars(videos).values()} == {torch.float32}
+    assert not videos.video_BD.requires_grad

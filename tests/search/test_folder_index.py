@@ -1,0 +1,138 @@
+"""A folder of real little videos, searched while its files come, go, move and break."""
+
+import pytest
+from search_world import T, tiny_model, write_video
+
+import hcmi.search.folder_index
+from hcmi.errors import DataError
+from hcmi.index import SearchIndex
+from hcmi.search import Retriever
+from hcmi.search.folder_index import cut, find_videos, index_folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def videos(tmp_path):
+    for grey in (40, 120, 200):
+        write_video(tmp_path / "videos" / f"grey {grey}.mp4", grey)
+    return tmp_path / "videos"
+
+
+def indexed(found) -> dict[str, str]:
+    """File name -> video_id of what is served."""
+    index = SearchIndex.open(found.path)
+    return {record["path"].rsplit("/", 1)[1]: record["video_id"] for record in index.records(index.live_rows())}
+
+
+def test_folder_is_searched_without_a_pipeline(model, videos, tmp_path):
+    retriever = Retriever.from_folder(videos, model, cache=tmp_path / "cache")
+    hits = retriever.search("a red ring", top=5)
+    assert sorted(hit.path for hit in hits) == sorted(str(path) for path in videos.glob("*.mp4"))
+    assert all(0 <= hit.start_s < hit.end_s <= 2.01 for hit in hits)
+    assert retriever.notes == []
+
+
+def test_second_visit_decodes_nothing(model, videos, tmp_path, monkeypatch):
+    first = index_folder(model, videos, tmp_path / "cache")
+
+    def never(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(hcmi.search.folder_index.DecoderPool, "_start", never)
+    assert indexed(index_folder(model, videos, tmp_path / "cache")) == indexed(first)
+
+
+def test_index_follows_the_files_when_they_come_go_move_and_change(model, videos, tmp_path):
+    before = indexed(index_folder(model, videos, tmp_path / "cache"))
+    (videos / "deeper").mkdir()
+    (videos / "grey 40.mp4").rename(videos / "deeper" / "renamed.mp4")
+    (videos / "grey 120.mp4").unlink()
+    write_video(videos / "grey 200.mp4", 250)
+    write_video(videos / "new.mp4", 80)
+    after = indexed(index_folder(model, videos, tmp_path / "cache"))
+    assert sorted(after) == ["grey 200.mp4", "new.mp4", "renamed.mp4"]
+    assert after["renamed.mp4"] == before["grey 40.mp4"]
+    assert after["grey 200.mp4"] != before["grey 200.mp4"]
+
+
+def test_equal_files_are_one_video(model, videos, tmp_path):
+    (videos / "copy.mp4").write_bytes((videos / "grey 40.mp4").read_bytes())
+    for _ in range(2):
+        assert sorted(indexed(index_folder(model, videos, tmp_path / "cache"))) == [
+            "copy.mp4", "grey 120.mp4", "grey 200.mp4"]
+
+
+def test_broken_files_are_named_once_and_not_tried_again(model, videos, tmp_path):
+    (videos / "broken.mp4").write_bytes(b"no video at all")
+    (videos / "empty.mkv").touch()
+    found = index_folder(model, videos, tmp_path / "cache")
+    assert sorted(found.news) == ["broken.mp4", "empty.mkv"]
+    assert "got zero bytes" in found.skipped["empty.mkv"]
+    again = index_folder(model, videos, tmp_path / "cache")
+    assert again.news == {}
+    assert again.skipped == found.skipped
+    notes = Retriever.from_folder(videos, model, cache=tmp_path / "cache").notes
+    assert notes == [f"{videos}: 2 of 5 files cannot be searched, such as broken.mp4."]
+
+
+def test_long_video_is_cut_into_clips(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(hcmi.search.folder_index, "CLIP_SECONDS", 2.0)
+    monkeypatch.setattr(hcmi.search.folder_index, "COMMIT", 1)
+    write_video(tmp_path / "videos" / "long.mp4", 250, seconds=10)
+    write_video(tmp_path / "videos" / "short.mp4", 250, seconds=1)
+    found = index_folder(model, tmp_path / "videos", tmp_path / "cache")
+    index = SearchIndex.open(found.path)
+    rows = index.live_rows()
+    parts = [(record["start_s"], record["end_s"]) for record in index.records(rows)
+             if record["path"].endswith("long.mp4")]
+    assert sorted(parts) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+    for record, times_T in zip(index.records(rows), index.times(rows), strict=True):
+        assert len(times_T) == T
+        assert record["start_s"] <= times_T[0] <= times_T[-1] < record["end_s"]
+
+
+def test_cut_keeps_short_videos_whole_and_long_ones_equal():
+    assert cut(0) == cut(60) == [(0.0, None)]
+    assert cut(61) == [(0.0, 30.5), (30.5, None)]
+    assert cut(90) == [(0.0, 30.0), (30.0, 60.0), (60.0, None)]
+
+
+def test_broken_cache_is_made_again(model, videos, tmp_path):
+    found = index_folder(model, videos, tmp_path / "cache")
+    (found.path / "index.json").write_text("{")
+    (found.path.parent / "files.json").write_text("[]")
+    assert len(indexed(index_folder(model, videos, tmp_path / "cache"))) == 3
+
+
+def test_interrupted_visit_is_gone_on_with(model, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(hcmi.search.folder_index, "COMMIT", 1)
+    real, calls = hcmi.search.folder_index.add_videos, []
+
+    def interrupt(*arguments):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(hcmi.search.folder_index, "add_videos", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        index_folder(model, videos, tmp_path / "cache")
+    monkeypatch.setattr(hcmi.search.folder_index, "add_videos", real)
+    assert len(indexed(index_folder(model, videos, tmp_path / "cache"))) == 3
+
+
+def test_folder_is_refused_when_there_is_nothing_to_search(model, tmp_path):
+    with pytest.raises(DataError, match=r"need a folder of videos, got nothing there. Correct --videos"):
+        find_videos(tmp_path / "nothing")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="need a folder of videos, got a file"):
+        find_videos(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match=r"need at least one video file \(such as .mp4, .mkv or .webm\), got none"):
+        find_videos(tmp_path)
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(DataError, match=r"need a video that can be decoded, got 1 that cannot. The first: "):
+        index_folder(model, tmp_path, tmp_path / "cache")

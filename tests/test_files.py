@@ -1,0 +1,155 @@
+"""Outputs appear whole or not at all, also when the process is killed while it writes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hcmi.files
+from hcmi.errors import MachineError
+from hcmi.files import ask_to_write, atomic_dir, atomic_file
+
+
+def write_half(writer, target) -> None:
+    """Begin to write, then fail."""
+    with writer(target) as path:
+        (path if path.is_file() else path / "new.txt").write_text("ne")
+        raise RuntimeError("half")
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_file_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "out.txt"
+    with atomic_file(target) as path:
+        path.write_text("new")
+        assert not target.exists()
+        assert path.parent == target.parent     # or the rename would cross file systems
+    assert target.read_text() == "new"
+    assert names(target.parent) == ["out.txt"]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_atomic_file_keeps_the_old_one_when_the_block_fails(tmp_path):
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="half"):
+        write_half(atomic_file, target)
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["out.txt"]
+
+
+def test_atomic_dir_takes_the_old_ones_place_when_the_block_ends(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    with atomic_dir(target) as path:
+        (path / "new.txt").write_text("new")
+        assert names(target) == ["old.txt"]
+    assert names(target) == ["new.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_atomic_dir_keeps_the_old_one_when_the_block_fails(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    with pytest.raises(RuntimeError, match="half"):
+        write_half(atomic_dir, target)
+    assert names(target) == ["old.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_atomic_dir_leaves_nothing_when_there_was_none_and_the_block_fails(tmp_path):
+    with pytest.raises(RuntimeError, match="half"):
+        write_half(atomic_dir, tmp_path / "out")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["atomic_file", "atomic_dir"])
+def test_output_is_the_old_one_when_the_process_is_killed(tmp_path, kind):
+    target = tmp_path / "out"
+    with getattr(sys.modules[__name__], kind)(target) as path:
+        (path if kind == "atomic_file" else path / "a.txt").write_text("old")
+    child = subprocess.run([sys.executable, "-c", (
+        f"import os, signal, sys; from hcmi.files import {kind}\n"
+        f"with {kind}(sys.argv[1]) as path:\n"
+        f"    (path if path.is_file() else path / 'a.txt').write_text('ne')\n"
+        f"    os.kill(os.getpid(), signal.{signal.SIGKILL.name})"), str(target)], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert (target if kind == "atomic_file" else target / "a.txt").read_text() == "old"
+
+
+def test_atomic_dir_sweeps_what_a_killed_writer_left_and_not_what_a_living_one_writes(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", (
+        "import os, sys; from hcmi.files import atomic_dir\n"
+        "with atomic_dir(sys.argv[1]): os.kill(os.getpid(), 9)"), str(target)], check=False)
+    left, = names(tmp_path)
+    with atomic_dir(target):
+        assert left in names(tmp_path), "it may be a young one, not yet held"
+    monkeypatch.setattr(hcmi.files, "LEFT_SECONDS", 0)
+    with atomic_dir(target), atomic_dir(target):
+        assert left not in names(tmp_path)
+        assert len(names(tmp_path)) == 3        # the first result and the two that are being written
+    assert names(tmp_path) == ["out"]
+
+
+def test_atomic_dir_puts_the_old_one_back_when_the_writer_was_killed_between_two_renames(tmp_path, monkeypatch):
+    monkeypatch.setattr(hcmi.files, "LEFT_SECONDS", 0)
+    (tmp_path / ".out.abc.old").mkdir()
+    (tmp_path / ".out.abc.old" / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError, match="half"):
+        write_half(atomic_dir, tmp_path / "out")
+    assert (tmp_path / "out" / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_atomic_dir_puts_the_old_one_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    real = Path.rename
+
+    def fail_to_put_the_new_one(self, to):
+        if self.suffix == ".tmp":
+            raise OSError(errno.EIO, "broken", str(self))
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail_to_put_the_new_one)
+    message = "out: need to write it, got: Input/output error. Run again."
+    with pytest.raises(MachineError, match=message), atomic_dir(target):
+        pass
+    assert names(target) == ["old.txt"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["atomic_file", "atomic_dir"])
+def test_error_of_reading_another_file_is_not_called_one_of_writing(tmp_path, kind):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(IsADirectoryError), getattr(sys.modules[__name__], kind)(tmp_path / "out"):
+        (tmp_path / "in").read_text()
+
+
+def test_asking_leaves_nothing_and_makes_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+    ask_to_write(folders=[tmp_path / "there", tmp_path / "a" / "b"], files=[tmp_path / "c" / "d.json", "e.json"])
+    assert names(tmp_path) == ["there"]
+    assert names(tmp_path / "there") == []
+
+
+def test_atomic_file_is_another_file_when_it_replaces_one(tmp_path):
+    """A reader that has the old one open goes on reading it whole."""
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with open(target) as reader:
+        with atomic_file(target) as path:
+            path.write_text("new")
+        assert reader.read() == "old"
+        assert os.stat(target).st_ino != os.fstat(reader.fileno()).st_ino

@@ -1,0 +1,326 @@
+"""The loss against values worked out by hand and slow loops; each planted fault is caught by what the tests use."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_world import tiny_model, train_config
+
+from hcmi.config import LevelWeights
+from hcmi.train.loss import contrastive, margin, same_meaning
+from hcmi.train.stage import total_loss
+
+
+def contrastive_by_loops(sims, scale, positives, mode) -> float:
+    """Method section 4, term by term. Text q, a row, is of clip q % B; `positives[i][j]`: j is the same as i."""
+    size = len(sims[0])
+    clips = [q % size for q in range(len(sims))]
+    if mode == "off":
+        positives = [[i == j for j in range(size)] for i in range(size)]
+
+    def term(scores, same, own) -> float:
+        seen = [k for k in range(len(scores)) if own[k] or not same[k]] if mode == "mask" else range(len(scores))
+        targets = [k for k in range(len(scores)) if (own[k] if mode == "mask" else same[k])]
+        normaliser = math.log(sum(math.exp(scale * scores[k]) for k in seen))
+        return -sum(scale * scores[k] - normaliser for k in targets) / max(len(targets), 1)
+
+    v2t = sum(term([row[i] for row in sims], [positives[i][clip] for clip in clips], [clip == i for clip in clips])
+              for i in range(size)) / size
+    t2v = sum(term(row, [positives[i][clip] for i in range(size)], [clip == i for i in range(size)])
+              for row, clip in zip(sims, clips, strict=True)) / len(sims)
+    return (v2t + t2v) / 2
+
+
+def same_by_loops(view1, view2) -> list[list[bool]]:
+    """Method section 5, pair by pair."""
+    def cos(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+    def same(i, j):
+        mean = sum(cos(one[i], other[j]) for one in (view1, view2) for other in (view1, view2)) / 4
+        return mean >= cos(view1[i], view2[i])
+
+    return [[i == j or same(i, j) for j in range(len(view1))] for i in range(len(view1))]
+
+
+def margin_by_loops(sims, theta, positives=None) -> float:
+    """Method section 6, text by text."""
+    size, total = len(sims[0]), 0.0
+    for q, row in enumerate(sims):
+        i = q % size
+        same = [bool(positives[i][j]) if positives is not None else i == j for j in range(size)]
+        same_of_text = [bool(positives[j][i]) if positives is not None else i == j for j in range(size)]
+        texts = [other[i] for k, other in enumerate(sims) if not same[k % size]]    # wrong texts of video i
+        videos = [row[j] for j in range(size) if not same_of_text[j]]               # wrong videos of the text
+        total += max(0.0, max(texts, default=-math.inf) - row[i] + theta)
+        total += max(0.0, max(videos, default=-math.inf) - row[i] + theta)
+    return total / len(sims) / 2
+
+
+def drawn(seed: int, size: int | None = None, captions: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """A similarity matrix that is not symmetric, and positives that are not either."""
+    generator = np.random.default_rng(seed)
+    size = size or int(generator.integers(1, 7))
+    positives = (generator.random((size, size)) < 0.3) | np.eye(size, dtype=bool)
+    return torch.from_numpy(generator.uniform(-1, 1, (captions * size, size))), torch.from_numpy(positives)
+
+
+def assert_is_contrastive(loss, mode: str, seed: int = 0, size: int | None = None, captions: int = 1) -> None:
+    sims_QB, positives_BB = drawn(seed, size, captions)
+    oracle = contrastive_by_loops(sims_QB.tolist(), 3.0, positives_BB.tolist(), mode)
+    assert float(loss(sims_QB, torch.tensor(3.0), positives_BB, mode)) == pytest.approx(oracle, abs=1e-5)
+
+
+def assert_is_same_videos(same, seed: int = 0, size: int = 6) -> None:
+    generator = np.random.default_rng(seed)
+    whole = generator.normal(size=(size, 4))[generator.integers(0, size, size)]     # some are the same
+    views = [torch.from_numpy(whole + 0.3 * generator.normal(size=(size, 4))) for _ in range(2)]
+    found, oracle = same(*views), same_by_loops(*(view.tolist() for view in views))
+    assert found.tolist() == oracle, f"need {oracle}, got {found.tolist()}"
+
+
+def assert_is_margin(loss, seed: int = 0, size: int | None = None, with_positives: bool = True,
+                     captions: int = 1) -> None:
+    sims_QB, positives_BB = drawn(seed, size, captions)
+    given = (positives_BB,) if with_positives else ()
+    oracle = margin_by_loops(sims_QB.tolist(), 0.2, *(matrix.tolist() for matrix in given))
+    assert float(loss(sims_QB, 0.2, *given)) == pytest.approx(oracle, abs=1e-6)
+
+
+# contrastive
+
+def test_contrastive_is_the_mean_of_both_directions_when_worked_by_hand():
+    sims_BB = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
+    # rows (text to video): log(1 + e^-1), log(1 + e^-1); columns (video to text): log(1 + e^1), log(1 + e^-3)
+    t2v = math.log(1 + math.exp(-1))
+    v2t = (math.log(1 + math.e) + math.log(1 + math.exp(-3))) / 2
+    assert float(contrastive(sims_BB, torch.tensor(1.0))) == pytest.approx((t2v + v2t) / 2)
+
+
+def test_contrastive_is_log_of_the_batch_when_all_scores_are_equal():
+    assert float(contrastive(torch.full((5, 5), 0.3), torch.tensor(20.0))) == pytest.approx(math.log(5))
+
+
+def test_contrastive_shares_the_target_when_a_pair_is_positive():
+    sims_BB, positives_BB = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[True, True], [False, True]])
+    # video 0 (column 0, scores 0 0) has both texts: log 2; video 1 (scores 0 1) its own: log(1 + e) - 1
+    # text 0 (row 0) its own: log 2; text 1 (row 1, scores 0 1) has both videos: log(1 + e) - 1/2
+    v2t = (math.log(2) + math.log(1 + math.e) - 1) / 2
+    t2v = (math.log(2) + math.log(1 + math.e) - 0.5) / 2
+    found = contrastive(sims_BB, torch.tensor(1.0), positives_BB, "positive")
+    assert float(found) == pytest.approx((v2t + t2v) / 2)
+
+
+def test_contrastive_leaves_the_pair_out_when_it_is_masked():
+    sims_BB, positives_BB = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[True, True], [False, True]])
+    # video 0 and text 1 have nobody left to lose against: 0; text 0: log 2; video 1: log(1 + e) - 1
+    found = contrastive(sims_BB, torch.tensor(1.0), positives_BB, "mask")
+    assert float(found) == pytest.approx((math.log(2) + math.log(1 + math.e) - 1) / 4, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.sampled_from(["off", "positive", "mask"]), st.integers(1, 3))
+def test_contrastive_equals_loops_when_scores_are_random(seed, mode, captions):
+    assert_is_contrastive(contrastive, mode, seed, None, captions)
+
+
+@pytest.mark.parametrize("mode", ["off", "positive", "mask"])
+def test_contrastive_is_unchanged_when_the_batch_is_permuted(mode):
+    sims_BB, positives_BB = drawn(3, 6)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    before = contrastive(sims_BB, torch.tensor(5.0), positives_BB, mode)
+    after = contrastive(sims_BB[order][:, order], torch.tensor(5.0), positives_BB[order][:, order], mode)
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("mode", ["off", "positive", "mask"])
+def test_losses_are_zero_with_finite_gradients_when_the_batch_is_one(mode):
+    sims_BB = torch.tensor([[0.4]], requires_grad=True)
+    alone = torch.ones(1, 1, dtype=torch.bool)
+    total = contrastive(sims_BB, torch.tensor(10.0), alone, mode) + margin(sims_BB, 0.2, alone) + margin(sims_BB, 0.2)
+    total.backward()
+    assert total.item() == 0
+    assert torch.equal(sims_BB.grad, torch.zeros(1, 1))
+
+
+# adaptive label denoising
+
+def test_same_videos_compares_with_the_anchors_own_agreement_when_worked_by_hand():
+    view1_BD = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    view2_BD = torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
+    # own agreement: 0.8, 0.8, 1; between 0 and 1 the four cosines are 0.8 1 1 0.8: mean 0.9 >= 0.8, both ways
+    # between 0 or 1 and 2: (0 + 0 + 0.6 + 0.6) / 4 = 0.3
+    expected = [[True, True, False], [True, True, False], [False, False, True]]
+    assert same_meaning(view1_BD, view2_BD).tolist() == expected
+
+
+def test_same_videos_is_not_symmetric_when_one_anchor_is_less_sure():
+    view1_BD = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    view2_BD = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    # between them: (0.6 + 1 + 0.6 + 1) / 4 = 0.8; own agreement of 0 is 1, of 1 is 0.6
+    assert same_meaning(view1_BD, view2_BD).tolist() == [[True, False], [True, True]]
+
+
+def test_same_videos_ignores_length_and_gives_no_gradient_when_embeddings_are_scaled():
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(5, 4, generator=generator, requires_grad=True) for _ in range(2)]
+    found = same_meaning(*views)
+    assert torch.equal(found, same_meaning(7 * views[0], 0.1 * views[1]))
+    assert not found.requires_grad
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31))
+def test_same_videos_equals_loops_when_views_are_random(seed):
+    assert_is_same_videos(same_meaning, seed)
+
+
+# marginal sample enhancement
+
+def test_margin_takes_the_hardest_negatives_when_worked_by_hand():
+    sims_BB = torch.tensor([[0.5, 0.6, 0.0], [0.1, 0.9, 0.0], [0.2, 0.3, 0.8]])
+    # texts: 0.6 - 0.5 + 0.2 = 0.3, then 0.1 - 0.9 and 0.3 - 0.8 + 0.2 < 0: 0.3
+    # videos: column 0: 0.2 - 0.5 + 0.2 = -0.1: 0; column 1: 0.6 - 0.9 + 0.2 = -0.1: 0; column 2: 0
+    assert float(margin(sims_BB, 0.2)) == pytest.approx(0.3 / 3 / 2)
+    # with theta 0.4: texts 0.5, 0, 0; videos 0.1, 0.1, 0
+    assert float(margin(sims_BB, 0.4)) == pytest.approx(0.7 / 3 / 2)
+
+
+def test_margin_mines_no_positives_when_denoising_calls_them_so():
+    sims_BB = torch.tensor([[0.5, 0.9], [0.9, 0.5]])
+    assert float(margin(sims_BB, 0.2)) == pytest.approx(0.6)
+    assert float(margin(sims_BB, 0.2, torch.ones(2, 2, dtype=torch.bool))) == 0
+
+
+def test_margin_pushes_the_right_pairs_together_when_backpropagated():
+    sims_BB = torch.tensor([[0.5, 0.6], [0.1, 0.9]], requires_grad=True)
+    margin(sims_BB, 0.2).backward()
+    assert sims_BB.grad[0, 0] < 0 < sims_BB.grad[0, 1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.booleans(), st.integers(1, 3))
+def test_margin_equals_loops_when_scores_are_random(seed, with_positives, captions):
+    assert_is_margin(margin, seed, None, with_positives, captions)
+
+
+# all together
+
+def levels_and_total(**changes) -> tuple[dict, torch.Tensor, dict]:
+    model, config = tiny_model(), train_config(**changes)
+    levels = {name: drawn(number, 5)[0].float() for number, name in enumerate(model.head.levels)}
+    return levels, *total_loss(model, levels, config, None, "off")
+
+
+def assert_every_level_counts(total) -> None:
+    """`total(levels)` moves when any one level's scores move."""
+    levels = {name: drawn(number, 5)[0] for number, name in enumerate(("frame_word", "clip_phrase", "video_sentence"))}
+    before = float(total(levels))
+    for name in levels:
+        moved = float(total({**levels, name: 0.5 * levels[name]}))
+        assert abs(moved - before) > 1e-6, f"level {name} does not count"
+
+
+def test_total_loss_is_the_weighted_sum_when_levels_have_weights():
+    weights = {"frame_word": 0.5, "clip_phrase": 2.0, "video_sentence": 1.0}
+    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.5, margin_weight=3.0)
+    scale = 1 / 0.07
+    parts = {name: weights[name] * contrastive_by_loops(levels[name].tolist(), scale, None, "off") for name in levels}
+    parts["sum"] = 1.5 * contrastive_by_loops(sum(levels.values()).tolist(), scale, None, "off")
+    parts["margin"] = 3 * margin_by_loops(levels["video_sentence"].tolist(), 0.2)
+    assert float(total) == pytest.approx(sum(parts.values()), rel=1e-5)
+    expected = {"loss": sum(parts.values())} | {f"loss_{name}": part for name, part in parts.items()}
+    assert figures == pytest.approx(expected, rel=1e-5)
+
+
+def test_total_loss_counts_every_level_when_all_have_weight():
+    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
+    assert_every_level_counts(lambda levels: total_loss(model, levels, config, None, "off")[0])
+
+
+def test_total_loss_leaves_a_level_out_when_its_weight_is_zero():
+    weights = LevelWeights(frame_word=1.0, clip_phrase=0.0, video_sentence=1.0).model_dump()
+    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.0, margin_weight=0.0)
+    assert set(figures) == {"loss", "loss_frame_word", "loss_video_sentence", "loss_sum"}
+    assert float(total) == pytest.approx(sum(part for name, part in figures.items() if name != "loss"), rel=1e-6)
+    both_BB = levels["frame_word"] + levels["video_sentence"]
+    assert figures["loss_sum"] == pytest.approx(contrastive_by_loops(both_BB.tolist(), 1 / 0.07, None, "off"), rel=1e-5)
+
+
+def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
+    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=1.0)
+    levels = {name: drawn(number, 5)[0].float() for number, name in enumerate(model.head.levels)}
+    with torch.no_grad():
+        for scale, parameter in zip((2.0, 3.0, 7.0), model.head.logit_scales.values(), strict=True):
+            parameter.fill_(math.log(scale))
+    figures = total_loss(model, levels, config, None, "off")[1]
+    expected = contrastive_by_loops(sum(levels.values()).tolist(), 4.0, None, "off")
+    assert figures["loss_sum"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_total_loss_takes_all_captions_when_clips_have_several():
+    model, config = tiny_model(), train_config(sum_weight=1.0)
+    levels = {name: drawn(number, 5, 2)[0].float() for number, name in enumerate(model.head.levels)}
+    figures = total_loss(model, levels, config, None, "off")[1]
+    both_QB = sum(levels.values())
+    assert figures["loss_sum"] == pytest.approx(contrastive_by_loops(both_QB.tolist(), 1 / 0.07, None, "off"), rel=1e-5)
+    assert figures["loss_margin"] == pytest.approx(margin_by_loops(levels["video_sentence"].tolist(), 0.2), rel=1e-5)
+
+
+# the helpers catch what they are there for
+
+@pytest.mark.parametrize("mode", ["positive", "mask"])
+def test_assert_is_contrastive_fails_when_the_similarity_is_transposed(mode):
+    with pytest.raises(AssertionError):
+        assert_is_contrastive(lambda sims, scale, same, how: contrastive(sims.T, scale, same, how), mode, 1, 5)
+
+
+@pytest.mark.parametrize("mode", ["positive", "mask"])
+def test_assert_is_contrastive_fails_when_positives_are_ignored(mode):
+    with pytest.raises(AssertionError):
+        assert_is_contrastive(lambda sims, scale, same, how: contrastive(sims, scale, same, "off"), mode, 1, 5)
+
+
+def test_assert_is_contrastive_fails_when_one_direction_is_left_out():
+    def text_to_video_only(sims_BB, scale, *_):
+        return -(scale * sims_BB).log_softmax(1).diagonal().mean()
+
+    with pytest.raises(AssertionError):
+        assert_is_contrastive(text_to_video_only, "off", 1, 5)
+
+
+def test_assert_is_same_videos_fails_when_the_condition_is_reversed():
+    def reversed_condition(view1_BD, view2_BD):
+        same_BB = same_meaning(view1_BD, view2_BD)
+        return ~same_BB | torch.eye(len(same_BB), dtype=torch.bool)
+
+    with pytest.raises(AssertionError, match="need"):
+        assert_is_same_videos(reversed_condition)
+
+
+def test_assert_is_same_videos_fails_when_the_threshold_is_the_others():
+    with pytest.raises(AssertionError, match="need"):
+        assert_is_same_videos(lambda *views: same_meaning(*views).T)
+
+
+def test_assert_is_margin_fails_when_the_sign_is_flipped():
+    with pytest.raises(AssertionError):
+        assert_is_margin(lambda sims, theta, *same: margin(-sims, theta, *same), 1, 5)
+    with pytest.raises(AssertionError):
+        assert_is_margin(lambda sims, theta, *same: margin(sims, -theta, *same), 1, 5)
+
+
+def test_assert_is_margin_fails_when_the_similarity_is_transposed():
+    with pytest.raises(AssertionError):
+        assert_is_margin(lambda sims, theta, *same: margin(sims.T, theta, *same), 1, 5)
+
+
+@pytest.mark.parametrize("dropped", ["frame_word", "clip_phrase", "video_sentence"])
+def test_assert_every_level_counts_fails_when_one_level_is_dropped(dropped):
+    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
+    with pytest.raises(AssertionError, match=f"level {dropped} does not count"):
+        assert_every_level_counts(lambda levels: total_loss(
+            model, {name: sims for name, sims in levels.items() if name != dropped}, config, None, "off")[0])

@@ -1,0 +1,293 @@
+"""Which frames come out, of which files, and what is said about the others."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from video_files import STEP, grey_numbers, write_grey, write_sound
+
+from hcmi.errors import DecodeError
+from hcmi.video import REASONS, DecodedClip, probe
+from hcmi.video import decode as frames
+from hcmi.video.crop import MAX_ASPECT, square
+from hcmi.video.decode import decode_clip
+
+DECODERS = ("decord", "pyav")
+NEWER_FFMPEG_READS = {"exoplayer/sample_MP.heic": 1}        # probe.json is of an FFmpeg that did not know HEIC
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("gop", [1, 7, 250])
+def test_decode_gives_the_middle_of_each_part_when_frames_abound(tmp_path, decoder, gop):
+    video = write_grey(tmp_path / "v.mp4", num_frames=20, fps=10, gop=gop)
+    clip = decode_clip(video, num_frames=5, size=32, decoder=decoder)
+    assert grey_numbers(clip.frames_THWC) == [2, 6, 10, 14, 18]
+    assert clip.times_s == pytest.approx((0.2, 0.6, 1.0, 1.4, 1.8))
+    assert (clip.decoder, clip.num_decodable, clip.width, clip.height) == (decoder, 20, 64, 48)
+    assert clip.frames_THWC.shape == (5, 32, 32, 3)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_decode_repeats_frames_when_there_are_too_few(tmp_path, decoder):
+    clip = decode_clip(write_grey(tmp_path / "v.mp4", num_frames=2), 6, 16, decoder=decoder)
+    assert grey_numbers(clip.frames_THWC) == [0, 0, 0, 1, 1, 1]
+    assert clip.num_decodable == 2
+    one = decode_clip(write_grey(tmp_path / "one.mp4", num_frames=1), 3, 16, decoder=decoder)
+    assert grey_numbers(one.frames_THWC) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("waiting_bytes", [1, 64 * 48 * 3 * 2, 2**26])
+def test_frames_are_the_same_when_few_may_wait(tmp_path, monkeypatch, waiting_bytes):
+    monkeypatch.setattr(frames, "WAITING_BYTES", waiting_bytes)
+    clip = decode_clip(write_grey(tmp_path / "v.mp4", num_frames=20), 5, 32)
+    assert (clip.decoder, grey_numbers(clip.frames_THWC)) == ("decord", [2, 6, 10, 14, 18])
+
+
+def test_something_else_is_kept_of_each_frame_when_asked(tmp_path):
+    for name, decoder in (("v.mp4", "decord"), ("v.avi", "pyav")):
+        video = write_grey(tmp_path / name, num_frames=2)
+        clip = frames.decode_and_keep(video, 4, 16, lambda frame_HXC: [int(frame_HXC.mean())])
+        assert (clip.decoder, clip.num_decodable, len(clip.kept)) == (decoder, 2, 4)
+        assert clip.kept[0] is clip.kept[1]
+        assert clip.kept[2] is clip.kept[3]
+        assert clip.kept[0] != clip.kept[2]
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_spread_is_sorted_and_central_when_sizes_vary(available, wanted):
+    picked = frames._spread(available, wanted)
+    assert picked == sorted(picked)
+    assert picked[0] >= 0
+    assert picked[-1] < available
+    for part, index in enumerate(picked):
+        assert index <= (part + 0.5) * available / wanted < index + 1
+
+
+@pytest.mark.parametrize("gop", [1, 10, 250])
+def test_segment_gives_its_own_frames_when_cut_from_a_longer_video(tmp_path, gop):
+    video = write_grey(tmp_path / "v.mp4", num_frames=60, fps=10, gop=gop)
+    clip = decode_clip(video, 4, 16, start_s=2.0, end_s=2.8)
+    assert grey_numbers(clip.frames_THWC) == [21, 23, 25, 27]
+    assert clip.times_s == pytest.approx((2.1, 2.3, 2.5, 2.7))
+    assert (clip.num_decodable, clip.decoder) == (8, "pyav")
+    assert grey_numbers(decode_clip(video, 3, 16, start_s=5.4).frames_THWC) == [55, 57, 59]
+    assert grey_numbers(decode_clip(video, 2, 16, end_s=0.4).frames_THWC) == [1, 3]
+    assert decode_clip(video, 2, 16, end_s=6.0).decoder == "decord", "an end at the claimed duration is no cut"
+
+
+@pytest.mark.parametrize("gop", [10, 250])
+@pytest.mark.parametrize("ending", ["mkv", "flv", "ts", "mpg"])
+def test_segment_is_the_same_when_the_container_has_no_index(tmp_path, ending, gop):
+    """A jump in a transport or program stream lands at any packet: behind the key frame, or at no known time."""
+    video = write_grey(tmp_path / f"v.{ending}", num_frames=60, fps=10, gop=gop)
+    clip = decode_clip(video, 4, 16, start_s=2.0, end_s=2.8)
+    assert grey_numbers(clip.frames_THWC) == [21, 23, 25, 27]
+    assert clip.times_s == pytest.approx((2.1, 2.3, 2.5, 2.7))
+    assert grey_numbers(decode_clip(video, 1, 16, start_s=3.0, end_s=3.5).frames_THWC) == [32]
+
+
+def test_transport_stream_is_not_decoded_twice_when_its_packets_can_be_believed(tmp_path, monkeypatch):
+    video = write_grey(tmp_path / "v.ts", num_frames=60, gop=20)
+    seen = []
+    decode = frames._decode
+    monkeypatch.setattr(frames, "_decode", lambda *args: (seen.append(f.pts) or f for f in decode(*args)))
+    assert grey_numbers(decode_clip(video, 3, 16).frames_THWC) == [10, 30, 50]
+    assert len(seen) <= 60
+
+
+def test_segment_skips_what_lies_before_when_there_are_key_frames(tmp_path, monkeypatch):
+    video = write_grey(tmp_path / "v.mp4", num_frames=200, gop=10, width=32, height=32)
+    seen = []
+    decode = frames._decode
+    monkeypatch.setattr(frames, "_decode", lambda *args: (seen.append(f.pts) or f for f in decode(*args)))
+    clip = decode_clip(video, 2, 16, start_s=15.0, end_s=15.4)
+    assert [round(t, 3) for t in clip.times_s] == [15.1, 15.3]
+    assert len(seen) <= 10
+    seen.clear()
+    decode_clip(video, 2, 16, decoder="pyav")
+    assert len(seen) <= 25, "the whole video, two frames: two jumps"
+
+
+@pytest.mark.parametrize(("start_s", "end_s"), [(7.0, 8.0), (1.01, 1.02)])
+def test_segment_is_too_short_when_it_holds_no_frame(tmp_path, start_s, end_s):
+    video = write_grey(tmp_path / "v.mp4", num_frames=20)
+    with pytest.raises(DecodeError, match=r"v\.mp4: need a video that can be decoded, got the segment start_s\.\.end_s "
+                                          r"holds no frame\. Replace or remove the file\.") as error:
+        decode_clip(video, 2, 16, start_s, end_s)
+    assert error.value.reason == "too_short"
+
+
+@pytest.mark.parametrize(("rotation", "bright"), [(0, "right"), (90, "top"), (180, "left"), (270, "bottom")])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_rotation_is_applied_when_the_header_asks_for_it(tmp_path, rotation, bright, decoder):
+    video = write_grey(tmp_path / "v.mp4", num_frames=2, width=128, height=96, rotation=rotation, split=True)
+    clip = decode_clip(video, 1, 48, decoder=decoder)
+    frame = clip.frames_THWC[0].astype(int)
+    halves = {"top": frame[:20], "bottom": frame[28:], "left": frame[:, :20], "right": frame[:, 28:]}
+    assert max(halves, key=lambda name: halves[name].mean()) == bright
+    upright = (128, 96) if rotation in (0, 180) else (96, 128)
+    info = probe(video)
+    assert (clip.width, clip.height) == (info.width, info.height) == upright
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (33, 91), (1, 1), (2, 400), (400, 2), (32, 32)])
+def test_square_is_clips_geometry_when_shapes_vary(shape):
+    picture = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    size = 32
+    found = square(picture, size)
+    assert found.shape == (size, size, 3)
+    height, width = shape
+    if max(shape) <= MAX_ASPECT * min(shape):
+        short = min(shape)
+        whole = Image.fromarray(picture).resize((size * width // short, size * height // short), Image.BICUBIC)
+        left, top = (whole.width - size) // 2, (whole.height - size) // 2
+        assert np.array_equal(found, np.asarray(whole)[top:top + size, left:left + size])
+
+
+def _cut_off(source: Path, target: Path, share: float = 0.6) -> Path:
+    content = source.read_bytes()
+    target.write_bytes(content[:int(len(content) * share)])
+    return target
+
+
+def _damage(source: Path, target: Path) -> Path:
+    """Zeros over the last 40 % of the pictures' bytes; the index stays whole."""
+    content = bytearray(source.read_bytes())
+    start = content.index(b"mdat") + 4
+    end = content.index(b"moov") - 4
+    first = start + (end - start) * 6 // 10
+    content[first:end] = bytes(end - first)
+    target.write_bytes(content)
+    return target
+
+
+def _noisy(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.options = {"g": "250", "preset": "ultrafast"}
+        for _ in range(40):
+            picture = rng.integers(0, 255, (64, 64, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_count_is_of_frames_that_decode_when_the_index_promises_more(tmp_path):
+    clip = decode_clip(_damage(_noisy(tmp_path / "v.mp4"), tmp_path / "damaged.mp4"), 8, 16)
+    assert clip.decoder == "pyav"
+    assert 15 <= clip.num_decodable < 40
+    assert clip.times_s[-1] < clip.num_decodable / 10
+
+
+def test_fallback_reads_what_decord_refuses_when_auto(tmp_path):
+    video = write_grey(tmp_path / "v.avi", num_frames=20)
+    clip = decode_clip(video, 5, 32)
+    assert clip.decoder == "pyav"
+    assert grey_numbers(clip.frames_THWC) == [2, 6, 10, 14, 18]
+    stream = write_grey(tmp_path / "v.ts", num_frames=20)
+    assert grey_numbers(decode_clip(stream, 5, 32).frames_THWC) == [2, 6, 10, 14, 18]
+    assert decode_clip(stream, 5, 32).times_s == pytest.approx((0.2, 0.6, 1.0, 1.4, 1.8)), "its clock starts at 1.4 s"
+
+
+def test_fallback_takes_over_when_decord_garbles_narrow_frames(tmp_path):
+    video = write_grey(tmp_path / "v.mp4", width=24, height=24)
+    clip = decode_clip(video, 5, 16)
+    assert (clip.decoder, grey_numbers(clip.frames_THWC)) == ("pyav", [2, 6, 10, 14, 18])
+    with pytest.raises(DecodeError, match=r"decord gives frames of shape \(24, 24, 4\)"):
+        decode_clip(video, 5, 16, decoder="decord")
+
+
+def test_fallback_takes_over_when_decord_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "decord", None)
+    clip = decode_clip(write_grey(tmp_path / "v.mp4"), 5, 32)
+    assert (clip.decoder, grey_numbers(clip.frames_THWC)) == ("pyav", [2, 6, 10, 14, 18])
+
+
+def _bad_files(folder: Path) -> dict[str, Path]:
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("not a video at all")
+    (folder / "folder.mp4").mkdir()
+    return {"missing": folder / "missing.mp4", "empty_file": folder / "empty.mp4", "not_a_video": folder / "text.mp4",
+            "unreadable": folder / "folder.mp4", "no_video_stream": write_sound(folder / "sound.mp4")}
+
+
+@pytest.mark.parametrize("reason", ["missing", "empty_file", "not_a_video", "unreadable", "no_video_stream"])
+@pytest.mark.parametrize("read", [probe, lambda path: decode_clip(path, 4, 16)], ids=["probe", "decode"])
+def test_error_names_file_and_reason_when_there_is_no_video(tmp_path, reason, read):
+    path = _bad_files(tmp_path)[reason]
+    with pytest.raises(DecodeError) as error:
+        read(path)
+    assert error.value.reason == reason
+    assert str(error.value) == (f"{path}: need a video that can be decoded, got {REASONS[reason]}. "
+                                "Replace or remove the file.")
+
+
+def test_error_says_not_a_video_when_the_index_is_cut_off(tmp_path):
+    with pytest.raises(DecodeError) as error:
+        decode_clip(_cut_off(write_grey(tmp_path / "v.mp4"), tmp_path / "cut.mp4"), 4, 16)
+    assert error.value.reason == "not_a_video"
+
+
+@pytest.mark.parametrize("name", ["with space.mp4", "-dash.mp4", "a:b.mp4", "ünï.mp4", "100%d.mp4", "file:x.mp4"])
+def test_names_are_only_names_when_they_look_like_something_else(tmp_path, monkeypatch, name):
+    shutil.copy(write_grey(tmp_path / "v.mp4"), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for decoder in DECODERS:
+        assert decode_clip(name, 5, 16, decoder=decoder).num_decodable == 20
+
+
+def test_probe_tells_size_rate_and_length_when_the_file_is_good(tmp_path):
+    info = probe(write_grey(tmp_path / "v.mp4", num_frames=20, fps=10))
+    assert (info.width, info.height, info.fps, info.num_frames_claimed, info.codec) == (64, 48, 10.0, 20, "h264")
+    assert info.duration_s == pytest.approx(2.0)
+
+
+def test_record_refuses_times_when_they_do_not_match_the_frames():
+    with pytest.raises(AssertionError, match=r"frames \(2, 4, 4, 3\) and 1 times do not agree"):
+        DecodedClip(np.zeros((2, 4, 4, 3), np.uint8), (0.0,), "pyav", 2, 4, 4)
+
+
+def test_helper_sees_the_difference_when_a_frame_is_off_by_one():
+    frames_THWC = np.full((2, 4, 4, 3), STEP, np.uint8)
+    assert grey_numbers(frames_THWC) != [1, 2]
+
+
+def test_odd_files_give_the_decoded_count_or_a_reason_when_read(shared_data):
+    """98 real odd files against what FFmpeg decoded of each."""
+    wrong, reasons = [], set()
+    for entry in json.loads((shared_data / "odd_videos/probe.json").read_text()):
+        expected = NEWER_FFMPEG_READS.get(entry["file"], entry["decoded"])
+        path = shared_data / "odd_videos" / entry["file"]
+        try:
+            clip = decode_clip(path, 8, 32)
+        except DecodeError as error:
+            reasons.add(error.reason)
+            found = 0
+        else:
+            found = clip.num_decodable
+            assert clip.frames_THWC.shape == (8, 32, 32, 3)
+            assert list(clip.times_s) == sorted(clip.times_s)
+        if found != expected:
+            wrong.append((entry["file"], expected, found))
+    assert not wrong
+    assert reasons == {"empty_file", "not_a_video", "no_video_stream", "no_frames"}
+
+
+def test_decoders_agree_to_the_pixel_when_both_read_real_clips(shared_data):
+    videos = sorted(os.listdir(shared_data / "real_clips/videos"))
+    for name in [*videos[::30], "3qqEKTPxLNs_1_15.avi"]:
+        path = shared_data / "real_clips/videos" / name
+        auto, pyav = decode_clip(path, 12, 64), decode_clip(path, 12, 64, decoder="pyav")
+        assert np.array_equal(auto.frames_THWC, pyav.frames_THWC), name
+        assert auto.times_s == pyav.times_s
+        assert auto.num_decodable == pyav.num_decodable
+        assert auto.decoder == ("pyav" if name.endswith(".avi") else "decord")
