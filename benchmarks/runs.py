@@ -48,8 +48,8 @@ MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}     
 # The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not.
 CODE = ("hcmi/train/stage.py", "hcmi/train/loss.py", "hcmi/shards/sampler.py",
         *(f"hcmi/model/{name}.py"
-          for name in ("aggregate", "heads", "interaction", "processor", "retriever", "towers")))
-DATA_CODE = tuple(f"hcmi/data/{name}.py" for name in ("draw", "events", "galleries", "script", "wording"))
+          for name in ("aggregate", "heads", "interaction", "modeling", "processor", "towers")))
+DATA_CODE = tuple(f"hcmi/scenes/{name}.py" for name in ("captions", "galleries", "render", "sampling", "vocabulary"))
 
 
 @dataclass(frozen=True)

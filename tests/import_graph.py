@@ -74,7 +74,7 @@ def exports(room: str) -> dict[str, str]:
 def closure(modules: set[str]) -> set[Path]:
     """Files of this project that decide what `modules` do: they and all that they import.
 
-    Left out are __init__.py files: those of rooms name what others may use and do nothing, and hcmi's holds the version.
+    Left out are __init__.py files: those of rooms only name what others may use, and hcmi's holds the version.
     """
     files: set[Path] = set()
     stack = list(modules)

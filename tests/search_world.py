@@ -81,7 +81,7 @@ def write_video(path: Path, grey: int, seconds: float = 2.0, fps: int = 8) -> Pa
 
 KILL_LOOP = """
 import os, signal, sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 {setup}
 for number, seconds in enumerate(sys.stdin):
     child = os.fork()
@@ -102,7 +102,8 @@ def changes_until_killed(setup: str, change: str, delays_s: Iterable[float]) -> 
     `setup`: lines of Python that load what is loaded late. `change`: one line; `number` is that of the process, `at`
     that of the change.
     """
-    program = KILL_LOOP.format(tests=str(Path(__file__).parent), setup=setup, change=change)
+    tests = Path(__file__).parent
+    program = KILL_LOOP.format(tests=[str(tests), *map(str, tests.glob("*/"))], setup=setup, change=change)
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         assert process.stdin

@@ -167,7 +167,7 @@ def test_drift_judges_the_batches_that_it_depends_on():
 STAND_IN = """
 import sys
 from pathlib import Path
-from hcmi.atomic import atomic_dir
+from hcmi.files import atomic_dir
 
 out = Path(sys.argv[1])
 with atomic_dir(out) as folder:
@@ -206,6 +206,6 @@ def test_verb_holds_no_logic_of_its_own(stage):
 
 
 def test_closure_finds_a_planted_import(tmp_path):
-    assert imported(ast.parse("def f():\n    from hcmi.data import frames\n    import hcmi.train.loss")) == {
+    assert imported(ast.parse("def f():\n    from hcmi.video import probe\n    import hcmi.train.loss")) == {
         "hcmi.video.decode", "hcmi.train.loss"}
     assert ROOT / "hcmi/errors.py" in closure({"hcmi.config"})

@@ -19,7 +19,8 @@ OWNERS: dict[str, set[str]] = {
     "evidently": {"drift"}, "faiss": {"index"}, "huggingface_hub": {"model"},
     "matplotlib": {"evaluate", "train", "search"}, "numpy": {"runtime", *ROOMS}, "pandas": {"evaluate", "drift"},
     "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},
-    "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"}, "pymilvus": {"index"},
+    "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
+    "pymilvus": {"index"},
     "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model"}, "simplejpeg": {"video", "shards"},
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
     "torch": {"types", "runtime", "doctor", "shards", "model", "train", "evaluate", "export", "index", "search"},
@@ -110,7 +111,7 @@ def test_rooms_are_entered_by_their_door_and_imports_point_down(source):
             elif room == own:
                 assert name.count(".") > 1, f"{module_name(source)} imports its own room's door"
             else:
-                assert name == f"hcmi.{room}", f"{name}: need the import from hcmi.{room}, which says what others may use"
+                assert name == f"hcmi.{room}", f"{name}: need hcmi.{room}, which names what others may use"
                 assert own is None or may_import(own,
                                                  room), f"{module_name(source)} imports {room}, which lies above it"
 

@@ -27,7 +27,7 @@ VERBS = {
     "shards": (["--manifest", "manifest.parquet"], {"--out": "folder"}),
     "train": ([], {"--out": "folder", "--metrics": "inside", "--checkpoints": "inside"}),
     "evaluate": (["--model", "model"], {"--out": "file", "--plots": "folder"}),
-    "export": (["--model", "model", "--manifest", "manifest.parquet"], {"--out": "folder"}),
+    "export": (["--model", "model"], {"--out": "folder"}),
     "drift": (["--model", "model", "--incoming", "incoming"], {"--out": "folder"}),
     "search": (["red", "--model", "model", "--videos", "few"], {"--explain": "file", "HCMI_CACHE": "inside"}),
 }
@@ -152,8 +152,9 @@ def test_output_is_refused_before_the_work_when_the_folder_is_read_only(project,
         assert ": need to write it, got: Permission denied. Correct the permissions, or name another place." in lines[0]
 
 
-WORK = ("hcmi.video.pool.DecoderPool.map", "hcmi.shards.loader.ShardReader.__init__", "hcmi.scenes.write.write_videos")
-NO_WORK = "import hcmi.video.pool, hcmi.shards.loader, hcmi.scenes.write\n" + "".join(f"{name} = None\n" for name in WORK)
+WORK = ("hcmi.video.pool.DecoderPool.map", "hcmi.shards.reader.ShardReader.__init__", "hcmi.scenes.write.write_videos")
+NO_WORK = ("import hcmi.video.pool, hcmi.shards.reader, hcmi.scenes.write\n"
+           + "".join(f"{name} = None\n" for name in WORK))
 
 
 def asked(project: Path, verb: str, outputs: dict[str, Path]) -> list[str]:
@@ -184,7 +185,7 @@ def test_old_output_stays_and_the_next_run_works_when_the_disk_fills(project, sm
         free = 0 if case == ("dataset", "--manifest") else 1        # a short manifest takes one block
         with open(output.parent / "ballast", "wb") as file:
             os.posix_fallocate(file.fileno(), 0, 4096 * (os.statvfs(output.parent).f_bavail - free))
-    for case, (code, lines) in run(project, outputs, "import hcmi.files\nhcmi.atomic.ASKED_BYTES = 0\n").items():
+    for case, (code, lines) in run(project, outputs, "import hcmi.files\nhcmi.files.ASKED_BYTES = 0\n").items():
         output = outputs[case]
         assert (code, len(lines)) == (1, 1), f"{case}: {lines}"
         assert re.fullmatch(rf"hcmi: {output}\S*: need to write it, got: {FULL}", lines[0]), f"{case}: {lines}"
@@ -205,7 +206,7 @@ def kind_of(case: Case) -> str:
 def test_run_ends_in_one_line_when_files_may_not_grow(project, tmp_path):
     """As a disk that fills, for those who cannot mount one."""
     outputs = {case: name_of(*case, tmp_path / "-".join(case)) for case in OUTPUTS}
-    before = ("import hcmi.files, resource\nhcmi.atomic.ASKED_BYTES = 0\n"
+    before = ("import hcmi.files, resource\nhcmi.files.ASKED_BYTES = 0\n"
               "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n")
     for case, (code, lines) in run(project, outputs, before).items():
         assert (code, len(lines)) == (1, 1), f"{case}: {lines}"

@@ -20,6 +20,7 @@ import hcmi.search.folder_index
 from hcmi.config import load_params
 from hcmi.dataset import read_folder
 from hcmi.search.folder_index import index_folder
+from hcmi.types import Skip
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,8 +51,8 @@ def hcmi_verb(project: Path, *arguments: str, code: int = 0, prefix: list[str] |
     return done
 
 
-def name_of(line: dict) -> str:
-    return line["path"].removeprefix("mine/videos/")
+def name_of(skip: Skip) -> str:
+    return skip.path.removeprefix("mine/videos/")
 
 
 def as_shown(reasons: dict[str, str]) -> dict[str, str]:
@@ -65,10 +66,10 @@ def test_dataset_and_shards_name_each_odd_file(odd):
     summary = json.loads(hcmi_verb(project, "dataset", "--json").stdout)
     assert summary["clips"] == len(good)
     text = (project / "data/manifest/skipped.jsonl").read_text("utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
-    assert {name_of(line): line["reason"] for line in lines} == {**as_shown(bad), "device.mp4": "outside"}
+    skips = [Skip(**json.loads(line)) for line in text.splitlines()]
+    assert {name_of(skip): skip.reason for skip in skips} == {**as_shown(bad), "device.mp4": "outside"}
     told = r"mine/videos/.*: need .*, got .*\. (Rename it|Copy the file there|Replace or remove the file)\."
-    assert all(re.fullmatch(told, line["detail"]) for line in lines)
+    assert all(re.fullmatch(told, skip.detail) for skip in skips)
     stats = json.loads(hcmi_verb(project, "shards", "--json").stdout)
     assert (stats["num_clips"], stats["skipped"]) == (len(good), {})
 
@@ -109,7 +110,7 @@ def test_batch_without_captions_has_a_line_for_each_odd_file(odd, monkeypatch):
     monkeypatch.chdir(project)
     clips, skipped = read_folder("mine/videos", load_params("params.yaml").dataset, captions_required=False)
     assert sorted(clip.path.removeprefix("mine/videos/") for clip in clips) == sorted(good)
-    assert {name_of(line): line["reason"] for line in skipped} == {**as_shown(bad), "device.mp4": "outside"}
+    assert {name_of(skip): skip.reason for skip in skipped} == {**as_shown(bad), "device.mp4": "outside"}
 
 
 def test_video_is_left_out_when_it_vanishes_while_it_is_looked_at(tmp_path, monkeypatch):
@@ -125,9 +126,9 @@ def test_video_is_left_out_when_it_vanishes_while_it_is_looked_at(tmp_path, monk
 
     monkeypatch.setattr(hcmi.dataset.build_clips, "sha256", hash_and_remove)
     config = load_params(ROOT / "params.yaml").dataset
-    clips, (line,) = read_folder(tmp_path / "videos", config, captions_required=False)
+    clips, (skip,) = read_folder(tmp_path / "videos", config, captions_required=False)
     assert [clip.video_id for clip in clips] == ["v0", "v2"]
-    assert (line["video_id"], line["reason"]) == ("v1", "missing")
+    assert (skip.video_id, skip.reason) == ("v1", "missing")
 
 
 def test_search_goes_on_when_a_video_vanishes_after_it_was_listed(tmp_path, monkeypatch):

@@ -130,7 +130,7 @@ def test_threads_get_what_they_would_get_alone_when_they_ask_at_once(world, hast
         assert [answer for answer in found if answer != alone[number]] == []
 
 
-@pytest.mark.parametrize("at", ["candidates", "tokens", "records", "times"])
+@pytest.mark.parametrize("at", ["candidates", "tokens", "clips", "times"])
 def test_an_answer_is_of_one_state_of_the_index_when_it_changes_meanwhile(own, monkeypatch, at):
     """Another thread removes half of the videos and searches, between two steps of this one's search."""
     before = own.search(QUERY)
@@ -181,7 +181,7 @@ import torch
 sys.path.insert(0, {tests!r})
 from search_world import clips, times, tiny_model, video_tokens
 import hcmi.index
-from hcmi.index_writer import add_videos
+from hcmi.index import add_videos
 from hcmi.search import Retriever
 
 def in_child(ask):

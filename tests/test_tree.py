@@ -30,8 +30,8 @@ def run(folder: Path, environment: dict[str, str], *command: str) -> str:
 
 def recolour(folder: Path, old: str, new: str) -> None:
     """Change the code: what was called `old` is called `new`."""
-    for name in ("draw", "events"):
-        path = folder / f"hcmi/data/{name}.py"
+    for name in ("render", "vocabulary"):
+        path = folder / f"hcmi/scenes/{name}.py"
         text = path.read_text("utf-8")
         assert f'"{old}"' in text
         path.write_text(text.replace(f'"{old}"', f'"{new}"'), "utf-8")

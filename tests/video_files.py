@@ -44,9 +44,9 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-def grey_numbers(frames_THWC: np.ndarray) -> list[int]:
+def grey_numbers(frames_THXC: np.ndarray) -> list[int]:
     """Which frame of a grey video each frame is."""
-    return [round(float(frame.mean()) / STEP) for frame in frames_THWC]
+    return [round(float(frame.mean()) / STEP) for frame in frames_THXC]
 
 
 def write_odd_folder(folder: Path) -> tuple[list[str], dict[str, str]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hcmi.cli import main
 from hcmi.config import load_params
 from hcmi.dataset import build_dataset, read_captions, read_folder, read_manifest
-from hcmi.dataset.build_clips import clip_id, gather
+from hcmi.dataset.build_clips import build_clips, clip_id
 from hcmi.dataset.captions import CaptionRow
 from hcmi.dataset.folder import iter_folder
 from hcmi.errors import DataError, DecodeError, HcmiError
@@ -103,8 +103,8 @@ def test_folder_cuts_segments_when_start_and_end_are_given(folder):
     assert {name: (clip.start_s, clip.end_s, clip.duration_s, clip.captions) for name, clip in clips.items()} == {
         "a_0-500": (0.0, 0.5, 0.5, ("first",)), "a_500-end": (0.5, 2.0, 1.5, ("second", "again")),
         "a_1000-99000": (1.0, 2.0, 1.0, ("cut short",)), "b": (0.0, 2.0, 2.0, ("all of it",))}
-    assert [(row["reason"], row["video_id"]) for row in skipped] == [("too_short", "b")]
-    assert "need a clip that starts before the end at 2 s, got start 2.5 s" in skipped[0]["detail"]
+    assert [(row.reason, row.video_id) for row in skipped] == [("too_short", "b")]
+    assert "need a clip that starts before the end at 2 s, got start 2.5 s" in skipped[0].detail
 
 
 @pytest.mark.parametrize("table", [
@@ -154,10 +154,10 @@ def test_rows_are_left_out_with_file_and_row_when_empty_or_repeated(folder):
     root = folder("video,caption\na.mp4,a dog\na.mp4,\na.mp4,a  dog\nb.mp4,a cat\n")
     clips, skipped = found_in(root)
     assert clips["a"].captions == ("a dog",)
-    assert [row["reason"] for row in skipped] == ["empty_caption", "duplicate_row"]
-    assert {row["stage"] for row in skipped} == {"dataset"}
-    assert skipped[0]["detail"] == f"{root}/captions.csv row 3: need a caption, got an empty cell."
-    assert skipped[1]["detail"] == f"{root}/captions.csv row 4: need a clip's caption once, got it again."
+    assert [row.reason for row in skipped] == ["empty_caption", "duplicate_row"]
+    assert {row.stage for row in skipped} == {"dataset"}
+    assert skipped[0].detail == f"{root}/captions.csv row 3: need a caption, got an empty cell."
+    assert skipped[1].detail == f"{root}/captions.csv row 4: need a clip's caption once, got it again."
 
 
 def test_bad_videos_are_left_out_with_their_reason_when_others_are_good(folder, film_in_processes):
@@ -171,10 +171,10 @@ def test_bad_videos_are_left_out_with_their_reason_when_others_are_good(folder, 
     os.mkfifo(videos / "pipe.mp4")
     clips, skipped = found_in(root)
     assert set(clips) == {"a"}
-    reasons = {row["video_id"]: row["reason"] for row in skipped}
+    reasons = {row.video_id: row.reason for row in skipped}
     assert reasons == {"gone": "missing", "empty": "empty_file", "text": "not_a_video", "folder": "unreadable",
                        "half": "not_a_video", "pipe": "unreadable"}
-    assert all(row["path"].endswith(f"{row['video_id']}.mp4") and row["detail"] for row in skipped)
+    assert all(row.path.endswith(f"{row.video_id}.mp4") and row.detail for row in skipped)
 
 
 # ------------------------------------------------------------------------------------------------------------ refused
@@ -238,8 +238,8 @@ def test_link_is_left_out_when_it_points_outside(folder, film, tmp_path):
     (root / "videos" / "link.mp4").symlink_to(film)
     clips, (row,) = found_in(root)
     assert set(clips) == {"a"}
-    assert (row["video_id"], row["reason"]) == ("link", "outside")
-    assert row["detail"].endswith(f"got a link that leads out of the folder (to {film}). Copy the file there.")
+    assert (row.video_id, row.reason) == ("link", "outside")
+    assert row.detail.endswith(f"got a link that leads out of the folder (to {film}). Copy the file there.")
 
 
 def test_links_are_followed_when_they_stay_inside_or_are_the_folder_itself(folder, tmp_path):
@@ -278,7 +278,7 @@ def films(film, tmp_path_factory):
 
 def splits_of(rows, films, **changes):
     """video_id -> split."""
-    found = gather(rows, films, CONFIG.model_copy(update=changes))
+    found = build_clips(rows, films, CONFIG.model_copy(update=changes))
     return {clip.video_id: clip.split for clip in found}
 
 
@@ -384,7 +384,7 @@ def test_a_copy_without_a_split_follows_the_one_that_has_it(films, given):
     rows = [*(CaptionRow(f"z{split}.mp4", "x", split=split) for split in given), CaptionRow("a.mp4", "x")]
     for seed in range(6):
         config = CONFIG.model_copy(update={"seed": seed})
-        found = list(gather(rows, lambda row: films(CaptionRow("a.mp4", "x")), config))
+        found = list(build_clips(rows, lambda row: films(CaptionRow("a.mp4", "x")), config))
         splits = {clip.video_id: clip.split for clip in found if isinstance(clip, Clip)}
         assert splits == {f"z{given[-1]}": given[-1], "a": given[-1]}
         assert len(found) == len(rows)
@@ -430,7 +430,7 @@ def test_memory_does_not_grow_with_the_rows_when_they_are_many(film):
     def peak(count):
         rows = (CaptionRow("a.mp4", f"caption {i}", start_s=(i % 1900) / 1000) for i in range(count))
         tracemalloc.start()
-        captions = sum(len(clip.captions) for clip in gather(rows, lambda row: str(film), CONFIG))
+        captions = sum(len(clip.captions) for clip in build_clips(rows, lambda row: str(film), CONFIG))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert captions == count
@@ -499,14 +499,14 @@ def test_verb_prints_one_line_and_exits_1_when_the_folder_is_bad(folder, tmp_pat
 def test_every_real_clip_is_found_when_captions_are_human(shared_data):
     clips, skipped = read_folder(shared_data / "real_clips", CONFIG)
     assert len(clips) == 66
-    assert set(Counter(row["reason"] for row in skipped)) == {"duplicate_row"}
+    assert set(Counter(row.reason for row in skipped)) == {"duplicate_row"}
     assert sum(len(clip.captions) for clip in clips) + len(skipped) == 255
 
 
 def test_every_odd_file_is_a_clip_or_has_a_reason_when_looked_at(shared_data):
     found = list(iter_folder(shared_data / "odd_videos", CONFIG, captions_required=False))
     clips = {clip.path.rsplit("odd_videos/")[1] for clip in found if isinstance(clip, Clip)}
-    skipped = {row["path"].rsplit("odd_videos/")[1]: row["reason"] for row in found if not isinstance(row, Clip)}
+    skipped = {row.path.rsplit("odd_videos/")[1]: row.reason for row in found if not isinstance(row, Clip)}
     decoded = {entry["file"]: entry["decoded"] for entry in
                json.loads((shared_data / "odd_videos" / "probe.json").read_text())}
     assert clips | set(skipped) == set(decoded)

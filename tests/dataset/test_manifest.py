@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hcmi.dataset import SCHEMA, iter_manifest, read_manifest, shown_path, write_manifest, write_skipped
+from hcmi.dataset import iter_manifest, read_manifest, write_manifest, write_skipped
 from hcmi.errors import DataError
-from hcmi.types import Clip
+from hcmi.files import project_path
+from hcmi.types import CLIP_SCHEMA, Clip, Skip
 
 CLIP = Clip("a", "videos/a b.mp4", "train", ("a dog", "ein Hund — 犬"), 0.5, 2.0, 1.5, "f" * 64, {"place": "beach"})
-SKIPPED = {"video_id": "a", "path": "a.mp4", "stage": "dataset", "reason": "missing", "detail": "é"}
+SKIPPED = Skip("a", "a.mp4", "dataset", "missing", "é")
 
 
 def test_manifest_gives_back_what_was_written_when_read(tmp_path):
@@ -63,7 +64,7 @@ def test_reading_names_the_column_when_one_is_missing(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {name: pa.array([], SCHEMA.field(name).type) for name in SCHEMA.names if name != "sha256"}
+    columns = {name: pa.array([], CLIP_SCHEMA.field(name).type) for name in CLIP_SCHEMA.names if name != "sha256"}
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     with pytest.raises(DataError, match="got none called sha256"):
         read_manifest(tmp_path / "m.parquet")
@@ -72,14 +73,12 @@ def test_reading_names_the_column_when_one_is_missing(tmp_path):
 def test_skipped_lines_are_json_with_fixed_keys_when_written(tmp_path):
     write_skipped([SKIPPED, SKIPPED], tmp_path / "skipped.jsonl")
     lines = (tmp_path / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [SKIPPED, SKIPPED]
-    with pytest.raises(AssertionError, match="skipped rows need the keys"):
-        write_skipped([{"video_id": "a"}], tmp_path / "skipped.jsonl")
-    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 2
+    assert lines == ['{"video_id": "a", "path": "a.mp4", "stage": "dataset", "reason": "missing", "detail": "é"}'] * 2
+    assert Skip(**json.loads(lines[0])) == SKIPPED
 
 
 def test_path_is_relative_when_it_lies_inside_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shown_path(tmp_path / "data" / "a.mp4") == "data/a.mp4"
-    assert shown_path("data/../b.mp4") == "b.mp4"
-    assert shown_path(tmp_path.parent / "c.mp4") == (tmp_path.parent / "c.mp4").as_posix()
+    assert project_path(tmp_path / "data" / "a.mp4") == "data/a.mp4"
+    assert project_path("data/../b.mp4") == "b.mp4"
+    assert project_path(tmp_path.parent / "c.mp4") == (tmp_path.parent / "c.mp4").as_posix()

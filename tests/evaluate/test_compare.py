@@ -33,7 +33,8 @@ def write_run(folder, noise: float, split_sha256="s" * 64, order=None, **config)
     table.to_parquet(folder / "plots" / "ranks.parquet")
     (folder / "plots" / "run.json").write_text(json.dumps({
         "config": {"train": {"lr": 0.001, **config}}, "model": {"fingerprint": f"{noise:.0f}" * 64},
-        "data": {"split_sha256": split_sha256}, "code": {"hcmi.train.loss": "a" * 64}, "versions": {"torch": "2.13.0"}}))
+        "data": {"split_sha256": split_sha256}, "code": {"hcmi.train.loss": "a" * 64},
+        "versions": {"torch": "2.13.0"}}))
     (folder / "metrics" / "evaluate.json").write_text(json.dumps({
         "protocol": {"split": "test", "split_sha256": split_sha256, "seed": 0}}))
     return folder

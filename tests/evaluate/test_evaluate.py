@@ -30,8 +30,9 @@ COLOURS = ("red", "green", "blue", "a ring", "a square")
 def clip_record(split: str, number: int, captions: int) -> dict:
     text = f"{COLOURS[number % 5]} slides then {COLOURS[number // 5 % 5]} grows"
     return {"video_id": f"{split}{number:03d}", "captions": [text + " left" * i for i in range(captions)],
-            "path": f"videos/{split}{number}.mp4", "start_s": 0.0, "end_s": 1.5 + number % 4,
-            "times_s": [0.1 * f for f in range(6)], "decoder": "decord", "width": 64, "height": 48,
+            "path": f"videos/{split}{number}.mp4", "split": split, "start_s": 0.0, "end_s": 1.5 + number % 4,
+            "duration_s": 1.5 + number % 4, "sha256": f"{split}{number}", "times_s": [0.1 * f for f in range(6)],
+            "decoder": "decord", "num_decodable": 6, "width": 64, "height": 48,
             "tags": {"num_events": str(1 + number % 3), "meaning": str(number)}}
 
 
@@ -172,7 +173,7 @@ def test_evaluate_gives_the_same_figures_when_three_processes_encode(world, done
     model, reader = load_retriever(world[0] / "model"), ShardReader(world[0] / "shards", "test")
     parts = [encode_videos(model, eval_batches(reader, 4, model.config.num_frames, rank, 3)) for rank in range(3)]
     videos = VideoTokens(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(parts[0])))
-    texts = encode_texts(model, [caption for clip in reader.clips for caption in clip["captions"]], batch_size=3)
+    texts = encode_texts(model, [caption for clip in reader.clips for caption in clip.captions], batch_size=3)
     sims_QV = model.combine(score(model, texts, videos)).numpy()
     assert Judge(np.repeat(np.arange(20), 2), 20, 50).both(sims_QV) == done[1]["raw"]
 

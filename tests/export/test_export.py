@@ -1,6 +1,7 @@
 """The export of real little videos: every file of the contract, row for row what the model says."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.dataset as pads
@@ -61,7 +62,7 @@ def test_rows_of_all_files_agree_with_the_model(world):
             torch.testing.assert_close(got.frames_BTD[0], encoded.videos.frames_BTD[tokens_row], atol=2e-3, rtol=0)
             torch.testing.assert_close(got.clip_weights_BC[0], encoded.videos.clip_weights_BC[tokens_row], atol=1e-3,
                                        rtol=0)
-            np.testing.assert_allclose(store.times([row])[0], reader.clips[tokens_row]["times_s"][1::2], atol=1e-5)
+            np.testing.assert_allclose(store.times([row])[0], reader.stored[tokens_row].times_s[1::2], atol=1e-5)
 
 
 def test_arrays_are_memory_mapped_and_half_precision(world):
@@ -143,11 +144,13 @@ def test_frame_times_are_those_of_the_frames_that_are_picked():
     assert frame_times([0.5, 1.5], 4).tolist() == [0.5, 1.5, 1.5, 1.5]
 
 
-def test_old_export_stays_when_the_new_one_fails(world):
+def test_old_export_stays_when_the_new_one_fails(world, tmp_path):
     before = (world / "export/meta.json").read_bytes()
-    write_manifest([Clip("other", "x.mp4", "train", ("a",), 0, 1, 1, "s", {})], world / "other.parquet")
-    with pytest.raises(DataError, match=r"need the row of clip v\d, which is in the shards, got none"):
-        export(model_dir=world / "model", shards_dir=world / "shards", out_dir=world / "export",
+    shutil.copytree(world / "shards", tmp_path / "shards")
+    tar = tmp_path / "shards/val-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\x00"))
+    with pytest.raises(DataError, match=r"need a JPEG as frame 0 of clip v\d"):
+        export(model_dir=world / "model", shards_dir=tmp_path / "shards", out_dir=world / "export",
                config=ExportConfig(batch_size=2, precision="float16", parquet=False))
     assert (world / "export/meta.json").read_bytes() == before
     assert not list(world.glob(".export*"))

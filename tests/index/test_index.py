@@ -28,7 +28,7 @@ def names(count, prefix="v"):
 
 
 def found_ids(index, query_D, count, where=None):
-    return [record["video_id"] for record in index.records(index.candidates(query_D, count, where))]
+    return [clip.video_id for clip in index.clips(index.candidates(query_D, count, where))]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_tokens_come_back_in_the_order_asked_when_rows_are_mixed_across_segments
         np.testing.assert_allclose(got.frames_BTD[at], part.frames_BTD[row], atol=2e-3)
     assert got.frames_BTD.shape == (4, T, D)
     assert got.clips_BCD.shape == (4, C, D)
-    assert [record["video_id"] for record in index.records(np.array([7, 1, 9, 0]))] == [
+    assert [clip.video_id for clip in index.clips(np.array([7, 1, 9, 0]))] == [
         "b0002", "a0001", "b0004", "a0000"]
     np.testing.assert_array_equal(index.times(np.array([7, 1])), times(2))
 
@@ -194,7 +194,7 @@ folder = {folder!r}
 
 def last(folder):
     index = SearchIndex.open(folder)
-    return index.records(index.live_rows()[-1:])[0]["video_id"]
+    return index.clips(index.live_rows()[-1:])[0].video_id
 
 fill(folder, ["first"])
 """

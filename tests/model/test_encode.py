@@ -34,8 +34,8 @@ CAPTIONS = ["a red film", "a", "first blue and then much later white and black",
 def test_encode_split_is_the_model_clip_by_clip_when_batches_end_anywhere(films, head):
     model, reader = model_world.tiny_model(head, wild=True), ShardReader(films, "train")
     encoded = encode_split(model, reader, batch_size=7)
-    assert encoded.video_ids == [clip["video_id"] for clip in reader.clips]
-    assert encoded.captions == [caption for clip in reader.clips for caption in clip["captions"]]
+    assert encoded.video_ids == [clip.video_id for clip in reader.clips]
+    assert encoded.captions == [caption for clip in reader.clips for caption in clip.captions]
     assert encoded.caption_video.tolist() == [row for row in range(24) for _ in range(2)]
     for row in (0, 6, 7, 23):
         frames_THXC = reader.frames(row, [1, 3, 5, 7])      # the middle frames of four parts of eight

@@ -15,7 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from hcmi.errors import ModelError
 from hcmi.model.processor import HcmiProcessor
 from hcmi.search.explain import query_words
-from hcmi.video.crop import square
+from hcmi.video.crop import centre_crop
 
 TEXTS = ["a dog jumps into water", "A DOG, jumping; into WATER!!", "it's two o'clock & we'll wait, they'd said",
          "l'été à Zürich: 7 naïve façades", "日本語の字幕 и русский текст", "emoji 🎬🐕 and\ttabs\nand   spaces", "",
@@ -222,7 +222,7 @@ def clips_own(image, **options) -> torch.Tensor:
 
 
 def squared(pixels: np.ndarray) -> np.ndarray:
-    return np.array(square(pixels, 224))
+    return np.array(centre_crop(pixels, 224))
 
 
 def test_frames_are_clips_own_pixels_to_the_last_bit_when_photographs_are_real(real, clip_data):

@@ -25,7 +25,7 @@ def videos(tmp_path):
 def indexed(found) -> dict[str, str]:
     """File name -> video_id of what is served."""
     index = SearchIndex.open(found.path)
-    return {record["path"].rsplit("/", 1)[1]: record["video_id"] for record in index.records(index.live_rows())}
+    return {clip.path.rsplit("/", 1)[1]: clip.video_id for clip in index.clips(index.live_rows())}
 
 
 def test_folder_is_searched_without_a_pipeline(model, videos, tmp_path):
@@ -87,12 +87,12 @@ def test_long_video_is_cut_into_clips(model, tmp_path, monkeypatch):
     found = index_folder(model, tmp_path / "videos", tmp_path / "cache")
     index = SearchIndex.open(found.path)
     rows = index.live_rows()
-    parts = [(record["start_s"], record["end_s"]) for record in index.records(rows)
-             if record["path"].endswith("long.mp4")]
+    parts = [(clip.start_s, clip.end_s) for clip in index.clips(rows)
+             if clip.path.endswith("long.mp4")]
     assert sorted(parts) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
-    for record, times_T in zip(index.records(rows), index.times(rows), strict=True):
+    for clip, times_T in zip(index.clips(rows), index.times(rows), strict=True):
         assert len(times_T) == T
-        assert record["start_s"] <= times_T[0] <= times_T[-1] < record["end_s"]
+        assert clip.start_s <= times_T[0] <= times_T[-1] < clip.end_s
 
 
 def test_cut_keeps_short_videos_whole_and_long_ones_equal():

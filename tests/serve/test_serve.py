@@ -47,8 +47,8 @@ def page(retriever):
 
 
 def id_of(retriever, name: str) -> str:
-    [row] = [r for r in retriever.index.records(retriever.index.live_rows()) if r["path"].endswith(name)]
-    return row["video_id"]
+    [row] = [clip for clip in retriever.index.clips(retriever.index.live_rows()) if clip.path.endswith(name)]
+    return row.video_id
 
 
 def test_page_says_it_in_one_line_when_the_system_does_not_let_it_read(retriever, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from hcmi.errors import ConfigError, DataError
 from hcmi.shards import ShardReader, TrainLoader, eval_batches, pick_frames
 from hcmi.shards.sampler import _taken_for_same, marginal_order, plan_epoch
 from hcmi.train.loss import same_meaning
+from hcmi.types import Clip
 
 SIZE = 16
 
@@ -51,8 +52,9 @@ def make_shards(folder, videos, num_frames=6, num_captions=2, split="train", per
                 captions = [f"clip {clip} caption {caption}" for caption in range(held[clip])]
                 writer.write({"__key__": f"v{clip:04d}", "json": json.dumps({
                     "video_id": f"v{clip:04d}", "captions": captions, "path": f"videos/{videos[clip]}.mp4",
-                    "start_s": 0.0, "end_s": 1.0, "times_s": [0.1 * f for f in range(stored[clip])],
-                    "tags": {}, "decoder": "decord", "width": 640, "height": 360}).encode(),
+                    "split": split, "start_s": 0.0, "end_s": 1.0, "duration_s": 1.0, "sha256": "s", "tags": {},
+                    "times_s": [0.1 * f for f in range(stored[clip])], "decoder": "decord", "num_decodable": 9,
+                    "width": 640, "height": 360}).encode(),
                     **{f"{f:02d}.jpg": jpeg(clip, f) for f in range(stored[clip])}})
     write_index(folder)
     return folder
@@ -272,9 +274,9 @@ def test_reader_returns_the_pixels_webdataset_reads_when_frames_are_asked_for(sh
     reader = ShardReader(shards, "train")
     urls = sorted(str(path) for path in shards.glob("train-*.tar"))
     samples = list(wds.WebDataset(urls, shardshuffle=False).decode("rgb8"))
-    assert [sample["__key__"] for sample in samples] == [clip["video_id"] for clip in reader.clips]
+    assert [sample["__key__"] for sample in samples] == [clip.video_id for clip in reader.clips]
     for row, sample in enumerate(samples):
-        assert reader.clips[row] == sample["json"]
+        assert reader.clips[row] == Clip.from_row(sample["json"])
         oracle = np.stack([sample[f"{frame:02d}.jpg"] for frame in (4, 0, 4)])
         np.testing.assert_array_equal(reader.frames(row, [4, 0, 4]), oracle)
 
@@ -315,7 +317,7 @@ def test_train_loader_gives_the_frames_and_captions_it_names_when_iterated(shard
 
 def test_train_loader_never_repeats_a_video_in_a_batch_when_videos_have_segments(segments):
     loader = TrainLoader(ShardReader(segments, "train"), batch_size=6, num_frames=2)
-    paths = [clip["path"] for clip in loader.reader.clips]
+    paths = [clip.path for clip in loader.reader.clips]
     for _ in range(5):
         for batch in loader:
             assert len({paths[row] for row in batch.rows}) == 6
@@ -482,7 +484,7 @@ def test_eval_batches_give_each_clip_once_in_order_when_split_over_ranks(shards,
     batches = [batch for rank in range(world_size)
                for batch in eval_batches(reader, 4, 3, rank, world_size, num_workers)]
     assert joined(batch.rows for batch in batches) == list(range(30))
-    assert joined(batch.video_ids for batch in batches) == [clip["video_id"] for clip in reader.clips]
+    assert joined(batch.video_ids for batch in batches) == [clip.video_id for clip in reader.clips]
     clips, frames = clip_and_frame(torch.cat([batch.frames_BTHXC for batch in batches]))
     assert (clips == np.arange(30)[:, None]).all()
     assert (frames == [1, 3, 5]).all()
@@ -585,8 +587,9 @@ def test_reader_names_clip_and_frame_when_a_jpeg_is_broken(fresh, frame):
 def test_reader_names_clip_and_frame_when_a_frame_has_another_size(tmp_path):
     with wds.TarWriter(str(tmp_path / "train-000000.tar"), mtime=0) as writer:
         writer.write({"__key__": "v0", "json": json.dumps({
-            "video_id": "v0", "captions": ["x"], "path": "p", "start_s": 0, "end_s": 1, "times_s": [0, 0.5],
-            "tags": {}}).encode(), "00.jpg": jpeg(0, 0), "01.jpg": jpeg(0, 1, size=8)})
+            "video_id": "v0", "captions": ["x"], "path": "p", "split": "train", "start_s": 0, "end_s": 1,
+            "duration_s": 1, "sha256": "s", "tags": {}, "times_s": [0, 0.5], "decoder": "decord", "num_decodable": 2,
+            "width": 640, "height": 360}).encode(), "00.jpg": jpeg(0, 0), "01.jpg": jpeg(0, 1, size=8)})
     write_index(tmp_path)
     assert_refused(tmp_path, "need a 16x16 JPEG as frame 1 of clip v0, got 8x8 pixels")
 

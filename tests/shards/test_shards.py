@@ -83,9 +83,9 @@ def test_shards_hold_every_clip_when_all_is_well(tmp_path, clips):
     found = read_shards(tmp_path / "shards")
     assert sorted(found) == [clip.video_id for clip in clips]
     record, pictures = found["v0000"]
-    assert record == {"video_id": "v0000", "captions": ["clip 0", "grün"], "path": clips[0].path, "start_s": 0.0,
-                      "end_s": 0.0, "tags": {"a": "2", "b": "1"}, "times_s": [0.2, 0.6, 1.0, 1.4, 1.8],
-                      "decoder": "decord", "num_decodable": 20, "width": 64, "height": 64}
+    assert record == {**clips[0].to_row(), "times_s": [0.2, 0.6, 1.0, 1.4, 1.8], "decoder": "decord",
+                      "num_decodable": 20, "width": 64, "height": 64}
+    assert record["captions"] == ["clip 0", "grün"]
     assert grey_numbers(np.stack(pictures)) == [2, 6, 10, 14, 18]
     assert summary["clips"] == {"train": 20, "val": 10, "test": 10}
     assert (summary["decoded"], summary["reused"], summary["skipped"]) == (40, 0, {})
@@ -281,11 +281,11 @@ def test_verb_says_in_one_line_when_something_is_wrong(tmp_path, repo_root):
 
 
 def test_journal_keeps_whole_records_when_its_end_is_torn(tmp_path):
-    from hcmi.video import JpegClip
+    from hcmi.video import Decoded
 
     path = tmp_path / "journal"
     journal = Journal(path)
-    written = [JpegClip((b"a" * number, b"\n"), (0.0, 1.5), "pyav", 2, 4, 3) for number in (1, 0, 300)]
+    written = [Decoded((b"a" * number, b"\n"), (0.0, 1.5), "pyav", 2, 4, 3) for number in (1, 0, 300)]
     offsets = [journal.append(f"key{number}", clip) for number, clip in enumerate(written)]
     journal.close()
     whole = path.read_bytes()

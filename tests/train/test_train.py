@@ -306,9 +306,9 @@ def test_denoise_figures_count_what_is_right_when_worked_by_hand():
 
 
 def test_meanings_are_none_when_a_data_set_does_not_know_them():
-    reader = types.SimpleNamespace(clips=[{"tags": {"meaning": name}} for name in ("b", "a", "b")])
+    reader = types.SimpleNamespace(clips=[types.SimpleNamespace(tags={"meaning": name}) for name in ("b", "a", "b")])
     assert subject.meanings(reader).tolist() == [1, 0, 1]
-    reader.clips.append({"tags": {}})
+    reader.clips.append(types.SimpleNamespace(tags={}))
     assert subject.meanings(reader) is None
 
 

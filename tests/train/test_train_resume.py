@@ -51,7 +51,7 @@ SLOW_RUN = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import hcmi.train
+import hcmi.train.stage
 from train_world import run
 hcmi.train.stage.CHECKPOINT_SECONDS = -1
 step = hcmi.train.stage.training_step
@@ -61,7 +61,7 @@ run(Path(sys.argv[2]), Path(sys.argv[3]))
 
 
 def test_train_ends_as_an_undisturbed_run_when_its_process_was_killed(films, undisturbed, tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(Path(__file__).parent), str(films), str(tmp_path)],
+    child = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(Path(__file__).parents[1]), str(films), str(tmp_path)],
                              stderr=subprocess.DEVNULL)
     last = tmp_path / "checkpoints" / "last.pt"
     deadline = time.monotonic() + 120

@@ -14,9 +14,9 @@ from PIL import Image
 from video_files import STEP, grey_numbers, write_grey, write_sound
 
 from hcmi.errors import DecodeError
-from hcmi.video import REASONS, DecodedClip, probe
+from hcmi.video import REASONS, Decoded, probe
 from hcmi.video import decode as frames
-from hcmi.video.crop import MAX_ASPECT, square
+from hcmi.video.crop import MAX_ASPECT, centre_crop
 from hcmi.video.decode import decode_clip
 
 DECODERS = ("decord", "pyav")
@@ -28,36 +28,36 @@ NEWER_FFMPEG_READS = {"exoplayer/sample_MP.heic": 1}        # probe.json is of a
 def test_decode_gives_the_middle_of_each_part_when_frames_abound(tmp_path, decoder, gop):
     video = write_grey(tmp_path / "v.mp4", num_frames=20, fps=10, gop=gop)
     clip = decode_clip(video, num_frames=5, size=32, decoder=decoder)
-    assert grey_numbers(clip.frames_THWC) == [2, 6, 10, 14, 18]
+    assert grey_numbers(clip.frames) == [2, 6, 10, 14, 18]
     assert clip.times_s == pytest.approx((0.2, 0.6, 1.0, 1.4, 1.8))
     assert (clip.decoder, clip.num_decodable, clip.width, clip.height) == (decoder, 20, 64, 48)
-    assert clip.frames_THWC.shape == (5, 32, 32, 3)
+    assert clip.frames.shape == (5, 32, 32, 3)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_decode_repeats_frames_when_there_are_too_few(tmp_path, decoder):
     clip = decode_clip(write_grey(tmp_path / "v.mp4", num_frames=2), 6, 16, decoder=decoder)
-    assert grey_numbers(clip.frames_THWC) == [0, 0, 0, 1, 1, 1]
+    assert grey_numbers(clip.frames) == [0, 0, 0, 1, 1, 1]
     assert clip.num_decodable == 2
     one = decode_clip(write_grey(tmp_path / "one.mp4", num_frames=1), 3, 16, decoder=decoder)
-    assert grey_numbers(one.frames_THWC) == [0, 0, 0]
+    assert grey_numbers(one.frames) == [0, 0, 0]
 
 
 @pytest.mark.parametrize("waiting_bytes", [1, 64 * 48 * 3 * 2, 2**26])
 def test_frames_are_the_same_when_few_may_wait(tmp_path, monkeypatch, waiting_bytes):
     monkeypatch.setattr(frames, "WAITING_BYTES", waiting_bytes)
     clip = decode_clip(write_grey(tmp_path / "v.mp4", num_frames=20), 5, 32)
-    assert (clip.decoder, grey_numbers(clip.frames_THWC)) == ("decord", [2, 6, 10, 14, 18])
+    assert (clip.decoder, grey_numbers(clip.frames)) == ("decord", [2, 6, 10, 14, 18])
 
 
 def test_something_else_is_kept_of_each_frame_when_asked(tmp_path):
     for name, decoder in (("v.mp4", "decord"), ("v.avi", "pyav")):
         video = write_grey(tmp_path / name, num_frames=2)
         clip = frames.decode_and_keep(video, 4, 16, lambda frame_HXC: [int(frame_HXC.mean())])
-        assert (clip.decoder, clip.num_decodable, len(clip.kept)) == (decoder, 2, 4)
-        assert clip.kept[0] is clip.kept[1]
-        assert clip.kept[2] is clip.kept[3]
-        assert clip.kept[0] != clip.kept[2]
+        assert (clip.decoder, clip.num_decodable, len(clip.frames)) == (decoder, 2, 4)
+        assert clip.frames[0] is clip.frames[1]
+        assert clip.frames[2] is clip.frames[3]
+        assert clip.frames[0] != clip.frames[2]
 
 
 @given(st.integers(1, 500), st.integers(1, 64))
@@ -74,11 +74,11 @@ def test_spread_is_sorted_and_central_when_sizes_vary(available, wanted):
 def test_segment_gives_its_own_frames_when_cut_from_a_longer_video(tmp_path, gop):
     video = write_grey(tmp_path / "v.mp4", num_frames=60, fps=10, gop=gop)
     clip = decode_clip(video, 4, 16, start_s=2.0, end_s=2.8)
-    assert grey_numbers(clip.frames_THWC) == [21, 23, 25, 27]
+    assert grey_numbers(clip.frames) == [21, 23, 25, 27]
     assert clip.times_s == pytest.approx((2.1, 2.3, 2.5, 2.7))
     assert (clip.num_decodable, clip.decoder) == (8, "pyav")
-    assert grey_numbers(decode_clip(video, 3, 16, start_s=5.4).frames_THWC) == [55, 57, 59]
-    assert grey_numbers(decode_clip(video, 2, 16, end_s=0.4).frames_THWC) == [1, 3]
+    assert grey_numbers(decode_clip(video, 3, 16, start_s=5.4).frames) == [55, 57, 59]
+    assert grey_numbers(decode_clip(video, 2, 16, end_s=0.4).frames) == [1, 3]
     assert decode_clip(video, 2, 16, end_s=6.0).decoder == "decord", "an end at the claimed duration is no cut"
 
 
@@ -88,9 +88,9 @@ def test_segment_is_the_same_when_the_container_has_no_index(tmp_path, ending, g
     """A jump in a transport or program stream lands at any packet: behind the key frame, or at no known time."""
     video = write_grey(tmp_path / f"v.{ending}", num_frames=60, fps=10, gop=gop)
     clip = decode_clip(video, 4, 16, start_s=2.0, end_s=2.8)
-    assert grey_numbers(clip.frames_THWC) == [21, 23, 25, 27]
+    assert grey_numbers(clip.frames) == [21, 23, 25, 27]
     assert clip.times_s == pytest.approx((2.1, 2.3, 2.5, 2.7))
-    assert grey_numbers(decode_clip(video, 1, 16, start_s=3.0, end_s=3.5).frames_THWC) == [32]
+    assert grey_numbers(decode_clip(video, 1, 16, start_s=3.0, end_s=3.5).frames) == [32]
 
 
 def test_transport_stream_is_not_decoded_twice_when_its_packets_can_be_believed(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_transport_stream_is_not_decoded_twice_when_its_packets_can_be_believed(
     seen = []
     decode = frames._decode
     monkeypatch.setattr(frames, "_decode", lambda *args: (seen.append(f.pts) or f for f in decode(*args)))
-    assert grey_numbers(decode_clip(video, 3, 16).frames_THWC) == [10, 30, 50]
+    assert grey_numbers(decode_clip(video, 3, 16).frames) == [10, 30, 50]
     assert len(seen) <= 60
 
 
@@ -129,7 +129,7 @@ def test_segment_is_too_short_when_it_holds_no_frame(tmp_path, start_s, end_s):
 def test_rotation_is_applied_when_the_header_asks_for_it(tmp_path, rotation, bright, decoder):
     video = write_grey(tmp_path / "v.mp4", num_frames=2, width=128, height=96, rotation=rotation, split=True)
     clip = decode_clip(video, 1, 48, decoder=decoder)
-    frame = clip.frames_THWC[0].astype(int)
+    frame = clip.frames[0].astype(int)
     halves = {"top": frame[:20], "bottom": frame[28:], "left": frame[:, :20], "right": frame[:, 28:]}
     assert max(halves, key=lambda name: halves[name].mean()) == bright
     upright = (128, 96) if rotation in (0, 180) else (96, 128)
@@ -141,7 +141,7 @@ def test_rotation_is_applied_when_the_header_asks_for_it(tmp_path, rotation, bri
 def test_square_is_clips_geometry_when_shapes_vary(shape):
     picture = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
     size = 32
-    found = square(picture, size)
+    found = centre_crop(picture, size)
     assert found.shape == (size, size, 3)
     height, width = shape
     if max(shape) <= MAX_ASPECT * min(shape):
@@ -192,16 +192,16 @@ def test_fallback_reads_what_decord_refuses_when_auto(tmp_path):
     video = write_grey(tmp_path / "v.avi", num_frames=20)
     clip = decode_clip(video, 5, 32)
     assert clip.decoder == "pyav"
-    assert grey_numbers(clip.frames_THWC) == [2, 6, 10, 14, 18]
+    assert grey_numbers(clip.frames) == [2, 6, 10, 14, 18]
     stream = write_grey(tmp_path / "v.ts", num_frames=20)
-    assert grey_numbers(decode_clip(stream, 5, 32).frames_THWC) == [2, 6, 10, 14, 18]
+    assert grey_numbers(decode_clip(stream, 5, 32).frames) == [2, 6, 10, 14, 18]
     assert decode_clip(stream, 5, 32).times_s == pytest.approx((0.2, 0.6, 1.0, 1.4, 1.8)), "its clock starts at 1.4 s"
 
 
 def test_fallback_takes_over_when_decord_garbles_narrow_frames(tmp_path):
     video = write_grey(tmp_path / "v.mp4", width=24, height=24)
     clip = decode_clip(video, 5, 16)
-    assert (clip.decoder, grey_numbers(clip.frames_THWC)) == ("pyav", [2, 6, 10, 14, 18])
+    assert (clip.decoder, grey_numbers(clip.frames)) == ("pyav", [2, 6, 10, 14, 18])
     with pytest.raises(DecodeError, match=r"decord gives frames of shape \(24, 24, 4\)"):
         decode_clip(video, 5, 16, decoder="decord")
 
@@ -209,7 +209,7 @@ def test_fallback_takes_over_when_decord_garbles_narrow_frames(tmp_path):
 def test_fallback_takes_over_when_decord_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "decord", None)
     clip = decode_clip(write_grey(tmp_path / "v.mp4"), 5, 32)
-    assert (clip.decoder, grey_numbers(clip.frames_THWC)) == ("pyav", [2, 6, 10, 14, 18])
+    assert (clip.decoder, grey_numbers(clip.frames)) == ("pyav", [2, 6, 10, 14, 18])
 
 
 def _bad_files(folder: Path) -> dict[str, Path]:
@@ -252,13 +252,13 @@ def test_probe_tells_size_rate_and_length_when_the_file_is_good(tmp_path):
 
 
 def test_record_refuses_times_when_they_do_not_match_the_frames():
-    with pytest.raises(AssertionError, match=r"frames \(2, 4, 4, 3\) and 1 times do not agree"):
-        DecodedClip(np.zeros((2, 4, 4, 3), np.uint8), (0.0,), "pyav", 2, 4, 4)
+    with pytest.raises(AssertionError, match=r"2 frames and 1 times do not agree"):
+        Decoded(np.zeros((2, 4, 4, 3), np.uint8), (0.0,), "pyav", 2, 4, 4)
 
 
 def test_helper_sees_the_difference_when_a_frame_is_off_by_one():
-    frames_THWC = np.full((2, 4, 4, 3), STEP, np.uint8)
-    assert grey_numbers(frames_THWC) != [1, 2]
+    frames_THXC = np.full((2, 4, 4, 3), STEP, np.uint8)
+    assert grey_numbers(frames_THXC) != [1, 2]
 
 
 def test_odd_files_give_the_decoded_count_or_a_reason_when_read(shared_data):
@@ -274,7 +274,7 @@ def test_odd_files_give_the_decoded_count_or_a_reason_when_read(shared_data):
             found = 0
         else:
             found = clip.num_decodable
-            assert clip.frames_THWC.shape == (8, 32, 32, 3)
+            assert clip.frames.shape == (8, 32, 32, 3)
             assert list(clip.times_s) == sorted(clip.times_s)
         if found != expected:
             wrong.append((entry["file"], expected, found))
@@ -287,7 +287,7 @@ def test_decoders_agree_to_the_pixel_when_both_read_real_clips(shared_data):
     for name in [*videos[::30], "3qqEKTPxLNs_1_15.avi"]:
         path = shared_data / "real_clips/videos" / name
         auto, pyav = decode_clip(path, 12, 64), decode_clip(path, 12, 64, decoder="pyav")
-        assert np.array_equal(auto.frames_THWC, pyav.frames_THWC), name
+        assert np.array_equal(auto.frames, pyav.frames), name
         assert auto.times_s == pyav.times_s
         assert auto.num_decodable == pyav.num_decodable
         assert auto.decoder == ("pyav" if name.endswith(".avi") else "decord")

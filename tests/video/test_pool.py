@@ -40,7 +40,7 @@ def test_pool_decodes_videos_when_used_as_made(tmp_path):
     with DecoderPool(1, 20) as pool:
         (job, clip), = pool.map([DecodeJob("mine", str(video), 5, 32)])
     assert job.key == "mine"
-    assert grey_numbers(clip.frames_THWC) == [2, 6, 10, 14, 18]
+    assert grey_numbers(clip.frames) == [2, 6, 10, 14, 18]
 
 
 @pytest.mark.parametrize("act", ["hang", "spin"])
