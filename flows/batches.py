@@ -1,7 +1,7 @@
-"""Which batches in data/incoming wait to be judged: every complete one whose content no report has judged yet.
+"""Which batches in data/incoming are still to be judged: every complete batch whose content no report has judged.
 
-Content decides, not time: a batch that was copied with its old times counts, and so do two that arrive together. A
-batch that has grown after its report has other content and is judged again.
+Batches are known by content, not by time. So a batch that was copied with its old times is judged, and so are two
+batches that arrive together. A batch that grew after its report has new content and is judged again.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, tim
 
 
 def find_batches(incoming: Path) -> list[Path]:
-    """Folders that hold any file, by name; hidden ones, under which a batch can be copied at leisure, left out."""
+    """Folders that hold a file, by name. Hidden folders are left out: a batch can be copied under a hidden name."""
     folders = sorted(incoming.iterdir()) if incoming.is_dir() else []
     return [folder for folder in folders if not folder.name.startswith(".") and folder.is_dir() and look(folder)]
 
 
 def look(folder: Path) -> Look:
-    """What the file system says of every file in `folder`, read without opening one."""
+    """Size and times of every file in `folder`, without opening any."""
     seen: Look = {}
     for parent, _, names in os.walk(os.fsencode(folder)):
         for name in names:
             path = os.path.join(parent, name)
             try:
-                status = os.stat(path) if os.path.exists(path) else os.lstat(path)      # of a broken link: the link's
-            except FileNotFoundError:       # gone since the folder was listed
+                status = os.stat(path) if os.path.exists(path) else os.lstat(path)      # a broken link: the link itself
+            except FileNotFoundError:       # deleted since the folder was listed
                 continue
             seen[os.path.relpath(path, os.fsencode(folder))] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return seen
@@ -39,10 +39,10 @@ def look(folder: Path) -> Look:
 
 def complete(batches: list[Path], quiet_s: float, patience_s: float,
              wait: Callable[[float], object] = time.sleep) -> Iterator[tuple[Path, Look]]:
-    """Each batch once nothing in it has changed for `quiet_s` seconds; those that still grow after `patience_s` never.
+    """Yield each batch as soon as nothing in it has changed for `quiet_s` seconds.
 
-    A batch that is being copied is no batch yet. Changes of the inode are seen too, since `cp -p` and `rsync -t` set
-    the times of the content back.
+    Batches that still change after `patience_s` seconds are not yielded: they are still being copied. The times of
+    inodes count as well, because `cp -p` and `rsync -t` restore the times of the content.
     """
     looks: dict[Path, Look] = {}
     for looks_left in reversed(range(1 + max(1, round(patience_s / max(quiet_s, 1))))):
@@ -59,7 +59,7 @@ def complete(batches: list[Path], quiet_s: float, patience_s: float,
 
 
 class Ledger:
-    """Which contents have been judged: `judged.json` beside the reports, written whole after each change."""
+    """Which contents have been judged: `judged.json` beside the reports, replaced after each change."""
 
     def __init__(self, folder: Path):
         self.path = folder / "judged.json"
@@ -67,11 +67,11 @@ class Ledger:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
             self.verdicts: dict[str, dict[str, Any]] = dict(kept["verdicts"])
             self.looks: dict[str, list[str]] = dict(kept["looks"])
-        except (OSError, ValueError, KeyError, TypeError):     # a first visit, or no longer what was written
+        except (OSError, ValueError, KeyError, TypeError):     # no such file yet, or a damaged one
             self.verdicts, self.looks = {}, {}
 
     def content(self, batch: Path, seen: Look) -> str:
-        """Digest of the names and bytes in the batch; files are read only where the last look saw others."""
+        """Digest of the names and bytes in the batch. Files are read only if `seen` differs from the last look."""
         signature = hashlib.blake2b(repr(sorted(seen.items())).encode(), digest_size=16).hexdigest()
         if self.looks.get(batch.name, ["", ""])[0] != signature:
             self.looks[batch.name] = [signature, _digest(batch, sorted(seen))]
@@ -97,6 +97,6 @@ def _digest(batch: Path, names: list[bytes]) -> str:
             try:
                 with open(path, "rb") as file:
                     digest.update(hashlib.file_digest(file, "blake2b").digest())
-            except OSError:         # the report names it and says why
+            except OSError:         # the report will name the file and the reason
                 digest.update(b"unreadable")
     return digest.hexdigest()

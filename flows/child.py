@@ -1,9 +1,9 @@
-"""Run a command in a process group of its own that cannot outlive the flow run which started it.
+"""Run a command in a process group of its own that ends with the flow run which started it.
 
-A cancelled Prefect task does not take its children's children along: a training run would keep its GPU. Here the
-whole group is ended when the task ends in any way, and ends itself when the flow's process is gone (killed, out of
-memory), which `main`, the group's first process, notices by the end of its standard input. A flow's process in turn
-ends itself when the `make flows` that it belongs to is gone (`end_with_make_flows`).
+When Prefect cancels a task, the task's grandchildren continue: a training run would keep its GPU. Here the whole group
+is ended when the task ends in any way. The group also ends itself when the flow's process has ended (killed, out of
+memory): `main`, the first process of the group, sees the end of its standard input. The flow's process ends itself when
+the `make flows` that started it has ended (`end_with_make_flows`).
 """
 
 import os
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 GRACE_SECONDS = 10.0
-ALIVE_PORT = "HCMI_FLOWS_ALIVE_PORT"      # environment: a port on which `make flows` listens for as long as it lives
+ALIVE_PORT = "HCMI_FLOWS_ALIVE_PORT"      # environment variable: a port on which `make flows` listens until it ends
 
 
 class ChildError(Exception):
-    """The command ended with an exit code other than 0; what it printed says why."""
+    """The command ended with an exit code other than 0; its output says why."""
 
 
 def run_in_child(*command: str, log: Callable[[str], object] = print) -> None:
-    """Run `command`, each line it prints going to `log`. It finds this interpreter's own scripts (dvc, hcmi) first.
+    """Run `command` and pass each line of its output to `log`. The scripts of this interpreter come first in its PATH.
 
     Raises: ChildError.
     """
@@ -49,16 +49,16 @@ def run_in_child(*command: str, log: Callable[[str], object] = print) -> None:
 
 
 def start_group(*command: str, **options: Any) -> subprocess.Popen:
-    """Start `command` in a process group of its own, which ends when this process does. `options`: as of Popen."""
+    """Start `command` in a process group of its own, which ends with this process. `options`: those of Popen."""
     return subprocess.Popen([sys.executable, "-m", "flows.child", *command], stdin=subprocess.PIPE,
                             start_new_session=True, **options)
 
 
 def end_with_make_flows() -> None:
-    """End this process when the `make flows` whose worker started it is gone; without one do nothing.
+    """End this process when the `make flows` whose worker started it has ended; do nothing outside `make flows`.
 
-    Prefect's worker starts each flow run in a session of its own, so neither a signal to the worker's group nor its
-    death reaches the run. The connection breaks at the moment at which the listening process ends, however it ends.
+    Prefect's worker starts each flow run in a session of its own, so neither a signal to the worker's group nor the end
+    of the worker reaches the run. A connection to `make flows` breaks as soon as that process ends in any way.
     """
     port = os.environ.get(ALIVE_PORT)
     if port:
@@ -77,12 +77,12 @@ def _end_when_closed(port: int) -> None:
 
 
 def end_group(process: subprocess.Popen, grace_seconds: float = GRACE_SECONDS) -> None:
-    """Ask every process of the group that `process` leads to end, wait, then kill what is left."""
+    """Send SIGTERM to the group that `process` leads, wait, then kill the processes that are left."""
     deadline = time.monotonic() + grace_seconds
     try:
         os.killpg(process.pid, signal.SIGTERM)
         while time.monotonic() < deadline:
-            process.poll()              # until it is reaped, a dead leader still counts as a member
+            process.poll()              # a dead leader counts as a member until it is reaped
             os.killpg(process.pid, 0)
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,16 +1,13 @@
-"""Report on the batches in data/incoming that nobody has judged: `python -m flows.drift_watch`, or daily once its
-schedule is on. `python -m flows.drift_watch BATCH ...` judges the batches named, again where they have been judged.
+"""Report on the batches in data/incoming that have not been judged: `python -m flows.drift_watch`, or daily once its
+schedule is on. `python -m flows.drift_watch BATCH ...` judges the named batches, also if they have been judged before.
 
-A batch arrives when it arrives, so this is a flow outside the DAG. It reads pinned artefacts only: shards, model and
-export exactly as dvc.lock has them, and of one run of the pipeline.
+Batches arrive at any time, so this is a flow outside the DAG. It reads pinned artefacts only: shards, model and export
+as dvc.lock has them, all from one run of the pipeline.
 """
 
-import fcntl
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import flow, task
@@ -22,23 +19,24 @@ from flows.batches import Ledger, complete, find_batches, look
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
 from flows.stages import changed_outs, is_running, mixed_outs, pins
+from hcmi.files import lock
 
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
 INCOMING = Path("data/incoming")
 REPORTS = Path("reports/watch")             # not reports/drift, which belongs to the stage
 STATES = {"ok": "Completed", "drift": "Drifted", "too small to judge": "TooSmall"}     # any other verdict: Failed
 SEVERITY = ("Completed", "TooSmall", "Drifted")
-QUIET_SECONDS = 60          # a batch in which nothing has changed for so long has been copied completely
-PATIENCE_SECONDS = 1800     # a batch that still grows after so long is left to the next run
+QUIET_SECONDS = 60          # a batch that has not changed for this long is complete
+PATIENCE_SECONDS = 1800     # a batch that still changes after this long is left to the next run
 LOOK_SECONDS = 5
 
 
 class WatchError(Exception):
-    """No report can be made; one line says what to do."""
+    """No report can be made; the message says what to do."""
 
 
 def check_pinned() -> None:
-    """Raises: WatchError when an artefact is not what dvc.lock pins, or not made from the others."""
+    """Raises: WatchError when an artefact differs from what dvc.lock pins, or was not made from the others."""
     changed = changed_outs(*PINNED) or mixed_outs(*PINNED)
     if changed:
         raise WatchError(f"{', '.join(changed)}: need what dvc.lock pins, got something else or nothing. "
@@ -46,9 +44,9 @@ def check_pinned() -> None:
 
 
 def wait_for_pipeline() -> None:
-    """Return when no stage is running: while the model is replaced, there is nothing to judge a batch with."""
+    """Return when no stage is running: no batch can be judged while the model is being replaced."""
     if is_running():
-        get_run_logger().info("the pipeline is running; waiting until it is done")
+        get_run_logger().info("the pipeline is running; waiting for its end")
     while is_running():
         time.sleep(LOOK_SECONDS)
 
@@ -67,9 +65,9 @@ def report(batch: str) -> str:
 
 
 def report_with_pinned(batch: str) -> str:
-    """The verdict of a report that read one state of the artefacts from its start to its end.
+    """The verdict of a report during which the artefacts did not change.
 
-    Waits for the pipeline outside the task: the task holds a slot for a GPU that the pipeline may need in order to end.
+    It waits for the pipeline outside the task, because the task holds a GPU slot that the pipeline may need.
     Raises: ChildError, WatchError.
     """
     while True:
@@ -85,16 +83,7 @@ def report_with_pinned(batch: str) -> str:
             if failure:
                 raise failure
             return verdict
-        get_run_logger().info("%s: the pipeline has replaced what the report was made with; judging again", batch)
-
-
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Two watches at once would judge a batch twice: the second waits for the first."""
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    with open(REPORTS / ".lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        get_run_logger().info("%s: the pipeline replaced the artefacts during the report; judging again", batch)
 
 
 @flow(name="drift-watch", flow_run_name=run_name("drift-watch"), persist_result=False)
@@ -104,12 +93,12 @@ def drift_watch(batches: list[str] | None = None, quiet_seconds: float = QUIET_S
     The run ends as Completed, Drifted (an alert can listen for it), TooSmall or Failed: the worst of its batches.
     """
     end_with_make_flows()
-    with one_at_a_time():
+    with lock(REPORTS / ".lock"):         # two watches at once would judge a batch twice: the second one waits
         return judge(batches or [], quiet_seconds)
 
 
 def judge(named: list[str], quiet_seconds: float) -> State:
-    """Judge each batch once its copy is complete; a verdict counts only if the batch did not change meanwhile."""
+    """Judge each batch when it is complete. A verdict is recorded only if the batch did not change meanwhile."""
     logger = get_run_logger()
     found = {folder.name: folder for folder in find_batches(INCOMING)}
     unknown = [name for name in named if name not in found]
@@ -131,12 +120,12 @@ def judge(named: list[str], quiet_seconds: float) -> State:
         if ledger.content(folder, look(folder)) == content:
             ledger.record(content, folder.name, verdicts[folder.name])
     for folder in waiting:
-        logger.info("%s: still being copied; the next run looks at it again", folder)
+        logger.info("%s: still being copied; left to the next run", folder)
     return outcome(verdicts, [folder.name for folder in waiting])
 
 
 def outcome(verdicts: dict[str, str], growing: list[str]) -> State:
-    """The state that the run ends in: that of its worst verdict."""
+    """The final state of the run: that of its worst verdict."""
     parts = [f"{name}: {verdict}. {REPORTS / name / 'index.html'}" for name, verdict in verdicts.items()]
     parts += [f"{name}: still being copied" for name in growing]
     message = "; ".join(parts) or f"{INCOMING}: every batch has been judged"

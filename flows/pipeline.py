@@ -1,7 +1,7 @@
 """The pipeline of dvc.yaml as a Prefect flow: `python -m flows.pipeline`, with or without a server.
 
-DVC decides whether a stage runs; Prefect when and where: one task a stage, retried once, stages that want a GPU one
-at a time (tag `gpu`). What depends on what is read from dvc.yaml and written nowhere else.
+DVC decides whether a stage runs. Prefect decides when and where: one task a stage, retried once; stages that use a GPU
+run one at a time (tag `gpu`). The dependencies are read from dvc.yaml and written nowhere else.
 """
 
 import sys
@@ -20,7 +20,7 @@ GPU_TAG = "gpu"
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False, retries=1,
       retry_delay_seconds=10)
 def run_stage(stage: str) -> str:
-    """Reproduce one stage if DVC calls it stale.
+    """Run one stage if it is stale according to DVC.
 
     Returns: `fresh` or `ran`.
 
@@ -36,9 +36,9 @@ def run_stage(stage: str) -> str:
 
 @flow(name="pipeline", flow_run_name=run_name("retrain"), persist_result=False)
 def pipeline() -> dict[str, str]:
-    """Bring every stage up to date, in dvc.yaml's order. Waits while another run of it is under way.
+    """Run every stale stage, in the order of dvc.yaml. Waits while another run of the pipeline is in progress.
 
-    Returns: what became of each stage, `fresh` or `ran`.
+    Returns: stage -> `fresh` or `ran`.
     """
     end_with_make_flows()
     with running(get_run_logger().info):
@@ -46,7 +46,7 @@ def pipeline() -> dict[str, str]:
 
 
 def run_stages() -> dict[str, str]:
-    """One task a stage; each waits for those that it depends on."""
+    """One task a stage; each waits for the stages that it depends on."""
     outcome: dict[str, str] = {}
     states: dict = {}
     for step in plan():

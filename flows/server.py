@@ -1,4 +1,4 @@
-"""What both flows ask of Prefect before they begin: that the server answers, and a name that says what a run is."""
+"""What both flows need from Prefect at their start: a server that answers, and names for runs."""
 
 import sys
 import urllib.error
@@ -10,9 +10,10 @@ from prefect.settings import get_current_settings
 
 
 def check_server() -> None:
-    """End the process with one line when the server that PREFECT_API_URL names does not answer; without one do nothing.
+    """End the process with one line when the server at PREFECT_API_URL does not answer.
 
-    Prefect itself tells this in a hundred lines. Without the setting it starts a temporary server of its own.
+    Prefect itself prints a hundred lines in this case. Without PREFECT_API_URL it starts a temporary server, and this
+    function does nothing.
     """
     url = get_current_settings().api.url
     if url is None:
@@ -26,5 +27,5 @@ def check_server() -> None:
 
 
 def run_name(what: str) -> Callable[[], str]:
-    """For `flow_run_name`: what runs, and the local time of its start."""
+    """For `flow_run_name`: `what`, and the local time of the start."""
     return lambda: f"{what} {datetime.now():%Y-%m-%d %H:%M}"

@@ -1,9 +1,8 @@
-"""What DVC says about the pipeline: its stages in order, which are stale, whether one runs, and one reproduced alone.
+"""DVC's view of the pipeline: the stages in order, which are stale, whether one is running; and running one of them.
 
-No Prefect here, so that the child process that reproduces a stage does not pay for importing it.
+This module does not import Prefect, because the child process that runs a stage would have to load it.
 """
 
-import fcntl
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +16,14 @@ from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
 
-LOCK = Path(".hcmi/pipeline.lock")      # held by a run of the whole pipeline, between its stages too
+from hcmi.files import is_locked, lock
+
+LOCK = Path(".hcmi/pipeline.lock")      # held during a run of the whole pipeline, also between two stages
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of dvc.yaml (or one tracked data file): its name, what it comes after, whether it wants a GPU."""
+    """One stage of dvc.yaml (or one tracked data file): its name, the stages it depends on, whether it uses a GPU."""
 
     name: str
     after: tuple[str, ...]
@@ -44,7 +45,7 @@ def is_stale(stage: str) -> bool:
 
 
 def changed_outs(*stages: str) -> list[str]:
-    """The outputs of these stages that are not, byte for byte, what dvc.lock pins (or that it does not pin at all)."""
+    """The outputs of these stages whose bytes differ from what dvc.lock pins, or that dvc.lock does not pin."""
     with Repo() as repo:
         return sorted(str(out) for name in stages for stage in repo.stage.collect(name) for out in stage.outs
                       if out.hash_info.value is None or out.status())
@@ -58,9 +59,9 @@ def pins(*stages: str) -> dict[str, str | None]:
 
 
 def mixed_outs(*stages: str) -> list[str]:
-    """Outputs of these stages that dvc.lock says were made from other outputs than it pins now.
+    """Outputs of these stages that were made, according to dvc.lock, from other outputs than dvc.lock pins now.
 
-    Each is what the lock pins, and yet they do not belong together: a run that was stopped between two stages.
+    Such outputs match the lock but do not belong together: a run was stopped between two stages.
     """
     with Repo() as repo:
         pinned = {out.fs_path: out.hash_info.value for stage in repo.index.stages for out in stage.outs}
@@ -71,25 +72,17 @@ def mixed_outs(*stages: str) -> list[str]:
 
 @contextmanager
 def running(say: Callable[[str], object]) -> Iterator[None]:
-    """Hold the pipeline for a run of all its stages; wait where another has it. Free again however the process ends."""
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with open(LOCK, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another run of the pipeline is under way; waiting until it is done")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """Hold the pipeline during a run of all its stages; wait while another run holds it."""
+    if is_locked(LOCK):
+        say("another run of the pipeline is in progress; waiting for its end")
+    with lock(LOCK):
         yield
 
 
 def is_running() -> bool:
-    """Whether a run of the pipeline is under way, or DVC writes an output of a stage at somebody's command."""
-    if LOCK.exists():
-        with open(LOCK, encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+    """Whether a run of the pipeline is in progress, or DVC is writing an output of a stage for another command."""
+    if is_locked(LOCK):
+        return True
     with Repo() as repo:
         path = Path(repo.tmp_dir or "", "rwlock")
         try:
@@ -100,10 +93,10 @@ def is_running() -> bool:
 
 
 def free_dead_locks() -> None:
-    """Empty DVC's list of who reads and writes what where none of its processes is alive.
+    """Delete DVC's list of readers and writers when none of the listed processes is alive.
 
-    DVC forgets a dead process by itself, unless its number has gone to another one since (after a restart of the
-    machine they begin anew) or it was killed while it wrote the list: then every later run is refused.
+    DVC removes a dead process from the list itself, with two exceptions: another process has the same number now (after
+    a restart of the machine), or DVC was killed while it wrote the list. In both cases DVC refuses every later run.
     """
     with Repo() as repo:
         if not repo.tmp_dir:
@@ -123,7 +116,7 @@ def free_dead_locks() -> None:
 
 
 def _holds(pid: int, path: Path) -> bool:
-    """Whether the process that put this number into the file is still alive: one that began later is another."""
+    """Whether the process that wrote `pid` into the file is alive. A process that started later is another one."""
     try:
         return psutil.Process(pid).create_time() < path.stat().st_mtime
     except (psutil.Error, OSError):
@@ -131,10 +124,10 @@ def _holds(pid: int, path: Path) -> bool:
 
 
 def reproduce(stage: str) -> None:
-    """Run this stage alone, restoring it from DVC's run cache where that can be done, and record it in dvc.lock.
+    """Run this stage alone, or restore it from DVC's run cache, and record it in dvc.lock.
 
-    Ends the process with one line on stderr and exit code 1 where the stage fails: `python -m flows.stages STAGE`
-    runs in a child (`flows.child`), and the stage's own command has printed why.
+    When the stage fails, this ends the process with one line on stderr and exit code 1: `python -m flows.stages STAGE`
+    runs in a child process (`flows.child`), and the command of the stage has printed the reason.
     """
     try:
         free_dead_locks()

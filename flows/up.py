@@ -1,11 +1,10 @@
 """`make flows`: a Prefect server and a worker on the loopback address, with prefect.yaml's deployments on them.
 
-Runs until Ctrl-C, a signal, or the end of either of the two. However it ends, `kill -9` included, the server, the
-worker, the flow runs and the stages that they run end with it. The next start ends the runs that were left behind.
+It runs until Ctrl-C, a signal, or the end of the server or the worker. The server, the worker, the flow runs and their
+stages end with it in any case, also after `kill -9`. The next start marks the runs that were in progress as Crashed.
 """
 
 import argparse
-import fcntl
 import os
 import signal
 import socket
@@ -15,26 +14,38 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import IO
 
 from flows.child import ALIVE_PORT, end_group, start_group
+from hcmi.files import lock
 
-HOST = "127.0.0.1"      # never another: this server has no passwords
+HOST = "127.0.0.1"      # loopback only: this server has no passwords
 POOL = "local"
 START_SECONDS = 120
 
 
 def main(port: int, gpus: int) -> None:
-    """Serve until stopped. Exits with one line where the port is taken or a part does not start."""
+    """Serve until stopped. Exits with one line when the port is in use or a part does not start."""
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".hcmi/prefect").resolve())))
-    home.mkdir(parents=True, exist_ok=True)     # SQLite opens no file in a folder that is not there
-    lock = _lock_home(home)
+    home.mkdir(parents=True, exist_ok=True)     # SQLite does not make the folder of its file
+    signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts background jobs with Ctrl-C ignored
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        # two servers on one database would each end the other's runs
+        with lock(home / "make-flows.lock", wait=False):
+            _serve(port, gpus)
+    except BlockingIOError:
+        sys.exit(f"make flows: need {home} for this server alone, got another `make flows` that uses it. "
+                 "Stop that one, or set PREFECT_HOME to another folder.")
+    except KeyboardInterrupt:
+        print("make flows: stopped", flush=True)
+
+
+def _serve(port: int, gpus: int) -> None:
+    """Start the server and the worker, deploy, and wait; end both in any case."""
     _need_free(port)
     alive = socket.create_server((HOST, 0), backlog=1024)
     os.environ.update({"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
                        "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", ALIVE_PORT: str(alive.getsockname()[1])})
-    signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts background jobs with Ctrl-C ignored
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parts: list[subprocess.Popen] = []
     try:
         parts.append(_start("server", "start", "--host", HOST, "--port", str(port), "--analytics-off"))
@@ -53,33 +64,21 @@ def main(port: int, gpus: int) -> None:
     except KeyboardInterrupt:
         print("make flows: stopping", flush=True)
     finally:
-        alive.close()       # flow runs notice, and report to the server that they have crashed
+        alive.close()       # the flow runs notice this, and report to the server that they have crashed
         for part in reversed(parts):
             end_group(part, grace_seconds=25)
-        lock.close()
 
 
 def _start(*arguments: str) -> subprocess.Popen:
     return start_group(sys.executable, "-m", "prefect", "--no-prompt", *arguments)
 
 
-def _lock_home(home: Path) -> IO[str]:
-    """Two servers on one database would each take the other's runs for dead. The lock ends with the process."""
-    lock = open(home / "make-flows.lock", "w", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit(f"make flows: need {home} for this server alone, got another `make flows` that uses it. "
-                 "Stop that one, or set PREFECT_HOME to another folder.")
-    return lock
-
-
 def end_dead_runs() -> None:
-    """End the runs that were under way when the server last stopped, and free the slots that they hold.
+    """Mark the runs that were in progress when the server last stopped as Crashed, and free their slots.
 
-    Every process of theirs has ended with that server, but the database says Running, and a slot is kept there while
-    the lease that would free it was kept in the server's memory: nothing else would ever start. Called before the
-    worker is started, when no run can be alive.
+    Their processes ended with that server, but the database still has them as Running. It also keeps their slots: the
+    leases that would free them were in the server's memory. No later run could start. This is called before the worker
+    is started, so no run can be alive.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
@@ -105,7 +104,7 @@ def end_dead_runs() -> None:
         while found := client.read_flow_runs(flow_run_filter=flow_runs):
             for run in found:
                 client.set_flow_run_state(run.id, crashed, force=True)
-                print(f"make flows: {run.name} was under way when the server last stopped; it is now Crashed.")
+                print(f"make flows: {run.name} was in progress when the server last stopped; it is now Crashed.")
         for limit in client.read_global_concurrency_limits(limit=200):
             if limit.active_slots:
                 client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=0))
@@ -133,7 +132,7 @@ def _wait_healthy(port: int, server: subprocess.Popen) -> None:
 
 
 def _create_pool(gpus: int) -> None:
-    """The pool the worker polls, and how many tasks tagged `gpu` may run at once on the machines of this server."""
+    """Create the work pool of the worker, and limit how many tasks tagged `gpu` run at once."""
     from prefect.client.orchestration import get_client  # after the environment is set: importing reads it
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.workers.process import ProcessWorker

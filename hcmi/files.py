@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: write beside the target, then rename. What cannot be written is one line."""
+"""Writing outputs: each appears whole or not at all, and what keeps it from being written is reported in one line."""
 
 import fcntl
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from hcmi.errors import WRITING, HcmiError, MachineError, file_of, machine_error, system_error
 
-LEFT_SECONDS = 60       # a folder beside the target that nobody has held for so long is a killed writer's
-TWIN = re.compile(r"(?<![^/])\.([^/]+)\.\w{8}\.tmp(?![^/])")      # what `atomic_dir` and `atomic_file` write to
-ASKED_BYTES = 2**20     # a disk without room for this has none to speak of
+LEFT_SECONDS = 60       # an unlocked temporary folder of this age was left by a writer that was killed
+TEMPORARY = re.compile(r"(?<![^/])\.([^/]+)\.\w{8}\.tmp(?![^/])")     # names of temporary files and folders
+CHECKED_BYTES = 2**20   # a disk without room for this is full
 
 
 def project_path(path: str | Path) -> str:
@@ -25,10 +25,10 @@ def project_path(path: str | Path) -> str:
 
 
 def ask_to_write(*, folders: Iterable[str | Path] = (), files: Iterable[str | Path] = ()) -> None:
-    """See that these outputs can be written, before hours of work for them; nothing of the question stays.
+    """Check before long work that these outputs can be written; the check leaves nothing behind.
 
-    `folders` are those that `atomic_dir` replaces.
-    Raises: MachineError where a folder is read-only or full, or something else is in the output's place.
+    `folders`: those that `atomic_dir` will replace. `files`: those that `atomic_file` will replace.
+    Raises: MachineError when a place is read-only or full, or holds something of another kind.
     """
     for folder in map(Path, folders):
         if os.path.lexists(folder) and not folder.is_dir():
@@ -51,7 +51,7 @@ def _try_to_write(path: Path) -> None:
         raise MachineError(f"{path}: need the folder {place}, got a file in its place. Move it away.")
     try:
         with tempfile.NamedTemporaryFile(prefix=".hcmi.", dir=place) as file:
-            file.write(bytes(ASKED_BYTES))
+            file.write(bytes(CHECKED_BYTES))
             file.flush()
     except OSError as error:
         raise machine_error(path, "to write it", error) from error
@@ -59,25 +59,25 @@ def _try_to_write(path: Path) -> None:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn what keeps the block from writing the output `path` into one line that names it.
+    """Turn a system error of the block about the output `path` into one line that names the output.
 
-    Raises: MachineError.
+    Raises: MachineError. Other errors pass unchanged.
     """
     try:
         yield
     except HcmiError:
         raise
-    except Exception as error:      # only to see whether the system refused; everything else goes on as it is
+    except Exception as error:      # to find system errors inside the errors of libraries; all others pass unchanged
         found = system_error(error)
         if found is None or not _is_of(found, Path(path).absolute()):
             raise
-        raise machine_error(TWIN.sub(r"\1", str(path)), "to write it", found) from error
+        raise machine_error(TEMPORARY.sub(r"\1", str(path)), "to write it", found) from error
 
 
 def _is_of(error: OSError, output: Path) -> bool:
-    """Whether an error is about `output`: itself, what lies in it or in its temporary twin, or folders on the way."""
+    """Whether an error is about `output`, a file inside it or inside its temporary folder, or a parent folder."""
     name = file_of(error)
-    if name is None:            # of a file that is open
+    if name is None:            # errors of open files name no file
         return error.errno in WRITING
     path = Path(os.path.abspath(name))
     if output.is_relative_to(path) or path.is_relative_to(output):
@@ -88,9 +88,9 @@ def _is_of(error: OSError, output: Path) -> bool:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the target's folder; rename it over `path` when the block ends without error.
+    """Yield a temporary path in the folder of `path`; replace `path` with it when the block ends without an error.
 
-    Raises: MachineError when it cannot be written.
+    Raises: MachineError when it cannot be written; `path` is then unchanged.
     """
     path = Path(path)
     with writing(path):
@@ -110,11 +110,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes `path`'s place when the block ends without error.
+    """Yield a temporary folder beside `path`; replace `path` with it when the block ends without an error.
 
-    A folder cannot be replaced in one system call: the old one is renamed away first, so for a moment
-    there is none, but never a mixture of old and new. What a killed writer left is swept, or put back by the next.
-    Raises: MachineError when it cannot be written; `path` is then as it was.
+    A folder cannot be replaced in one system call: the old one is renamed first. So there is a moment without a folder,
+    but never a mixture of old and new. The next writer deletes the temporary folders of killed writers, and restores an
+    old folder that a killed writer had renamed.
+    Raises: MachineError when it cannot be written; `path` is then unchanged.
     """
     path = Path(path)
     with writing(path):
@@ -122,17 +123,15 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         _sweep(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         temporary.chmod(0o755)
-        held = os.open(temporary, os.O_RDONLY)
-        fcntl.flock(held, fcntl.LOCK_EX)        # ends with the process, however it ends
-        try:
-            yield temporary
-            _take_place(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.close(held)
+        with lock(temporary):       # so that other writers know that this one is alive
+            try:
+                yield temporary
+                _replace(temporary, path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _take_place(temporary: Path, path: Path) -> None:
+def _replace(temporary: Path, path: Path) -> None:
     old = temporary.with_suffix(".old")
     if path.exists():
         path.rename(old)
@@ -146,23 +145,51 @@ def _take_place(temporary: Path, path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Delete folders of killed writers of `path`; an old `path` they had renamed away takes its place again."""
+    """Delete temporary folders of killed writers of `path`; restore an old `path` that one of them had renamed."""
     for left in path.parent.iterdir():
         if not (left.name.startswith(f".{path.name}.") and left.suffix in (".tmp", ".old") and left.is_dir()):
             continue
-        try:
-            folder = os.open(left, os.O_RDONLY)
-        except OSError:         # its writer has just finished
-            continue
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - os.fstat(folder).st_ctime < LEFT_SECONDS:
+        with suppress(BlockingIOError, FileNotFoundError), lock(left, wait=False):      # its writer lives, or is done
+            if time.time() - left.stat().st_ctime < LEFT_SECONDS:
                 continue
             if left.suffix == ".old" and not path.exists():
                 left.rename(path)
             else:
                 shutil.rmtree(left, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(folder)
+
+
+@contextmanager
+def lock(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Hold `path`, a folder or a file that is made where there is none, alone among all processes that use `lock`.
+
+    The kernel frees it when the process ends in any way. A locked file holds the number of the process.
+    Raises: BlockingIOError when another process holds it and `wait` is false; OSError when it cannot be opened.
+    """
+    path = Path(path)
+    folder = path.is_dir()
+    if not folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if not folder:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: str | Path) -> bool:
+    """Whether a process holds `path` with `lock`."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

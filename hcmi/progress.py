@@ -1,4 +1,4 @@
-"""Progress on stderr with an estimate of the time left: a live bar on a terminal, now and then a line in a log."""
+"""Progress on stderr with an estimate of the time left: a live bar on a terminal, a line from time to time in a log."""
 
 import sys
 import time
@@ -12,25 +12,28 @@ LINE_SECONDS = 10.0
 
 
 class _Lines(tqdm):
-    """tqdm for a log: a line at most every `LINE_SECONDS`, and one at the end, instead of a bar drawn over the last."""
+    """tqdm for a log: instead of a bar, a line at most every `LINE_SECONDS` and one at the end."""
 
     def __init__(self, *arguments: Any, **options: Any):
-        self._told = time.monotonic()
+        self._written_at, self._written_n = time.monotonic(), -1
         super().__init__(*arguments, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if msg is None and time.monotonic() - self._told >= LINE_SECONDS:
-            self._told = time.monotonic()
-            self.fp.write(f"{self}\n")
-            self.fp.flush()
+        if msg is None and time.monotonic() - self._written_at >= LINE_SECONDS:
+            self._write()
         return False
 
     def close(self) -> None:
         if not self.disable:
-            self._told -= LINE_SECONDS
-            self.display()
-            self.leave = False      # else tqdm tells the end once more
+            if self._written_n != self.n:       # else the last line has been written already
+                self._write()
+            self.leave = False      # tqdm would write the end itself
         super().close()
+
+    def _write(self) -> None:
+        self._written_at, self._written_n = time.monotonic(), self.n
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
 
 
 def track(items: Iterable | None = None, description: str = "", total: int | None = None, unit: str = "it") -> Any:

@@ -185,7 +185,7 @@ def test_old_output_stays_and_the_next_run_works_when_the_disk_fills(project, sm
         free = 0 if case == ("dataset", "--manifest") else 1        # a short manifest takes one block
         with open(output.parent / "ballast", "wb") as file:
             os.posix_fallocate(file.fileno(), 0, 4096 * (os.statvfs(output.parent).f_bavail - free))
-    for case, (code, lines) in run(project, outputs, "import hcmi.files\nhcmi.files.ASKED_BYTES = 0\n").items():
+    for case, (code, lines) in run(project, outputs, "import hcmi.files\nhcmi.files.CHECKED_BYTES = 0\n").items():
         output = outputs[case]
         assert (code, len(lines)) == (1, 1), f"{case}: {lines}"
         assert re.fullmatch(rf"hcmi: {output}\S*: need to write it, got: {FULL}", lines[0]), f"{case}: {lines}"
@@ -206,7 +206,7 @@ def kind_of(case: Case) -> str:
 def test_run_ends_in_one_line_when_files_may_not_grow(project, tmp_path):
     """As a disk that fills, for those who cannot mount one."""
     outputs = {case: name_of(*case, tmp_path / "-".join(case)) for case in OUTPUTS}
-    before = ("import hcmi.files, resource\nhcmi.files.ASKED_BYTES = 0\n"
+    before = ("import hcmi.files, resource\nhcmi.files.CHECKED_BYTES = 0\n"
               "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n")
     for case, (code, lines) in run(project, outputs, before).items():
         assert (code, len(lines)) == (1, 1), f"{case}: {lines}"
