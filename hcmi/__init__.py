@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    """`from hcmi import Retriever` without loading torch for those who only want the version."""
+    """`from hcmi import Retriever` loads torch; `import hcmi` alone does not."""
     if name == "Retriever":
         from hcmi.search import Retriever
         return Retriever

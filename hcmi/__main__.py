@@ -1,4 +1,4 @@
-"""`python -m hcmi`: the command of the tree that one stands in, whichever tree the installed `hcmi` belongs to."""
+"""`python -m hcmi`: the command of the tree in the working folder, whichever tree the installed `hcmi` belongs to."""
 
 from hcmi.cli import main
 

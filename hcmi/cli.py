@@ -14,11 +14,11 @@ import click
 from hcmi import __version__
 from hcmi.errors import HcmiError, MachineError, file_of, machine_error, shown, system_error
 
-STOPPED = 130       # as the shell counts a process that Ctrl-C ended
+STOPPED = 130       # the shell's exit code for Ctrl-C
 
 
 class _Group(click.Group):
-    """Keeps the order of the pipeline in --help; turns what the user or the machine can put right into one line."""
+    """Lists the verbs in the order of the pipeline, and prints errors of input and machine as one line."""
 
     def list_commands(self, ctx):
         return list(self.commands)
@@ -29,11 +29,11 @@ class _Group(click.Group):
         except HcmiError as error:
             line, code = str(error), 1
         except KeyboardInterrupt:
-            click.echo(err=True)        # the terminal's ^C, or half a progress bar, stands on the line
+            click.echo(err=True)        # end the line that holds the terminal's ^C or half a progress bar
             line, code = "stopped.", STOPPED
-        except BrokenPipeError:     # of `hcmi search QUERY | head`: click ends without a word
+        except BrokenPipeError:     # from `hcmi search QUERY | head`: click exits silently
             raise
-        except Exception as error:      # only to see whether the machine is to blame; a bug keeps its traceback
+        except Exception as error:      # only to find system errors; a bug keeps its traceback
             found = _machine_fault(error, ctx.invoked_subcommand)
             if found is None:
                 raise
@@ -43,7 +43,7 @@ class _Group(click.Group):
 
 
 def _machine_fault(error: Exception, verb: str | None) -> MachineError | None:
-    """What no stage could foresee: a disk that fills, a file that cannot be read, no memory."""
+    """System errors that no stage has handled: a full disk, a file that cannot be read, no memory."""
     # torch has errors of its own for memory: OutOfMemoryError on a GPU, "can't allocate memory" on a CPU
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         return MachineError(f"{verb}: need more memory than there is, got: "
@@ -53,7 +53,7 @@ def _machine_fault(error: Exception, verb: str | None) -> MachineError | None:
     if found is None:
         return None
     name = file_of(found)
-    if name is None:        # the error is of a file that was open
+    if name is None:        # errors of open files name no file
         return machine_error(verb, "to read its input and write its output", found)
     return machine_error(name, "to open it", found)
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
-    """Our own warnings are notes to the user, in one line; other libraries' keep their place."""
+    """One line for our own warnings, which are notes to the user; the usual form for those of libraries."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         return f"note: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
@@ -127,11 +127,11 @@ def shards(manifest: str, out: str, params: str, as_json: bool) -> None:
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @click.option("--out", default="models/hcmi", show_default=True, help="Model folder to write.")
 @click.option("--metrics", default="metrics/train", show_default=True, help="Folder for the training curves.")
-@click.option("--checkpoints", default="checkpoints", show_default=True, help="Where an interrupted run goes on from.")
+@click.option("--checkpoints", default="checkpoints", show_default=True, help="What an interrupted run continues from.")
 @params_option
 @json_option
 def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as_json: bool) -> None:
-    """Train the retriever and keep the epoch that is best on validation; go on where an interrupted run stopped.
+    """Train the retriever and keep the epoch that is best on validation. An interrupted run continues.
 
     Example: hcmi train --shards data/shards --out models/hcmi
     """
@@ -146,8 +146,8 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as
 @main.command()
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
-@click.option("--out", default="metrics/evaluate.json", show_default=True, help="Figures to write; the few of "
-              "headline.json go beside them.")
+@click.option("--out", default="metrics/evaluate.json", show_default=True, help="File of figures to write; "
+              "headline.json is written beside it.")
 @click.option("--plots", default="plots", show_default=True, help="Folder of tables and pictures to write.")
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: compare two runs, query by query. Each is an "
               "evaluate.json or a folder with metrics/ and plots/.")
@@ -155,7 +155,7 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as
 @json_option
 def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, str] | None, params: str,
              as_json: bool) -> None:
-    """Measure retrieval on held-out clips, both directions; or compare two measurements.
+    """Measure retrieval on held-out clips in both directions, or compare two measurements.
 
     Examples:
 
@@ -207,7 +207,7 @@ def export(model: str, shards: str, out: str, push: str | None, params: str, as_
 
 @main.command()
 @click.option("--incoming", default="data/incoming", show_default=True, help="Folder of new batches.")
-@click.option("--batch", "batches", multiple=True, metavar="NAME", help="Judge this batch only; may be repeated.")
+@click.option("--batch", "batches", multiple=True, metavar="NAME", help="Judge only this batch; may be repeated.")
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
 @click.option("--export", default="export", show_default=True, help="Folder that `hcmi export` wrote.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
@@ -216,7 +216,7 @@ def export(model: str, shards: str, out: str, push: str | None, params: str, as_
 @json_option
 def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shards: str, out: str, params: str,
           as_json: bool) -> None:
-    """Compare new batches with what the model was tested on, and write a report with a verdict for each.
+    """Compare new batches with the model's test clips, and write a report with a verdict for each batch.
 
     Example: hcmi drift --batch 2026-11-23 --out reports/watch/2026-11-23 --json
     """
@@ -237,14 +237,14 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
 @click.option("--min-seconds", type=float, help="Only videos at least this long.")
 @click.option("--max-seconds", type=float, help="Only videos at most this long.")
-@click.option("--part", is_flag=True, help="QUERY tells a part of a video: what else it shows does not count.")
-@click.option("--explain", metavar="FILE", help="Why the first answer was found: .png, .svg, .pdf or .json.")
+@click.option("--part", is_flag=True, help="QUERY describes a part of a video; the rest of the video does not count.")
+@click.option("--explain", metavar="FILE", help="Write why the first answer was found: .png, .svg, .pdf or .json.")
 @params_option
 @json_option
 def search(query: str, top: int, videos: str | None, index: str | None, model: str, tags: tuple[str, ...],
            min_seconds: float | None, max_seconds: float | None, part: bool, explain: str | None, params: str,
            as_json: bool) -> None:
-    """Find videos, and the moments in them, that show what QUERY says.
+    """Find the videos, and the moments in them, that QUERY describes.
 
     Examples:
 
@@ -283,7 +283,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
 @params_option
 def serve(host: str, port: int, videos: str | None, index: str | None, model: str, params: str) -> None:
-    """Show the search page: ask in words, watch the moment in each video, see why it was found.
+    """Serve the search page: type a query, watch the moment in each video, see why it was found.
 
     Examples:
 
@@ -303,13 +303,13 @@ def serve(host: str, port: int, videos: str | None, index: str | None, model: st
 @main.command()
 @click.argument("data")
 @click.option("--sample", default=64, show_default=True, type=click.IntRange(min=1), help="Files to decode, at most.")
-@click.option("--seconds", default=20.0, show_default=True, help="Begin no new file after this long.")
+@click.option("--seconds", default=20.0, show_default=True, help="Start no new file after this time.")
 @params_option
 @json_option
 def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -> None:
-    """Say before a long run what the folder DATA holds, what the run will cost, and what stands in its way.
+    """Check the folder DATA before a long run: what it holds, what the run will cost, which problems there are.
 
-    Exit code 1 when something does.
+    The exit code is 1 when there are problems.
 
     Example: hcmi doctor my_videos
     """

@@ -1,4 +1,4 @@
-"""The typed sections of params.yaml. Every key is documented here; unknown keys are errors; nothing has a default."""
+"""The typed sections of params.yaml. Every key is documented here; unknown keys are errors; no key has a default."""
 
 import re
 from pathlib import Path
@@ -20,18 +20,18 @@ class Section(BaseModel):
 
 
 class ScenesConfig(Section):
-    """The generated data set (`hcmi/scenes/write.py`)."""
+    """The generated data set (`hcmi/scenes`)."""
 
     num_train: Positive
     num_val: Positive
     num_test: Positive
     num_incoming: Positive          # clips in each of the two batches for data/incoming/
     max_events: Annotated[int, Field(ge=1, le=6)]
-    captions_per_clip: Annotated[int, Field(ge=1, le=4)]    # each in another wording
-    part_captions: Annotated[int, Field(ge=0, le=4)]        # of a training clip: besides, each telling a part of it
-    wording: Literal["sentence", "paragraph"]               # paragraph: a sentence for each step
-    duplicate_rate: Fraction        # of the training clips: different pixels, same meaning as an earlier training clip
-    neighbour_rate: Fraction        # of the clips: differ from an earlier one in one word or in order only
+    captions_per_clip: Annotated[int, Field(ge=1, le=4)]    # each worded differently
+    part_captions: Annotated[int, Field(ge=0, le=4)]        # more captions of a training clip, each of a part of it
+    wording: Literal["sentence", "paragraph"]               # paragraph: one sentence per step
+    duplicate_rate: Fraction        # share of the training clips that show the events of an earlier one
+    neighbour_rate: Fraction        # share of the clips that differ from an earlier one in one word or in order only
     width: Annotated[int, Field(ge=128, multiple_of=2)]
     height: Annotated[int, Field(ge=128, multiple_of=2)]
     fps: Positive
@@ -40,7 +40,7 @@ class ScenesConfig(Section):
 class DatasetConfig(Section):
     name: Literal["scenes", "folder", "msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vatex"]
     path: str                       # folder of the data set's files; unused by scenes
-    protocol: str                   # of a published data set, docs/datasets.md; default: its usual one
+    protocol: str                   # of a published data set (docs/datasets.md), or `default`
     val_fraction: Fraction          # of the videos whose split the data set does not give
     test_fraction: Fraction
     seed: int
@@ -52,22 +52,22 @@ class ShardsConfig(Section):
     num_frames: Positive                                # stored per clip, evenly spread
     quality: Annotated[int, Field(ge=1, le=100)]        # JPEG
     max_clips_per_shard: Positive
-    max_skip_fraction: Fraction                         # above it the stage fails
-    decode_timeout_s: Annotated[float, Field(gt=0)]     # per clip; the worker is killed and replaced
+    max_skip_fraction: Fraction                         # the stage fails above this share
+    decode_timeout_s: Annotated[float, Field(gt=0)]     # of one clip; then its worker process is replaced
     num_workers: Annotated[int, Field(ge=0)]            # 0: one per core
-    executor: Literal["local", "ray"]                   # processes of this machine, or tasks of a Ray cluster
-    ray_address: str                                    # of the cluster: host:port, auto, or local for a new one
+    executor: Literal["local", "ray"]                   # processes on this machine, or tasks on a Ray cluster
+    ray_address: str                                    # host:port, auto, or local for a new cluster
 
 
 class ScratchConfig(Section):
     """Shape of the small CLIP-shaped towers that are trained from scratch."""
 
-    width: Positive                 # of both towers and of the embedding
+    width: Positive                 # of both towers and the embedding
     vision_layers: Positive
     text_layers: Positive
     heads: Positive
     patch: Positive                 # pixels
-    vocab_size: Positive            # at most; the tokenizer is learned from the training captions
+    vocab_size: Positive            # upper limit; the tokenizer is trained on the training captions
 
     @model_validator(mode="after")
     def _heads_divide(self):
@@ -84,8 +84,8 @@ class ModelConfig(Section):
     num_clips: Positive             # C
     num_phrases: Positive           # P
     temporal_layers: Annotated[int, Field(ge=0)]
-    aggregation: Literal["assign", "queries"]           # how clips and phrases are filled: soft assignment, or queries
-    coarse_gradient: Annotated[float, Field(ge=0, le=1)]    # share of the coarser levels' that reaches words and frames
+    aggregation: Literal["assign", "queries"]           # how clips and phrases are made
+    coarse_gradient: Annotated[float, Field(ge=0, le=1)]    # share of it that reaches words and frames
     scratch: ScratchConfig
 
     @model_validator(mode="after")
@@ -111,14 +111,14 @@ class LevelWeights(Section):
 
 class LossConfig(Section):
     level_weights: LevelWeights
-    sum_weight: Annotated[float, Field(ge=0)]           # of the same loss on the sum of the levels; 0: off
+    sum_weight: Annotated[float, Field(ge=0)]           # weight of the loss on the sum of the levels; 0: off
     margin: Annotated[float, Field(ge=0)]
-    margin_weight: Annotated[float, Field(ge=0)]        # 0 switches marginal sample enhancement off
-    marginal_group: Positive                            # clips hard to tell apart that share a batch; 1: random batches
+    margin_weight: Annotated[float, Field(ge=0)]        # 0: no marginal sample enhancement
+    marginal_group: Positive                            # number of similar clips that share a batch; 1: random batches
     denoise: Literal["positive", "mask", "off"]         # adaptive label denoising
-    # whose two views must agree: clips', captions' (two of a clip), or neither: clips of one tag `meaning` are the same
+    # what denoising compares: two views of a clip, two captions of a clip, both, or the tag `meaning`
     denoise_by: Literal["video", "text", "both", "tag"]
-    warmup_epochs: Annotated[int, Field(ge=0)]          # before denoising and marginal groups begin
+    warmup_epochs: Annotated[int, Field(ge=0)]          # epochs before denoising and marginal groups begin
 
 
 class TrainConfig(Section):
@@ -127,8 +127,8 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"]   # auto: bfloat16 where the hardware multiplies it natively
     epochs: Positive
     batch_size: Positive
-    captions_per_clip: Positive             # of each clip in a step; videos are encoded once for all of them
-    optimizer: Literal["muon", "adamw"]     # muon: of the matrices of new layers, adamw of all else; adamw: of all
+    captions_per_clip: Positive             # in a step; a video is encoded once for all of them
+    optimizer: Literal["muon", "adamw"]     # muon: for the matrices of new layers, adamw for the rest
     lr: Annotated[float, Field(gt=0)]
     backbone_lr: Annotated[float, Field(ge=0)]          # 0 freezes the towers
     weight_decay: Annotated[float, Field(ge=0)]
@@ -148,13 +148,13 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     split: Literal["val", "test"]
     batch_size: Positive
-    bank_size: Positive             # training captions that the deployable post-processing looks at
+    bank_size: Positive             # number of training captions that the deployable post-processing uses
     bootstrap_samples: Positive
 
 
 class ExportConfig(Section):
     batch_size: Positive
-    precision: Literal["float16", "int8"]               # of the stored vectors; meta.json says what it costs
+    precision: Literal["float16", "int8"]               # of the stored vectors; meta.json holds what it costs
     parquet: bool                                       # also write the tokens as Parquet, for Ray or Spark
 
 
@@ -164,7 +164,7 @@ class SearchConfig(Section):
 
 
 class DriftConfig(Section):
-    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]     # of a batch that has not drifted
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]     # of batches that have not drifted
     seed: int
 
 
@@ -201,7 +201,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def _first_problem(path: str | Path, error: ValidationError) -> str:
-    problems = error.errors()       # a misspelt key is also a missing one: say the former
+    problems = error.errors()       # a misspelt key is reported as missing too: report the misspelling
     problem = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""One exception tree. The CLI prints any `HcmiError` as one line and exits 1; everything else is a bug.
+"""One exception tree. The CLI prints an `HcmiError` as one line and exits with 1; any other exception is a bug.
 
 Messages read `<subject>: need <X>, got <Y>. <next step>.`
 """
@@ -7,12 +7,12 @@ import errno
 import os
 import unicodedata
 
-# Control characters, bytes that are no UTF-8 (as Python keeps them in file names), separators of lines and paragraphs.
+# Control characters, bytes that are not UTF-8 (surrogates in Python's file names), line and paragraph separators.
 HIDDEN = frozenset(("Cc", "Cs", "Zl", "Zp"))
 
 
 def shown(text: object) -> str:
-    """Text, such as a file's name, as one line that can be printed and written in UTF-8: what cannot is escaped."""
+    """Text, such as a file name, as one line of printable UTF-8; other characters are escaped."""
     text = str(text)
     return text if text.isprintable() else "".join(map(_shown, text))
 
@@ -26,14 +26,14 @@ def _shown(char: str) -> str:
 
 
 class HcmiError(Exception):
-    """Something the user can put right: bad input, bad configuration, a missing file."""
+    """An error that the user can correct: bad input, bad configuration, a missing file."""
 
     def __str__(self) -> str:
-        return shown(super().__str__())     # messages name files
+        return shown(super().__str__())     # messages contain file names
 
 
 class ConfigError(HcmiError):
-    """params.yaml or a command-line value is wrong."""
+    """A value of params.yaml or of the command line is wrong."""
 
 
 class DataError(HcmiError):
@@ -41,7 +41,7 @@ class DataError(HcmiError):
 
 
 class DecodeError(DataError):
-    """One video cannot be turned into frames; `reason` is a short fixed word for `skipped.jsonl`."""
+    """One video cannot be decoded; `reason` is the short fixed word in `skipped.jsonl`."""
 
     def __init__(self, reason: str, message: str, path: str = ""):
         super().__init__(message)
@@ -52,7 +52,7 @@ class DecodeError(DataError):
 
 
 class ModelError(HcmiError):
-    """A model folder, checkpoint, head or backbone is missing, unknown or does not fit."""
+    """A model folder, checkpoint, head or backbone is missing, unknown or of the wrong shape."""
 
 
 class SearchIndexError(HcmiError):
@@ -64,7 +64,7 @@ class DriftError(HcmiError):
 
 
 class MachineError(HcmiError):
-    """The machine lacks room, memory or a permission; what was being read is not to blame."""
+    """The machine lacks disk space, memory or a permission; the input is not at fault."""
 
 
 FREE = "Free space and run again."
@@ -82,9 +82,9 @@ WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The operating system's error that `error` is, or that stopped a library from writing; None where there is none.
+    """The operating system's error behind `error`; None when there is none.
 
-    Libraries in C++ or Rust tell the system's error in the text of one of their own, or raise theirs on top of it.
+    Libraries in C++ or Rust put the system's error into the text of their own error, or raise theirs from it.
     """
     if isinstance(error, OSError) and error.errno:
         return error
@@ -100,15 +100,15 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def file_of(error: OSError) -> str | None:
-    """The file that an error names; it may name none, or the number of an open one."""
+    """The file that an error names; None when it names none or only a file descriptor."""
     return os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
 
 
 def machine_error(subject: object, need: str, error: OSError) -> MachineError:
-    """One line about what the system refused."""
+    """The system's refusal as one line."""
     number = error.errno or 0
     if number in WRITING or file_of(error):
-        got = os.strerror(number)       # some libraries put more words into `strerror`
+        got = os.strerror(number)       # some libraries extend `strerror`
     else:
         got = " ".join(str(error.strerror).split())
     return MachineError(f"{subject}: need {need}, got: {got}. {NEXT_STEPS.get(number, 'Run again.')}")

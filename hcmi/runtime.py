@@ -1,4 +1,4 @@
-"""Process-wide settings that training and encoding need; called by verbs, never at import."""
+"""Process-wide settings for training and encoding. They are set by functions, never at import."""
 
 import ctypes
 import os
@@ -16,10 +16,10 @@ from hcmi.errors import ConfigError
 
 
 def tune_allocator() -> None:
-    """Keep freed memory in the process instead of giving it back to the system after each step.
+    """Keep freed memory in the process instead of returning it to the system after each step.
 
-    glibc unmaps big blocks on free and faults them in again on the next allocation: measured 6-8 times slower
-    training steps on CPU. Values are glibc's `M_MMAP_THRESHOLD`, `M_TRIM_THRESHOLD`, `M_TOP_PAD`.
+    By default glibc unmaps big blocks when they are freed and maps them again at the next allocation. Training steps on
+    a CPU were 6 to 8 times slower. The values are glibc's `M_MMAP_THRESHOLD`, `M_TRIM_THRESHOLD`, `M_TOP_PAD`.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -30,11 +30,11 @@ def tune_allocator() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute with this thread alone inside the block: for work of a few milliseconds, such as one query.
+    """Let torch compute with the calling thread alone inside the block, for short work such as one query.
 
-    OpenMP's threads wait for one another by spinning. On a busy machine the awaited one is often not running:
+    OpenMP threads wait for one another by spinning. On a busy machine the thread they wait for is often not running:
     one query took 890 ms of wall time for 13 ms of computing.
-    Only the calling thread is concerned. `torch.set_num_threads` would not do: threads that start meanwhile keep its 1.
+    Other threads are not affected. `torch.set_num_threads` would affect threads that start inside the block.
     """
     before = torch.get_num_threads()
     library = _torch_library()
@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def _torch_library() -> ctypes.CDLL | None:
-    """The library that holds torch's kernels, and with it the OpenMP it was linked to; None in an unusual build."""
+    """The library with torch's kernels, through which its OpenMP is reached; None in an unusual build."""
     for path in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
         library = ctypes.CDLL(str(path))
         if hasattr(library, "omp_set_num_threads"):
@@ -64,17 +64,17 @@ def _torch_library() -> ctypes.CDLL | None:
 
 @cache
 def single_after_fork(set_num_threads: Callable[[int], None]) -> None:
-    """Have forked children of this process compute with one thread, as `set_num_threads` sets it.
+    """Make forked children of this process compute with one thread; `set_num_threads` is the library's function.
 
-    A child has none of its parent's OpenMP threads and waits for them for ever at the first work it wants to share.
+    A forked child has none of its parent's OpenMP threads, and would wait for them for ever.
     """
     os.register_at_fork(after_in_child=lambda: set_num_threads(1))
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else CPU; anything else is taken at its word.
+    """The torch device of a name; `auto` is CUDA where the machine has it, else the CPU.
 
-    Raises: ConfigError when CUDA is asked for and absent, or the name is unknown to torch.
+    Raises: ConfigError when the device is not there, or torch does not know the name.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,9 +90,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32.
+    """The precision of a name; `auto` is bfloat16 where the hardware multiplies it natively, else float32.
 
-    On a CPU that is AVX512-BF16 or AMX: matrix products measured 2.7-4 times float32's speed; without, they are slower.
+    CPUs with AVX512-BF16 or AMX do: matrix products were 2.7 to 4 times as fast as in float32. On others it is slower.
     """
     if name != "auto":
         return name
@@ -101,7 +101,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators that torch layers draw their initial weights from."""
+    """Seed the global generators, from which torch layers draw their initial weights."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
