@@ -53,7 +53,7 @@ lint: $(STAMP)  ## Check style and types
 	ruff check .
 	mypy
 
-docs: $(STAMP)  ## Bring docs/cli.md and the table of stages up to date with the code
+docs: $(STAMP)  ## Bring docs/cli.md, the table of stages and the modules in dvc.yaml up to date with the code
 	python docs/generate.py
 
 bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for smaller runs)

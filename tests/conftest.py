@@ -1,5 +1,6 @@
 """Fixtures that every test folder shares."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -39,6 +40,36 @@ def undisturbed(films, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("undisturbed")
     run(films, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(films, tmp_path_factory) -> Path:
+    """A project in which each stage finds its inputs: shards of films, an untrained model, its export, a batch."""
+    from click.testing import CliRunner
+    from model_world import section, tiny_model, train_config
+    from ruamel.yaml import YAML
+
+    from hcmi.cli import main
+
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "data").mkdir()
+    (folder / "data/shards").symlink_to(films)
+    (folder / "manifest.parquet").symlink_to(films.parent / "manifest.parquet")
+    params = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["model"], params["train"] = section().model_dump(), train_config(epochs=1).model_dump()
+    params["shards"] |= {"size": 16, "num_frames": 8, "num_workers": 1}
+    params["dataset"]["scenes"] |= {"num_train": 2, "num_val": 1, "num_test": 1, "num_incoming": 1}
+    YAML().dump(params, folder / "params.yaml")
+    some = sorted((films.parent / "films").glob("*.mp4"))[:3]
+    for place in (folder / "few", folder / "incoming/batch"):
+        place.mkdir(parents=True)
+        for path in some:
+            shutil.copy(path, place / path.name)
+    tiny_model().save_pretrained(folder / "model")
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(main, ["export", "--model", "model"], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
     return folder
 
 

@@ -1,4 +1,7 @@
-"""Who imports whom, read from the source text: shared by the tests of dvc.yaml, of imports and of the documents."""
+"""Who imports whom, and which files decide what a stage does, read from the source text.
+
+Shared by the tests of dvc.yaml, of imports and of the documents, and by docs/generate.py.
+"""
 
 import ast
 from functools import cache
@@ -85,3 +88,27 @@ def closure(modules: set[str]) -> set[Path]:
         files.add(path)
         stack.extend(imported(ast.parse(path.read_text(encoding="utf-8"))))
     return files
+
+
+def verb(name: str) -> ast.FunctionDef:
+    """The function behind `hcmi <name>`."""
+    tree = ast.parse((ROOT / "hcmi/cli.py").read_text(encoding="utf-8"))
+    for item in tree.body:
+        if isinstance(item, ast.FunctionDef):
+            decorators = {ast.unparse(decorator) for decorator in item.decorator_list}
+            if f"main.command({name!r})" in decorators or (item.name == name and "main.command()" in decorators):
+                return item
+    raise AssertionError(f"hcmi/cli.py has no verb {name}")
+
+
+def verb_imports(name: str) -> set[str]:
+    """The project's modules that the verb itself imports."""
+    return {module for module in imported(verb(name)) if module_file(module) and module != "hcmi"}
+
+
+def code_deps(stage: str) -> list[str]:
+    """What `deps` of a stage must list of this project: the modules that it uses, and `static/` folders beside them."""
+    files = closure(verb_imports(stage))
+    folders = {path.parent / "static" for path in files if (path.parent / "static").is_dir()
+               and '"static"' in path.read_text(encoding="utf-8")}
+    return sorted(str(path.relative_to(ROOT)) for path in files | folders)

@@ -61,7 +61,8 @@ run(Path(sys.argv[2]), Path(sys.argv[3]))
 
 
 def test_train_ends_as_an_undisturbed_run_when_its_process_was_killed(films, undisturbed, tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(Path(__file__).parents[1]), str(films), str(tmp_path)],
+    tests = str(Path(__file__).parents[1])
+    child = subprocess.Popen([sys.executable, "-c", SLOW_RUN, tests, str(films), str(tmp_path)],
                              stderr=subprocess.DEVNULL)
     last = tmp_path / "checkpoints" / "last.pt"
     deadline = time.monotonic() + 120
