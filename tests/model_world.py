@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from sentencepiece import SentencePieceTrainer
@@ -14,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokeniz
 from transformers.initialization import no_init_weights
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from video_files import write_pictures
 
 from hcmi.config import LossConfig, ModelConfig, TrainConfig, load_params
 from hcmi.dataset import write_manifest
@@ -72,17 +72,8 @@ def shake(module: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module:
 
 def write_film(path: Path, colours: list[str], frames_each: int = 6) -> Path:
     """A real mp4: one colour after the other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=12)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for colour in colours:
-            picture = np.broadcast_to(np.array(COLOURS[colour], np.uint8), (32, 32, 3))
-            for _ in range(frames_each):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    return write_pictures(path, (np.broadcast_to(np.array(COLOURS[colour], np.uint8), (32, 32, 3)) for colour in colours
+                                 for _ in range(frames_each)), fps=12)
 
 
 def film_clips(folder: Path, num_train: int = 24) -> list[Clip]:

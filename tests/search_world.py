@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
+from video_files import write_pictures
 
 from hcmi.config import load_params
 from hcmi.model import HcmiModel, new_retriever
@@ -68,15 +68,8 @@ def clips(names: list[str], **changes) -> list[Clip]:
 
 def write_video(path: Path, grey: int, seconds: float = 2.0, fps: int = 8) -> Path:
     """A small H.264 file of one grey level, darker by 2 each frame."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        for number in range(round(seconds * fps)):
-            picture = np.full((32, 32, 3), max(grey - 2 * number, 0), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    return write_pictures(path, (np.full((32, 32, 3), max(grey - 2 * number, 0), np.uint8)
+                                 for number in range(round(seconds * fps))), fps)
 
 
 KILL_LOOP = """

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import av
@@ -12,25 +13,36 @@ import numpy as np
 STEP = 4
 
 
+def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: str = "libx264", rotation: int = 0,
+                   **options: str) -> Path:
+    """A video file of these pictures, uint8 [H, X, 3]; the one writer of the tests. `options`: those of the codec."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = iter(pictures)
+    first = next(pictures)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
+        stream.options = options
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for picture in (first, *pictures):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
 def write_grey(path: Path, num_frames: int = 20, fps: int = 10, width: int = 64, height: int = 48, gop: int = 250,
                codec: str = "libx264", rotation: int = 0, split: bool = False) -> Path:
     """`split`: the left half stays black, so that rotation shows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"g": str(gop), "crf": "10", "preset": "ultrafast", "sc_threshold": "0"}
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for index in range(num_frames):
-            picture = np.full((height, width, 3), index * STEP % 256, np.uint8)
-            if split:
-                picture[:, :width // 2] = 0
-                picture[:, width // 2:] = 250
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")):
-                container.mux(packet)
-        container.mux(stream.encode())
-    return path
+    def picture(index: int) -> np.ndarray:
+        made = np.full((height, width, 3), index * STEP % 256, np.uint8)
+        if split:
+            made[:, :width // 2] = 0
+            made[:, width // 2:] = 250
+        return made
+
+    return write_pictures(path, map(picture, range(num_frames)), fps, codec, rotation, g=str(gop), crf="10",
+                          preset="ultrafast", sc_threshold="0")
 
 
 def write_sound(path: Path) -> Path:
