@@ -93,7 +93,7 @@ class World:
                                                                self.model.config.num_frames, None)) for row in rows])
         if damage is not None:
             frames = np.clip(damage(frames.astype(np.float32), degree, self.generator), 0, 255).astype(np.uint8)
-        captions = [str(self.generator.choice(self.reader.clips[row]["captions"])) for row in rows]
+        captions = [str(self.generator.choice(self.reader.clips[row].captions)) for row in rows]
         videos, texts = self.encode(frames), encode_texts(self.model, captions)
         scores = Scores(combined(self.model, texts, videos), combined(self.model, texts, self.reference.gallery))
         columns = query_columns(np.diagonal(scores.clips_NN), scores.gallery_NG, self.reference.temperature)
