@@ -1,6 +1,6 @@
-"""Write the parts of the documents that the code decides: `make docs`. A test fails when they are out of date.
+"""Write the parts of the documents that follow from the code: `make docs`. A test fails when they are out of date.
 
-docs/cli.md is every verb's --help; the table of stages in docs/pipeline.md is dvc.yaml's.
+docs/cli.md holds the --help text of every verb. The table of stages in docs/pipeline.md comes from dvc.yaml.
 """
 
 from pathlib import Path
