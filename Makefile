@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The name holds a checksum of what was installed, and where: other contents or another folder, another stamp. It is
-# written last, so an interrupted installation is taken up again.
+# The name contains a checksum of the installed requirements and of the folder: if either changes, so does the stamp. The
+# stamp is written last, so an interrupted installation is run again.
 STAMP := $(VENV)/installed-$(shell (cat requirements.lock pyproject.toml; echo '$(CURDIR)') | cksum | cut -d ' ' -f 1)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -18,8 +18,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-# The commands in an environment name the folder that it was made in. In a project that was moved or copied they are
-# broken, or they run the code of the other folder: such an environment is made again from nothing.
+# The commands in an environment contain the path of the folder in which it was made. In a project that was moved or copied
+# they are broken, or they run the code of the other folder. Such an environment is deleted and made again.
 $(STAMP):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("make: need Python 3.11 or 3.12, got %d.%d. Run make PYTHON=/path/to/python3.11." % v)'
 	@grep -qsF '$(CURDIR)/$(VENV)' $(VENV)/pyvenv.cfg || rm -rf $(VENV)
@@ -31,7 +31,7 @@ $(STAMP):
 
 install: $(STAMP)  ## Create .venv from requirements.lock (every other target does this where needed)
 
-# DVC does not run outside git, and says so in words that do not help whoever unpacked a downloaded archive.
+# DVC does not run outside git, and its message does not help somebody who has unpacked a downloaded archive.
 .PHONY: git
 git:
 	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .git || { \
@@ -56,8 +56,11 @@ lint: $(STAMP)  ## Check style and types
 docs: $(STAMP)  ## Bring docs/cli.md, the table of stages and the modules in dvc.yaml up to date with the code
 	python docs/generate.py
 
+# modules that the scripts share
+BENCH_HELPERS := common panels runs step
+
 bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for smaller runs)
-	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py))); do \
+	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(filter-out $(BENCH_HELPERS:%=benchmarks/%.py),$(wildcard benchmarks/*.py))); do \
 		echo "== $$script"; python $$script $(QUICK) || exit 1; done
 
 flows: $(STAMP)  ## Start a Prefect server and worker on 127.0.0.1 and deploy the flows (PORT=4200; Ctrl-C stops)

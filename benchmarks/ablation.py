@@ -1,15 +1,15 @@
-"""What each part of HCMI is worth: one part changed at a time, against the shipped configuration, paired by seed.
+"""What each part of HCMI is worth: one part at a time is changed and compared with the shipped configuration by seed.
 
-- each level alone, and each left out
-- label denoising positive, mask and off, at 0, 20 and 40 % duplicates in the training set, with its precision and
-  recall against the truth, epoch by epoch; and by the true duplicates, which is the most that denoising can gain
-- the loss on the sum of the levels, off; the coarser levels' gradients in words and frames, whole
+- each level alone, and each level left out
+- label denoising `positive`, `mask` and `off`, with 0, 20 and 40 % duplicates in the training set, and its precision
+  and recall against the truth in each epoch; and denoising by the true duplicates, the most that any rule can gain
+- without the loss on the sum of the levels; with the whole gradient of the coarser levels in words and frames
 - marginal sample enhancement on and off, and theta
-- number of clips and phrases; slots filled by soft assignment against learned queries
+- number of clips and phrases; slots filled by soft assignment or by learned queries
 
-Three seeds on a smaller budget than heads.py (half the epochs, said in the table); denoising stays at three with more
---seeds. Intervals are Student's t over seeds. Writes results/ablation.json, ablation.md and denoise.png. Finished runs
-are kept in results/runs.jsonl and never made twice: start it again after an interruption.
+Three seeds and half the epochs of heads.py. Denoising stays at three seeds with more --seeds. Intervals are Student's t
+over seeds. Writes results/ablation.json, ablation.md and denoise.png. Finished runs are kept in results/runs.jsonl and
+never made twice: after an interruption, start the script again.
 
     python benchmarks/ablation.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
 """
@@ -28,7 +28,7 @@ LEVELS = ("frame_word", "clip_phrase", "video_sentence")
 WEIGHT = "train.loss.level_weights."
 NOISE = (0, 20, 40)
 NOISE_SEEDS = 3
-# Name in the table -> how training denoises. The last one knows the true duplicates: more than that no rule can gain.
+# Name in the table -> how training denoises. The last one knows the true duplicates: no rule can gain more.
 MODES: dict[str, dict] = {**{mode: {"train.loss.denoise": mode} for mode in ("off", "positive", "mask")},
                           "positive, true pairs": {"train.loss.denoise": "positive", "train.loss.denoise_by": "tag"}}
 GALLERIES = ("main", "attribute", "order")
@@ -36,8 +36,8 @@ GALLERIES = ("main", "attribute", "order")
 SUM_OFF = {"train.loss.sum_weight": 0.0}
 MARGIN_OFF = {"train.loss.margin_weight": 0.0}
 
-# Name in the table -> what differs from params.yaml. The margin loss is on video_sentence: where that level is left
-# out, so is the margin; a level alone is its own sum.
+# Name in the table -> what differs from params.yaml. The margin loss is on video_sentence: a variant without that level
+# has no margin loss. A level alone has no loss on the sum, which would be the same as its own.
 VARIANTS: dict[str, dict] = {
     "shipped": {},
     **{f"{level} alone": {**{WEIGHT + other: 0.0 for other in LEVELS if other != level}, **SUM_OFF,
@@ -66,17 +66,19 @@ def variant_specs(seeds: int) -> dict[str, list[Spec]]:
 def noise_specs(seeds: int) -> dict[tuple[int, str], list[Spec]]:
     return {(rate, mode): [Spec(f"noise_{rate}", seed, {**EPOCHS, **changes}) for seed in range(seeds)]
             for rate in NOISE for mode, changes in MODES.items()
-            if rate or changes.get("train.loss.denoise_by") != "tag"}       # with no duplicates that is `off`
+            if rate or changes.get("train.loss.denoise_by") != "tag"}       # without duplicates this equals `off`
 
 
 def denoise_curve(records: Sequence[dict], name: str) -> np.ndarray:
-    """Mean over seeds of what training logged of denoising, an entry an epoch."""
+    """Mean over seeds of the denoising figure `name` in the training log, one entry per epoch."""
     return np.mean([record["curves"][f"train/denoise_{name}"] for record in records], axis=0)
 
 
 def draw(by_rate: dict[int, Sequence[dict]], path: Path) -> None:
-    """Precision, recall and firing rate per epoch, a line for each rate of duplicates; without any there is nothing to
-    find, and only how often it fires counts."""
+    """Plot precision, recall and extra positives per epoch, with a line for each rate of duplicates.
+
+    Without duplicates there is nothing to find, so only the extra positives are drawn.
+    """
     shown = {"precision": "precision", "recall": "recall", "fired": "extra positives a clip"}
     figure, row = panels(list(shown.values()), "epoch", 9, 2.8)
     for axes, name in zip(row, shown, strict=True):

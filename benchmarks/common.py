@@ -1,6 +1,6 @@
-"""What every benchmark shares: where results go, what they were measured on, and a table for people.
+"""What every benchmark uses: the result file, the record of the machine and versions, and a printed table.
 
-A script in this folder does `from common import write_result, table` (Python puts a script's own folder on its path).
+A script here can do `from common import write_result, table`, because Python puts a script's folder on its path.
 """
 
 import json
@@ -24,14 +24,14 @@ def machine() -> dict:
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory_gib, 1),
              "system": f"{platform.system()} {platform.machine()}", "gpu": None}
-    torch = sys.modules.get("torch")    # a script that uses no GPU need not pay for the import
+    torch = sys.modules.get("torch")    # a script that uses no GPU is spared the import
     if torch is not None and torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages whose release moves a figure; those not installed are left out."""
+    """Versions of Python and of the packages that can change a figure; those not installed are left out."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -43,11 +43,11 @@ def versions() -> dict[str, str]:
 
 def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Path = RESULTS,
                  measured: dict | None = None) -> Path:
-    """Write `<folder>/<name>.json` (`<name>.quick.json` for a quick run, whose `figures` also say so).
+    """Write `<folder>/<name>.json`; a quick run writes `<name>.quick.json`, with `quick` among its `figures`.
 
-    `measured`: the machine and versions behind the figures, where these are not from here and now.
+    `measured`: the machine and versions of the figures, where they were measured elsewhere or earlier.
 
-    Raises: ValueError on a figure that is not a finite number, a pair of them, or None (not measured here).
+    Raises: ValueError on a figure that is not a finite number, a pair of finite numbers, or None (not measured).
     """
     for key, value in figures.items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
@@ -64,7 +64,7 @@ def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Pat
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence]) -> str:
-    """A plain-text table: text to the left, numbers to the right, floats to 4 significant digits."""
+    """A plain-text table: text is left-aligned, numbers are right-aligned, floats have 4 significant digits."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
     numeric = [bool(cells) and all(re.fullmatch(r"[-+\d.e%x ,\[\]]*", row[i]) for row in cells)
@@ -79,7 +79,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence]) -> str:
 
 
 def markdown(headers: Sequence[str], rows: Iterable[Sequence]) -> str:
-    """The same table in Markdown."""
+    """The table of `table`, in Markdown."""
     lines = [list(headers), ["---"] * len(headers), *([_cell(value) for value in row] for row in rows)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -104,6 +104,6 @@ def _cpu_name() -> str:
 
 
 def _command() -> str:
-    """The command as typed from the project's folder, without this machine's paths."""
+    """The command as typed in the project folder, without paths of this machine."""
     script = Path(sys.argv[0]).name
     return " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]])

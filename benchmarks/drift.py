@@ -1,11 +1,11 @@
-"""Drift: does it alarm as rarely as it says, does it see what changed, how far off is R@1 without labels?
+"""The drift report: its false alarm rate, how often it detects damaged batches, its error in R@1 without labels.
 
     python benchmarks/drift.py [--quick]
 
-Needs a finished `make repro` on Scenes. Batches are drawn from the held-out clips that the reference leaves over; their
-frames are damaged in several ways and degrees and encoded again. `fresh_difference` is R@1 of new, unchanged batches
-(Scenes of other seeds) minus that of the reference, `fresh_called_worse` the share of them whose R@1 is said to have
-fallen. Seconds are those of the stage on data/incoming.
+Needs a finished `make repro` on Scenes. Batches are drawn from the held-out clips that the reference does not use.
+Their frames are damaged in several ways and degrees and encoded again. `fresh_difference` is the R@1 of new, unchanged
+batches (Scenes of other seeds) minus the R@1 of the reference. `fresh_called_worse` is the share of these batches for
+which the report says that R@1 has fallen. `report_seconds` is the time of the stage on data/incoming.
 """
 
 import argparse
@@ -76,7 +76,7 @@ DAMAGE = {"brighter": brighter, "darker": darker, "noisy": noisy, "blurred": blu
 
 
 class World:
-    """A reference, and the held-out clips it leaves over."""
+    """The reference, and the held-out clips that it does not use."""
 
     def __init__(self, seed: int = 0):
         self.model = load_retriever("models/hcmi")
@@ -87,13 +87,13 @@ class World:
         self.left = [row for row, clip in enumerate(self.reader.clips) if clip.video_id not in used]
 
     def batch(self, damage=None, degree: float = 0.0) -> tuple[Profile, Scores]:
-        """Profile and scores of a batch of left-over clips; the pixel columns are left out, they would give it away."""
+        """Profile and scores of a batch of unused clips. Pixel columns are left out: they would show the damage."""
         rows = self.generator.choice(self.left, BATCH, replace=False)
         frames = np.stack([self.reader.frames(row, pick_frames(int(self.reader.num_stored[row]),
                                                                self.model.config.num_frames, None)) for row in rows])
         if damage is not None:
             frames = np.clip(damage(frames.astype(np.float32), degree, self.generator), 0, 255).astype(np.uint8)
-        captions = [str(self.generator.choice(self.reader.clips[row]["captions"])) for row in rows]
+        captions = [str(self.generator.choice(self.reader.clips[row].captions)) for row in rows]
         videos, texts = self.encode(frames), encode_texts(self.model, captions)
         scores = Scores(combined(self.model, texts, videos), combined(self.model, texts, self.reference.gallery))
         columns = query_columns(np.diagonal(scores.clips_NN), scores.gallery_NG, self.reference.temperature)
@@ -111,7 +111,7 @@ class World:
 
 
 def fresh_differences(world: World, params: Params, count: int) -> tuple[list[float], list[bool]]:
-    """R@1 of new batches minus the reference's, and whether the fall is called more than chance."""
+    """R@1 of new batches minus R@1 of the reference, and whether the report calls a fall more than chance."""
     differences, worse = [], []
     for seed in track(range(1000, 1000 + count), "new batches", unit="batch"):
         with TemporaryDirectory() as work:

@@ -1,6 +1,6 @@
-"""What Prefect adds to a run: the flow with nothing to do, less DVC's own look at every stage in the same minute.
+"""Seconds that Prefect adds to a run: the flow with nothing to do, minus DVC's check of every stage in the same minute.
 
-On a server that is running (as with `make flows`), each in a process of its own, best of several runs.
+The Prefect server is already running, as with `make flows`. Each run is a new process; the best of several runs counts.
 
     python benchmarks/flow.py [--quick]
 """

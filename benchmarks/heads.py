@@ -1,12 +1,13 @@
-"""HCMI against its peers: every head on the same towers, data, epochs and seeds; mean, 95 % interval, paired lead.
+"""HCMI and its peers, every head on the same towers, data, epochs and seeds: mean, 95 % interval, paired lead.
 
-`main`, `attribute`, `order`, `count` and `paraphrase` are galleries of Scenes for models trained on the standard set,
-`long` is for models trained on clips of up to 6 events (32 frames, captions in paragraphs). Intervals are Student's
-t over seeds; a difference is paired by seed. HCMI is trained as params.yaml has it; the peers with the plain loss, as
-their papers do. A last row is HCMI without marginal sample enhancement, on the standard set.
+`main`, `attribute`, `order`, `count` and `paraphrase` are galleries of Scenes for models trained on the standard set.
+`long` is for models trained on clips of up to 6 events (32 frames, captions in paragraphs). Intervals are Student's t
+over seeds; differences are paired by seed. HCMI is trained as in params.yaml, the peers with the plain loss, as in
+their papers. The last row is HCMI without marginal sample enhancement, on the standard set.
 
 Writes results/heads.json, heads.md and heads.png. Finished runs are kept in results/runs.jsonl and never made twice:
-start it again after an interruption. With --quick hcmi's leads come out too large: the peers learn more slowly.
+after an interruption, start the script again. With --quick the leads of HCMI are too large, because the peers learn
+more slowly.
 
     python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
 """
@@ -25,13 +26,13 @@ from runs import GALLERIES, MSE_OFF, Spec, arguments, gain, interval, mean_r1, r
 PEERS = ("wti", "xclip", "seq_transf", "mean_pool")
 LONG_EPOCHS = 5         # 32 frames instead of 12: about the time of the standard epochs on 12
 QUICK = {"train.epochs": 6}
-# HCMI's batches (64, params.yaml) hold clips that are near one another; random ones do better with more negatives. Not
-# on long clips, where half of the steps are too few: there `wti` has 84 with 64 clips a batch and 81 with 128.
+# HCMI's batches (64 clips, params.yaml) hold similar clips; random batches do better with more negatives. Long clips
+# are the exception, because half as many steps are too few: there `wti` has 84 with batches of 64 and 81 with 128.
 RANDOM_BATCHES = {"train.batch_size": 128}
 
 
 def specs(quick: bool, seeds: int) -> dict[str, list[Spec]]:
-    """Name in the table -> its runs."""
+    """Name in the table -> the runs to make."""
     data: dict[str, dict] = {"quick": QUICK} if quick else {"standard": {}, "long": {"train.epochs": LONG_EPOCHS}}
     heads: dict[str, dict] = {"hcmi": {}, **dict.fromkeys(PEERS, RANDOM_BATCHES)}
     wanted = {head: [Spec(name, seed, {**more, "model.head": head, **(batches if name != "long" else {})})
@@ -42,13 +43,13 @@ def specs(quick: bool, seeds: int) -> dict[str, list[Spec]]:
 
 
 def measured_on(gallery: str, records: Mapping[str, Sequence[dict]]) -> dict[str, list[dict]]:
-    """Name -> its runs that were measured on the gallery, and no name without any."""
+    """Name -> its runs that were measured on the gallery; names without such a run are left out."""
     found = {name: [run for run in runs if gallery in run["r1"]] for name, runs in records.items()}
     return {name: runs for name, runs in found.items() if runs}
 
 
 def compare(records: Mapping[str, Sequence[dict]], gallery: str) -> list[tuple]:
-    """Rows of the table: gallery, head, number of runs, mean, interval, hcmi's lead over it and the lead's interval."""
+    """Rows of the table: gallery, head, number of runs, mean, interval, the lead of hcmi and the lead's interval."""
     found = measured_on(gallery, records)
     ours = found.get("hcmi", [])
     return [(gallery, name, len(runs), mean_r1(runs, gallery), interval([run["r1"][gallery] for run in runs]),
@@ -57,19 +58,19 @@ def compare(records: Mapping[str, Sequence[dict]], gallery: str) -> list[tuple]:
 
 def lead_over_best(records: Mapping[str, Sequence[dict]], gallery: str,
                    ) -> tuple[str, float, float | None, list[float] | None]:
-    """The best peer, its mean, and hcmi's paired lead over it with its interval."""
+    """The best peer, its mean, the paired lead of hcmi over it, and the interval of the lead."""
     found = measured_on(gallery, records)
     best = max((name for name in found if name in PEERS), key=lambda name: mean_r1(found[name], gallery))
     return best, mean_r1(found[best], gallery), *gain(found["hcmi"], found[best], gallery)
 
 
 def cpu_minutes(runs: Sequence[dict]) -> float:
-    """Median processor time of a run that was made in one go."""
+    """Median CPU minutes of the runs that were made without an interruption."""
     return float(np.median([run["cpu_minutes"] for run in runs if run["cpu_minutes"] is not None]))
 
 
 def step_costs(device: str, towers: str, rounds: int) -> dict[str, float]:
-    """Processor (or GPU) time and peak memory of a training step, hcmi over mean_pool, in turn in one run."""
+    """Ratios of CPU (or GPU) time and peak memory of a training step, hcmi over mean_pool, measured in turn."""
     times: dict[str, list[float]] = {"hcmi": [], "mean_pool": []}
     peaks: dict[str, list[float]] = {"hcmi": [], "mean_pool": []}
     for _ in range(rounds):
@@ -86,7 +87,7 @@ def step_costs(device: str, towers: str, rounds: int) -> dict[str, float]:
 
 
 def draw(rows: Sequence[tuple], path: Path) -> None:
-    """A panel a gallery: mean R@1 and interval of each head."""
+    """Plot mean R@1 and interval of each head, one panel per gallery."""
     galleries, names = (list(dict.fromkeys(row[at] for row in rows)) for at in (0, 1))
     figure, row_of_panels = panels(galleries, "t2v R@1, %", 2.3 * len(galleries), 2.6)
     for panel, gallery in zip(row_of_panels, galleries, strict=True):

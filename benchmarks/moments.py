@@ -1,9 +1,11 @@
-"""Moments on Scenes: ask for one event of a clip of several, compare the answer with when it really happens.
+"""Moments on Scenes: search for one event of a clip of several, and compare the answer with the event's true time.
 
-R@1 at IoU 0.5, in per cent, over the events of the test split's clips of more than one event; the video is given, as
-is usual for moment retrieval. Beside it what naming the whole clip and what a random moment would score, and the same
-by number of events; and for the same queries over all clips, the share whose first hit (or one of ten) shows the event,
-by the usual ranking and by that for parts (`part_...`), and what each gives for captions of whole clips.
+- `r1_iou50`: R@1 at IoU 0.5, in per cent, over the events of the test split's clips of more than one event. The video
+  is given, as is usual for moment retrieval. Also by number of events, and for two trivial answers: the whole clip
+  (`whole_clip_r1_iou50`) and a random moment (`random_r1_iou50`).
+- `first_hit_shows_it`, `one_of_ten_shows_it`: for the same queries over all clips, the share whose first hit, or one of
+  the first ten, shows the event. `whole_captions_r1`: R@1 of captions of whole clips. Each by the usual ranking and by
+  the ranking for parts (`part_...`).
 
     python benchmarks/moments.py [--quick] [--model DIR] [--shards DIR] [--annotation FILE]
 """
@@ -26,7 +28,7 @@ from hcmi.types import VideoTokens
 
 
 def iou(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Shared seconds over seconds covered by either."""
+    """Intersection over union of two moments, in seconds."""
     shared = min(one[1], other[1]) - max(one[0], other[0])
     return max(shared, 0.0) / max(max(one[1], other[1]) - min(one[0], other[0]), 1e-9)
 
@@ -36,7 +38,7 @@ def told(event: dict) -> str:
 
 
 def events(clips: list[dict], split: str) -> dict[str, list[tuple[str, tuple[float, float]]]]:
-    """video_id -> (query, true moment) of each event that is told apart by its words, in clips of several events."""
+    """video_id -> (query, true moment) of each event with unique words in its clip, for clips of several events."""
     found = {}
     for clip in clips:
         texts = [told(event) for event in clip["events"]]
@@ -47,7 +49,7 @@ def events(clips: list[dict], split: str) -> dict[str, list[tuple[str, tuple[flo
 
 
 def rankings(model: HcmiModel, queries: list[str], videos: list[VideoTokens], chunk: int = 64) -> dict[str, np.ndarray]:
-    """Scores [Q, V] as search ranks by itself (`""`), and told that a query tells a part (`part_`)."""
+    """Scores [Q, V] of the usual ranking (`""`), and of the ranking for queries that describe a part (`part_`)."""
     levels = {"": lambda texts, tokens: score(model, texts, tokens)}
     if model.config.head in PART_HEADS:
         levels["part_"] = lambda texts, tokens: part_similarities(texts, tokens, model.head.levels)
@@ -61,8 +63,8 @@ def rankings(model: HcmiModel, queries: list[str], videos: list[VideoTokens], ch
 
 def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens], clips: list[dict],
                     reader: ShardReader) -> dict[str, float]:
-    """Per cent of the queries for which the first clip, or one of the first ten, shows the event asked for; and of
-    whole captions those that find their clip first."""
+    """Per cent of the queries for which the first clip, or one of the first ten, shows the event; and per cent of the
+    captions of whole clips that find their clip first."""
     shows = {clip["video_id"]: {told(event) for event in clip["events"]} for clip in clips}
     right_QV = np.array([[query in shows[clip.video_id] for clip in reader.clips] for query in queries])
     figures = {"random_hit_shows_it": float(100 * right_QV.mean())}

@@ -1,4 +1,4 @@
-"""Plots of the training benchmarks. Apart from `runs.py`, whose processes draw nothing."""
+"""Plots of the training benchmarks. They are not in `runs.py`, because its processes need no matplotlib."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 
 def panels(titles: Sequence[str], xlabel: str, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A row of small plots of one style, one a title."""
+    """A row of small plots of the same style, one for each title."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     row = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for axes, title in zip(row, titles, strict=True):

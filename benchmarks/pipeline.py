@@ -1,7 +1,7 @@
-"""Time and peak memory of every stage, from nothing, with default parameters; then of a run that finds nothing to do.
+"""Time and peak memory of every stage with default parameters, then the time of a `dvc repro` with nothing to do.
 
-Works in a temporary copy of this checkout (`--keep DIR` keeps it), so it neither uses nor harms your own results.
-Memory is the largest sum over a stage's processes, pages they share counted once.
+It runs in a temporary copy of this checkout (`--keep DIR` keeps it), so it neither uses nor changes your own results.
+Memory is the largest sum over the processes of a stage, with shared pages counted once.
 
     python benchmarks/pipeline.py [--quick] [--keep DIR]
 """
@@ -28,9 +28,9 @@ QUICK = {"dataset.scenes.num_train": 64, "dataset.scenes.num_val": 16, "dataset.
 
 
 def fresh_copy(folder: Path, changes: dict[str, object] | None = None) -> dict[str, str]:
-    """Copy what git knows or would add into `folder`, as a repository with one commit; change params.yaml there.
+    """Copy every file that git tracks or would add to `folder`, set `changes` in params.yaml, and make one commit.
 
-    Returns: the environment in which commands use the copy's code with this interpreter's packages.
+    Returns: an environment in which commands use the code of the copy and the packages of this interpreter.
     """
     listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True,
                             capture_output=True, text=True).stdout
@@ -47,7 +47,7 @@ def fresh_copy(folder: Path, changes: dict[str, object] | None = None) -> dict[s
 
 
 def set_params(folder: Path, changes: dict[str, object]) -> None:
-    """Set dotted keys in the copy's params.yaml. Raises: KeyError on one it does not have."""
+    """Set dotted keys in the params.yaml of the copy. Raises: KeyError when it has no such key."""
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
     for key, value in changes.items():
@@ -62,7 +62,7 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
 
 
 class PeakMemory(threading.Thread):
-    """The largest memory, in MB, that a process and all below it held at once, looked at four times a second."""
+    """The peak memory, in MB, of a process and all its descendants together, sampled four times a second."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
@@ -86,7 +86,7 @@ def _memory(process: psutil.Process) -> int:
 
 
 def measure(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float]:
-    """Run it to its end. Returns seconds and peak MB. Raises: CalledProcessError."""
+    """Run `command` to its end. Returns seconds and peak MB. Raises: CalledProcessError."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=sys.stderr)
     memory = PeakMemory(process.pid)

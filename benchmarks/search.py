@@ -1,8 +1,9 @@
-"""Two-stage search over a million made-up videos: recall against the exact ranking, time, memory, and adding meanwhile.
+"""Two-stage search in a million synthetic videos: recall against the exact ranking, time, memory, adding meanwhile.
 
-The videos are clustered vectors whose cosines follow a model trained on Scenes (`--calibrate EXPORT` prints a model's):
-neighbours in a cluster, frames around their video, words around the frames of the video they tell. Time is from the
-encoded query to the answer with its moments; memory is that of the searching process, with the pages of mapped files.
+The videos are clustered vectors: neighbours in a cluster, frames around their video, words around the frames of the
+video that they describe. Their cosines follow a model trained on Scenes (`--calibrate EXPORT` prints those of a model).
+Time is measured from the encoded query to the answer with its moments. Memory is that of the searching process,
+including the pages of mapped files.
 
     python benchmarks/search.py [--quick] [--videos N] [--folder DIR] [--calibrate EXPORT]
 """
@@ -45,7 +46,7 @@ T, C, W, P, D = 12, 4, 16, 8, 128
 PER_CLUSTER = 50
 # Length of the noise added to a unit vector: cosine 1 / sqrt(1 + noise^2).
 VIDEO, FRAME, CLIP = 0.65, 1.17, 0.87       # video around its cluster, frame and clip around their video
-SENTENCE, WORD, PHRASE = 0.48, 1.73, 1.23   # text around what it tells
+SENTENCE, WORD, PHRASE = 0.48, 1.73, 1.23   # text around what it describes
 CHUNK = 10_000
 
 
@@ -56,7 +57,7 @@ def near(centres: np.ndarray, noise: float, generator: np.random.Generator) -> n
 
 
 def chunk_tokens(chunk: int, count: int, num_videos: int) -> VideoTokens:
-    """The `count` videos of one chunk, always the same."""
+    """The `count` videos of one chunk; the same call always returns the same vectors."""
     generator = np.random.default_rng([1, chunk])
     centres_KD = near(np.zeros((max(num_videos // PER_CLUSTER, 1), D), np.float32), 1, np.random.default_rng(0))
     video_BD = near(centres_KD[generator.integers(len(centres_KD), size=count)], VIDEO, generator)
@@ -67,7 +68,7 @@ def chunk_tokens(chunk: int, count: int, num_videos: int) -> VideoTokens:
 
 
 def queries(store: TokenStore, count: int, seed: int) -> TextTokens:
-    """Texts that tell random videos of the store."""
+    """Texts that describe random videos of the store."""
     generator = np.random.default_rng([2, seed])
     videos = store.tokens(np.sort(generator.integers(len(store), size=count)))
     rows = np.arange(count)[:, None]
@@ -89,7 +90,7 @@ def videos_rows(start: int, count: int) -> pa.Table:
 
 
 def tiny_model() -> HcmiModel:
-    """Only its similarities are used: those have no learned part."""
+    """A small model. Only its similarities are used, and these have no learned part."""
     torch.manual_seed(0)
     section = load_params(ROOT / "params.yaml").model
     return new_retriever(section.model_copy(update={"backbone": "scratch"}), 32, ["a red ring slides left"] * 9).eval()
@@ -100,7 +101,7 @@ def times(count: int) -> np.ndarray:
 
 
 def build(folder: Path, num_videos: int, card: dict) -> None:
-    """Run in a process of its own, so that its memory is not counted as the searcher's."""
+    """Write the videos and their index. Runs in a separate process: its memory must not count as that of the search."""
     writer = TokenWriter(folder / "embeddings", num_videos)
     with pq.ParquetWriter(folder / "videos.parquet", VIDEOS_SCHEMA, compression="zstd") as rows:
         for start in range(0, num_videos, CHUNK):
@@ -114,7 +115,7 @@ def build(folder: Path, num_videos: int, card: dict) -> None:
 
 
 def exact_top(store: TokenStore, texts: TextTokens, model: HcmiModel, count: int) -> np.ndarray:
-    """[Q, count] rows of the best videos when every one is scored."""
+    """Rows [Q, count] of the best videos when every video is scored."""
     best_rows, best_scores = np.zeros((len(texts), 0), np.int64), np.zeros((len(texts), 0), np.float32)
     for rows in store.batches(CHUNK):
         scores = model.combine(tiled_similarities(texts, store.tokens(rows))).numpy()
@@ -133,7 +134,7 @@ def timed(retriever: Retriever, texts: TextTokens) -> Iterator[tuple[float, list
 
 
 def add_while_searching(retriever: Retriever, texts: TextTokens, num_videos: int) -> dict[str, float]:
-    """Seconds that adding 1,000 videos takes, and the searches that were answered meanwhile."""
+    """Seconds to add 1,000 videos, and the number and the slowest of the searches answered meanwhile."""
     added, tokens = table_clips(videos_rows(num_videos, 1000)), chunk_tokens(10**6, 1000, num_videos)
     spent: list[float] = []
     stop = threading.Event()
@@ -151,7 +152,7 @@ def add_while_searching(retriever: Retriever, texts: TextTokens, num_videos: int
     stop.set()
     searcher.join()
     found = retriever.similar(f"v{num_videos + 7:07d}", 1)
-    assert found, "an added video is found at once"
+    assert found, "an added video must be found at once"
     return {"add_1000_seconds": seconds, "searches_meanwhile": len(spent), "slowest_meanwhile_ms": max(spent)}
 
 
@@ -160,7 +161,7 @@ def measure(folder: Path, num_videos: int, num_exact: int, num_timed: int) -> di
     retriever = Retriever(model, folder / "index")
     store = TokenStore(folder / "embeddings")
     asked = queries(store, num_timed, seed=0)
-    for _ in timed(retriever, queries(store, 50, seed=1)):      # the first ones load the index
+    for _ in timed(retriever, queries(store, 50, seed=1)):      # the first queries load the index
         pass
     resident, spent = 0, []
     for ms, _ in timed(retriever, asked):
@@ -176,7 +177,7 @@ def measure(folder: Path, num_videos: int, num_exact: int, num_timed: int) -> di
 
 
 def calibrate(export: Path) -> None:
-    """Cosines of a real export's held-out split, to compare with this script's made-up ones."""
+    """Print the cosines of the held-out split of a real export, to compare with the synthetic ones."""
     videos = TokenStore(export / "reference/embeddings").tokens(slice(None))
     texts = read_texts(export / "reference/embeddings")
     own = pq.read_table(export / "reference/queries.parquet")["video_row"].to_numpy()
@@ -198,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="50,000 videos")
     parser.add_argument("--videos", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="keep the made-up videos here, and use them again (5 GB a million)")
+    parser.add_argument("--folder", type=Path, help="keep the videos here and use them again (5 GB per million)")
     parser.add_argument("--calibrate", type=Path, metavar="EXPORT")
     options = parser.parse_args()
     if options.calibrate:

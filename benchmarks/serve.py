@@ -1,9 +1,9 @@
-"""The search page under load, on the index of a finished pipeline: `hcmi serve` in a process of its own.
+"""The search page under load, on the index of a finished pipeline: `hcmi serve` runs in a separate process.
 
-- `errors`: answers that were not what was asked for, of all searches made by 8 clients at once
-- `p50_ms`, `p99_ms`, `p99_over_p50`: time of a search as those clients see it; they ask without a pause
+- `errors`: wrong or failed answers among all searches of 8 clients at once
+- `p50_ms`, `p99_ms`, `p99_over_p50`: time of a search as these clients see it; they send searches without a pause
 - `page_first_answer_ms`: in Chromium, from opening an address with a query to the first answer on the page, median
-- `page_kb`: what the browser loads for that, videos not counted
+- `page_kb`: what the browser loads for that, without videos
 
     python benchmarks/serve.py [--quick]
 """
@@ -38,7 +38,7 @@ def served() -> Iterator[str]:
 
 
 def ask(address: str, queries: list[str]) -> tuple[list[float], int]:
-    """Seconds of each search of one client, and how many went wrong."""
+    """Seconds of each search of one client, and the number of wrong or failed answers."""
     seconds, errors = [], 0
     with httpx.Client(base_url=address, timeout=60) as client:
         for query in queries:
@@ -50,7 +50,7 @@ def ask(address: str, queries: list[str]) -> tuple[list[float], int]:
 
 
 def open_page(address: str, queries: list[str]) -> tuple[float, float]:
-    """Milliseconds until the first answer, median, and kilobytes loaded for it, each time with an empty cache."""
+    """Median milliseconds to the first answer and median kilobytes loaded for it, each time with an empty cache."""
     from playwright.sync_api import sync_playwright
 
     took, sizes = [], []

@@ -1,17 +1,17 @@
-"""How near the exact three-level similarity comes to the machine's matrix-product rate, and what it needs in memory.
+"""Speed of the exact three-level similarity as a share of the machine's matrix-product rate, and its memory.
 
     python benchmarks/similarity.py [--quick] [--device cuda]
 
 10,000 texts of 32 words and 8 phrases against 10,000 videos of 12 frames and 4 clips, D 512, no padding, tokens
 memory-mapped in half precision. Figures:
 
-- peak_share: useful operations a second over those of a square matrix product in the same type, which is measured
-  every few blocks of the same run; the lower of float32 and bfloat16.
-- peak_memory_mb: the most this process held, tokens included, until all pairs were scored in both types.
-- einsum_ratio: time of the plain formula (`reference`, as published code has it: float32, whole token tensor) over ours
-  in bfloat16, on the largest gallery whose token tensor fits in memory. Types differ, so beside it stand both types
-  like for like (einsum_ratio_float32, einsum_ratio_bfloat16), the same with captions of natural length, 6 to 20 of 32
-  tokens (einsum_ratio_float32_padded), and bfloat16's largest error (bfloat16_error).
+- peak_share: useful operations a second, divided by those of a square matrix product in the same type, which is
+  measured every few blocks of the same run. The lower of float32 and bfloat16.
+- peak_memory_mb: the peak memory of this process, tokens included, until all pairs were scored in both types.
+- einsum_ratio: time of the plain formula (`reference`, as in published code: float32, whole token tensor) divided by
+  ours in bfloat16, on the largest gallery whose token tensor fits in memory. The two types differ, so there are also
+  the ratios within one type (einsum_ratio_float32, einsum_ratio_bfloat16), the float32 ratio with captions of natural
+  length, 6 to 20 of 32 tokens (einsum_ratio_float32_padded), and the largest error of bfloat16 (bfloat16_error).
 """
 
 import argparse
@@ -33,9 +33,9 @@ from hcmi.types import TextTokens, VideoTokens
 
 FRAMES, CLIPS, WORDS, PHRASES, DIM = 12, 4, 32, 8, 512
 FLOPS_A_PAIR = 2 * DIM * (WORDS * FRAMES + PHRASES * CLIPS + 1)
-SQUARE = 4096           # side of the product that is the machine's rate
-PEAK_EVERY = 8          # blocks between two measurements of it
-EINSUM_BYTES = 10e9     # at most, or the plain formula takes minutes
+SQUARE = 4096           # side of the matrix product that gives the machine's rate
+PEAK_EVERY = 8          # blocks between two measurements of that rate
+EINSUM_BYTES = 10e9     # upper limit: with more, the plain formula takes minutes
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def made_up_tokens(size: int, folder: Path) -> tuple[TextTokens, VideoTokens]:
-    """Random unit vectors, float16, mapped from files; even weights."""
+    """Random unit vectors in float16, mapped from files, with equal weights."""
     def vectors(name: str, *shape: int) -> Tensor:
         array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (size, *shape, DIM))
         generator = np.random.default_rng(len(name))
@@ -80,7 +80,7 @@ def made_up_tokens(size: int, folder: Path) -> tuple[TextTokens, VideoTokens]:
 
 
 def measured_rates(texts: TextTokens, videos: VideoTokens, dtype: torch.dtype, device: str) -> tuple[float, float]:
-    """Operations a second of scoring all pairs, and of square matrix products measured in between."""
+    """Operations a second of scoring all pairs, and of the square matrix products measured in between."""
     square = torch.randn(SQUARE, SQUARE, device=device).to(dtype)
 
     def product_seconds() -> float:
@@ -93,18 +93,18 @@ def measured_rates(texts: TextTokens, videos: VideoTokens, dtype: torch.dtype, d
     total = (-(-len(texts) // BLOCK)) * (-(-len(videos) // BLOCK))
     started = time.perf_counter()
     for number, (queries, _, levels) in enumerate(track(blocks, str(dtype), total, "block")):
-        best[queries] = torch.maximum(best[queries], sum(levels.values()).amax(1).cpu())    # some use of the scores
+        best[queries] = torch.maximum(best[queries], sum(levels.values()).amax(1).cpu())    # the scores must be used
         spent += time.perf_counter() - started
         if number % PEAK_EVERY == PEAK_EVERY - 1:
             peaks.append(product_seconds())
         started = time.perf_counter()
     peaks.append(product_seconds())
-    assert bool(best.isfinite().all()), "every query met every video"
+    assert bool(best.isfinite().all()), "every query must meet every video"
     return len(texts) * len(videos) * FLOPS_A_PAIR / spent, 2 * SQUARE ** 3 / float(np.median(peaks))
 
 
 def largest_size(device: str) -> int:
-    """Texts and videos whose token tensor, with the copies that the plain formula makes, fills half of free memory."""
+    """Number of texts and videos whose token tensor, with the plain formula's copies, fills half of free memory."""
     if device == "cpu":
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -114,7 +114,7 @@ def largest_size(device: str) -> int:
 
 
 def against_einsum(size: int, device: str) -> dict[str, float]:
-    """Ratios of time, the plain formula's over ours, and the error of bfloat16."""
+    """Time of the plain formula divided by ours, as several ratios, and the error of bfloat16."""
     generator = torch.Generator().manual_seed(0)
 
     def unit(*shape: int) -> Tensor:
@@ -148,7 +148,7 @@ def against_einsum(size: int, device: str) -> dict[str, float]:
 
 
 def reference(texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
-    """The three levels as published code computes them (DRL, arXiv 2203.07111): the whole token tensor, masked."""
+    """The three levels as published code computes them (DRL, arXiv 2203.07111), with the whole token tensor, masked."""
     def interaction(a_QWD: Tensor, a_weights_QW: Tensor, b_VTD: Tensor, b_weights_VT: Tensor) -> Tensor:
         sims_QVWT = torch.einsum("atd,bvd->abtv", a_QWD, b_VTD)
         sims_QVWT = torch.einsum("abtv,at->abtv", sims_QVWT, (a_weights_QW > 0).to(sims_QVWT.dtype))

@@ -1,9 +1,9 @@
-"""One head's training step in a process of its own: seconds, and the peak of memory that steps take; for heads.py.
+"""Time and peak memory of a training step of one head, measured in a separate process for heads.py.
 
     python benchmarks/step.py HEAD DEVICE [small|vit]
 
-`small`: towers and batches of params.yaml. `vit`: towers of 12 layers and width 512 at 224 pixels, a bit less than CLIP
-ViT-B/32, and trained as pretrained towers are; batches of 32, on a GPU of 128.
+`small`: towers and batches of params.yaml. `vit`: towers of 12 layers and width 512 at 224 pixels, slightly smaller
+than CLIP ViT-B/32, and trained as pretrained towers are, in batches of 32, or of 128 on a GPU.
 """
 
 import json

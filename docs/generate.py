@@ -1,4 +1,4 @@
-"""Write the parts of the documents that the code decides: `make docs`. A test fails when they are out of date.
+"""Write the parts of the documents that follow from the code: `make docs`. A test fails when they are out of date.
 
 docs/cli.md holds the --help of every verb. The table of stages in docs/pipeline.md is made from dvc.yaml, in which each
 stage lists the modules that it imports.

@@ -1,4 +1,4 @@
-"""Take the picture of the search page that the README shows, its first answer explained:
+"""Take the picture of the search page for the README, with the explanation of the first answer open:
 
     python docs/picture.py "a query" docs/images/page.png
 
@@ -15,7 +15,7 @@ SIZE = {"width": 1180, "height": 800}
 
 
 def take(address: str, query: str, path: str) -> None:
-    """The page once all videos show a frame; the first one stands in the middle of its moment."""
+    """Save a picture of the page when every video shows a frame; the first shows the middle of its moment."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
