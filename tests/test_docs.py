@@ -1,20 +1,22 @@
 """The documents are held to the code: commands, options, targets, paths, links, help texts, the table of stages."""
 
+import ast
 import importlib.util
 import itertools
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
-from import_graph import ROOT, module_file
+from import_graph import ROOT, exports, module_file, statements
 from ruamel.yaml import YAML
 
 from hcmi.cli import main as hcmi
 
-PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md",
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md",
          *sorted(page for pattern in ("docs/**/*.md", "data/*.md", "data/*/README.md") for page in ROOT.glob(pattern))]
 DVC_VERBS = {"repro", "status", "metrics", "plots", "params", "exp", "remote", "push", "pull", "add"}
 PROGRAMS = {"make", "hcmi", "dvc", "python", "prefect", "ray", "pip", "git", "curl", "$EDITOR", "source", "export",
@@ -80,6 +82,31 @@ def test_check_command_fails_when_the_command_is_wrong(line):
 
 def test_readme_starts_with_the_two_commands():
     assert shell_lines((ROOT / "README.md").read_text("utf-8"))[:2] == ["make repro", "make test"]
+
+
+def snippets(page: Path) -> list[str]:
+    """The Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def check_imports(snippet: str) -> None:
+    """Raises AssertionError when it imports from hcmi what the package or one of its rooms does not export."""
+    for item in statements(ast.parse(snippet)):
+        if isinstance(item, ast.ImportFrom) and (item.module or "").partition(".")[0] == "hcmi":
+            known = {"Retriever"} if item.module == "hcmi" else set(exports(item.module))
+            assert {alias.name for alias in item.names} <= known, f"{ast.unparse(item)}: need names that are exported"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.name)
+def test_snippets_import_what_is_exported(page):
+    for snippet in snippets(page):
+        check_imports(snippet)
+
+
+def test_check_imports_fails_when_a_name_is_not_exported():
+    check_imports("from hcmi import Retriever\nimport numpy")
+    with pytest.raises(AssertionError):
+        check_imports("from hcmi.scenes import write_galery")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
