@@ -327,7 +327,7 @@ def read_annotations(config: DatasetConfig) -> Rows:
                                 f"{found[what]}. Download the annotation again; docs/datasets.md lists the files.")
 
 
-def find_videos(folder: Path) -> dict[str, str]:
+def files_by_bare_name(folder: Path) -> dict[str, str]:
     """Path of every file below `folder`/videos by its name without ending: people convert and nest them.
 
     Of two files with one name it is the first in alphabetical order.

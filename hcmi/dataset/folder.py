@@ -8,12 +8,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from hcmi.config import DatasetConfig
-from hcmi.dataset.build_clips import VIDEO_ENDINGS, build_clips
+from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow, not_utf8, read_captions
 from hcmi.errors import DataError
 from hcmi.files import project_path
 from hcmi.types import Clip, Skip
-from hcmi.video import find_files, is_text, refusal
+from hcmi.video import find_videos, is_text, refusal
 
 Found = Iterator[Clip | Skip]
 
@@ -40,7 +40,7 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
 
 
 def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
-    for path in find_files(videos, VIDEO_ENDINGS):
+    for path in find_videos(videos):
         yield CaptionRow(path.relative_to(videos).as_posix(), None, where=str(path))
 
 

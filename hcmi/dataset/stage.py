@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.config import DatasetConfig
-from hcmi.dataset.annotations import SOURCES, find_videos, read_annotations
+from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow
 from hcmi.dataset.folder import Found, iter_folder, nothing_usable, only_clips, read_folder
@@ -31,7 +31,7 @@ def _published(config: DatasetConfig, generated_dir: Path) -> Found:
     folder = Path(config.path)
     if not folder.is_dir():
         raise DataError(f"{folder}: need the folder of {config.name}, found none. See docs/datasets.md for its files.")
-    files = find_videos(folder)
+    files = files_by_bare_name(folder)
 
     def locate(row: CaptionRow) -> str:
         return project_path(files.get(row.video, folder / "videos" / row.video))

@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any
 
 from hcmi.config import DatasetConfig, Params
-from hcmi.dataset import SOURCES, VIDEO_ENDINGS, find_videos, read_annotations, read_captions
+from hcmi.dataset import SOURCES, files_by_bare_name, read_annotations, read_captions
 from hcmi.errors import ConfigError, DataError, DecodeError, shown
 from hcmi.evaluate import wilson
-from hcmi.video import DecoderPool, EncodeJob, encode_job, find_files, is_text, probe
+from hcmi.video import DecoderPool, EncodeJob, encode_job, find_videos, is_text, probe
 
 TAR_BYTES = 768         # of a tar member besides its content: header, and padding on average
 RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
@@ -95,9 +95,9 @@ def _read_folder(folder: Path, config: DatasetConfig) -> tuple[dict[str, Path], 
     if config.name in SOURCES and os.path.realpath(config.path) == os.path.realpath(folder):
         for row in read_annotations(config):
             captions[row.video][row.start_s, row.end_s].append(row.caption or "")
-        files = find_videos(folder)
+        files = files_by_bare_name(folder)
         return {name: Path(files.get(name, inside / name)) for name in captions}, captions
-    return {path.relative_to(inside).as_posix(): path for path in find_files(inside, VIDEO_ENDINGS)}, captions
+    return {path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions
 
 
 def _examine(videos: dict[str, Path], params: Params, seconds: float

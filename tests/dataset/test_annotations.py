@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcmi.config import load_params
-from hcmi.dataset import SOURCES, annotations, build_dataset, find_videos, read_annotations, read_manifest
+from hcmi.dataset import SOURCES, annotations, build_dataset, files_by_bare_name, read_annotations, read_manifest
 from hcmi.dataset.annotations import Counts, Source, protocol_of
 from hcmi.errors import ConfigError, DataError, HcmiError
 
@@ -179,7 +179,7 @@ def test_videos_are_found_when_nested_converted_or_without_ending(tmp_path):
     for name in names:
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / name).touch()
-    found = find_videos(tmp_path)
+    found = files_by_bare_name(tmp_path)
     assert found["video0"].endswith("TrainVal/video0.mp4")
     assert annotations.bare_name("10052357@N03_7585070382_5762149bfc.") in found
     assert "0001_00.00.51.926-00.00.54.129" in found

@@ -55,7 +55,7 @@ def test_pool_kills_and_goes_on_when_a_job_hangs(act):
     assert not any(isinstance(value, DecodeError) for value in answers.values())
 
 
-def test_pool_waits_when_a_job_had_no_turn_on_a_busy_machine():
+def test_pool_waits_when_a_job_had_little_time_on_a_busy_machine():
     """More than two seconds pass, but the job has used less than the one second that it may."""
     (_, value), = _run([Job(0, "starve")], timeout_s=1.0, num_workers=1)
     assert value[0] == 0
@@ -67,13 +67,13 @@ def test_pool_replaces_the_process_when_it_crashes():
     assert all(answers[Job(key)][0] == key for key in range(1, 10))
 
 
-def test_pool_tries_pyav_when_decord_may_be_what_hangs():
+def test_pool_runs_the_other_job_when_one_hangs_and_names_another():
     (job, value), = _run([Job(0, "hang_in_decord", decoder="auto")], num_workers=1)
     assert value[:2] == (0, "pyav")
     assert job.key == 0
 
 
-def test_pool_gives_up_when_a_job_has_worked_all_its_time():
+def test_pool_runs_no_other_job_when_one_has_computed_all_its_time():
     """A large film, not a hang: PyAV would take as long, and a batch with some of them twice as long."""
     (job, error), = _run([Job(0, "spin_in_decord", decoder="auto")], num_workers=1)
     assert (job.decoder, error.reason) == ("auto", "timeout")
@@ -85,7 +85,7 @@ def test_pool_hands_on_refusals_and_makes_them_of_bugs_when_a_job_fails():
     assert (error.reason, str(error)) == ("no_frames", "clip.mp4: no")
     error = answers[Job(1, "break")]
     assert error.reason == "unexpected"
-    assert re.fullmatch(r"clip.mp4: need a video that can be decoded, got an error that nobody foresaw \("
+    assert re.fullmatch(r"clip.mp4: need a video that can be decoded, got an unexpected error \("
                         r"ZeroDivisionError: a bug, in pool_jobs.py line \d+\). Remove the file, and report this "
                         r"message.", str(error))
     assert answers[Job(2)][0] == 2
