@@ -38,8 +38,8 @@ class ScenesConfig(Section):
 
 
 class DatasetConfig(Section):
-    name: Literal["scenes", "folder", "msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vatex"]
-    path: str                       # folder of the data set's files; unused by scenes
+    name: Literal["scenes", "folder", "webdataset", "msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vatex"]
+    path: str                       # folder of the data set's files (webdataset: docs/datasets.md); unused by scenes
     protocol: str                   # of a published data set, docs/datasets.md; default: its usual one
     val_fraction: Fraction          # of the videos whose split the data set does not give
     test_fraction: Fraction

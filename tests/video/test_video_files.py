@@ -46,8 +46,8 @@ def test_refusal_says_what_was_found_and_what_to_do():
 
 
 def test_errors_inside_the_block_are_the_files_but_for_those_of_the_machine():
-    with pytest.raises(DecodeError, match=r"v.mp4: .* \(ZeroDivisionError: division by zero, in test_files.py line"), \
-            one_file("v.mp4"):
+    told = r"v.mp4: .* \(ZeroDivisionError: division by zero, in test_video_files.py line"
+    with pytest.raises(DecodeError, match=told), one_file("v.mp4"):
         1 / 0  # noqa: B018 - the error is what is wanted
     with pytest.raises(MachineError, match="need all its packages, got: no decord"), one_file("v.mp4"):
         raise ImportError("no decord")
