@@ -5,6 +5,8 @@ import http.server
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from dataset_world import CONFIG, PARAMS
 from dataset_world import build as build_with
+from ruamel.yaml import YAML
 from video_files import write_grey
 from webdataset import TarWriter
 
@@ -287,3 +290,40 @@ def test_list_of_tars_is_sorted_and_passes_over_hidden_and_other_files(tmp_path)
     assert list_tars(str(tmp_path)) == [*(f"{tmp_path}/{name}" for name in ("a.tar", "b.tar", "sub/c.tgz")),
                                         "https://host/1.tar", "https://host/2.tar", "pipe:curl -s https://host/3.tar"]
     assert list_tars("s3://bucket/a b/{0,1}.tar") == [f"pipe:aws s3 cp 's3://bucket/a b/{n}.tar' -" for n in (0, 1)]
+
+
+# ------------------------------------------------------------------------------------------------------------ under DVC
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A DVC project whose only stage is the real one, without its deps on code; runs dvc in it."""
+    monkeypatch.chdir(tmp_path)
+    stage = YAML(typ="safe").load(PARAMS.with_name("dvc.yaml"))["stages"]["dataset"]
+    stage["deps"] = [name for name in stage["deps"] if not name.startswith("hcmi/")]
+    YAML().dump({"stages": {"dataset": stage}}, Path("dvc.yaml"))
+    params = YAML(typ="safe").load(PARAMS)
+    params["dataset"] |= {"name": "webdataset", "path": "data/raw/remote"}
+    YAML().dump(params, Path("params.yaml"))
+    environment = {**os.environ, "PYTHONPATH": str(PARAMS.parent), "DVC_NO_ANALYTICS": "1"}
+
+    def dvc(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=environment, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    dvc("init", "--no-scm", "-q")
+    return dvc
+
+
+def test_dvc_runs_the_stage_again_when_the_list_of_urls_changes(write, project):
+    write("tars/0.tar", sample(0))
+    write("tars/1.tar", sample(1))
+    urls = Path("data/raw/remote/urls.txt")
+    urls.parent.mkdir(parents=True)
+    with served(Path("tars")) as address:
+        urls.write_text(f"{address}/0.tar\n", encoding="utf-8")
+        assert "Running stage 'dataset'" in project("repro")
+        assert [path.name for path in Path("data/generated/videos").iterdir()] == ["000000.mp4"]
+        assert "Data and pipelines are up to date." in project("status")
+        urls.write_text(f"{address}/{{0,1}}.tar\n", encoding="utf-8")
+        assert "Running stage 'dataset'" in project("repro")
+    assert sorted(path.name for path in Path("data/generated/videos").iterdir()) == ["000000.mp4", "000001.mp4"]
