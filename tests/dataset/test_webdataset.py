@@ -307,7 +307,8 @@ def project(tmp_path, monkeypatch):
     environment = {**os.environ, "PYTHONPATH": str(PARAMS.parent), "DVC_NO_ANALYTICS": "1"}
 
     def dvc(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, "-m", "dvc", *arguments], env=environment, capture_output=True, text=True)
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         return done.stdout + done.stderr
 
     dvc("init", "--no-scm", "-q")
