@@ -10,29 +10,16 @@ from pathlib import Path
 from hcmi.config import DatasetConfig, ShardsConfig
 from hcmi.dataset import SOURCES, files_by_bare_name, read_annotations, read_captions
 from hcmi.errors import DataError, DecodeError
-from hcmi.video import DecoderPool, EncodeJob, encode_job, find_videos, probe
-
-TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
-RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
+from hcmi.video import DecoderPool, EncodeJob, Measured, find_videos, measure_job
 
 Captions = dict[str, dict[tuple[float | None, float | None], list[str]]]     # of each video, by start and end
-
-
-@dataclass(frozen=True)
-class Examined:
-    """One file of the sample, treated as the `shards` stage would."""
-
-    duration_s: float
-    clip_bytes: int         # in the shards
-    seconds: float          # of one process
-    decoder: str
 
 
 @dataclass(frozen=True)
 class Sample:
     """The files that were examined, by name."""
 
-    good: dict[str, Examined]
+    good: dict[str, Measured]
     bad: dict[str, DecodeError]
     wall_seconds: float     # without the start of the processes
 
@@ -68,18 +55,10 @@ def read_videos(folder: Path, config: DatasetConfig) -> tuple[dict[str, Path], C
     return {path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions
 
 
-def examine_video(job: EncodeJob) -> Examined:
-    """Decode and encode one whole video; runs in the processes of a `DecoderPool`. Raises: DecodeError."""
-    started = time.perf_counter()
-    info, clip = probe(job.path), encode_job(job)
-    size = sum(len(jpeg) + TAR_BYTES for jpeg in clip.frames) + RECORD_BYTES
-    return Examined(info.duration_s, size, time.perf_counter() - started, clip.decoder)
-
-
 def examine_sample(videos: dict[str, Path], config: ShardsConfig, seconds: float) -> Sample:
     """Examine these files one after another on all cores; none is begun after `seconds`."""
     begun = time.monotonic()
-    good: dict[str, Examined] = {}
+    good: dict[str, Measured] = {}
     bad: dict[str, DecodeError] = {}
 
     def jobs() -> Iterator[EncodeJob]:
@@ -88,11 +67,11 @@ def examine_sample(videos: dict[str, Path], config: ShardsConfig, seconds: float
                 return
             yield EncodeJob(name, str(path), config.num_frames, config.size, quality=config.quality)
     started = None
-    with DecoderPool(config.num_workers, config.decode_timeout_s, examine_video) as pool:
+    with DecoderPool(config.num_workers, config.decode_timeout_s, measure_job) as pool:
         for job, result in pool.map(jobs()):
             if started is None:     # the processes are running, and each has worked about as long as this one
-                started = time.monotonic() - (result.seconds if isinstance(result, Examined) else 0.0)
-            if isinstance(result, Examined):
+                started = time.monotonic() - (result.seconds if isinstance(result, Measured) else 0.0)
+            if isinstance(result, Measured):
                 good[job.key] = result
             else:
                 bad[job.key] = result

@@ -13,6 +13,8 @@ from hcmi.doctor.problems import describe_machine, find_problems, training_memor
 from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
 
+TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
+RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
 WORST = 10
 
 
@@ -52,7 +54,7 @@ def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float 
 
 def _project(sample: Sample, num_clips: int) -> dict[str, Any]:
     """What all clips will take, if they are like those of the sample."""
-    sizes = [one.clip_bytes for one in sample.good.values()]
+    sizes = [sum(one.jpeg_bytes) + TAR_BYTES * len(one.jpeg_bytes) + RECORD_BYTES for one in sample.good.values()]
     mean_bytes = sum(sizes) / len(sizes) if sizes else 0.0
     return {"failure_rate": round(1 - sample.good_share, 4), "failure_rate_ci95": wilson(len(sample.bad), sample.size),
             "shards_mb": round(mean_bytes * num_clips * sample.good_share / 1e6, 1),

@@ -6,7 +6,7 @@ deadline, because native decoders hang and crash. A file that cannot be used is 
 
 from hcmi.video.decoded import REASONS, Decoded, VideoInfo
 from hcmi.video.files import VIDEO_ENDINGS, check_file, check_name, find_videos, is_text, refusal, sha256
-from hcmi.video.jobs import DecodeJob, EncodeJob, ProbeJob, encode_job, probe_job
+from hcmi.video.jobs import DecodeJob, EncodeJob, Measured, ProbeJob, encode_job, measure_job, probe_job
 from hcmi.video.packets import probe
 from hcmi.video.pool import DecoderPool, run_one
 from hcmi.video.ray_cluster import map_on_ray
@@ -18,6 +18,7 @@ __all__ = [
     "Decoded",
     "DecoderPool",
     "EncodeJob",
+    "Measured",
     "ProbeJob",
     "VideoInfo",
     "check_file",
@@ -26,6 +27,7 @@ __all__ = [
     "find_videos",
     "is_text",
     "map_on_ray",
+    "measure_job",
     "probe",
     "probe_job",
     "refusal",

@@ -1,5 +1,10 @@
-"""Jobs for worker processes: records that travel between processes and machines, and the functions that run them."""
+"""Jobs for worker processes: records that travel between processes and machines, and the functions that run them.
 
+A child process imports the function's module by name. These functions are in this room, so that a child starts without
+torch and the other rooms.
+"""
+
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -50,6 +55,16 @@ class EncodeJob(DecodeJob):
     quality: int = field(kw_only=True)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What it costs to decode and encode one clip."""
+
+    duration_s: float               # of the whole file
+    jpeg_bytes: tuple[int, ...]     # of each frame
+    seconds: float                  # of one process
+    decoder: str
+
+
 def probe_job(job: ProbeJob) -> VideoInfo:
     """What the headers of the file claim. Raises: DecodeError with a reason from `REASONS`."""
     return probe(job.path)
@@ -68,3 +83,10 @@ def encode_job(job: EncodeJob) -> Decoded[tuple[bytes, ...]]:
     subsampling = "444" if job.size < FULL_COLOUR_BELOW else "420"
     encode = partial(simplejpeg.encode_jpeg, quality=job.quality, colorspace="RGB", colorsubsampling=subsampling)
     return decode_and_keep(job.path, job.num_frames, job.size, encode, job.start_s, job.end_s, job.decoder)
+
+
+def measure_job(job: EncodeJob) -> Measured:
+    """What `encode_job` costs. Raises: DecodeError with a reason from `REASONS`."""
+    started = time.perf_counter()
+    info, clip = probe(job.path), encode_job(job)
+    return Measured(info.duration_s, tuple(map(len, clip.frames)), time.perf_counter() - started, clip.decoder)

@@ -1,8 +1,6 @@
 """Ids, segments and splits of the clips that rows of captions become."""
 
 import shutil
-import subprocess
-import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -143,14 +141,6 @@ def test_memory_does_not_grow_with_the_files_when_many_cannot_be_hashed():
         return most
     peak(100)
     assert peak(8_000) < peak(500) + 2_000_000, "Skips that wait take 1 kB each"
-
-
-def test_jobs_of_the_pool_import_no_other_room():
-    """A decoder process starts in a third of a second; the dataset room would bring pyarrow and SQLite."""
-    program = ("import pickle, sys; from hcmi.video.jobs import ProbeJob; pickle.loads(pickle.dumps(ProbeJob(1, 'v')));"
-               "print([name for name in sys.modules if name.startswith('hcmi.') and name.split('.')[1] != 'video'])")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['hcmi.errors']"
 
 
 def test_skips_among_the_rows_are_passed_on(film):

@@ -19,7 +19,7 @@ def test_sample_has_the_figures_of_good_files_and_the_errors_of_others(folder, p
     assert {name: one.duration_s for name, one in sample.good.items()} == {"two.mp4": 2.0, "four.mp4": 4.0}
     assert {name: error.reason for name, error in sample.bad.items()} == {"broken.mp4": "not_a_video"}
     assert (sample.size, sample.good_share) == (3, 2 / 3)
-    assert all(one.clip_bytes > 24 * 512 and one.decoder == "decord" for one in sample.good.values())
+    assert all(len(one.jpeg_bytes) == 24 and one.decoder == "decord" for one in sample.good.values())
 
 
 def test_no_file_is_begun_when_the_time_is_up(folder, params):
