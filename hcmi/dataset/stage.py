@@ -1,4 +1,4 @@
-"""The `dataset` stage: any known data set in, one manifest out. docs/datasets.md says what to put where."""
+"""The `dataset` stage: read any known data set and write the manifest. docs/datasets.md says what to put where."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,15 +9,13 @@ from hcmi.config import DatasetConfig
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow
-from hcmi.dataset.folder import Found, iter_folder, nothing_usable, only_clips, read_folder
+from hcmi.dataset.folder import Found, iter_folder, nothing_usable, only_clips
 from hcmi.dataset.manifest import write_manifest
 from hcmi.dataset.webdataset import iter_webdataset
 from hcmi.errors import DataError
 from hcmi.files import ask_to_write, atomic_dir, project_path
 from hcmi.scenes import BATCHES, write_batch, write_scenes
 from hcmi.types import SPLITS, Clip, Skip
-
-__all__ = ["DATASETS", "build_dataset", "iter_folder", "read_folder"]
 
 
 def _folder(config: DatasetConfig, generated_dir: Path) -> Found:

@@ -99,7 +99,7 @@ def test_every_split_has_a_video_of_its_own_when_copies_are_many(film_of):
     assert len(set(splits_of(rows, lambda row: film_of(CaptionRow("a.mp4", "x"))).values())) == 1
 
 
-def test_copies_of_one_video_stand_as_given_when_none_is_for_training_or_all_are(film_of):
+def test_copies_of_one_video_keep_their_splits_when_none_is_for_training_or_all_are(film_of):
     rows = [CaptionRow(f"{name}.mp4", "x", split=split) for name, split in (
         ("v", "val"), ("t", "test"), ("w", "test"), ("r1", "train"), ("r2", "train"))]
     splits = splits_of(rows, lambda row: film_of(CaptionRow("r.mp4" if row.video[0] == "r" else "t.mp4", "x")))

@@ -1,4 +1,4 @@
-"""`hcmi doctor` on folders whose content is known."""
+"""`hcmi doctor` on a folder whose content is known."""
 
 import json
 import shutil

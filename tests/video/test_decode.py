@@ -1,4 +1,4 @@
-"""Which frames come out, of which files, and what is said about the others."""
+"""Which frames are decoded from which files, and the errors about the others."""
 
 import json
 import os

@@ -35,7 +35,7 @@ def test_pool_answers_every_job_once_when_all_is_well():
     assert all(value[0] == job.key for job, value in answers)
 
 
-def test_pool_decodes_videos_when_used_as_made(tmp_path):
+def test_pool_decodes_videos_by_default(tmp_path):
     video = write_grey(tmp_path / "v.mp4", num_frames=20)
     with DecoderPool(1, 20) as pool:
         (job, clip), = pool.map([DecodeJob("mine", str(video), 5, 32)])
@@ -44,7 +44,7 @@ def test_pool_decodes_videos_when_used_as_made(tmp_path):
 
 
 @pytest.mark.parametrize("act", ["hang", "spin"])
-def test_pool_kills_and_goes_on_when_a_job_hangs(act):
+def test_pool_kills_the_process_and_continues_when_a_job_hangs(act):
     answers = dict(_run([Job(0, act, "bad.mp4"), *(Job(key) for key in range(1, 20))]))
     error = answers.pop(Job(0, act, "bad.mp4"))
     assert isinstance(error, DecodeError)
@@ -79,7 +79,7 @@ def test_pool_runs_no_other_job_when_one_has_computed_all_its_time():
     assert (job.decoder, error.reason) == ("auto", "timeout")
 
 
-def test_pool_hands_on_refusals_and_makes_them_of_bugs_when_a_job_fails():
+def test_pool_answers_with_a_decode_error_when_a_job_refuses_or_has_a_bug():
     answers = dict(_run([Job(0, "refuse"), Job(1, "break"), Job(2)], timeout_s=20))
     error = answers[Job(0, "refuse")]
     assert (error.reason, str(error)) == ("no_frames", "clip.mp4: no")
@@ -99,7 +99,7 @@ def test_pool_does_not_blame_the_file_when_the_machine_lacks_something(act, mess
         _run([Job(0, act)], timeout_s=20)
 
 
-def test_pool_gives_a_job_another_chance_when_its_process_was_killed_from_outside(tmp_path):
+def test_pool_runs_a_job_again_when_its_process_was_killed_by_somebody_else(tmp_path):
     """As the system does when memory is short; the second process does the job as the first would have."""
     job = Job(0, f"killed_once:{tmp_path / 'mark'}", decoder="auto")
     answers = dict(_run([job, *map(Job, range(1, 5))], timeout_s=20))
@@ -136,7 +136,7 @@ def test_pool_reads_jobs_no_faster_than_it_works_when_there_are_many():
     assert not pool._workers
 
 
-def test_pool_replaces_worn_processes_when_they_have_done_their_share(monkeypatch):
+def test_pool_replaces_processes_after_some_jobs(monkeypatch):
     monkeypatch.setattr("hcmi.video.pool.JOBS_BEFORE_REPLACEMENT", 5)
     answers = _run([Job(key) for key in range(12)], timeout_s=20, num_workers=1)
     assert sorted(job.key for job, _ in answers) == list(range(12))
