@@ -174,7 +174,7 @@ def lsmdc(folder: Path, protocol: str) -> Rows:
 
 
 def lsmdc_table(path: Path, split: str) -> Rows:
-    """A file of LSMDC: tabs despite its name, no header; clip, two aligned and two extracted times, sentence or none."""
+    """A file of LSMDC: tabs despite its name, no header; clip, two aligned and two extracted times, any sentence."""
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if not line.strip():
             continue

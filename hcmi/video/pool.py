@@ -183,9 +183,8 @@ class DecoderPool:
             return
         if self._killed > 2:
             self._stop(worker)
-            raise MachineError(f"decoder processes: need them left alone, got {self._killed} killed one after the "
-                               f"other, the last over {getattr(job, 'path', job)}. Free memory or lower "
-                               f"shards.num_workers.")
+            raise MachineError(f"decoder processes: need them to keep running, got {self._killed} killed in a row, the "
+                               f"last at {getattr(job, 'path', job)}. Free memory or lower shards.num_workers.")
         yield from self._fail(worker, "crashed", waiting, retry=False, detail="killed twice; is memory short?")
 
     def _fail(self, worker: _Worker, reason: str, waiting: deque, retry: bool, detail: str = ""

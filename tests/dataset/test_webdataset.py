@@ -20,7 +20,7 @@ from webdataset import TarWriter
 
 from hcmi.config import load_params
 from hcmi.dataset.webdataset import list_tars
-from hcmi.errors import DataError
+from hcmi.errors import DataError, MachineError
 from hcmi.shards import write_shards
 
 
@@ -274,6 +274,14 @@ def test_stage_is_refused_in_one_line_and_changes_nothing_when(write, tmp_path, 
     assert not [left for left in tmp_path.iterdir() if left.name.startswith(".")]
     if path != "only_bad.tar":
         assert (tmp_path / "generated/videos/000000.mp4").exists()
+
+
+def test_stage_names_its_output_when_the_disk_is_full(write, tmp_path, small_disk):
+    disk = small_disk(3 * 2**20)
+    path = write("a.tar", *((f"{number}", {"mp4": os.urandom(2**20), "txt": b"x"}) for number in range(3)))
+    with pytest.raises(MachineError, match=f"{disk}/generated: need to write it, got: No space left on device. Free"):
+        build(path, disk)
+    assert not any(disk.iterdir())
 
 
 def test_stage_is_refused_when_a_server_does_not_have_the_tar(write, tmp_path):

@@ -115,7 +115,7 @@ def test_pool_blames_the_file_when_its_process_is_killed_twice_and_others_are_no
 
 
 def test_pool_ends_when_all_its_processes_are_killed():
-    with pytest.raises(MachineError, match=r"need them left alone, got \d killed one after the other"):
+    with pytest.raises(MachineError, match=r"need them to keep running, got \d killed in a row, the last at clip"):
         _run([Job(key, "killed") for key in range(6)], timeout_s=20)
 
 
