@@ -38,10 +38,10 @@ class ScenesConfig(Section):
 
 
 class DatasetConfig(Section):
-    name: Literal["scenes", "folder", "msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vatex"]
-    path: str                       # folder of the data set's files; unused by scenes
+    name: Literal["scenes", "folder", "webdataset", "msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vatex"]
+    path: str                       # folder of the data set's files (webdataset: docs/datasets.md); unused by scenes
     protocol: str                   # of a published data set (docs/datasets.md), or `default`
-    val_fraction: Fraction          # of the videos whose split the data set does not give
+    val_fraction: Fraction          # share of the videos without a given split
     test_fraction: Fraction
     seed: int
     scenes: ScenesConfig
@@ -160,7 +160,7 @@ class ExportConfig(Section):
 
 class SearchConfig(Section):
     uri: str                        # a folder: FAISS; a path ending in .db: Milvus Lite; http(s)://host:port: Milvus
-    candidates: Positive            # of the first stage, re-ranked exactly
+    candidates: Positive            # of the first stage; these are re-ranked exactly
 
 
 class DriftConfig(Section):

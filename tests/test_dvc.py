@@ -188,5 +188,5 @@ def test_verb_holds_no_logic_of_its_own(stage):
 
 def test_closure_finds_a_planted_import(tmp_path):
     assert imported(ast.parse("def f():\n    from hcmi.video import probe\n    import hcmi.train.loss")) == {
-        "hcmi.video.decode", "hcmi.train.loss"}
+        "hcmi.video.packets", "hcmi.train.loss"}
     assert ROOT / "hcmi/errors.py" in closure({"hcmi.config"})

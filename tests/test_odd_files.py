@@ -134,14 +134,14 @@ def test_video_is_left_out_when_it_vanishes_while_it_is_looked_at(tmp_path, monk
 def test_search_goes_on_when_a_video_vanishes_after_it_was_listed(tmp_path, monkeypatch):
     for number in range(3):
         write_grey(tmp_path / "videos" / f"v{number}.mp4", num_frames=20 + number)
-    real = hcmi.search.folder_index.find_videos
+    real = hcmi.search.folder_index.videos_by_name
 
     def find_and_remove(folder):
         found = real(folder)
         found["v1.mp4"].unlink(missing_ok=True)
         return found
 
-    monkeypatch.setattr(hcmi.search.folder_index, "find_videos", find_and_remove)
+    monkeypatch.setattr(hcmi.search.folder_index, "videos_by_name", find_and_remove)
     found = index_folder(tiny_model(), tmp_path / "videos", tmp_path / "cache")
     assert list(found.news) == ["v1.mp4"]
     assert "got no such file" in found.skipped["v1.mp4"]

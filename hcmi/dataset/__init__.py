@@ -1,14 +1,24 @@
-"""ROOM dataset."""
+"""Stage 1: turn a data set (a folder of videos, a published annotation, Scenes) into the manifest.
 
-from hcmi.dataset.annotations import SOURCES, find_videos, read_annotations
-from hcmi.dataset.build_clips import VIDEO_ENDINGS
+The manifest has one row a clip: its file, its segment, its captions, its split. Everything that is left out has a line
+in skipped.jsonl. Other rooms also read folders and annotations through this one.
+"""
+
+from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.captions import read_captions
 from hcmi.dataset.folder import read_folder
 from hcmi.dataset.manifest import iter_manifest, read_manifest, write_manifest, write_skipped
 from hcmi.dataset.stage import build_dataset
 
 __all__ = [
-    "SOURCES", "VIDEO_ENDINGS", "build_dataset", "find_videos", "iter_manifest",
-    "read_annotations", "read_captions", "read_folder", "read_manifest", "write_manifest",
+    "SOURCES",
+    "build_dataset",
+    "files_by_bare_name",
+    "iter_manifest",
+    "read_annotations",
+    "read_captions",
+    "read_folder",
+    "read_manifest",
+    "write_manifest",
     "write_skipped",
 ]

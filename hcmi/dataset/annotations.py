@@ -1,7 +1,7 @@
-"""Published data sets: the annotation files people already have become rows of captions, held to published counts.
+"""Published data sets: read their annotation files as rows of captions, and check the counts against the publication.
 
-docs/datasets.md says what to download and where to put it. Each reader takes the folder and a protocol's name and
-yields rows in the files' order; `read_annotations` counts them.
+docs/datasets.md says what to download and where to put it. Each reader takes the folder and the name of a protocol, and
+yields rows in the order of the files; `read_annotations` counts them.
 """
 
 import csv
@@ -20,12 +20,12 @@ from hcmi.dataset.captions import CaptionRow
 from hcmi.errors import ConfigError, DataError
 
 Rows = Iterator[CaptionRow]
-SEGMENT_S = 5.0             # DiDeMo's unit of time
+SEGMENT_S = 5.0             # the unit of time of DiDeMo
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split must hold: different videos, and captions; None where the publication gives no number."""
+    """How many different videos and captions a split must have; None where the publication gives no number."""
 
     videos: int | None
     captions: int | None = None
@@ -33,10 +33,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Source:
-    """A published data set: its reader, and for each protocol (the first is the default) the counts of its splits.
+    """A published data set: its reader, and the counts of the splits of each protocol. The first is the default.
 
-    Where a protocol has no `val`, `dataset.val_fraction` of the training videos are held out for it: the best epoch is
-    never chosen on the test split, as many published figures were.
+    Where a protocol has no `val`, `dataset.val_fraction` of the training videos are held out for it, so that the best
+    epoch is never chosen on the test split, as it was for many published figures.
     """
 
     read: Callable[[Path, str], Rows]
@@ -46,7 +46,7 @@ class Source:
 # ------------------------------------------------------------------------------------------------------ reading files
 
 def _text(path: Path) -> str:
-    if path.exists() and not path.is_file():        # a pipe would wait for ever
+    if path.exists() and not path.is_file():        # reading a pipe would block
         raise DataError(f"{path}: need a regular file, got something else. See docs/datasets.md.")
     try:
         content = path.read_bytes()
@@ -57,7 +57,7 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")       # LSMDC's have some bytes of this
+        return content.decode("cp1252", errors="replace")       # some bytes of LSMDC's files are in this encoding
 
 
 def _json(path: Path, kind: type) -> Any:
@@ -85,12 +85,12 @@ def _strings(value: Any, where: str) -> list[str]:
 
 
 def _list(path: Path) -> list[str]:
-    """One name a line."""
+    """The names in a file that has one in each line."""
     return [line.strip() for line in _text(path).splitlines() if line.strip()]
 
 
 def _table(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV with a header, each with where it stands."""
+    """The place (for messages) and the cells of each row of a CSV file with a header."""
     reader = csv.DictReader(io.StringIO(_text(path)))
     try:
         if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
@@ -108,7 +108,7 @@ def _table(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
 # ---------------------------------------------------------------------------------------------------------- data sets
 
 def msrvtt(folder: Path, protocol: str) -> Rows:
-    """MSR-VTT. 9k and 7k: that many training videos, the 1k-A test pairs; full: the official three splits."""
+    """MSR-VTT. 9k and 7k: so many training videos and the 1k-A test pairs; full: the official three splits."""
     if protocol == "full":
         captions, splits = _msrvtt_captions(folder)
         names = {"train": "train", "validate": "val", "test": "test"}
@@ -131,7 +131,7 @@ def msrvtt(folder: Path, protocol: str) -> Rows:
 
 
 def _msrvtt_captions(folder: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Captions and official split of each video; of the file with one training caption a video where that is all."""
+    """Captions and official split of each video. Without the whole file: one caption a training video, no splits."""
     whole, single = folder / "MSRVTT_data.json", folder / "train9k_one_caption.json"
     captions: dict[str, list[str]] = {}
     if not whole.exists() and single.exists():
@@ -157,7 +157,7 @@ def msrvtt_full_test(path: Path) -> Rows:
 
 
 def msvd(folder: Path, protocol: str) -> Rows:
-    """MSVD: every caption of every video, in training and in the multi-caption test."""
+    """MSVD: every caption of every video, in training and in testing."""
     path = folder / "captions_msvd.json"
     captions = _json(path, dict)
     for split in ("train", "val", "test"):
@@ -167,14 +167,14 @@ def msvd(folder: Path, protocol: str) -> Rows:
 
 
 def lsmdc(folder: Path, protocol: str) -> Rows:
-    """LSMDC 2016: films cut into clips, one file and one sentence each; `blind` has a test split without sentences."""
+    """LSMDC 2016: clips of films, each a file with one sentence; `blind` has a test split without sentences."""
     test = "LSMDC16_annos_blindtest.csv" if protocol == "blind" else "LSMDC16_challenge_1000_publictect.csv"
     for split, name in (("train", "LSMDC16_annos_training.csv"), ("val", "LSMDC16_annos_val.csv"), ("test", test)):
         yield from lsmdc_table(folder / name, split)
 
 
 def lsmdc_table(path: Path, split: str) -> Rows:
-    """Tabs despite the name, no header: clip, two aligned and two extracted times in the film, sentence or none."""
+    """A file of LSMDC: tabs despite its name, no header; clip, two aligned and two extracted times, any sentence."""
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if not line.strip():
             continue
@@ -187,7 +187,7 @@ def lsmdc_table(path: Path, split: str) -> Rows:
 
 
 def didemo(folder: Path, protocol: str) -> Rows:
-    """DiDeMo. paragraph: a video's sentences joined; moments: each with the stretch that most annotators chose."""
+    """DiDeMo. paragraph: a video's sentences joined; moments: each with the segment that most annotators chose."""
     for split in ("train", "val", "test"):
         wanted = dict.fromkeys(_list(folder / f"{split}_list.txt"))
         path = folder / f"{split}_data.json"
@@ -203,7 +203,7 @@ def didemo(folder: Path, protocol: str) -> Rows:
 
 
 def _agreed(times: list, where: str) -> tuple[float, float]:
-    """Seconds of the stretch that most annotators chose; of the first such in the file where several tie."""
+    """Start and end in seconds of the segment that most annotators chose; of several, the first in the file."""
     votes: Counter[tuple[int, int]] = Counter()
     for pair in times:
         first, last = (_kind(one, int, f"{where}, times") for one in _pair(pair, f"{where}, times"))
@@ -239,7 +239,7 @@ def activitynet(folder: Path, protocol: str) -> Rows:
 
 
 def vatex(folder: Path, protocol: str) -> Rows:
-    """VATEX, English. retrieval: the validation file divided by two lists; public: validation and public test."""
+    """VATEX in English. retrieval: two lists divide the validation file; public: validation and public test files."""
     yield from _vatex_file(folder / "vatex_training_v1.0.json", {}, "train")
     if protocol == "public":
         yield from _vatex_file(folder / "vatex_validation_v1.0.json", {}, "val")
@@ -303,7 +303,7 @@ def protocol_of(config: DatasetConfig) -> str:
 
 
 def read_annotations(config: DatasetConfig) -> Rows:
-    """All rows of the data set that `config` names, held to the published counts at the end.
+    """All rows of the data set that `config` names. After the last one the published counts are checked.
 
     Raises: ConfigError for an unknown protocol; DataError when a file is missing, is not what it should be, or gives
     other counts than the publication.
@@ -327,10 +327,10 @@ def read_annotations(config: DatasetConfig) -> Rows:
                                 f"{found[what]}. Download the annotation again; docs/datasets.md lists the files.")
 
 
-def find_videos(folder: Path) -> dict[str, str]:
-    """Path of every file below `folder`/videos by its name without ending: people convert and nest them.
+def files_by_bare_name(folder: Path) -> dict[str, str]:
+    """Path of every file below `folder`/videos by its name without ending, since people convert and nest videos.
 
-    Of two files with one name it is the first in alphabetical order.
+    Of two files with the same name the first in alphabetical order is taken.
     """
     found: dict[str, str] = {}
     for root, folders, files in os.walk(folder / "videos"):

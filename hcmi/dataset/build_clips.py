@@ -1,6 +1,6 @@
-"""Captions of videos in, clips of the manifest out: look at each file once, cut segments, give every video its split.
+"""Turn rows of captions into the clips of the manifest: inspect each file once, cut segments, give every video a split.
 
-Rows are spooled to a temporary SQLite file, so that a million of them need little memory whatever their order.
+The rows are kept in a temporary SQLite file, so that a million of them in any order need little memory.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
@@ -19,81 +18,67 @@ from hcmi.dataset.captions import CaptionRow
 from hcmi.errors import DataError, DecodeError, MachineError, shown
 from hcmi.progress import track
 from hcmi.types import Clip, Skip
-from hcmi.video import DecoderPool, VideoInfo, check_name, is_text, probe, sha256
+from hcmi.video import VIDEO_ENDINGS, DecoderPool, ProbeJob, check_name, is_text, probe_job, sha256
 
 PROBE_TIMEOUT_S = 20.0
-VIDEO_ENDINGS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif", ".flv", ".ts",
-                           ".wmv", ".3gp", ".ogv", ".mts", ".ps", ".vob", ".heic"))
-LONGEST_ID = 80             # characters of the 100 that a tar has for a name; longer ones are cut and get a hash
+LONGEST_ID = 80             # characters, of the 100 that a tar has for a name; longer ids are cut and end in a hash
 TABLES = """
     CREATE TABLE videos (name TEXT PRIMARY KEY, path TEXT, split TEXT, place REAL, said TEXT) WITHOUT ROWID;
     CREATE TABLE captions (n INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, caption TEXT, copy INTEGER,
                            UNIQUE (name, start, end, caption, copy));
-    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL, content TEXT) WITHOUT ROWID;
+    CREATE TABLE unreadable (name TEXT PRIMARY KEY, path TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;
+    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL) WITHOUT ROWID;
     CREATE TABLE clips (video_id TEXT PRIMARY KEY, name TEXT, start REAL, end REAL) WITHOUT ROWID;
-    CREATE TABLE contents (content TEXT PRIMARY KEY, place REAL, split TEXT, free INTEGER, evaluated TEXT)
-                          WITHOUT ROWID;
+    CREATE TABLE contents (sha256 TEXT PRIMARY KEY, place REAL, split TEXT, free INTEGER, evaluated TEXT) WITHOUT ROWID;
 """
 # Videos of equal bytes have one row: the place of the first name, the split that any of them is given (test before val
-# before train), and the path of one that is given val or test.
+# before train), whether none is given, and the path of one that is given val or test.
 CONTENTS = """
-    INSERT INTO contents SELECT content, (SELECT place FROM videos WHERE name = first),
+    INSERT INTO contents SELECT sha256, (SELECT place FROM videos WHERE name = first),
                                 CASE WHEN test NOT NULL THEN 'test' WHEN val NOT NULL THEN 'val' ELSE given END,
                                 given IS NULL, coalesce(test, val)
-    FROM (SELECT content, min(name) AS first, max(split) AS given, min(iif(split = 'test', path, NULL)) AS test,
+    FROM (SELECT sha256, min(name) AS first, max(split) AS given, min(iif(split = 'test', path, NULL)) AS test,
                  min(iif(split = 'val', path, NULL)) AS val
-          FROM videos JOIN facts USING (name) WHERE name IN (SELECT name FROM clips) GROUP BY content)
+          FROM videos JOIN facts USING (name) WHERE name IN (SELECT name FROM clips) GROUP BY sha256)
 """
-TO_THE_END = -1.0           # in the column `end`: NULLs would never be equal
-# What SQLite says of a disk that is full, broken or closed; its other errors are bugs.
-OF_THE_DISK = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
+TO_THE_END = -1.0           # in the column `end`; SQLite would take two NULLs as different
+# SQLite's errors about a disk that is full, broken or not writable; its other errors are bugs.
+DISK_ERRORS = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
 
 
-@dataclass(frozen=True)
-class _Job:
-    name: str
-    path: str
-    sha256: str
-    problem: DecodeError | None = None      # met while hashing
+def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow], str], config: DatasetConfig,
+                keep_repeats: bool = False) -> Iterator[Clip | Skip]:
+    """Yield the clips in order of video_id, and a Skip for everything that is left out.
 
+    `rows` may hold Skips, which are passed on. `locate` gives the path of a row's video, whether or not the file
+    exists; when it raises a DecodeError the video is left out. A caption that repeats another of the same clip word for
+    word is left out unless `keep_repeats`. A row whose caption is None adds no caption to its clip.
 
-def probe_job(job: _Job) -> VideoInfo:
-    """What `DecoderPool` runs in its processes."""
-    if job.problem is not None:
-        raise job.problem
-    return probe(job.path)
+    A video whose split no row gives gets one by a hash of its name, `config.seed` and the two fractions. Train, test
+    and val get at least one video each, in this order, where there are enough. Videos of equal bytes get one split.
+    Where the rows give them several, the training videos among them are left out: a model must not be tested on what it
+    was trained on, and the evaluation stays as it is given.
 
-
-def build_clips(rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], config: DatasetConfig,
-           keep_repeats: bool = False) -> Iterator[Clip | Skip]:
-    """Yield the clips in order of video_id, and a `skipped.jsonl` record for everything left out.
-
-    `locate` gives the path of a row's video, whether or not it exists; where it raises a DecodeError the video is left
-    out. A caption that is repeated word for word for the same clip is left out unless `keep_repeats`. A row without
-    caption makes a clip without one when its caption is None. Videos whose split no row gives get one by a hash of
-    their name, `config.seed` and the two fractions; train, test and val get at least one video each, in this order,
-    where there are enough. Videos of equal bytes get one split. Where the rows give them several, those for training
-    are left out: a model must not be tested on what it was trained on, and what is tested stays as it is given.
-
-    Raises: DataError when rows contradict each other, and what `rows` and `locate` raise.
+    Raises: DataError when rows contradict each other; whatever `rows` and `locate` raise.
     """
     with _database() as db:
         db.executescript(TABLES)
         yield from _spool(db, rows, locate, config.seed, keep_repeats)
         yield from _inspect(db)
         yield from _cut(db)
-        yield from _split(db, config)
+        _assign_splits(db, config)
+        yield from _drop_leaking(db)
         yield from _clips(db)
 
 
 @contextmanager
 def _database() -> Iterator[sqlite3.Connection]:
-    """A temporary one, without a name, in the folder for temporary files."""
+    """A temporary database in an unnamed file in the folder for temporary files."""
     try:
         with closing(sqlite3.connect("")) as db:
             yield db
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF not in OF_THE_DISK:
+        if error.sqlite_errorcode & 0xFF not in DISK_ERRORS:
             raise
         raise MachineError(f"temporary files: need room for a table of the captions, got: {error}. Free space, or name "
                            f"another folder for them in TMPDIR.") from error
@@ -103,10 +88,15 @@ def _skip(name: str, path: str, reason: str, detail: str, video_id: str = "") ->
     return Skip(video_id or clip_id(name), shown(path), "dataset", reason, shown(detail))
 
 
-def _spool(db, rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], seed: int, keep_repeats: bool):
+def _spool(db: sqlite3.Connection, rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow], str], seed: int,
+           keep_repeats: bool) -> Iterator[Skip]:
+    """Fill `videos` and `captions`; yield a Skip for each row or video that is left out."""
     insert = "INSERT OR IGNORE INTO captions (name, start, end, caption, copy) VALUES (?, ?, ?, ?, ?)"
     refused: set[str] = set()
     for number, row in enumerate(rows):
+        if isinstance(row, Skip):
+            yield row
+            continue
         if row.video in refused:
             continue
         try:
@@ -115,15 +105,8 @@ def _spool(db, rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], 
             refused.add(row.video)
             yield _skip(row.video, error.path, error.reason, str(error))
             continue
-        if row.caption == "":
-            yield _skip(row.video, path, "empty_caption", f"{row.where}: need a caption, got an empty cell.")
-            continue
-        if row.caption is not None and not is_text(row.caption):
-            yield _skip(row.video, path, "bad_caption", f"{row.where}: need a caption of text, got {row.caption[:60]}.")
-            continue
-        if row.end_s is not None and row.end_s <= (row.start_s or 0.0):
-            times = f"{row.start_s or 0.0:g} to {row.end_s:g}"
-            yield _skip(row.video, path, "bad_segment", f"{row.where}: need end after start, got {times}.")
+        if problem := _problem(row):
+            yield _skip(row.video, path, *problem)
             continue
         start = round(row.start_s or 0.0, 3)
         end = TO_THE_END if row.end_s is None else round(row.end_s, 3)
@@ -131,7 +114,22 @@ def _spool(db, rows: Iterable[CaptionRow], locate: Callable[[CaptionRow], str], 
             yield _skip(row.video, path, "duplicate_row", f"{row.where}: need a clip's caption once, got it again.")
 
 
-def _note_video(db, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int) -> str:
+def _problem(row: CaptionRow) -> tuple[str, str] | None:
+    """The reason for which a row is left out, and the detail."""
+    if row.caption == "":
+        return "empty_caption", f"{row.where}: need a caption, got an empty cell."
+    if row.caption is not None and not is_text(row.caption):
+        return "bad_caption", f"{row.where}: need a caption of text, got {row.caption[:60]}."
+    if row.end_s is not None and row.end_s <= (row.start_s or 0.0):
+        return "bad_segment", f"{row.where}: need end after start, got {row.start_s or 0.0:g} to {row.end_s:g}."
+    return None
+
+
+def _note_video(db: sqlite3.Connection, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int) -> str:
+    """Put the video of a row into `videos`, or the row's split into the video's entry. Returns the path.
+
+    Raises: DataError when two rows give the video different splits; DecodeError when it cannot be used.
+    """
     select = "SELECT path, split, said FROM videos WHERE name = ?"
     known = db.execute(select, (row.video,)).fetchone() if is_text(row.video) else None
     if known is None:
@@ -149,41 +147,53 @@ def _note_video(db, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: 
     return path
 
 
-def _inspect(db):
-    """Fill `facts`: duration and hash of each file that can be read; yield a record for each that cannot."""
+def _inspect(db: sqlite3.Connection) -> Iterator[Skip]:
+    """Fill `facts` with the duration and hash of each file that can be read; yield a Skip for each that cannot."""
     count = db.execute("SELECT count(*) FROM videos").fetchone()[0]
-    videos = db.execute("SELECT name, path FROM videos ORDER BY name")
     with (DecoderPool(0, PROBE_TIMEOUT_S, probe_job) as pool,
           track(total=count, description="looking at videos", unit="video") as bar):
-        for job, found in pool.map(_hashed(videos)):
+        for job, found in pool.map(_probe_jobs(db, bar)):
             bar.update(1)
+            name, digest = job.key
             if isinstance(found, DecodeError):
-                yield _skip(job.name, job.path, found.reason, str(found))
+                yield _skip(name, job.path, found.reason, str(found))
             else:
-                db.execute("INSERT INTO facts VALUES (?, ?, ?, ?)",
-                           (job.name, job.sha256, round(found.duration_s, 6), job.sha256 or job.name))
+                db.execute("INSERT INTO facts VALUES (?, ?, ?)", (name, digest, round(found.duration_s, 6)))
+    yield from (_skip(*row) for row in db.execute("SELECT name, path, reason, detail FROM unreadable ORDER BY name"))
 
 
-def _hashed(videos: Iterable[tuple[str, str]]) -> Iterator[_Job]:
+def _probe_jobs(db: sqlite3.Connection, bar) -> Iterator[ProbeJob]:
+    """A job for each file that could be hashed; the others go to the table `unreadable`, however many they are."""
+    videos = db.execute("SELECT name, path FROM videos ORDER BY name")
+    for name, path, found in _hashed(videos):
+        if isinstance(found, DecodeError):
+            bar.update(1)
+            db.execute("INSERT INTO unreadable VALUES (?, ?, ?, ?)", (name, path, found.reason, str(found)))
+        else:
+            yield ProbeJob((name, found), path)
+
+
+def _hashed(videos: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str | DecodeError]]:
+    """Name, path, and the SHA-256 of each file or what keeps it from being read."""
     window: deque = deque()
     with ThreadPoolExecutor(2) as threads:
         for name, path in videos:
             window.append(threads.submit(_hash, name, path))
             if len(window) > 8:
                 yield window.popleft().result()
-        for job in window:
-            yield job.result()
+        for future in window:
+            yield future.result()
 
 
-def _hash(name: str, path: str) -> _Job:
+def _hash(name: str, path: str) -> tuple[str, str, str | DecodeError]:
     try:
-        return _Job(name, path, sha256(path))
-    except DecodeError as problem:
-        return _Job(name, path, "", problem)
+        return name, path, sha256(path)
+    except DecodeError as error:
+        return name, path, error
 
 
-def _cut(db):
-    """Fill `clips`: each stretch of each readable video that has captions, under its own video_id."""
+def _cut(db: sqlite3.Connection) -> Iterator[Skip]:
+    """Fill `clips` with each segment of each readable video that has captions, and a unique video_id for it."""
     found = db.execute("SELECT DISTINCT name, start, end, path, duration FROM captions JOIN facts USING (name) "
                        "JOIN videos USING (name) ORDER BY name, start, end")
     total = db.execute("SELECT count(*) FROM (SELECT DISTINCT name, start, end FROM captions)").fetchone()[0]
@@ -199,18 +209,18 @@ def _cut(db):
 
 
 def place_of(name: str, seed: int) -> float:
-    """Where a video falls in [0, 1), to be compared with the fractions of the splits."""
+    """A number in [0, 1) from a hash of a video's name, to be compared with the fractions of the splits."""
     return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:12], 16) / 16**12
 
 
 def bare_name(name: str) -> str:
-    """A file name without the ending of a video, or without a last dot and nothing behind it."""
+    """A file name without the ending of a video, and without a dot at its end."""
     stem, dot, ending = name.rpartition(".")
     return stem if dot and stem and (not ending or f".{ending.lower()}" in VIDEO_ENDINGS) else name
 
 
 def clip_id(name: str, start_s: float = 0.0, end_s: float = TO_THE_END) -> str:
-    """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a part of it."""
+    """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a segment."""
     stem = bare_name(name)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
     if re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
@@ -227,8 +237,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-def _split(db, config: DatasetConfig) -> Iterator[Skip]:
-    """Fill `contents`; take out each training clip whose bytes are evaluated on too, and yield a record for it."""
+def _assign_splits(db: sqlite3.Connection, config: DatasetConfig) -> None:
+    """Fill `contents` with a split for each content of a file."""
     db.execute(CONTENTS)
     db.execute("UPDATE contents SET split = CASE WHEN place < ? THEN 'test' WHEN place < ? THEN 'val' ELSE 'train' END "
                "WHERE free", (config.test_fraction, config.test_fraction + config.val_fraction))
@@ -238,10 +248,14 @@ def _split(db, config: DatasetConfig) -> Iterator[Skip]:
         counts = dict(db.execute("SELECT split, count(*) FROM contents GROUP BY split").fetchall())
         donors = [name for name in ("train", "val", "test") if counts.get(name, 0) > 1]
         if fraction > 0 and not counts.get(split) and donors:
-            db.execute(f"UPDATE contents SET split = ? WHERE content = (SELECT content FROM contents WHERE free AND "
+            db.execute(f"UPDATE contents SET split = ? WHERE sha256 = (SELECT sha256 FROM contents WHERE free AND "
                        f"split IN ({','.join('?' * len(donors))}) ORDER BY place LIMIT 1)", (split, *donors))
+
+
+def _drop_leaking(db: sqlite3.Connection) -> Iterator[Skip]:
+    """Remove the training clips whose bytes are given to val or test too; yield a Skip for each."""
     leaking = db.execute("SELECT video_id, name, path, contents.split, evaluated FROM clips JOIN videos USING (name) "
-                         "JOIN facts USING (name) JOIN contents USING (content) WHERE videos.split = 'train' "
+                         "JOIN facts USING (name) JOIN contents USING (sha256) WHERE videos.split = 'train' "
                          "AND evaluated NOT NULL ORDER BY video_id").fetchall()
     for video_id, name, path, split, evaluated in leaking:
         db.execute("DELETE FROM clips WHERE video_id = ?", (video_id,))
@@ -250,10 +264,10 @@ def _split(db, config: DatasetConfig) -> Iterator[Skip]:
         yield _skip(name, path, "duplicate_video", detail, video_id)
 
 
-def _clips(db) -> Iterator[Clip]:
+def _clips(db: sqlite3.Connection) -> Iterator[Clip]:
     rows = db.execute("SELECT video_id, path, coalesce(videos.split, contents.split), start, end, duration, sha256, "
                       "caption FROM clips JOIN captions USING (name, start, end) JOIN facts USING (name) "
-                      "JOIN videos USING (name) JOIN contents USING (content) ORDER BY video_id, n")
+                      "JOIN videos USING (name) JOIN contents USING (sha256) ORDER BY video_id, n")
     total = db.execute("SELECT count(*) FROM clips").fetchone()[0]
     for head, group in track(groupby(rows, key=itemgetter(slice(0, 7))), "listing clips", total=total, unit="clip"):
         video_id, path, split, start, end, duration, sha256 = head

@@ -1,4 +1,4 @@
-"""The `folder` format's table: `captions.csv` with the columns video,caption[,start,end,split], checked row by row."""
+"""The table of the `folder` format: `captions.csv` with the columns video,caption[,start,end,split], row by row."""
 
 import csv
 import math
@@ -17,10 +17,10 @@ MAX_CELL = 1_000_000        # characters; a longer cell is an unclosed quote
 
 @dataclass(frozen=True, slots=True)
 class CaptionRow:
-    """One caption of one video or of a part of it, as the annotation has it."""
+    """One caption of a video or of a part of it, as the annotation gives it."""
 
     video: str
-    caption: str | None         # "" where the cell is empty, None where nobody asked for one
+    caption: str | None         # "" for an empty cell, None where there is no table
     start_s: float | None = None
     end_s: float | None = None
     split: str | None = None
@@ -28,15 +28,15 @@ class CaptionRow:
 
 
 def read_captions(path: str | Path) -> Iterator[CaptionRow]:
-    """The rows of a captions.csv, in order; the header is row 1, as a spreadsheet counts.
+    """The rows of a captions.csv in order; the header is row 1, as in a spreadsheet.
 
-    UTF-8 with or without byte-order mark, any line ends. Captions lose surrounding and doubled white space and may be
-    empty.
+    The file is UTF-8 with or without byte-order mark, with any line ends. Captions may be empty; their surrounding and
+    doubled white space is removed.
 
-    Raises: DataError naming file, row, what was needed and what was found, at the first row that cannot be meant.
+    Raises: DataError that names the file, the first wrong row, what it needs and what was found.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():        # a pipe would wait for ever
+    if path.exists() and not path.is_file():        # reading a pipe would block
         raise DataError(f"{path}: need a regular file, got something else. Write the table there.")
     try:
         file = open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")  # noqa: SIM115 - closed below
@@ -72,7 +72,7 @@ def _rows(reader, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_text(where: str, cell: str, column: str) -> None:
-    if column != "video" and not cell.isascii():        # a file may have any bytes for a name
+    if column != "video" and not cell.isascii():        # a file name may have any bytes
         try:
             cell.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -82,7 +82,7 @@ def _check_text(where: str, cell: str, column: str) -> None:
 
 
 def not_utf8(where: str, cell: str) -> DataError:
-    """About a cell that was read with `surrogateescape`."""
+    """The error about a cell that was read with `surrogateescape`."""
     byte = next(ord(char) - 0xDC00 for char in cell if "\udc80" <= char <= "\udcff")
     return DataError(f"{where}: need UTF-8, got the byte 0x{byte:02x}. Save the file as UTF-8.")
 

@@ -1,4 +1,4 @@
-"""The `folder` format, people's own videos: `<dir>/videos/*` and `<dir>/captions.csv`."""
+"""The `folder` format for people's own videos: `<dir>/videos/*` and `<dir>/captions.csv`."""
 
 import os
 from collections import Counter
@@ -8,20 +8,20 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from hcmi.config import DatasetConfig
-from hcmi.dataset.build_clips import VIDEO_ENDINGS, build_clips
+from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow, not_utf8, read_captions
 from hcmi.errors import DataError
 from hcmi.files import project_path
 from hcmi.types import Clip, Skip
-from hcmi.video import find_files, is_text, refusal
+from hcmi.video import find_videos, is_text, refusal
 
 Found = Iterator[Clip | Skip]
 
 
 def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True) -> Found:
-    """The clips of a folder in the `folder` format in order of video_id, and a record for each thing left out.
+    """The clips of a folder in the `folder` format in order of video_id, and a Skip for everything left out.
 
-    Without `captions_required` every video file makes a clip, with the captions that captions.csv has for it, and
+    Without `captions_required` every video file becomes a clip, with the captions that captions.csv has for it, and
     `folder` may also be a plain folder of videos.
 
     Raises: DataError when the table is wrong or names a file outside the folder.
@@ -40,14 +40,14 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
 
 
 def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
-    for path in find_files(videos, VIDEO_ENDINGS):
+    for path in find_videos(videos):
         yield CaptionRow(path.relative_to(videos).as_posix(), None, where=str(path))
 
 
 def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
     """The path of a row's video.
 
-    Raises: DataError when the table cannot mean it, DecodeError when it is a link out of the folder.
+    Raises: DataError when the path is absolute or has `..` in it, DecodeError when it is a link out of the folder.
     """
     name, where = row.video, row.where
     if os.path.isabs(name) or PureWindowsPath(name).is_absolute():
@@ -78,6 +78,7 @@ def read_folder(folder: str | Path, config: DatasetConfig,
 
 
 def only_clips(found: Found, skip: Callable[[Skip], Any]) -> Iterator[Clip]:
+    """The clips among `found`; each Skip is given to `skip`."""
     for one in found:
         if isinstance(one, Clip):
             yield one
@@ -86,6 +87,7 @@ def only_clips(found: Found, skip: Callable[[Skip], Any]) -> Iterator[Clip]:
 
 
 def nothing_usable(folder: str | Path, reasons: Counter[str], skipped: list[Skip]) -> DataError:
+    """The error for a data set without a usable clip; `skipped` holds at least the first Skip, if there is one."""
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "no rows"
     first = f" The first: {skipped[0].detail}" if skipped else ""
     return DataError(f"{folder}: need at least one readable video with a caption, got none ({counts}). "

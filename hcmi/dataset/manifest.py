@@ -1,4 +1,4 @@
-"""The manifest: one row a clip, sorted by video_id, in Parquet; and the lines that say what was left out and why."""
+"""The manifest, a Parquet file with one row a clip sorted by video_id; and skipped.jsonl, what was left out and why."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,7 +15,9 @@ ROWS_AT_ONCE = 10_000
 
 
 def write_manifest(clips: Iterable[Clip], path: str | Path) -> int:
-    """Write clips that arrive in order of video_id; a slice at a time, so a million fit in little memory. Count back.
+    """Write clips that come in order of video_id. Returns how many there were.
+
+    They are written in groups, so that a million clips need little memory.
 
     Raises: DataError when a video_id comes twice or out of order.
     """
@@ -35,7 +37,7 @@ def write_manifest(clips: Iterable[Clip], path: str | Path) -> int:
 
 
 def iter_manifest(path: str | Path, split: str | None = None) -> Iterator[Clip]:
-    """The manifest's clips in order of video_id, a slice at a time; only one split where asked.
+    """The clips of the manifest, or of one split of it, in order of video_id; read in groups to save memory.
 
     Raises: DataError when the file is missing or is not a manifest.
     """

@@ -1,4 +1,4 @@
-"""The `dataset` stage: any known data set in, one manifest out. docs/datasets.md says what to put where."""
+"""The `dataset` stage: read any known data set and write the manifest. docs/datasets.md says what to put where."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.config import DatasetConfig
-from hcmi.dataset.annotations import SOURCES, find_videos, read_annotations
+from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow
-from hcmi.dataset.folder import Found, iter_folder, nothing_usable, only_clips, read_folder
+from hcmi.dataset.folder import Found, iter_folder, nothing_usable, only_clips
 from hcmi.dataset.manifest import write_manifest
+from hcmi.dataset.webdataset import iter_webdataset
 from hcmi.errors import DataError
 from hcmi.files import ask_to_write, atomic_dir, project_path
 from hcmi.scenes import BATCHES, write_batch, write_scenes
 from hcmi.types import SPLITS, Clip, Skip
-
-__all__ = ["DATASETS", "build_dataset", "iter_folder", "read_folder"]
 
 
 def _folder(config: DatasetConfig, generated_dir: Path) -> Found:
@@ -31,7 +30,7 @@ def _published(config: DatasetConfig, generated_dir: Path) -> Found:
     folder = Path(config.path)
     if not folder.is_dir():
         raise DataError(f"{folder}: need the folder of {config.name}, found none. See docs/datasets.md for its files.")
-    files = find_videos(folder)
+    files = files_by_bare_name(folder)
 
     def locate(row: CaptionRow) -> str:
         return project_path(files.get(row.video, folder / "videos" / row.video))
@@ -39,23 +38,26 @@ def _published(config: DatasetConfig, generated_dir: Path) -> Found:
     return build_clips(read_annotations(config), locate, config, keep_repeats=True)
 
 
+# Name -> the clips of the data set and a Skip for everything left out, in order of video_id.
 DATASETS: dict[str, Callable[[DatasetConfig, Path], Found]] = {
-    "scenes": _scenes, "folder": _folder, **dict.fromkeys(SOURCES, _published)}
+    "scenes": _scenes, "folder": _folder, "webdataset": iter_webdataset, **dict.fromkeys(SOURCES, _published)}
+WRITE_VIDEOS = ("scenes", "webdataset")        # into the folder for generated files, which the others leave empty
 
 
 def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_dir: str | Path,
                   incoming_dir: str | Path) -> dict[str, Any]:
-    """Write manifest.parquet and skipped.jsonl into `manifest_dir`; for scenes also its videos and incoming batches.
+    """Write manifest.parquet and skipped.jsonl into `manifest_dir`. Returns counts for people and programs.
 
-    Other data sets leave `generated_dir` and the batches' folders empty. Returns counts for people and programs.
+    `scenes` and `webdataset` write their videos into `generated_dir`, and `scenes` its two batches into `incoming_dir`;
+    the other data sets leave these folders empty.
 
-    Raises: DataError, ConfigError for what is wrong with the data set or its parameters, MachineError when an output
-    cannot be written; nothing is written then.
+    Raises: DataError or ConfigError when the data set or its parameters are wrong, MachineError when an output cannot
+    be written. The old manifest is then still there.
     """
     if config.name not in DATASETS:
         raise DataError(f"dataset.name: need one of {', '.join(DATASETS)}, got {config.name!r}. Correct params.yaml.")
     ask_to_write(folders=[manifest_dir, generated_dir, *(Path(incoming_dir) / batch for batch in BATCHES)])
-    if config.name != "scenes":
+    if config.name not in WRITE_VIDEOS:
         with atomic_dir(generated_dir):
             pass
     counts: Counter[str] = Counter(dict.fromkeys(("clips", *SPLITS, "captions"), 0))

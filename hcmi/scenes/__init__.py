@@ -1,4 +1,8 @@
-"""ROOM scenes."""
+"""Scenes, the generated data set: short films of moving shapes, with captions and everything that is true of them.
+
+Anybody can run and measure the pipeline with it before any download. Clips and captions are a pure function of the
+seed. Galleries are fixed test sets, each of which measures one thing.
+"""
 
 from hcmi.scenes.captions import phrase
 from hcmi.scenes.galleries import LONG, STANDARD, VERSION

@@ -1,6 +1,6 @@
-"""How the films of Scenes are put into words: several wordings of each meaning, none of which can be read two ways.
+"""The captions of Scenes: several wordings of each meaning, none of them ambiguous.
 
-A caption tells the whole film, in the order of time or with words that say otherwise.
+A caption describes the whole clip, in the order of time unless its words say otherwise.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def step_phrase(rng: Random, step: tuple[Event, ...]) -> str:
 
 
 def _then(rng: Random, steps: Steps) -> str:
-    # a comma where a "while" is near: without it "a while b then c" could be read two ways
+    # a comma next to a "while": without it "a while b then c" would be ambiguous
     comma = "," if any(len(step) == 2 for step in steps) else ""
     return f"{comma} then ".join(step_phrase(rng, step) for step in steps)
 
@@ -66,7 +66,7 @@ def _together(rng: Random, steps: Steps) -> str:
 
 
 def wordings(steps: Steps) -> tuple[Callable[[Random, Steps], str], ...]:
-    """The wordings that say these steps without any second reading."""
+    """The wordings that describe these steps without ambiguity."""
     if len(steps) == 1:
         own = (_there_is,) if len(steps[0]) == 1 else (_while_first, _together)
         return (_then, things_happen, _clip_of, *own)
@@ -76,7 +76,7 @@ def wordings(steps: Steps) -> tuple[Callable[[Random, Steps], str], ...]:
 
 
 def part_caption(rng: Random, steps: Steps) -> str:
-    """Tells these steps in words that are true of a longer film too: not how many there are, nor which is the last."""
+    """A caption of these steps that is true of a longer clip too: without their number, and without a last one."""
     return pick(rng, [say for say in wordings(steps) if say not in (things_happen, _first)])(rng, steps)
 
 
@@ -127,7 +127,7 @@ PARAGRAPHS = (_story, _at_first, _numbered, _counted)
 
 
 def captions_for(rng: Random, steps: Steps, count: int, style: str = "sentence") -> tuple[str, ...]:
-    """`count` different captions, at most one of each wording of a style: sentence, paragraph or unseen."""
+    """Up to `count` captions, each in another wording of a style: sentence, paragraph or unseen."""
     left, chosen = list({"unseen": UNSEEN_WORDINGS, "paragraph": PARAGRAPHS}.get(style) or wordings(steps)), list[str]()
     while left and len(chosen) < count:
         chosen.append(draw(rng, left)(rng, steps))

@@ -1,8 +1,8 @@
-"""Small test sets of Scenes, each of which takes one thing apart: words, order, number, length, wording.
+"""Small test sets of Scenes, each of which measures one thing: words, order, number, length or wording.
 
-A gallery is a list of clips that no training set of Scenes, of any seed, has seen the events of together. Clips of one
-`group` (a tag) are hard for each other; of two groups nothing is shared on purpose. Version and hashes are pinned by a
-test: figures stay comparable over the years.
+A gallery is a list of clips. The events of one clip occur together in no training set of Scenes, with any seed. Clips
+with the same tag `group` are hard to tell apart; clips of different groups are similar only by chance. A test pins the
+version and the hashes, so that figures stay comparable over the years.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,30 +12,33 @@ from random import Random
 from hcmi.config import ScenesConfig
 from hcmi.errors import ConfigError
 from hcmi.scenes.captions import things_happen
-from hcmi.scenes.sampling import Meanings, SceneClip, change_word, make_clip, random_event, random_steps, scene_clips
+from hcmi.scenes.sampling import SceneClip, StepSampler, change_word, make_clip, random_event, random_steps, scene_clips
 from hcmi.scenes.vocabulary import WORDS, Steps, draw, meaning_of, parts_of, pick, split_of
 
 VERSION = "1"
 SEED = 0
-# What the galleries are made with, whatever params.yaml says.
+# The galleries are made with these parameters, whatever params.yaml says.
 STANDARD = ScenesConfig(num_train=4000, num_val=300, num_test=1000, num_incoming=200, max_events=4, captions_per_clip=3,
                         part_captions=2, wording="sentence", duplicate_rate=0.1, neighbour_rate=0.3, width=128,
                         height=128, fps=12)
-# What a model for the `long` gallery is trained on: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
+# A model for the gallery `long` is trained with these: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
 LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})
 LONG_FROM = 4
 
-Group = list[tuple[Steps, str]]         # steps and the tag `near`
+Group = list[tuple[Steps, str]]         # of each clip: its steps and its tag `near`
 SIZES = {"main": 1000, "attribute": 600, "order": 600, "count": 400, "long": 600, "paraphrase": 600}
 
 
 def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
-    """The clips of a gallery, split `test`. Of `config` only frame size and rate are used.
+    """The clips of a gallery, all of split `test`. Only frame size and rate of `config` are used.
 
-    main: the test split of the standard data set. attribute: groups of 4 that differ in one word of one event. order:
-    groups of 6, three events in all their orders. count: groups of 4 with one to four events, the same one again and
-    again or one more each time; its captions say how many. long: 4 to 6 events in paragraphs. paraphrase: wordings that
-    no training caption has.
+    - main: the test split of the standard data set
+    - attribute: groups of 4 that differ in one word of one event
+    - order: groups of 6, three events in all their orders
+    - count: groups of 4 with one to four events, either the same event repeated or one more each time; the captions say
+      how many
+    - long: 4 to 6 events, captions in paragraphs
+    - paraphrase: wordings that no training caption has
 
     Raises: ConfigError for an unknown name.
     """
@@ -48,8 +51,8 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
     if name in GROUPS:
         found = _grouped(name, base)
     else:
-        meanings = Meanings("test", base, min_events=LONG_FROM if name == "long" else 1)
-        found = ((rng, *meanings.next(rng), str(i)) for i, rng in enumerate(_rngs(name, SIZES[name])))
+        sampler = StepSampler("test", base, min_events=LONG_FROM if name == "long" else 1)
+        found = ((rng, *sampler.next(rng), str(i)) for i, rng in enumerate(_rngs(name, SIZES[name])))
     clips = []
     for index, (rng, steps, near, group) in enumerate(found):
         captions = (things_happen(rng, steps),) if name == "count" else ()
@@ -63,19 +66,20 @@ def _rngs(name: str, count: int) -> Iterator[Random]:
 
 
 def _grouped(name: str, config: ScenesConfig) -> Iterator[tuple[Random, Steps, str, str]]:
+    """Generator, steps, tag `near` and tag `group` of each clip."""
     make, size = GROUPS[name]
-    seen: set[str] = set()          # meanings
-    true: set[str] = set()          # and all their parts
+    whole: set[str] = set()         # meanings of the clips
+    all_parts: set[str] = set()     # and of all their parts
     for number, rng in enumerate(_rngs(name, SIZES[name] // size)):
         while True:
             group = make(rng, number)
             meanings = {meaning_of(steps) for steps, _ in group}
             parts = {part for steps, _ in group for part in parts_of(steps)}
-            fresh = not meanings & seen if name == "count" else not (meanings & true or parts & seen)
+            fresh = not meanings & whole if name == "count" else not (meanings & all_parts or parts & whole)
             if len(meanings) == size and fresh and all(split_of(steps) == "test" for steps, _ in group):
                 break
-        seen |= meanings
-        true |= parts
+        whole |= meanings
+        all_parts |= parts
         for steps, near in group:
             yield rng, steps, near, str(number)
 
@@ -99,16 +103,16 @@ def _order(rng: Random, number: int) -> Group:
 
 
 def _count(rng: Random, number: int) -> Group:
-    """One event again and again, or one more each time; each is redrawn until the film may be shown in a test."""
-    again = number % 2 == 1
+    """One event repeated, or another one each time; it is drawn again until the clip may be in a test split."""
+    repeated = number % 2 == 1
     steps: Steps = ()
     group: Group = []
     for _ in range(4):
-        longer: Steps = (*steps, *steps[:1]) if again and steps else (*steps, (random_event(rng),))
+        longer: Steps = (*steps, *steps[:1]) if repeated and steps else (*steps, (random_event(rng),))
         while split_of(longer) != "test":
             longer = (*steps, (random_event(rng),))
         steps = longer
-        group.append((steps, "repeat" if again else "more"))
+        group.append((steps, "repeat" if repeated else "more"))
     return group
 
 

@@ -1,6 +1,6 @@
-"""The pixels of Scenes: anti-aliased shapes over a soft texture, in numpy, a bounding box at a time.
+"""The pixels of Scenes: anti-aliased shapes over a soft texture, computed in numpy for one bounding box at a time.
 
-Only + - * / sqrt, minimum and maximum touch the arrays, so equal input gives equal pixels on any machine.
+Only + - * / sqrt, minimum and maximum are applied to the arrays, so equal input gives equal pixels on any machine.
 Lengths are in units of the frame's shorter side until they become pixels.
 """
 
@@ -18,10 +18,10 @@ from hcmi.scenes.vocabulary import Event, between, pick
 PALETTE = {"red": (226, 44, 44), "orange": (247, 140, 20), "yellow": (250, 226, 60), "green": (52, 190, 76),
            "blue": (44, 104, 240), "purple": (140, 56, 196), "pink": (250, 146, 196), "white": (246, 246, 246)}
 RADIUS = (0.13, 0.19)
-# How far from the middle of its room a path may lie, across and down; (0.9, 0.9) where the shape stays in place.
+# How far the middle of a path may be from the middle of its room, across and down; (0.9, 0.9) for all other actions.
 FREEDOM = {"slides left": (0, 0.9), "slides right": (0, 0.9), "slides up": (0.9, 0), "slides down": (0.9, 0),
            "jumps": (0.9, 0), "splits": (0, 0.9), "loops": (0, 0)}
-PAN_PIXELS = 8                  # how far the background may drift in a clip
+PAN_PIXELS = 8                  # how far the background may move during a clip
 
 Field = np.ndarray              # float32 [H, X]
 
@@ -94,12 +94,12 @@ class Pose:
 
 @dataclass(frozen=True)
 class Actor:
-    """One event with everything that varies between two clips that show it."""
+    """One event, with everything that differs between two clips that show it."""
 
     event: Event
-    x: float                    # middle of its path, and the path's half extent
+    x: float                    # the middle of its path
     y: float
-    reach_x: float
+    reach_x: float              # half the extent of the path
     reach_y: float
     radius: float
     tilt: float                 # radians
@@ -110,7 +110,7 @@ class Actor:
     def poses(self, u: float) -> tuple[Pose, ...]:
         """Where the shape is at `u` in [0, 1] of its event."""
         x, y, action = self.x, self.y, self.event.action
-        if action == "blinks":          # twice, quickly: long enough that one of three frames finds it gone
+        if action == "blinks":          # twice; each gap is long enough that one of three sampled frames falls into it
             return () if 0.26 <= u < 0.44 or 0.56 <= u < 0.74 else (Pose(x, y),)
         u = (1 - self.ease) * u + self.ease * u * u * (3 - 2 * u)
         if action.startswith("slides"):
@@ -131,7 +131,7 @@ class Actor:
 
 
 def _cast(rng: Random, clip: SceneClip, aspect_x: float, aspect_y: float) -> list[Actor]:
-    """Place every event so that its whole path stays inside its part of the frame; partners get a half each."""
+    """Place every event so that its whole path stays inside its part of the frame: half of it if two act at a time."""
     actors, most_tilt = [], 0.5 if clip.style == "shifted" else 0.18
     sides: dict[int, int] = {}
     for event in clip.events:
@@ -159,7 +159,7 @@ def _cast(rng: Random, clip: SceneClip, aspect_x: float, aspect_y: float) -> lis
 # ---------------------------------------------------------------------------------------------------------- painting
 
 def _soft_noise(rng: np.random.Generator, height: int, width: int, cells: int) -> Field:
-    """Value noise in [0, 1): a coarse grid of random values, blended smoothly."""
+    """Value noise in [0, 1): a coarse grid of random values, smoothly interpolated."""
     grid = rng.random((cells + 2, cells + 2), dtype=np.float32)
 
     def places(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +175,7 @@ def _soft_noise(rng: np.random.Generator, height: int, width: int, cells: int) -
 
 
 def _background(rng: np.random.Generator, height: int, width: int, shifted: bool) -> np.ndarray:
-    """A muted two-colour texture, float32 [H, X, 3]; dark, or pale like paper when `shifted`."""
+    """A muted texture of two colours, float32 [H, X, 3]; dark, or nearly white when `shifted`."""
     base = rng.random(2, dtype=np.float32) * 30 + (172 if shifted else 36)
     hues = (rng.random((2, 3), dtype=np.float32) - 0.5) * 40
     first, second = base[0] + hues[0], base[1] + 40 + hues[1]
@@ -185,7 +185,7 @@ def _background(rng: np.random.Generator, height: int, width: int, shifted: bool
 
 
 def _paint(canvas: np.ndarray, actor: Actor, pose: Pose, unit: float) -> None:
-    """Blend one shape into `canvas`, float32 [H, X, 3], with a soft dark rim and light from above."""
+    """Blend one shape into `canvas`, float32 [H, X, 3], with a soft dark rim and lit from above."""
     radius = actor.radius * pose.scale * unit
     cx, cy, reach = pose.x * unit, pose.y * unit, radius * 1.25 + 5
     top, bottom = max(0, int(cy - reach)), min(canvas.shape[0], int(cy + reach) + 2)
@@ -205,14 +205,14 @@ def _paint(canvas: np.ndarray, actor: Actor, pose: Pose, unit: float) -> None:
 
 
 def _blur(canvas: np.ndarray) -> np.ndarray:
-    """Mean of 5 x 5 pixels; the edges wrap around, where only background is."""
+    """Mean of 5 x 5 pixels. The edges wrap around, which shows only in the background."""
     for axis in (0, 1):
         canvas = np.stack([np.roll(canvas, step, axis) for step in (-2, -1, 0, 1, 2)]).mean(axis=0)
     return canvas
 
 
 def render(clip: SceneClip, config: ScenesConfig) -> np.ndarray:
-    """The frames of a clip, uint8 [N, H, X, 3], RGB; a pure function of `clip` and the frame size."""
+    """The frames of a clip, uint8 RGB [T, H, X, 3]; a pure function of `clip` and the frame size."""
     height, width, fps = config.height, config.width, config.fps
     unit, shifted = float(min(height, width)), clip.style == "shifted"
     rng = Random(clip.pixel_seed)

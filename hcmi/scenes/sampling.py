@@ -1,7 +1,7 @@
-"""Which films Scenes has: meanings drawn one after the other, each given times, captions and tags; nothing is painted.
+"""Which clips Scenes has: steps are drawn for one clip after another, and get times, captions and tags.
 
-Everything is a pure function of (seed, split, index): asking for more clips never changes the former ones, and only
-`random.Random.random()` is drawn from, whose stream is the same in every Python. Pixels are in `draw.py`.
+Everything is a pure function of (seed, split, index), so asking for more clips never changes the first ones. Only
+`random.Random.random()` is used, whose stream is the same in every version of Python. `render.py` makes the pixels.
 """
 
 from collections.abc import Iterator
@@ -29,21 +29,21 @@ from hcmi.scenes.vocabulary import (
 )
 
 NEIGHBOURS = ("colour", "shape", "action", "order")
-PAIR_RATE = 0.2                 # of the steps, where two events are left: both at the same time ("while")
-NEW_POPULAR_RATE = 0.02         # of the training duplicates: copy a clip that had none before; the rest copy those
+PAIR_RATE = 0.2                 # of the steps for which two events are left: two events at the same time ("while")
+NEW_POPULAR_RATE = 0.02         # of the training duplicates copy a clip that had none; the others copy one that had
 EVENT_SECONDS = (0.85, 1.25)
 GAP_SECONDS = (0.0, 0.15)
-SINGLE_WEIGHT = 0.5             # one-event clips, against 1 for each other number: there are only 768 meanings of them
+SINGLE_WEIGHT = 0.5             # of one-event clips, against 1 for each other number: they have only 768 meanings
 
 
 @dataclass(frozen=True)
 class SceneClip:
-    """All that is known about one clip; one line of annotation.jsonl."""
+    """Everything that is known about one clip; one line of annotation.jsonl."""
 
     video_id: str
     split: str
     captions: tuple[str, ...]
-    meaning: str                # canonical: equal exactly when two clips show the same steps in the same order
+    meaning: str                # canonical: equal if and only if two clips show the same steps in the same order
     num_frames: int
     duration_s: float
     pixel_seed: str
@@ -52,11 +52,11 @@ class SceneClip:
     tags: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready, keys in a fixed order."""
+        """A dict that is ready for JSON, with its keys in a fixed order."""
         return {**asdict(self), "captions": list(self.captions), "events": [asdict(e) for e in self.events]}
 
 
-# ------------------------------------------------------------------------------------------------ drawing meanings
+# -------------------------------------------------------------------------------------------------------- drawing steps
 
 def random_event(rng: Random) -> Event:
     return Event(pick(rng, COLOURS), pick(rng, SHAPES), pick(rng, ACTIONS))
@@ -79,14 +79,14 @@ def random_steps(rng: Random, num_events: int, pair_rate: float = PAIR_RATE) -> 
 
 
 def change_word(steps: Steps, where: tuple[int, int], kind: str, word: str) -> Steps:
-    """The same steps but for one word: the colour, shape or action of the event `where` (step, event in the step)."""
+    """The same steps with another colour, shape or action in the event `where` (number of the step, of the event)."""
     changes: dict[str, Any] = {kind: word}
     return tuple(tuple(replace(event, **changes) if (s, e) == where else event for e, event in enumerate(step))
                  for s, step in enumerate(steps))
 
 
 def swap_order(rng: Random, steps: Steps) -> Steps:
-    """The same steps, two of them in each other's place."""
+    """The same steps with two of them exchanged."""
     first = pick(rng, range(len(steps)))
     second = pick(rng, [s for s in range(len(steps)) if s != first])
     swapped = list(steps)
@@ -103,64 +103,89 @@ def neighbour(rng: Random, steps: Steps, kind: str) -> Steps:
     return change_word(steps, where, kind, pick(rng, [word for word in WORDS[kind] if word != old]))
 
 
-class Meanings:
-    """Draws the meanings of one split, one after the other, none of them twice but for training duplicates."""
+class _UsedMeanings:
+    """The meanings of the clips that a split already has, and whether a further clip may be added.
+
+    In training only equal meanings exclude each other. In the other splits no caption may be true of a second clip, not
+    even of a part of it.
+    """
+
+    def __init__(self, split: str):
+        self.events_of = "incoming" if split.startswith("scenes_") else split       # as `split_of` names it
+        self.allows_parts = self.events_of == "train"
+        self.whole: set[str] = set()        # meanings of the clips
+        self.parts: set[str] = set()        # and of all their parts
+
+    def add(self, steps: Steps) -> None:
+        self.whole.add(meaning_of(steps))
+        if not self.allows_parts:
+            self.parts |= parts_of(steps)
+
+    def allow(self, steps: Steps) -> bool:
+        meaning = meaning_of(steps)
+        if meaning in self.whole or split_of(steps) != self.events_of:
+            return False
+        if self.allows_parts:
+            return True
+        # An event that may be a clip of this split by itself is in none of its longer clips. Otherwise such an event
+        # would soon be a part of some clip, and no clip of one event would be left.
+        several = sum(len(step) for step in steps) > 1
+        if several and any(split_of(((event,),)) == self.events_of for step in steps for event in step):
+            return False
+        return meaning not in self.parts and self.whole.isdisjoint(parts_of(steps))
+
+
+class StepSampler:
+    """Draws the steps of the clips of one split, one clip after another.
+
+    No meaning is drawn twice, except for the duplicates in training.
+    """
 
     MAX_PLANS, TRIES = 100, 60
 
     def __init__(self, split: str, config: ScenesConfig, min_events: int = 1):
         self.split, self.config, self.min_events = split, config, min_events
-        self.bucket = "incoming" if split.startswith("scenes_") else split
-        self.strict = self.bucket != "train"     # no caption true of a second clip, not even as a part of it
-        self.taken: dict[str, int] = {}
-        self.true: set[str] = set()
-        self.drawn: list[Steps] = []
-        self.popular: list[Steps] = []
+        self.used = _UsedMeanings(split)
+        self.drawn: list[Steps] = []        # of all clips up to now
+        self.popular: list[Steps] = []      # of the clips that have duplicates
 
     def next(self, rng: Random) -> tuple[Steps, str]:
-        """Steps and their `near` tag: none, duplicate, or the kind of neighbour of an earlier clip."""
+        """The steps of the next clip, and its tag `near`: none, duplicate, or how it differs from an earlier clip.
+
+        Raises: ConfigError when there are not enough different meanings.
+        """
         if self.split == "train" and self.drawn and rng.random() < self.config.duplicate_rate:
-            new = not self.popular or rng.random() < NEW_POPULAR_RATE
-            steps, near = pick(rng, self.drawn if new else self.popular), "duplicate"
-            self.popular += [steps] if new else []
+            steps, near = self._duplicate(rng), "duplicate"
         else:
-            steps, near = self._unseen(rng)
-            self.taken[meaning_of(steps)] = len(self.drawn)
-            if self.strict:
-                self.true |= parts_of(steps)
+            steps, near = self._new(rng)
+            self.used.add(steps)
         self.drawn.append(steps)
         return steps, near
 
-    def _unseen(self, rng: Random) -> tuple[Steps, str]:
+    def _duplicate(self, rng: Random) -> Steps:
+        if self.popular and rng.random() >= NEW_POPULAR_RATE:
+            return pick(rng, self.popular)
+        self.popular.append(pick(rng, self.drawn))
+        return self.popular[-1]
+
+    def _new(self, rng: Random) -> tuple[Steps, str]:
         for _ in range(self.MAX_PLANS):
-            # the plan is kept over the tries, so that what is easily found is not drawn more often
+            # The plan is kept over the tries. Otherwise plans that are easy to fulfil would be drawn more often.
             near = pick(rng, NEIGHBOURS) if self.drawn and rng.random() < self.config.neighbour_rate else "none"
-            num_events = _draw_count(rng, self.min_events, self.config.max_events)
+            num_events = _draw_num_events(rng, self.min_events, self.config.max_events)
             for _ in range(self.TRIES):
                 if near == "none":
                     steps = random_steps(rng, num_events)
                 else:
                     steps = neighbour(rng, pick(rng, self.drawn), near)
-                if self._fits(steps):
+                if self.used.allow(steps):
                     return steps, near
         raise ConfigError(f"dataset.scenes: need more {self.split} clips of different meaning than there are with "
                           f"max_events={self.config.max_events}, got {len(self.drawn)}. Ask for fewer or longer clips.")
 
-    def _fits(self, steps: Steps) -> bool:
-        meaning = meaning_of(steps)
-        if meaning in self.taken or split_of(steps) != self.bucket:
-            return False
-        if not self.strict:
-            return True
-        several = sum(len(step) for step in steps) > 1
-        # events that may stand alone in this split never appear in its longer clips, or none would be left to
-        if several and any(split_of(((event,),)) == self.bucket for step in steps for event in step):
-            return False
-        return meaning not in self.true and not any(part in self.taken for part in parts_of(steps))
 
-
-def _draw_count(rng: Random, low: int, high: int) -> int:
-    """Every number from `low` to `high` is equally likely, but for 1."""
+def _draw_num_events(rng: Random, low: int, high: int) -> int:
+    """A number from `low` to `high`, all equally likely except for 1, which has `SINGLE_WEIGHT`."""
     if low == 1 and rng.random() * (SINGLE_WEIGHT + high - 1) < SINGLE_WEIGHT:
         return 1
     low = max(low, 2)
@@ -170,7 +195,7 @@ def _draw_count(rng: Random, low: int, high: int) -> int:
 # ------------------------------------------------------------------------------------------------------------ clips
 
 def place_in_time(rng: Random, steps: Steps, fps: int) -> tuple[tuple[Event, ...], int]:
-    """Give each step its own stretch of whole frames; returns the timed events and the number of frames."""
+    """Give each step a stretch of whole frames. Returns the timed events and the number of frames of the clip."""
     events, frame = [], 0
     for order, step in enumerate(steps):
         frame += round(between(rng, *GAP_SECONDS) * fps) if order else 0
@@ -183,7 +208,7 @@ def place_in_time(rng: Random, steps: Steps, fps: int) -> tuple[tuple[Event, ...
 
 def make_clip(video_id: str, split: str, steps: Steps, rng: Random, config: ScenesConfig, seed: int,
               wording: str = "", captions: tuple[str, ...] = (), **tags: str) -> SceneClip:
-    """Times, captions and tags for steps already chosen; `rng` decides them. Wording: the configured one by default."""
+    """A clip that shows these steps; `rng` decides its times and captions. `wording`: by default `config.wording`."""
     events, num_frames = place_in_time(rng, steps, config.fps)
     meaning = meaning_of(steps)
     captions = captions or captions_for(rng, steps, config.captions_per_clip, wording or config.wording)
@@ -199,9 +224,9 @@ def make_clip(video_id: str, split: str, steps: Steps, rng: Random, config: Scen
 
 
 def part_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
-    """Up to `count` captions of different parts of a training clip: steps that follow one another, but not all.
+    """Up to `count` captions of different parts of a training clip: some steps that follow one another, not all.
 
-    Parts that another split may show are left out: their captions are for that split's clips.
+    Parts that another split may show are left out, since their captions belong to that split's clips.
     """
     parts = [steps[first:end] for first in range(len(steps)) for end in range(first + 1, len(steps) + 1)
              if end - first < len(steps) and split_of(steps[first:end]) == "train"]
@@ -214,17 +239,16 @@ def part_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
 def scene_clips(config: ScenesConfig, split: str, seed: int, count: int) -> Iterator[SceneClip]:
     """The first `count` clips of a split: train, val, test, scenes_same or scenes_shifted.
 
-    Captions and meanings of val and test are true of one clip only, not even of a part of another. Of train clips
-    `config.part_captions` captions tell a part, the way people search: whoever types one event has not seen the rest.
-    In train,
-    `config.duplicate_rate` of the clips repeat the meaning of an earlier one (tag near=duplicate), mostly of a few
-    popular ones, as everyday videos do; equal tags["meaning"] is the truth for label denoising.
+    A caption of val and test is true of one clip only and not of a part of another. A train clip also has up to
+    `config.part_captions` captions of a part of it, since people who search have not seen the rest. In train,
+    `config.duplicate_rate` of the clips have the meaning of an earlier one (tag near=duplicate), mostly of a few
+    popular ones, as everyday videos do. Equal tags["meaning"] is the ground truth for label denoising.
 
     Raises: ConfigError when there are not enough different meanings.
     """
-    meanings = Meanings(split, config)
+    sampler = StepSampler(split, config)
     for index in range(count):
         rng = Random(f"{seed}/{split}/{index}")
-        steps, near = meanings.next(rng)
+        steps, near = sampler.next(rng)
         wording = "unseen" if split == "scenes_shifted" else config.wording
         yield make_clip(f"{split}_{index:06d}", split, steps, rng, config, seed, wording, near=near)

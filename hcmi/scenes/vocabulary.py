@@ -1,6 +1,6 @@
-"""The vocabulary of Scenes and what its films mean: events, steps, meanings; and which split may show them.
+"""The vocabulary of Scenes: events, steps and meanings, and which split may show them.
 
-A film is a row of steps; a step is one event or two at the same time; an event is "a <colour> <shape> <action>".
+A clip shows a sequence of steps. A step is one event or two at once. An event is "a <colour> <shape> <action>".
 """
 
 import hashlib
@@ -16,8 +16,8 @@ ACTIONS = ("slides left", "slides right", "slides up", "slides down", "grows", "
            "fades in", "fades out", "blinks", "jumps", "loops", "splits")
 WORDS = {"colour": COLOURS, "shape": SHAPES, "action": ACTIONS}
 
-# Share of all sets of events that each split may draw from, whatever the seed: no training seed ever meets the
-# events of any test clip together, in any order.
+# The share of all sets of events that each split may show, with any seed. So the events of a test clip never occur
+# together in a training clip, in any order.
 SPLIT_SHARES = {"train": 0.66, "val": 0.07, "incoming": 0.07, "test": 0.20}
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Event:
-    """One shape doing one thing. `order` is the number of its step; two events of one step share it."""
+    """One shape that does one thing. `order` is the number of its step, which two events of one step share."""
 
     colour: str
     shape: str
@@ -47,7 +47,7 @@ def pick(rng: Random, items: Sequence[T]) -> T:
 
 
 def draw(rng: Random, items: list[T]) -> T:
-    """Pick one and take it out of the list."""
+    """Pick one and remove it from the list."""
     return items.pop(int(rng.random() * len(items)))
 
 
@@ -60,7 +60,7 @@ def digest(text: str) -> str:
 
 
 def meaning_of(steps: Steps) -> str:
-    """Steps in order, the events of a step in alphabetical order: "blue ring grows & red star blinks > ..."."""
+    """The steps in order, the events of each in alphabetical order: "blue ring grows & red star blinks > ..."."""
     return " > ".join(" & ".join(sorted(event.name for event in step)) for step in steps)
 
 
@@ -76,6 +76,6 @@ def split_of(steps: Steps) -> str:
 
 
 def parts_of(steps: Steps) -> set[str]:
-    """Every meaning that is true of a clip with these steps: itself and whatever leaving events out gives."""
+    """Every meaning that is true of a clip with these steps: the whole, and what remains when events are left out."""
     choices = [[()] + [(event,) for event in step] + ([step] if len(step) == 2 else []) for step in steps]
     return {meaning_of(tuple(step for step in chosen if step)) for chosen in product(*choices)} - {""}

@@ -1,6 +1,7 @@
-"""Scenes as files: H.264 films, their annotation, and two batches that play newly arrived data.
+"""Scenes as files: H.264 videos, their annotation, and two batches that stand for newly arrived data.
 
-What a clip shows and says is decided in `script.py`, its pixels in `draw.py`; both are pure functions of the seed.
+`sampling.py` decides what a clip shows and what its captions say, `render.py` makes its pixels; both are pure functions
+of the seed.
 """
 
 import csv
@@ -26,13 +27,13 @@ from hcmi.scenes.sampling import SceneClip, scene_clips
 from hcmi.types import Clip
 
 BATCHES = ("scenes_same", "scenes_shifted")
-# One thread and bitexact muxing: equal frames give equal bytes. ultrafast halves the time of veryfast; the films are
-# small and soft, and at this rate look the same.
+# One thread and bitexact muxing, so that equal frames give equal bytes. ultrafast takes half the time of veryfast; the
+# frames are small and soft, and look the same at this rate.
 X264 = {"preset": "ultrafast", "crf": "24", "threads": "1"}
 
 
 def encode(frames_NHXC: np.ndarray, path: str | Path, fps: int) -> None:
-    """Write uint8 RGB frames as an H.264 mp4; even height and width."""
+    """Write uint8 RGB frames as an H.264 mp4. Height and width must be even."""
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as out:
         stream = out.add_stream("libx264", rate=fps, options=X264)
         stream.height, stream.width = frames_NHXC.shape[1:3]
@@ -45,7 +46,7 @@ def encode(frames_NHXC: np.ndarray, path: str | Path, fps: int) -> None:
 
 def write_videos(clips: Iterable[SceneClip], folder: Path, config: ScenesConfig, total: int,
                  description: str = "drawing") -> Iterator[tuple[SceneClip, str]]:
-    """Draw each clip into `folder`/<video_id>.mp4 on all cores; yield it with its file's sha256, in order."""
+    """Render each clip into `folder`/<video_id>.mp4 on all cores; yield it with the sha256 of its file, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     job = partial(_write_video, folder=folder, config=config)
     with _workers() as run, track(total=total, description=description, unit="clip") as bar:
@@ -57,7 +58,7 @@ def write_videos(clips: Iterable[SceneClip], folder: Path, config: ScenesConfig,
 @contextmanager
 def _workers():
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Ctrl-C goes to all of the terminal's processes: this one ends the others
+    # Ctrl-C reaches all processes of the terminal; the workers ignore it, and this process ends them
     with get_context().Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield partial(pool.imap, chunksize=8)
 
@@ -69,35 +70,36 @@ def _write_video(clip: SceneClip, folder: Path, config: ScenesConfig) -> tuple[S
 
 
 def write_scenes(config: ScenesConfig, seed: int, folder: str | Path) -> list[Clip]:
-    """Make the whole data set in `folder` (videos/*.mp4, annotation.jsonl), whole or not at all.
+    """Write the data set to `folder` (videos/*.mp4, annotation.jsonl), completely or not at all.
 
-    annotation.jsonl holds one `SceneClip` a line, sorted by video_id. Returns the manifest's rows.
+    annotation.jsonl holds one `SceneClip` a line, sorted by video_id. Returns the clips of the manifest.
 
-    Raises: ConfigError when there are not enough different meanings for the clips asked for.
+    Raises: ConfigError when there are not enough different meanings for so many clips.
     """
     counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
-    scripts = sorted((clip for split, count in counts.items() for clip in scene_clips(config, split, seed, count)),
+    scenes = sorted((clip for split, count in counts.items() for clip in scene_clips(config, split, seed, count)),
                      key=lambda clip: clip.video_id)
     with atomic_dir(folder) as temporary:
-        return _write_films(scripts, temporary, Path(folder), config, "drawing")
+        return _write_all(scenes, temporary, Path(folder), config, "drawing")
 
 
 def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD) -> list[Clip]:
-    """One of `galleries.SIZES` in `folder`: videos/, annotation.jsonl, and captions.csv, so that it is a `folder` too.
+    """Write one of `galleries.SIZES` to `folder`: videos/, annotation.jsonl, and captions.csv of the `folder` format.
 
-    Returns the manifest's rows, split `test`. Raises: ConfigError for an unknown name.
+    Returns the clips of the manifest, all of split `test`. Raises: ConfigError for an unknown name.
     """
-    scripts = gallery(name, config)
+    scenes = gallery(name, config)
     with atomic_dir(folder) as temporary:
-        clips = _write_films(scripts, temporary, Path(folder), config, f"drawing {name}")
-        write_captions(temporary / "captions.csv", scripts, ("video", "caption", "split"))
+        clips = _write_all(scenes, temporary, Path(folder), config, f"drawing {name}")
+        write_captions(temporary / "captions.csv", scenes, ("video", "caption", "split"))
     return clips
 
 
-def _write_films(scripts: list[SceneClip], folder: Path, final: Path, config: ScenesConfig, what: str) -> list[Clip]:
+def _write_all(scenes: list[SceneClip], folder: Path, final: Path, config: ScenesConfig, what: str) -> list[Clip]:
+    """Write videos/ and annotation.jsonl to `folder`, which will become `final`."""
     rows = []
     with open(folder / "annotation.jsonl", "w", encoding="utf-8", newline="\n") as annotation:
-        for clip, sha256 in write_videos(scripts, folder / "videos", config, len(scripts), what):
+        for clip, sha256 in write_videos(scenes, folder / "videos", config, len(scenes), what):
             annotation.write(annotation_line(clip))
             rows.append(Clip(clip.video_id, project_path(final / "videos" / f"{clip.video_id}.mp4"), clip.split,
                              clip.captions, 0.0, clip.duration_s, clip.duration_s, sha256, clip.tags))
@@ -109,18 +111,18 @@ def annotation_line(clip: SceneClip) -> str:
 
 
 def write_batch(config: ScenesConfig, seed: int, batch: str, folder: str | Path) -> None:
-    """One of `BATCHES` in the `folder` format (videos/, captions.csv), whole or not at all."""
-    scripts = list(scene_clips(config, batch, seed, config.num_incoming))
+    """Write one of `BATCHES` in the `folder` format (videos/, captions.csv), completely or not at all."""
+    scenes = list(scene_clips(config, batch, seed, config.num_incoming))
     with atomic_dir(folder) as temporary:
-        for _ in write_videos(scripts, temporary / "videos", config, len(scripts), f"drawing {batch}"):
+        for _ in write_videos(scenes, temporary / "videos", config, len(scenes), f"drawing {batch}"):
             pass
-        write_captions(temporary / "captions.csv", scripts)
+        write_captions(temporary / "captions.csv", scenes)
 
 
-def write_captions(path: Path, scripts: Iterable[SceneClip], columns: tuple[str, ...] = ("video", "caption")) -> None:
-    """The table of the `folder` format, one row a caption; with the clips' split where `columns` has it."""
+def write_captions(path: Path, scenes: Iterable[SceneClip], columns: tuple[str, ...] = ("video", "caption")) -> None:
+    """Write the table of the `folder` format: one row a caption, with the clip's split if `columns` has it."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        for clip in scripts:
+        for clip in scenes:
             writer.writerows((f"{clip.video_id}.mp4", caption, clip.split)[:len(columns)] for caption in clip.captions)

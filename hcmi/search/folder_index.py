@@ -25,10 +25,8 @@ from hcmi.index import SearchIndex, add_videos, create_index, model_card, remove
 from hcmi.model import HcmiModel
 from hcmi.progress import track
 from hcmi.types import Clip, VideoTokens
-from hcmi.video import Decoded, DecodeJob, DecoderPool, find_files, probe, sha256
+from hcmi.video import Decoded, DecodeJob, DecoderPool, find_videos, probe, sha256
 
-SUFFIXES = frozenset((".3gp", ".asf", ".avi", ".divx", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
-                      ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"))
 CLIP_SECONDS = 30.0     # [ours] a video of more than twice this is cut into equal clips of about this length
 BATCH = 16
 COMMIT = 256            # clips made searchable at a time: an interrupted first run goes on from there
@@ -62,7 +60,7 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     Raises: DataError when the folder is missing, or holds no video that can be decoded.
     """
     folder = Path(os.path.realpath(folder))
-    found = find_videos(folder)
+    found = videos_by_name(folder)
     home = _home(folder, model.fingerprint, cache)
     known = _read_notes(home / "files.json")
     files = {name: _know_file(str(path), known.get(name)) for name, path in found.items()}
@@ -88,7 +86,7 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     return FolderIndex(index.folder, len(files), skipped, news)
 
 
-def find_videos(folder: Path) -> dict[str, Path]:
+def videos_by_name(folder: Path) -> dict[str, Path]:
     """Relative name -> path of all below `folder` that is called like a video, hidden files left out.
 
     Raises: DataError when the folder is missing or holds none.
@@ -96,7 +94,7 @@ def find_videos(folder: Path) -> dict[str, Path]:
     if not os.path.isdir(folder):
         got = "a file" if os.path.exists(folder) else "nothing there"
         raise DataError(f"{folder}: need a folder of videos, got {got}. Correct --videos.")
-    found = {path.relative_to(folder).as_posix(): path for path in find_files(folder, SUFFIXES)}
+    found = {path.relative_to(folder).as_posix(): path for path in find_videos(folder)}
     if not found:
         raise DataError(f"{folder}: need at least one video file (such as .mp4, .mkv or .webm), got none. "
                         "Correct --videos.")

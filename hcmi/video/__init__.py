@@ -1,27 +1,35 @@
-"""ROOM video."""
+"""Decode a part of a video file into frames, and find, check and hash video files.
 
-from hcmi.video.decode import probe
+Callers that read files of unknown quality use `DecoderPool` or `run_one`: decoding runs in child processes with a
+deadline, because native decoders hang and crash. A file that cannot be used is a `DecodeError` with one of `REASONS`.
+"""
+
 from hcmi.video.decoded import REASONS, Decoded, VideoInfo
-from hcmi.video.files import check_file, check_name, find_files, is_text, refusal, sha256
-from hcmi.video.jobs import DecodeJob, EncodeJob, encode_job
+from hcmi.video.files import VIDEO_ENDINGS, check_file, check_name, find_videos, is_text, refusal, sha256
+from hcmi.video.jobs import DecodeJob, EncodeJob, Measured, ProbeJob, encode_job, measure_job, probe_job
+from hcmi.video.packets import probe
 from hcmi.video.pool import DecoderPool, run_one
 from hcmi.video.ray_cluster import map_on_ray
 
 __all__ = [
     "REASONS",
+    "VIDEO_ENDINGS",
     "DecodeJob",
     "Decoded",
     "DecoderPool",
     "EncodeJob",
-   
+    "Measured",
+    "ProbeJob",
     "VideoInfo",
     "check_file",
     "check_name",
     "encode_job",
-    "find_files",
+    "find_videos",
     "is_text",
     "map_on_ray",
+    "measure_job",
     "probe",
+    "probe_job",
     "refusal",
     "run_one",
     "sha256",

@@ -1,4 +1,4 @@
-"""What decoding gives: a file's headers, a clip's frames, or one of a few reasons why there are none."""
+"""The results of decoding: what the headers claim, the frames of a clip, or the reason why there are none."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -14,23 +14,23 @@ REASONS = {
     "not_a_video": "no container that FFmpeg knows, or a broken header",
     "no_video_stream": "sound, subtitles or pictures only",
     "unsupported_codec": "no decoder for the video stream",
-    "no_frames": "a video stream of which not one frame can be decoded",
+    "no_frames": "a video stream without a frame that can be decoded",
     "too_short": "the segment start_s..end_s holds no frame",
     "timeout": "not decoded within shards.decode_timeout_s",
     "crashed": "the decoder took its process down",
-    "unexpected": "an error that nobody foresaw",
+    "unexpected": "an unexpected error",
 }
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file's headers claim; `num_frames_claimed` is 0 where they say nothing."""
+    """What the headers of a file claim."""
 
-    width: int              # upright
+    width: int                  # upright
     height: int
     fps: float
     duration_s: float
-    num_frames_claimed: int
+    num_frames_claimed: int     # 0 where the headers say nothing
     codec: str
 
 
@@ -41,14 +41,14 @@ Frames = TypeVar("Frames")
 class Decoded(Generic[Frames]):
     """Frames of one clip in order of time; a clip with fewer frames than were asked for repeats some.
 
-    `frames` is what they are kept as: an array [T,H,X,3], uint8 RGB; a tuple of JPEG files or of anything else that was
-    made of each frame; None where they stay on disk.
+    `frames` holds an array [T,H,X,3] of uint8 RGB, or a tuple with a JPEG file (or anything else) for each frame, or
+    None where the frames stay on disk.
     """
 
     frames: Frames
-    times_s: tuple[float, ...]      # of each frame, seconds into the file
+    times_s: tuple[float, ...]      # of each frame, in seconds into the file
     decoder: str                    # decord | pyav
-    num_decodable: int              # frames in the clip; of a long video the parts jumped over count by their packets
+    num_decodable: int              # frames in the clip; parts that were jumped over are counted by their packets
     width: int                      # upright, before resizing
     height: int
 

@@ -1,7 +1,7 @@
-"""Files that people gave, any one of which may be anything: a name in another encoding, a pipe, a dead link, a crash.
+"""Finding, checking and hashing files that people supply: any of them may have an odd name, be a pipe or a dead link.
 
-What goes wrong with one of them is a `DecodeError` with one of `REASONS`, which every stage and verb turns into that
-file's line while the others go on. What the machine lacks is a `MachineError` and ends the run.
+What is wrong with one file is a `DecodeError` with one of `REASONS`. Every stage and verb reports it in a line for that
+file and continues with the others. What the machine lacks is a `MachineError` and ends the run.
 """
 
 import errno
@@ -9,22 +9,26 @@ import hashlib
 import os
 import stat
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hcmi.errors import DataError, DecodeError, HcmiError, MachineError, machine_error, shown
 from hcmi.video.decoded import REASONS
 
+# Endings of the files that are taken for videos. Some also hold sound or pictures only; those are refused when opened.
+VIDEO_ENDINGS = frozenset((
+    ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".heic", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".ogg", ".ogv", ".ps", ".rm", ".ts", ".vob", ".webm", ".wmv"))
 GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 LACKING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE))     # of the machine
-NOT_OPENED = GONE | {errno.EMFILE, errno.ENFILE}       # FFmpeg's other errors tell what is in the file
+NOT_OPENED = GONE | {errno.EMFILE, errno.ENFILE}       # FFmpeg's other errors are about what is in the file
 NEXT_STEPS = {"bad_name": "Rename it.", "outside": "Copy the file there.",
               "unexpected": "Remove the file, and report this message."}
 
 
 def refusal(reason: str, path: str | Path, detail: str = "") -> DecodeError:
-    """Why a file is left out."""
+    """The error that says why a file is left out."""
     found = REASONS[reason] + (f" ({detail})" if detail else "")
     return DecodeError(reason, f"{path}: need a video that can be decoded, got {found}. "
                                f"{NEXT_STEPS.get(reason, 'Replace or remove the file.')}", str(path))
@@ -32,7 +36,7 @@ def refusal(reason: str, path: str | Path, detail: str = "") -> DecodeError:
 
 @contextmanager
 def one_file(path: str | Path) -> Iterator[None]:
-    """The border of one file: whatever fails inside is the fault of this file, unless the machine lacks something.
+    """Attribute whatever fails in the block to this file, unless the machine lacks something.
 
     Raises: DecodeError, MachineError.
     """
@@ -50,7 +54,7 @@ def one_file(path: str | Path) -> Iterator[None]:
             raise machine_error(path, "to read it", error) from error
         reason = "missing" if error.errno in GONE else "unreadable"
         raise refusal(reason, path, "" if reason == "missing" else os.strerror(error.errno or 0)) from error
-    except Exception as error:      # a library's, or a bug of ours: nobody can list them, and the other files go on
+    except Exception as error:      # a library's error or a bug of ours: the other files must not suffer from it
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name} line {place.lineno}"
         raise refusal("unexpected", path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}, in {where}"
@@ -58,38 +62,39 @@ def one_file(path: str | Path) -> Iterator[None]:
 
 
 def is_text(text: str) -> bool:
-    """Whether UTF-8 can hold it: names of files may have any bytes, and JSON can spell halves of characters."""
+    """Whether UTF-8 can encode `text`. File names may have any bytes, and JSON can spell half a character."""
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def check_name(path: str | Path) -> None:
-    """Names go into tables, JSON and messages, which hold text of one line. Raises: DecodeError for any other."""
+    """Raises: DecodeError when `path` is not one line of text, as tables, JSON and messages need it."""
     if shown(path) != str(path):
         raise refusal("bad_name", path)
 
 
 def check_file(path: str | Path) -> None:
-    """Raises: DecodeError when `path` is no regular file that can be opened, is empty, or its name is no text."""
+    """Raises: DecodeError when `path` is not a readable regular file, is empty, or is not one line of text."""
     check_name(path)
     with one_file(path):
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or not os.access(path, os.R_OK):    # a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode) or not os.access(path, os.R_OK):    # reading a pipe would block
             raise refusal("unreadable", path)
         if status.st_size == 0:
             raise refusal("empty_file", path)
 
 
 def sha256(path: str | Path) -> str:
-    """Of the file's bytes. Raises: DecodeError as `check_file` does, and when reading fails."""
+    """SHA-256 of the file's bytes, in hexadecimal. Raises: DecodeError as `check_file` does, and when reading fails."""
     check_file(path)
     with one_file(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_files(folder: str | Path, endings: Collection[str]) -> list[Path]:
-    """All below `folder` that is called like a video, whatever it is, in order; and folders that cannot be looked into.
+def find_videos(folder: str | Path) -> list[Path]:
+    """Everything below `folder` with one of `VIDEO_ENDINGS`, sorted, whatever it is; and folders that cannot be read.
 
-    Hidden files and folders are left out; links to folders are not followed.
+    Hidden files and folders are left out. Links to folders are not followed.
+
     Raises: DataError when `folder` itself cannot be read.
     """
     found: list[Path] = []
@@ -102,5 +107,5 @@ def find_files(folder: str | Path, endings: Collection[str]) -> list[Path]:
     for root, folders, files in os.walk(folder, onerror=note):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root, name) for name in (*folders, *files)
-                  if not name.startswith(".") and os.path.splitext(name)[1].lower() in endings]
+                  if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_ENDINGS]
     return sorted(found)

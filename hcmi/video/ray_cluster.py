@@ -1,7 +1,7 @@
-"""The `shards` stage's decoding on a Ray cluster: the same jobs, the same answers, on more machines.
+"""Decoding for the `shards` stage on a Ray cluster: the same jobs with the same answers, on several machines.
 
-Every machine must see the videos and this package at the same paths (a shared file system, or images made alike). A
-task is a batch of clips; a machine that dies takes its tasks with it, and Ray runs them again elsewhere.
+Every machine must find the videos and this package at the same paths (a shared file system, or equal images). A task is
+a batch of clips. Ray runs the tasks of a lost machine again on another.
 """
 
 import logging
@@ -19,15 +19,15 @@ CLIPS_PER_TASK = 32         # starting a decoder process takes 0.3 s
 
 def map_on_ray(jobs: Iterator[EncodeJob], timeout_s: float, num_workers: int, address: str
                ) -> Iterator[tuple[Any, Any]]:
-    """Yield (job, Decoded or DecodeError) as they come, not in order; `num_workers` tasks at once, 0: one per core.
+    """Yield (job, Decoded or DecodeError) as they finish, not in order; `num_workers` tasks at once, 0: one per core.
 
-    `address` is `local` (a cluster of this machine alone, gone afterwards), `auto` (one that runs here) or host:port.
+    `address` is `local` (a temporary cluster of this machine alone), `auto` (a cluster that runs here) or host:port.
 
     Raises: ConfigError when Ray is not installed or the cluster cannot be reached.
     """
     ray = _connected(address)
     try:
-        # retried for ever when its machine is lost: the files do not get worse
+        # retried without limit when its machine is lost: the files are not the cause
         task = ray.remote(num_cpus=1, max_retries=-1)(_decode_batch)
         running: set = set()
         while True:

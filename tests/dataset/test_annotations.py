@@ -1,4 +1,4 @@
-"""Readers of published data sets, on the real annotation files where they are there and on made ones of their shape."""
+"""Readers of published data sets, on the real annotation files where they exist and on generated ones like them."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcmi.config import load_params
-from hcmi.dataset import SOURCES, annotations, build_dataset, find_videos, read_annotations, read_manifest
+from hcmi.dataset import SOURCES, annotations, build_dataset, files_by_bare_name, read_annotations, read_manifest
 from hcmi.dataset.annotations import Counts, Source, protocol_of
 from hcmi.errors import ConfigError, DataError, HcmiError
 
@@ -38,7 +38,7 @@ def real(shared_data):
 
 @pytest.fixture(scope="session")
 def msrvtt(real, tmp_path_factory):
-    """The real lists and a made MSRVTT_data.json (the real one is not here): 10,000 videos, 20 captions each."""
+    """The real lists and a generated MSRVTT_data.json (the real one is not here): 10,000 videos, 20 captions each."""
     folder = tmp_path_factory.mktemp("msrvtt")
     for path in (real / "msrvtt").iterdir():
         shutil.copy(path, folder)
@@ -84,7 +84,7 @@ def test_msvd_has_every_caption_when_read(real):
 
 @pytest.fixture(scope="session")
 def didemo(real, tmp_path_factory):
-    """The real files and a made train_data.json with two sentences for each video of the real list."""
+    """The real files and a generated train_data.json with two sentences for each video of the real list."""
     folder = tmp_path_factory.mktemp("didemo")
     for path in (real / "didemo").iterdir():
         shutil.copy(path, folder)
@@ -132,7 +132,7 @@ def test_validation_is_held_out_of_training_when_the_publication_has_none(real):
     assert {row.video for row in rows if row.split == "val"}.isdisjoint(row.video for row in rows if row.split != "val")
 
 
-# ---------------------------------------------------------------------------------------------------------- made files
+# ----------------------------------------------------------------------------------------------------- generated files
 
 def test_lsmdc_reads_tabs_without_header_when_there_are_six_or_five_columns(tmp_path, monkeypatch):
     clip = "0001_American_Beauty_00.00.51.926-00.00.54.129"
@@ -152,7 +152,7 @@ def test_lsmdc_reads_tabs_without_header_when_there_are_six_or_five_columns(tmp_
 
 @pytest.fixture
 def vatex(tmp_path):
-    """25,991 + 3,000 + 6,000 made videos with ten captions each."""
+    """25,991 + 3,000 + 6,000 videos with ten captions each."""
     def write(name, start, count):
         entries = [{"videoID": f"id{i}_000001_000011", "enCap": [f"caption {k} of {i}" for k in range(10)], "chCap": []}
                    for i in range(start, start + count)]
@@ -179,7 +179,7 @@ def test_videos_are_found_when_nested_converted_or_without_ending(tmp_path):
     for name in names:
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / name).touch()
-    found = find_videos(tmp_path)
+    found = files_by_bare_name(tmp_path)
     assert found["video0"].endswith("TrainVal/video0.mp4")
     assert annotations.bare_name("10052357@N03_7585070382_5762149bfc.") in found
     assert "0001_00.00.51.926-00.00.54.129" in found

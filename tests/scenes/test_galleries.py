@@ -1,10 +1,11 @@
-"""The benchmark's galleries: what they promise, and hashes that keep figures comparable over the years."""
+"""The galleries: what each promises, and hashes that keep figures comparable over the years."""
 
 import hashlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from scene_clips_world import steps_of
 
 from hcmi.config import load_params
 from hcmi.dataset import read_folder
@@ -29,11 +30,6 @@ PINNED = {
 @pytest.fixture(scope="module")
 def galleries():
     return {name: gallery(name) for name in SIZES}
-
-
-def steps_of(clip):
-    orders = sorted({event.order for event in clip.events})
-    return tuple(tuple(event for event in clip.events if event.order == order) for order in orders)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -65,7 +61,7 @@ def test_events_are_never_trained_on_when_in_a_gallery(galleries, name):
     assert {split_of(steps_of(clip)) for clip in galleries[name]} == {"test"}
 
 
-def test_groups_differ_as_they_say_when_taken_apart(galleries):
+def test_clips_of_a_group_differ_as_the_gallery_says(galleries):
     groups = {name: {} for name in ("attribute", "order", "count")}
     for name, found in groups.items():
         for clip in galleries[name]:

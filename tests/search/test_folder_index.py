@@ -7,7 +7,7 @@ import hcmi.search.folder_index
 from hcmi.errors import DataError
 from hcmi.index import SearchIndex
 from hcmi.search import Retriever
-from hcmi.search.folder_index import cut, find_videos, index_folder
+from hcmi.search.folder_index import cut, index_folder, videos_by_name
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,12 @@ def test_interrupted_visit_is_gone_on_with(model, videos, tmp_path, monkeypatch)
 
 def test_folder_is_refused_when_there_is_nothing_to_search(model, tmp_path):
     with pytest.raises(DataError, match=r"need a folder of videos, got nothing there. Correct --videos"):
-        find_videos(tmp_path / "nothing")
+        videos_by_name(tmp_path / "nothing")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match="need a folder of videos, got a file"):
-        find_videos(tmp_path / "notes.txt")
+        videos_by_name(tmp_path / "notes.txt")
     with pytest.raises(DataError, match=r"need at least one video file \(such as .mp4, .mkv or .webm\), got none"):
-        find_videos(tmp_path)
+        videos_by_name(tmp_path)
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(DataError, match=r"need a video that can be decoded, got 1 that cannot. The first: "):
         index_folder(model, tmp_path, tmp_path / "cache")

@@ -1,11 +1,11 @@
-"""What the pool's tests have its processes do; a module of its own because the processes import it by name."""
+"""Jobs for the tests of the pool; in a module of their own because the child processes import it by name."""
 
 import ctypes
 import errno
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,14 @@ class Job:
     path: str = "clip.mp4"
     decoder: str = "pyav"
 
+    def after_crash(self) -> "Job | None":
+        return replace(self, decoder="pyav") if self.decoder == "auto" else None
+
 
 def act(job: Job):
     """`echo`, `refuse`, `break`, `fill` the disk, `eat` the memory, `crash`, `killed`, `killed_once:MARK`, `hang`
-    (holding the interpreter lock, as decord does), `spin`, `hang_in_decord` and `spin_in_decord`, which another decoder
-    would cure, `starve`: long waits for a turn, little work."""
+    (holding the interpreter lock, as decord does), `spin`, `hang_in_decord` and `spin_in_decord`, which do so with one
+    decoder only, `starve`: long waits for the processor, little work, `mark:PATH`: writes its process id and hangs."""
     if job.act == "refuse":
         raise DecodeError("no_frames", f"{job.path}: no")
     if job.act == "break":

@@ -1,4 +1,4 @@
-"""Which frames come out, of which files, and what is said about the others."""
+"""Which frames are decoded from which files, and the errors about the others."""
 
 import json
 import os
@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from video_files import STEP, grey_numbers, write_grey, write_sound
 
 from hcmi.errors import DecodeError
-from hcmi.video import REASONS, Decoded, probe
+from hcmi.video import REASONS, probe
 from hcmi.video import decode as frames
-from hcmi.video.crop import MAX_ASPECT, centre_crop
 from hcmi.video.decode import decode_clip
 
 DECODERS = ("decord", "pyav")
@@ -96,8 +94,8 @@ def test_segment_is_the_same_when_the_container_has_no_index(tmp_path, ending, g
 def test_transport_stream_is_not_decoded_twice_when_its_packets_can_be_believed(tmp_path, monkeypatch):
     video = write_grey(tmp_path / "v.ts", num_frames=60, gop=20)
     seen = []
-    decode = frames._decode
-    monkeypatch.setattr(frames, "_decode", lambda *args: (seen.append(f.pts) or f for f in decode(*args)))
+    decode = frames.decode_frames
+    monkeypatch.setattr(frames, "decode_frames", lambda *args: (seen.append(f.pts) or f for f in decode(*args)))
     assert grey_numbers(decode_clip(video, 3, 16).frames) == [10, 30, 50]
     assert len(seen) <= 60
 
@@ -105,8 +103,8 @@ def test_transport_stream_is_not_decoded_twice_when_its_packets_can_be_believed(
 def test_segment_skips_what_lies_before_when_there_are_key_frames(tmp_path, monkeypatch):
     video = write_grey(tmp_path / "v.mp4", num_frames=200, gop=10, width=32, height=32)
     seen = []
-    decode = frames._decode
-    monkeypatch.setattr(frames, "_decode", lambda *args: (seen.append(f.pts) or f for f in decode(*args)))
+    decode = frames.decode_frames
+    monkeypatch.setattr(frames, "decode_frames", lambda *args: (seen.append(f.pts) or f for f in decode(*args)))
     clip = decode_clip(video, 2, 16, start_s=15.0, end_s=15.4)
     assert [round(t, 3) for t in clip.times_s] == [15.1, 15.3]
     assert len(seen) <= 10
@@ -135,20 +133,6 @@ def test_rotation_is_applied_when_the_header_asks_for_it(tmp_path, rotation, bri
     upright = (128, 96) if rotation in (0, 180) else (96, 128)
     info = probe(video)
     assert (clip.width, clip.height) == (info.width, info.height) == upright
-
-
-@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (33, 91), (1, 1), (2, 400), (400, 2), (32, 32)])
-def test_square_is_clips_geometry_when_shapes_vary(shape):
-    picture = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
-    size = 32
-    found = centre_crop(picture, size)
-    assert found.shape == (size, size, 3)
-    height, width = shape
-    if max(shape) <= MAX_ASPECT * min(shape):
-        short = min(shape)
-        whole = Image.fromarray(picture).resize((size * width // short, size * height // short), Image.BICUBIC)
-        left, top = (whole.width - size) // 2, (whole.height - size) // 2
-        assert np.array_equal(found, np.asarray(whole)[top:top + size, left:left + size])
 
 
 def _cut_off(source: Path, target: Path, share: float = 0.6) -> Path:
@@ -237,25 +221,6 @@ def test_error_says_not_a_video_when_the_index_is_cut_off(tmp_path):
     assert error.value.reason == "not_a_video"
 
 
-@pytest.mark.parametrize("name", ["with space.mp4", "-dash.mp4", "a:b.mp4", "ünï.mp4", "100%d.mp4", "file:x.mp4"])
-def test_names_are_only_names_when_they_look_like_something_else(tmp_path, monkeypatch, name):
-    shutil.copy(write_grey(tmp_path / "v.mp4"), tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    for decoder in DECODERS:
-        assert decode_clip(name, 5, 16, decoder=decoder).num_decodable == 20
-
-
-def test_probe_tells_size_rate_and_length_when_the_file_is_good(tmp_path):
-    info = probe(write_grey(tmp_path / "v.mp4", num_frames=20, fps=10))
-    assert (info.width, info.height, info.fps, info.num_frames_claimed, info.codec) == (64, 48, 10.0, 20, "h264")
-    assert info.duration_s == pytest.approx(2.0)
-
-
-def test_record_refuses_times_when_they_do_not_match_the_frames():
-    with pytest.raises(AssertionError, match=r"2 frames and 1 times do not agree"):
-        Decoded(np.zeros((2, 4, 4, 3), np.uint8), (0.0,), "pyav", 2, 4, 4)
-
-
 def test_helper_sees_the_difference_when_a_frame_is_off_by_one():
     frames_THXC = np.full((2, 4, 4, 3), STEP, np.uint8)
     assert grey_numbers(frames_THXC) != [1, 2]
@@ -291,3 +256,11 @@ def test_decoders_agree_to_the_pixel_when_both_read_real_clips(shared_data):
         assert auto.times_s == pyav.times_s
         assert auto.num_decodable == pyav.num_decodable
         assert auto.decoder == ("pyav" if name.endswith(".avi") else "decord")
+
+
+@pytest.mark.parametrize("name", ["with space.mp4", "-dash.mp4", "a:b.mp4", "ünï.mp4", "100%d.mp4", "file:x.mp4"])
+def test_names_are_only_names_when_they_look_like_something_else(tmp_path, monkeypatch, name):
+    shutil.copy(write_grey(tmp_path / "v.mp4"), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for decoder in DECODERS:
+        assert decode_clip(name, 5, 16, decoder=decoder).num_decodable == 20

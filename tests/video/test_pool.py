@@ -35,7 +35,7 @@ def test_pool_answers_every_job_once_when_all_is_well():
     assert all(value[0] == job.key for job, value in answers)
 
 
-def test_pool_decodes_videos_when_used_as_made(tmp_path):
+def test_pool_decodes_videos_by_default(tmp_path):
     video = write_grey(tmp_path / "v.mp4", num_frames=20)
     with DecoderPool(1, 20) as pool:
         (job, clip), = pool.map([DecodeJob("mine", str(video), 5, 32)])
@@ -44,7 +44,7 @@ def test_pool_decodes_videos_when_used_as_made(tmp_path):
 
 
 @pytest.mark.parametrize("act", ["hang", "spin"])
-def test_pool_kills_and_goes_on_when_a_job_hangs(act):
+def test_pool_kills_the_process_and_continues_when_a_job_hangs(act):
     answers = dict(_run([Job(0, act, "bad.mp4"), *(Job(key) for key in range(1, 20))]))
     error = answers.pop(Job(0, act, "bad.mp4"))
     assert isinstance(error, DecodeError)
@@ -55,7 +55,7 @@ def test_pool_kills_and_goes_on_when_a_job_hangs(act):
     assert not any(isinstance(value, DecodeError) for value in answers.values())
 
 
-def test_pool_waits_when_a_job_had_no_turn_on_a_busy_machine():
+def test_pool_waits_when_a_job_had_little_time_on_a_busy_machine():
     """More than two seconds pass, but the job has used less than the one second that it may."""
     (_, value), = _run([Job(0, "starve")], timeout_s=1.0, num_workers=1)
     assert value[0] == 0
@@ -67,25 +67,25 @@ def test_pool_replaces_the_process_when_it_crashes():
     assert all(answers[Job(key)][0] == key for key in range(1, 10))
 
 
-def test_pool_tries_pyav_when_decord_may_be_what_hangs():
+def test_pool_runs_the_other_job_when_one_hangs_and_names_another():
     (job, value), = _run([Job(0, "hang_in_decord", decoder="auto")], num_workers=1)
     assert value[:2] == (0, "pyav")
     assert job.key == 0
 
 
-def test_pool_gives_up_when_a_job_has_worked_all_its_time():
+def test_pool_runs_no_other_job_when_one_has_computed_all_its_time():
     """A large film, not a hang: PyAV would take as long, and a batch with some of them twice as long."""
     (job, error), = _run([Job(0, "spin_in_decord", decoder="auto")], num_workers=1)
     assert (job.decoder, error.reason) == ("auto", "timeout")
 
 
-def test_pool_hands_on_refusals_and_makes_them_of_bugs_when_a_job_fails():
+def test_pool_answers_with_a_decode_error_when_a_job_refuses_or_has_a_bug():
     answers = dict(_run([Job(0, "refuse"), Job(1, "break"), Job(2)], timeout_s=20))
     error = answers[Job(0, "refuse")]
     assert (error.reason, str(error)) == ("no_frames", "clip.mp4: no")
     error = answers[Job(1, "break")]
     assert error.reason == "unexpected"
-    assert re.fullmatch(r"clip.mp4: need a video that can be decoded, got an error that nobody foresaw \("
+    assert re.fullmatch(r"clip.mp4: need a video that can be decoded, got an unexpected error \("
                         r"ZeroDivisionError: a bug, in pool_jobs.py line \d+\). Remove the file, and report this "
                         r"message.", str(error))
     assert answers[Job(2)][0] == 2
@@ -99,7 +99,7 @@ def test_pool_does_not_blame_the_file_when_the_machine_lacks_something(act, mess
         _run([Job(0, act)], timeout_s=20)
 
 
-def test_pool_gives_a_job_another_chance_when_its_process_was_killed_from_outside(tmp_path):
+def test_pool_runs_a_job_again_when_its_process_was_killed_by_somebody_else(tmp_path):
     """As the system does when memory is short; the second process does the job as the first would have."""
     job = Job(0, f"killed_once:{tmp_path / 'mark'}", decoder="auto")
     answers = dict(_run([job, *map(Job, range(1, 5))], timeout_s=20))
@@ -115,7 +115,7 @@ def test_pool_blames_the_file_when_its_process_is_killed_twice_and_others_are_no
 
 
 def test_pool_ends_when_all_its_processes_are_killed():
-    with pytest.raises(MachineError, match=r"need them left alone, got \d killed one after the other"):
+    with pytest.raises(MachineError, match=r"need them to keep running, got \d killed in a row, the last at clip"):
         _run([Job(key, "killed") for key in range(6)], timeout_s=20)
 
 
@@ -136,7 +136,7 @@ def test_pool_reads_jobs_no_faster_than_it_works_when_there_are_many():
     assert not pool._workers
 
 
-def test_pool_replaces_worn_processes_when_they_have_done_their_share(monkeypatch):
+def test_pool_replaces_processes_after_some_jobs(monkeypatch):
     monkeypatch.setattr("hcmi.video.pool.JOBS_BEFORE_REPLACEMENT", 5)
     answers = _run([Job(key) for key in range(12)], timeout_s=20, num_workers=1)
     assert sorted(job.key for job, _ in answers) == list(range(12))

@@ -1,0 +1,78 @@
+"""Decode a sample of a folder's videos as the `shards` stage would, and read the captions that the folder has."""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hcmi.config import DatasetConfig, ShardsConfig
+from hcmi.dataset import SOURCES, files_by_bare_name, read_annotations, read_captions
+from hcmi.errors import DataError, DecodeError
+from hcmi.video import DecoderPool, EncodeJob, Measured, find_videos, measure_job
+
+Captions = dict[str, dict[tuple[float | None, float | None], list[str]]]     # of each video, by start and end
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The files that were examined, by name."""
+
+    good: dict[str, Measured]
+    bad: dict[str, DecodeError]
+    wall_seconds: float     # without the start of the processes
+
+    @property
+    def size(self) -> int:
+        return len(self.good) + len(self.bad)
+
+    @property
+    def good_share(self) -> float:
+        return len(self.good) / max(self.size, 1)
+
+
+def read_videos(folder: Path, config: DatasetConfig) -> tuple[dict[str, Path], Captions]:
+    """The path of each video by name, whether or not the file exists, and the captions of those that have some.
+
+    Raises: DataError when there is no folder, or its captions are wrong.
+    """
+    if not os.path.isdir(folder):
+        got = "a file" if os.path.exists(folder) else "nothing there"
+        raise DataError(f"{folder}: need a folder of videos, got {got}. Name the folder that holds videos/ and "
+                        f"captions.csv.")
+    inside = folder / "videos" if os.path.isdir(folder / "videos") else folder
+    captions: Captions = defaultdict(lambda: defaultdict(list))
+    if os.path.isfile(folder / "captions.csv"):
+        for row in read_captions(folder / "captions.csv"):
+            captions[row.video][row.start_s, row.end_s].append(row.caption or "")
+        return {name: inside / name for name in captions}, captions
+    if config.name in SOURCES and os.path.realpath(config.path) == os.path.realpath(folder):
+        for row in read_annotations(config):
+            captions[row.video][row.start_s, row.end_s].append(row.caption or "")
+        files = files_by_bare_name(folder)
+        return {name: Path(files.get(name, inside / name)) for name in captions}, captions
+    return {path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions
+
+
+def examine_sample(videos: dict[str, Path], config: ShardsConfig, seconds: float) -> Sample:
+    """Examine these files one after another on all cores; none is begun after `seconds`."""
+    begun = time.monotonic()
+    good: dict[str, Measured] = {}
+    bad: dict[str, DecodeError] = {}
+
+    def jobs() -> Iterator[EncodeJob]:
+        for name, path in videos.items():
+            if time.monotonic() - begun > seconds:
+                return
+            yield EncodeJob(name, str(path), config.num_frames, config.size, quality=config.quality)
+    started = None
+    with DecoderPool(config.num_workers, config.decode_timeout_s, measure_job) as pool:
+        for job, result in pool.map(jobs()):
+            if started is None:     # the processes are running, and each has worked about as long as this one
+                started = time.monotonic() - (result.seconds if isinstance(result, Measured) else 0.0)
+            if isinstance(result, Measured):
+                good[job.key] = result
+            else:
+                bad[job.key] = result
+    return Sample(good, bad, time.monotonic() - (started or begun))

@@ -1,0 +1,114 @@
+"""The report of `hcmi doctor`: what a long run over a folder of videos would meet, estimated from a sample of them."""
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from hcmi.config import Params
+from hcmi.doctor.examine import Captions, Sample, examine_sample, read_videos
+from hcmi.doctor.problems import describe_machine, find_problems, training_memory_bytes
+from hcmi.errors import DataError, shown
+from hcmi.evaluate import wilson
+
+TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
+RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
+WORST = 10
+
+
+def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float = 20.0,
+           seed: int = 0) -> dict[str, Any]:
+    """Counts, durations, caption lengths, projected disk space, time and failures, the worst files, and problems.
+
+    `folder` is in the `folder` format, a plain folder of videos, or in the format of the published data set that
+    `params.dataset` names. At most `sample` files are decoded, and none is begun after `seconds`. `problems` lists what
+    would end or spoil a run; it is empty when all is well.
+
+    Raises: DataError when the folder or its captions are wrong, or it holds no video.
+    """
+    folder = Path(folder)
+    videos, captions = read_videos(folder, params.dataset)
+    present = sorted(name for name, path in videos.items() if os.path.exists(path))
+    missing = sorted(set(videos) - set(present))
+    if not present:
+        raise DataError(f"{folder}: need at least one video file, got {len(missing)} names without a file. "
+                        f"Correct the folder or the names in its captions.")
+    chosen = random.Random(seed).sample(present, min(sample, len(present)))
+    examined = examine_sample({name: videos[name] for name in chosen}, params.shards, seconds)
+    num_clips = sum(len(captions[name]) or 1 for name in present)
+    report = {
+        "videos": {"files": len(present), "missing": len(missing), "clips": num_clips, "sampled": examined.size},
+        "durations_s": _spread([one.duration_s for one in examined.good.values()]),
+        "captions": _caption_figures(captions),
+        "projected": _project(examined, num_clips),
+        "reasons": dict(Counter(error.reason for error in examined.bad.values())),
+        "decoders": dict(Counter(one.decoder for one in examined.good.values())),
+        "worst": _worst_files(missing, examined),
+        "machine": describe_machine(),
+        "memory_needed_gb": round(training_memory_bytes(params) / 1e9, 2)}
+    report["problems"] = find_problems(report, videos, params)
+    return report
+
+
+def _project(sample: Sample, num_clips: int) -> dict[str, Any]:
+    """What all clips will take, if they are like those of the sample."""
+    sizes = [sum(one.jpeg_bytes) + TAR_BYTES * len(one.jpeg_bytes) + RECORD_BYTES for one in sample.good.values()]
+    mean_bytes = sum(sizes) / len(sizes) if sizes else 0.0
+    return {"failure_rate": round(1 - sample.good_share, 4), "failure_rate_ci95": wilson(len(sample.bad), sample.size),
+            "shards_mb": round(mean_bytes * num_clips * sample.good_share / 1e6, 1),
+            "shards_minutes": round(sample.wall_seconds / max(sample.size, 1) * num_clips / 60, 2)}
+
+
+def _caption_figures(captions: Captions) -> dict[str, Any] | None:
+    texts = [text for clips in captions.values() for some in clips.values() for text in some]
+    if not texts:
+        return None
+    return {"count": len(texts), "empty": sum(not text for text in texts),
+            "words": _spread([len(text.split()) for text in texts])}
+
+
+def _worst_files(missing: list[str], sample: Sample) -> list[dict[str, str]]:
+    """The files to look at first: those that fail, then those that are missing, then the slowest."""
+    slowest = sorted(sample.good, key=lambda name: -sample.good[name].seconds)
+    rows = [{"file": name, "why": error.reason} for name, error in sample.bad.items()]
+    rows += [{"file": name, "why": "missing"} for name in missing]
+    rows += [{"file": name, "why": f"{sample.good[name].seconds:.2f} s to decode"} for name in slowest]
+    return [{"file": shown(row["file"]), "why": row["why"]} for row in rows[:WORST]]
+
+
+def _spread(numbers: list) -> dict[str, float]:
+    return {"min": min(numbers), "median": median(numbers), "max": max(numbers)} if numbers else {}
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """The report for people; its last lines are the problems, or say that there are none."""
+    videos, projected, machine, captions = (report[key] for key in ("videos", "projected", "machine", "captions"))
+    low, high = projected["failure_rate_ci95"]
+    caption_text = "none" if captions is None else (
+        f"{captions['count']}, {captions['empty']} of them empty; words: {_range(captions['words'])}")
+    rows = {"videos": f"{videos['files']} files, {videos['missing']} missing; {videos['clips']} clips; "
+                      f"{videos['sampled']} files looked at",
+            "seconds": _range(report["durations_s"]),
+            "captions": caption_text,
+            "cannot be read": f"{projected['failure_rate']:.0%} of those looked at ({low:.0%} to {high:.0%} of all)",
+            "reasons": _counts(report["reasons"]),
+            "decoders": _counts(report["decoders"]),
+            "shards": f"about {projected['shards_mb']:.4g} MB, {projected['shards_minutes']:.2g} minutes",
+            "this machine": f"{machine['cores']} cores, {machine['gpu'] or 'no GPU'}, memory free "
+                            f"{machine['memory_free_gb']} GB, disk free {machine['disk_free_gb']} GB, "
+                            f"decord {'installed' if machine['decord'] else 'missing: PyAV decodes'}",
+            "training": f"at least {report['memory_needed_gb']} GB memory for batches"}
+    lines = [f"{name:16}{value}" for name, value in rows.items()]
+    lines += ["to look at first:", *(f"  {row['file']}: {row['why']}" for row in report["worst"])]
+    lines += [f"problem: {problem}" for problem in report["problems"]] or ["ready: no problem found"]
+    return "\n".join(lines)
+
+
+def _range(spread: dict[str, float]) -> str:
+    return "{min:.4g} to {max:.4g}, median {median:.4g}".format(**spread) if spread else "unknown"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

@@ -1,0 +1,180 @@
+"""Open a video file with PyAV, read its packets without decoding them, seek in it, and decode its frames in order.
+
+The packets say which frames a file really has and when each is shown. Headers are not trusted: many are wrong.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.stream import Disposition
+
+from hcmi.video.decoded import VideoInfo
+from hcmi.video.files import NOT_OPENED, check_file, one_file, refusal
+
+SEEKS_ANYWHERE = frozenset({"mpegts", "mpeg"})      # these have no index: a seek may land behind the key frame
+LEADS_S = (1.0, 10.0, 100.0)    # so seek this much earlier, and check that a key frame follows in time
+DEFAULT_FPS = 25.0              # of a file that has neither a frame rate nor frame times
+
+
+@dataclass(frozen=True)
+class PacketScan:
+    """The frames of a segment according to its packets, sorted by time."""
+
+    pts: list[int]              # presentation times, in units of `time_base`
+    key_pts: list[int]          # packets at which decoding can start
+    origin: int                 # pts of second 0 of the file
+    time_base: float            # seconds
+    trusted: bool               # every packet has its own time, and none is damaged or hidden
+    whole: bool                 # the segment is the whole file
+
+    def times_s(self, indices: Sequence[int]) -> list[float]:
+        """Seconds into the file of the frames at these indices."""
+        return [(self.pts[i] - self.origin) * self.time_base for i in indices]
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """What the headers of a file claim.
+
+    The first frame is decoded for its rotation. If the headers give no duration, all packets are read for it.
+
+    Raises: DecodeError with a reason from `REASONS`.
+    """
+    with open_video(path) as (container, stream):
+        width, height = stream.width, stream.height
+        fps = frame_rate(stream)
+        frames, codec = max(stream.frames, 0), stream.codec_context.name
+        duration_s = container.duration / av.time_base if container.duration else 0.0
+        first = next(decode_frames(container, stream), None)
+    if first is None:
+        raise refusal("no_frames", path)
+    if duration_s <= 0:
+        with open_video(path) as (container, stream):
+            scan = scan_packets(container, stream, 0.0, None)
+            span = (scan.pts[-1] - scan.pts[0]) * stream.time_base if scan.pts else 0
+        duration_s = float(span) + 1 / fps
+    if first.rotation % 180:
+        width, height = height, width
+    return VideoInfo(width, height, fps, duration_s, frames, codec)
+
+
+@contextmanager
+def open_video(path: str | Path) -> Iterator[tuple]:
+    """Yield the container and its first video stream that is not a cover picture. Raises: DecodeError."""
+    check_file(path)
+    with one_file(path):
+        try:        # FFmpeg reads `name:with:colons` as a protocol unless the path starts with a slash
+            container = av.open(os.path.abspath(path), metadata_errors="ignore")
+        except (av.error.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", None) in NOT_OPENED:
+                raise
+            raise refusal("not_a_video", path) from error
+    with container:
+        videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not videos:
+            raise refusal("no_video_stream", path)
+        stream = videos[0]
+        if stream.codec_context is None:
+            raise refusal("unsupported_codec", path)
+        stream.codec_context.thread_count = 1       # the pool runs one process per core
+        yield container, stream
+
+
+def frame_rate(stream) -> float:
+    """Frames per second as the headers claim."""
+    return float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+
+
+def segment_bounds(container, stream, start_s: float, end_s: float | None) -> tuple[int, int | None, int | None]:
+    """Origin, start and end of a segment in the stream's time base.
+
+    Start is None at the beginning of the file. End is None where `end_s` is, or at or after the claimed duration.
+    """
+    base = stream.time_base
+    if container.start_time is not None:
+        origin = round(container.start_time / av.time_base / base)
+    else:
+        origin = stream.start_time or 0
+    claimed = container.duration / av.time_base if container.duration else None
+    if end_s is not None and claimed is not None and end_s >= claimed - 1e-3:
+        end_s = None
+    start = None if start_s <= 0 else origin + round(start_s / base)
+    return origin, start, None if end_s is None else origin + round(end_s / base)
+
+
+def scan_packets(container, stream, start_s: float, end_s: float | None) -> PacketScan:
+    """Read the packets of a segment without decoding them."""
+    origin, start, end = segment_bounds(container, stream, start_s, end_s)
+    if start is not None:
+        seek(container, stream, start)
+    pts, key_pts, trusted = _packet_times(container, stream, start, end)
+    if start is not None and min(key_pts, default=start + 1) > start:       # the seek went too far
+        container.seek(0)
+        pts, key_pts, trusted = _packet_times(container, stream, start, end)
+    whole = start is None and end is None
+    if len(set(pts)) != len(pts) or (whole and stream.frames not in (0, len(pts))):
+        trusted = False
+    return PacketScan(sorted(pts), sorted(key_pts), origin, float(stream.time_base), trusted, whole)
+
+
+def _packet_times(container, stream, start: int | None, end: int | None) -> tuple[list[int], list[int], bool]:
+    """From the current position: pts of the segment's frames, pts of key frames, and whether the packets look sound."""
+    pts, key_pts = [], []
+    # AVI stores no presentation times, only the order of the packets
+    trusted = len(container.streams.video) == 1 and container.format.name != "avi"
+    for packet in _packets(container, stream):
+        if packet.pts is None:
+            trusted = False
+            continue
+        if packet.is_keyframe:
+            key_pts.append(packet.pts)
+        if packet.is_discard or packet.is_corrupt:
+            trusted = False
+        elif (start is None or packet.pts >= start) and (end is None or packet.pts < end):
+            pts.append(packet.pts)
+        if end is not None and packet.dts is not None and packet.dts >= end:
+            break
+    return pts, key_pts, trusted
+
+
+def _packets(container, stream) -> Iterator:
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.error.FFmpegError:        # the file is cut off; the packets before the cut are good
+        return
+
+
+def decode_frames(container, stream) -> Iterator:
+    """Frames in presentation order from the current position; packets that cannot be decoded are passed over."""
+    for packet in _packets(container, stream):
+        try:
+            yield from stream.decode(packet)
+        except av.error.FFmpegError:
+            continue
+    try:
+        yield from stream.decode(None)
+    except av.error.FFmpegError:
+        return
+
+
+def seek(container, stream, pts: int) -> None:
+    """Go to the last key frame at or before `pts`, or to some earlier place."""
+    try:
+        if container.format.name not in SEEKS_ANYWHERE:
+            container.seek(pts, stream=stream, backward=True)
+            return
+        for lead_s in LEADS_S:
+            before = pts - round(lead_s / stream.time_base)
+            container.seek(before, stream=stream, backward=True)
+            key = next((packet for packet in _packets(container, stream) if packet.is_keyframe), None)
+            if key is not None and key.pts is not None and key.pts <= pts:
+                container.seek(before, stream=stream, backward=True)
+                return
+    except av.error.FFmpegError:        # then decode from the beginning of the file
+        pass
+    container.seek(0)

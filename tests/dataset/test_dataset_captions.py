@@ -1,0 +1,33 @@
+"""captions.csv, byte by byte. test_folder.py has the tables that are refused."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hcmi.dataset import read_captions
+from hcmi.dataset.captions import CaptionRow
+from hcmi.errors import HcmiError
+
+
+def test_rows_have_their_place_and_times_when_read(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text('video,caption,start,end,split\na.mp4,"a dog,\n asleep",,2.5,val\n\nb.mp4,,1,,\n', encoding="utf-8")
+    assert list(read_captions(path)) == [CaptionRow("a.mp4", "a dog, asleep", None, 2.5, "val", f"{path} row 2"),
+                                         CaptionRow("b.mp4", "", 1.0, None, None, f"{path} row 4")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.binary(max_size=200),
+                 st.text(max_size=200).map(lambda text: b"video,caption,start\n" + text.encode()),
+                 st.lists(st.lists(st.text(",\"\n\r\ta.é/", max_size=8), max_size=4)).map(
+                     lambda rows: b"video,caption\n" + "\n".join(map(",".join, rows)).encode())))
+def test_table_is_read_or_refused_in_one_line_when_bytes_are_random(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("fuzz") / "captions.csv"
+    path.write_bytes(content)
+    refusal = ""
+    try:
+        for row in read_captions(path):
+            assert row.video.strip() == row.video != ""
+            assert row.where.startswith(str(path))
+    except HcmiError as error:
+        refusal = str(error)
+    assert not refusal or (str(path) in refusal and "need" in refusal and "\n" not in refusal)

@@ -1,0 +1,77 @@
+"""The stage as a whole, on a folder and on Scenes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from dataset_world import CONFIG, PARAMS, build
+
+from hcmi.cli import main
+from hcmi.dataset import read_folder
+from hcmi.dataset.captions import CaptionRow
+from hcmi.errors import DataError
+from hcmi.types import Skip
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_training_video_is_left_out_when_the_given_splits_evaluate_on_its_bytes(folder, film_of, tmp_path, split):
+    root = folder("video,caption,start,end,split\n"
+                  f"a.mp4,x,,,{split}\nb.mp4,y,0,1,train\nb.mp4,z,1,,train\nc.mp4,w,,,train\nlink.mp4,v,,,train\n")
+    shutil.copy(film_of(CaptionRow("c.mp4", "x")), root / "videos" / "c.mp4")
+    (root / "videos" / "link.mp4").symlink_to("a.mp4")
+    summary, _, skips = build(CONFIG.model_copy(update={"path": str(root)}), tmp_path)
+    counts = {"train": 1, "val": 0, "test": 0, split: 1}
+    assert summary == {"dataset": "folder", "clips": 2, "captions": 2, "hours": 0.001, **counts,
+                       "skipped": {"duplicate_video": 3}}
+    assert [skip.video_id for skip in skips] == ["b_0-1000", "b_1000-end", "link"]
+    assert skips[0] == Skip(
+        "b_0-1000", f"{root}/videos/b.mp4", "dataset", "duplicate_video",
+        f"{root}/videos/b.mp4: need other videos for training than for {split}, got the bytes of {root}/videos/a.mp4. "
+        f"Remove this file, or give both the same split.")
+
+
+def test_stage_writes_manifest_and_skipped_when_the_folder_is_good(folder, film_of, tmp_path):
+    root = folder("video,caption\na.mp4,a dog\nb.mp4,a cat\ngone.mp4,x\n")
+    shutil.copy(film_of(CaptionRow("b.mp4", "x")), root / "videos" / "b.mp4")
+    summary, clips, (skip,) = build(CONFIG.model_copy(update={"path": str(root)}), tmp_path)
+    assert summary == {"dataset": "folder", "clips": 2, "train": 1, "val": 0, "test": 1, "captions": 2, "hours": 0.001,
+                       "skipped": {"missing": 1}}
+    assert list(clips) == ["a", "b"]
+    assert (skip.video_id, skip.stage, skip.reason) == ("gone", "dataset", "missing")
+    assert [list((tmp_path / name).iterdir()) for name in ("generated", "incoming/scenes_same")] == [[], []]
+
+
+def test_stage_leaves_the_old_manifest_when_the_folder_is_bad(folder, tmp_path):
+    config = CONFIG.model_copy(update={"path": str(folder("video,caption\na.mp4,a dog\nb.mp4,a cat\n"))})
+    build(config, tmp_path)
+    before = (tmp_path / "manifest" / "manifest.parquet").read_bytes()
+    folder("video,caption\na.mp4,a dog\n../b.mp4,a cat\n")
+    with pytest.raises(DataError, match=r"with '\.\.'"):
+        build(config, tmp_path)
+    assert (tmp_path / "manifest" / "manifest.parquet").read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "manifest").iterdir()) == ["manifest.parquet", "skipped.jsonl"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_stage_makes_scenes_and_both_batches_when_asked(tmp_path):
+    sizes = {"num_train": 5, "num_val": 2, "num_test": 3, "num_incoming": 2}
+    config = CONFIG.model_copy(update={"name": "scenes", "scenes": CONFIG.scenes.model_copy(update=sizes)})
+    summary, clips, _ = build(config, tmp_path)
+    assert (summary["clips"], summary["captions"], summary["train"]) == (10, 36, 5)
+    assert all(Path(clip.path).is_file() and clip.tags["num_events"] for clip in clips.values())
+    for batch in ("scenes_same", "scenes_shifted"):
+        arrived, skipped = read_folder(tmp_path / "incoming" / batch, CONFIG)
+        assert (len(arrived), skipped) == (2, [])
+        assert {len(clip.captions) for clip in arrived} == {3}
+
+
+def test_verb_prints_one_line_and_exits_1_when_the_folder_is_bad(folder, tmp_path, monkeypatch):
+    root = folder("video,text\na.mp4,x\n")
+    monkeypatch.chdir(tmp_path)
+    params = PARAMS.read_text().replace("name: scenes", "name: folder")
+    (tmp_path / "params.yaml").write_text(params.replace("path: data/raw/scenes", f"path: {root}"))
+    result = CliRunner().invoke(main, ["dataset"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(f"hcmi: {root}/captions.csv row 1: need the columns")
+    assert not (tmp_path / "data" / "manifest").exists()

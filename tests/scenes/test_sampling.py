@@ -1,0 +1,85 @@
+"""Which clips there are: meanings, splits, duplicates and neighbours."""
+
+from collections import Counter
+from itertools import combinations
+
+import pytest
+from scene_clips_world import clips_of, steps_of
+
+from hcmi.errors import ConfigError
+from hcmi.scenes import vocabulary
+from hcmi.scenes.vocabulary import parts_of
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_captions_are_true_of_one_clip_only_when_evaluating(split):
+    clips = clips_of(split, 400)
+    captions = [caption for clip in clips for caption in clip.captions]
+    assert len(set(captions)) == len(captions)
+    true_of = Counter(part for clip in clips for part in parts_of(steps_of(clip)))
+    assert {true_of[clip.meaning] for clip in clips} == {1}
+
+
+def test_splits_share_no_set_of_events_when_seeds_differ():
+    groups = {(split, seed): {frozenset(event.name for event in clip.events) for clip in clips_of(split, 150, seed)}
+              for split in ("train", "val", "test", "scenes_same") for seed in (0, 1)}
+    for (left, seed_left), (right, seed_right) in combinations(groups, 2):
+        if left != right:
+            assert not groups[left, seed_left] & groups[right, seed_right]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
+def test_train_repeats_meanings_at_the_asked_rate(rate):
+    clips = clips_of("train", 2000, duplicate_rate=rate)
+    repeated = len(clips) - len({clip.meaning for clip in clips})
+    assert repeated == sum(clip.tags["near"] == "duplicate" for clip in clips)
+    assert repeated / len(clips) == pytest.approx(rate, abs=0.03)
+    same = {}
+    for clip in clips:
+        assert same.setdefault(clip.tags["meaning"], clip.meaning) == clip.meaning
+    assert len(same) == len({clip.meaning for clip in clips})
+
+
+def test_neighbours_differ_in_one_word_or_in_order_when_tagged_so():
+    clips = clips_of("test", 300)
+    earlier = []
+    for clip in clips:
+        words = clip.meaning.split()
+        differences = [sum(a != b for a, b in zip(words, other.split(), strict=True))
+                       for other in earlier if len(other.split()) == len(words)]
+        if clip.tags["near"] in ("colour", "shape"):
+            # a pair is written in alphabetical order, which one word may turn around
+            assert 1 in differences or clip.tags["while"] == "yes"
+        if clip.tags["near"] == "order":
+            assert any(sorted(other.split(" > ")) == sorted(clip.meaning.split(" > ")) for other in earlier)
+        earlier.append(clip.meaning)
+    assert {clip.tags["near"] for clip in clips} == {"none", "colour", "shape", "action", "order"}
+
+
+def test_clips_stay_the_same_when_more_are_asked_for():
+    assert clips_of("train", 40) == clips_of("train", 120)[:40]
+    assert clips_of("train", 40) != clips_of("train", 40, seed=1)
+
+
+def test_vocabulary_is_balanced_when_clips_are_many():
+    events = [event for clip in clips_of("train", 3000, duplicate_rate=0.0) for event in clip.events]
+    for kind, words in vocabulary.WORDS.items():
+        counts = Counter(getattr(event, kind) for event in events)
+        assert set(counts) == set(words)
+        assert max(counts.values()) / min(counts.values()) < 1.35
+
+
+def test_clips_have_the_events_in_time_order_when_read():
+    for clip in clips_of("train", 100):
+        ends = 0.0
+        for step in steps_of(clip):
+            assert len({(event.start_s, event.end_s) for event in step}) == 1
+            assert ends <= step[0].start_s < step[0].end_s <= clip.duration_s
+            ends = step[0].end_s
+        assert clip.duration_s == pytest.approx(clip.num_frames / 12, abs=1e-6)
+        assert clip.tags["num_events"] == str(len(clip.events))
+
+
+def test_too_many_clips_are_refused_when_there_are_not_enough_meanings():
+    with pytest.raises(ConfigError, match=r"need more val clips of different meaning .* got \d+\. Ask for fewer"):
+        clips_of("val", 500, max_events=1)
