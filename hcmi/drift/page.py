@@ -4,29 +4,28 @@ import base64
 import gzip
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hcmi.drift.pictures import densities, flat_map
 from hcmi.drift.profile import Profile
+from hcmi.drift.report import SHOWN_SKIPS, BatchReport
 from hcmi.drift.summary import COLUMNS, DRIFT, OK, SMALL, UNREADABLE, changes
 from hcmi.types import Skip
 
-if TYPE_CHECKING:
-    from hcmi.drift.stage import BatchReport
-
+STATIC = Path(__file__).with_name("static")
 CLASSES = {DRIFT: "drift", UNREADABLE: "unreadable", SMALL: "small", OK: "ok"}      # most pressing first
-SHOWN_SKIPS = 20
 MAP_WIDTH, MAP_HEIGHT = 470, 250
 CURVE_WIDTH, CURVE_HEIGHT = 150, 34
 
 
-def render(result: dict[str, Any], reports: list["BatchReport"], reference: Profile | None,
+def render(result: dict[str, Any], reports: list[BatchReport], reference: Profile | None,
            pictures: dict[str, list[dict]], library: str, incoming_dir: str, named: Sequence[str] = ()) -> str:
     """`pictures`: batch name -> examples, the reference's under "". `library`: Evidently's JavaScript, or "". `named`:
     the batches that were asked for, where not all of `incoming_dir` were."""
-    page = PAGE
+    page = _skeleton()
     reports = sorted(reports, key=lambda report: list(CLASSES).index(report.verdict))
     cards = "".join(_card(report) for report in reports)
     sections = "".join(_section(number, report, reference, pictures) for number, report in enumerate(reports))
@@ -41,7 +40,13 @@ def render(result: dict[str, Any], reports: list["BatchReport"], reference: Prof
     return page
 
 
-def _headline(reports: list["BatchReport"]) -> str:
+def _skeleton() -> str:
+    """The page without its contents, which go where it says `<!--name-->`."""
+    page, style, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js"))
+    return page.replace("<!--style-->", style).replace("<!--script-->", script)
+
+
+def _headline(reports: list[BatchReport]) -> str:
     if not reports:
         return "No new batches"
     counts = {verdict: sum(report.verdict == verdict for report in reports) for verdict in CLASSES}
@@ -60,7 +65,7 @@ def _intro(result: dict[str, Any], incoming_dir: str, named: Sequence[str]) -> s
             f"A batch that has not changed is called drifted in {result['false_alarm_rate']:.1%} of cases.")
 
 
-def _card(report: "BatchReport") -> str:
+def _card(report: BatchReport) -> str:
     return (f'<a class="card {CLASSES[report.verdict]}" href="#{escape(report.name)}"><b>{escape(report.name)}</b>'
             f'{_badge(report.verdict)}<p>{escape(report.summary)}</p></a>')
 
@@ -69,7 +74,7 @@ def _badge(verdict: str) -> str:
     return f'<span class="badge {CLASSES[verdict]}">{verdict}</span>'
 
 
-def _section(number: int, report: "BatchReport", reference: Profile | None,
+def _section(number: int, report: BatchReport, reference: Profile | None,
              pictures: dict[str, list[dict]]) -> str:
     body = [f'<section id="{escape(report.name)}"><h2>{escape(report.name)} {_badge(report.verdict)}</h2>',
             f'<p class="lead">{escape(report.summary)} <b>{escape(report.advice)}</b></p>']
@@ -89,7 +94,7 @@ def _section(number: int, report: "BatchReport", reference: Profile | None,
     return "".join(body) + "</section>"
 
 
-def _tiles(report: "BatchReport") -> str:
+def _tiles(report: BatchReport) -> str:
     sample = report.sample
     assert sample is not None
     tiles = [(f"{len(sample)} <small>of {report.num_found}</small>",
@@ -133,7 +138,7 @@ def _examples(title: str, clips: list[dict], css: str) -> str:
     return f'<h3 class="{css}">{title}</h3><div class="examples">{"".join(cells)}</div>'
 
 
-def _table(report: "BatchReport", reference: Profile) -> str:
+def _table(report: BatchReport, reference: Profile) -> str:
     assert report.profile is not None
     rows = []
     for shift in sorted(report.shifts, key=lambda shift: -shift.distance / shift.threshold):
@@ -179,70 +184,3 @@ def _skipped(skipped: list[Skip]) -> str:
 def _pack(text: str) -> str:
     """Gzip and base64: a fifth of the size, and nothing in it can end the script element."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Drift report</title><style>
-:root{--was:#7d8896;--now:#e0662c;--ok:#1d7d4f;--drift:#b3261e;--small:#55606e;--unreadable:#8a5a00}
-*{box-sizing:border-box}
-body{margin:0;background:#f4f5f7;color:#1c2430;font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:28px 20px 60px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:20px;margin:0 0 8px}h3{font-size:15px;margin:22px 0 8px}
-code{background:#e9ebef;border-radius:4px;padding:1px 5px;font-size:13px}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:14px;margin:20px 0 26px}
-.card{display:block;background:#fff;border:1px solid #dde1e7;border-left:5px solid;border-radius:8px;padding:12px 16px;
-color:inherit;text-decoration:none}
-.card:hover{box-shadow:0 2px 10px #0002}.card p{margin:6px 0 0;color:#46505d;font-size:14px}.card b{font-size:16px}
-.card.ok{border-left-color:var(--ok)}.card.drift{border-left-color:var(--drift)}
-.card.small{border-left-color:var(--small)}.card.unreadable{border-left-color:var(--unreadable)}
-.badge{float:right;font-size:12px;font-weight:600;color:#fff;border-radius:20px;padding:2px 11px}
-h2 .badge{float:none;margin-left:8px;vertical-align:3px}
-.badge.ok{background:var(--ok)}.badge.drift{background:var(--drift)}
-.badge.small{background:var(--small)}.badge.unreadable{background:var(--unreadable)}
-section{background:#fff;border:1px solid #dde1e7;border-radius:10px;padding:22px 26px;margin-bottom:22px}
-.lead{max-width:820px;margin:0 0 16px}
-.columns{display:grid;grid-template-columns:1fr 480px;gap:26px;align-items:start}
-.tiles{display:grid;grid-template-columns:repeat(2,1fr);gap:10px}
-.tile{background:#f4f5f7;border-radius:8px;padding:10px 14px}.tile b{display:block;font-size:24px;line-height:1.25}
-.tile small{font-size:14px;font-weight:400;color:#55606e}.tile span{font-size:13px;color:#55606e;line-height:1.35;
-display:block}
-.note{grid-column:1/-1;margin:0;font-size:13px;line-height:1.35;color:#55606e}
-figure{margin:0}figure svg{width:100%;background:#f9fafb;border:1px solid #e6e9ee;border-radius:8px}
-g.was circle{fill:var(--was);fill-opacity:.4}g.now circle{fill:var(--now);fill-opacity:.75}
-figcaption{font-size:13px;color:#55606e}figcaption i{font-style:normal;white-space:nowrap;margin-left:6px}
-figcaption i::before{content:"";display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:4px}
-i.was::before{background:var(--was)}i.now::before{background:var(--now)}
-h3.was{border-left:4px solid var(--was);padding-left:8px}h3.now{border-left:4px solid var(--now);padding-left:8px}
-.examples{display:grid;grid-template-columns:repeat(5,1fr);gap:12px}.examples p{margin:4px 0 0;font-size:12px;
-line-height:1.35;color:#46505d;overflow-wrap:anywhere}
-.strip{display:flex;gap:2px}.strip img{width:calc((100% - 4px)/3);aspect-ratio:1;object-fit:cover;border-radius:3px}
-table{border-collapse:collapse;width:100%;font-size:14px}th{text-align:left;font-weight:600;color:#55606e;font-size:12px}
-td,th{padding:4px 10px 4px 0;border-bottom:1px solid #eceff3}tr.over td:first-child{font-weight:600;color:var(--drift)}
-.curve{display:block}.curve .was{fill:var(--was);fill-opacity:.45}.curve .now{fill:none;stroke:var(--now);
-stroke-width:1.5}
-.changes{columns:2;column-gap:40px;margin:0 0 18px;padding-left:18px;font-size:14px;color:#46505d}
-.bar{display:inline-block;width:200px;height:9px;background:#e9ebef;border-radius:5px;position:relative;
-margin-right:8px;overflow:hidden}.bar i{display:block;height:100%;background:var(--was)}
-.bar::after{content:"";position:absolute;left:33.3%;top:0;width:2px;height:100%;background:#1c2430}
-tr.over .bar i{background:var(--drift)}
-.skipped{font-size:13px;color:#46505d;padding-left:18px}
-details{margin-top:20px}summary{cursor:pointer;color:#2456a6;font-weight:600}
-iframe{width:100%;height:900px;border:1px solid #dde1e7;border-radius:8px;margin-top:10px}
-@media(max-width:900px){.columns{grid-template-columns:1fr}.examples{grid-template-columns:repeat(2,1fr)}}
-</style></head><body><main>
-<h1>Drift report: <!--headline--></h1><p><!--intro--></p>
-<div class="cards"><!--cards--></div><!--sections-->
-</main><!--packed--><script>
-async function unpack(id){
-  const bytes=Uint8Array.from(atob(document.getElementById(id).textContent),c=>c.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-}
-document.querySelectorAll("details.evidently").forEach(box=>box.addEventListener("toggle",async()=>{
-  const frame=box.querySelector("iframe");
-  if(!box.open||frame.srcdoc)return;
-  const [page,library]=await Promise.all([unpack(box.dataset.page),unpack("evidently-library")]);
-  frame.srcdoc=page.replace("/*evidently-library*/",()=>library);
-}));
-</script></body></html>
-"""
