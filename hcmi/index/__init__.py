@@ -1,7 +1,7 @@
 """ROOM index."""
 
 from hcmi.index.milvus import MilvusIndex, is_milvus, push_export
-from hcmi.index.search_index import Filter, SearchIndex, read_manifest
+from hcmi.index.search_index import Filter, SearchIndex, read_catalog
 from hcmi.index.store import (
     VIDEOS_SCHEMA,
     TokenStore,
@@ -28,7 +28,7 @@ __all__ = [
     "is_milvus",
     "model_card",
     "push_export",
-    "read_manifest",
+    "read_catalog",
     "read_texts",
     "read_videos",
     "remove_videos",

@@ -140,11 +140,11 @@ class SearchIndex:
     `load` needs its folder no more, and any number of threads may search it.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], segments: list[Segment], loaded: bool = False):
+    def __init__(self, folder: Path, catalog: dict[str, Any], segments: list[Segment], loaded: bool = False):
         """Use `SearchIndex.open`."""
         single_after_fork(faiss.omp_set_num_threads)
-        self.folder, self.manifest, self.segments, self.loaded = folder, manifest, segments, loaded
-        self.model: dict[str, Any] = manifest["model"]
+        self.folder, self.catalog, self.segments, self.loaded = folder, catalog, segments, loaded
+        self.model: dict[str, Any] = catalog["model"]
         self.starts = np.cumsum([0, *(segment.rows for segment in segments)])
         self._filtered: tuple[Filter, list[np.ndarray]] | None = None
 
@@ -158,15 +158,15 @@ class SearchIndex:
         folder = Path(folder)
         reusable = {json.dumps(segment.entry): segment for segment in known}
         while True:
-            manifest = read_manifest(folder)
+            catalog = read_catalog(folder)
             try:
-                segments = [reusable.get(json.dumps(entry)) or Segment(folder, entry) for entry in manifest["segments"]]
+                segments = [reusable.get(json.dumps(entry)) or Segment(folder, entry) for entry in catalog["segments"]]
                 for segment in segments if load else ():
                     segment.load()
-                if not load or read_manifest(folder) == manifest:       # else the files may be those of two exports
-                    return cls(folder, manifest, segments, load)
+                if not load or read_catalog(folder) == catalog:       # else the files may be those of two exports
+                    return cls(folder, catalog, segments, load)
             except SearchIndexError:
-                if read_manifest(folder) == manifest:       # else a writer moved on between the two reads
+                if read_catalog(folder) == catalog:       # else a writer moved on between the two reads
                     raise
 
     def __len__(self) -> int:
@@ -174,11 +174,11 @@ class SearchIndex:
 
     @property
     def generation(self) -> int:
-        return self.manifest["generation"]
+        return self.catalog["generation"]
 
     def latest(self) -> "SearchIndex":
         """This view, or a new one when a writer has moved on."""
-        if read_manifest(self.folder) == self.manifest:
+        if read_catalog(self.folder) == self.catalog:
             return self
         return SearchIndex.open(self.folder, self.segments, self.loaded)
 
@@ -211,7 +211,7 @@ class SearchIndex:
         return self.stored(rows, ("times_s",))["times_s"]
 
     def clips(self, rows: np.ndarray) -> list[Clip]:
-        """The rows as the manifest had them, in the order given."""
+        """The clips of `rows`, in the order given."""
         parts = self._gather(rows, lambda segment, local: table_clips(segment.videos.take(pa.array(local))))
         found = {int(at): clip for where, clips in parts for at, clip in zip(where, clips, strict=True)}
         return [found[at] for at in range(len(rows))]
@@ -265,14 +265,14 @@ class SearchIndex:
                                                                                      strict=False))])
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_catalog(folder: Path) -> dict[str, Any]:
     """Raises: SearchIndexError when index.json is missing, cut short or of another format."""
     path = folder / "index.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise SearchIndexError(f"{path}: need index format {FORMAT}, got {manifest['format']}. {AGAIN}")
-        manifest["generation"], manifest["model"]["fingerprint"], manifest["segments"]
+        catalog = json.loads(path.read_text(encoding="utf-8"))
+        if catalog["format"] != FORMAT:
+            raise SearchIndexError(f"{path}: need index format {FORMAT}, got {catalog['format']}. {AGAIN}")
+        catalog["generation"], catalog["model"]["fingerprint"], catalog["segments"]
     except FileNotFoundError as error:
         raise SearchIndexError(f"{folder}: need a search index, got no index.json there. "
                                "Run `hcmi export`, or search a folder of videos with --videos.") from error
@@ -280,7 +280,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise SearchIndexError(f"{folder}: need a folder with a search index, got a file. Correct --index.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SearchIndexError(f"{path}: need a complete index.json, got a broken one. {AGAIN}") from error
-    return manifest
+    return catalog
 
 
 def check_fingerprint(place: str | Path, model: dict[str, Any], fingerprint: str) -> None:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hcmi.files import atomic_file, writing
-from hcmi.index.search_index import FORMAT, HNSW_ROWS, SearchIndex, build_vectors, read_manifest
+from hcmi.index.search_index import FORMAT, HNSW_ROWS, SearchIndex, build_vectors, read_catalog
 from hcmi.index.store import FILES, TokenStore, TokenWriter, new_array, table_clips, videos_table
 from hcmi.model import HcmiModel
 from hcmi.types import Clip, VideoTokens
@@ -72,10 +72,10 @@ def add_videos(folder: str | Path, clips: Sequence[Clip], batches: Iterable[tupl
         pq.write_table(videos_table(clips), staging / "videos.parquet", compression="zstd")
         replaced = index.rows_of_clips(clips)
         entry = _publish(folder, index.generation + 1, staging)
-        manifest = _without(index, replaced)
-        manifest["segments"].append(entry)
-        _commit(folder, manifest)
-    if len(manifest["segments"]) > MAX_SEGMENTS:
+        catalog = _without(index, replaced)
+        catalog["segments"].append(entry)
+        _commit(folder, catalog)
+    if len(catalog["segments"]) > MAX_SEGMENTS:
         merge_small(folder)
     return {"added": len(clips), "replaced": len(replaced)}
 
@@ -108,7 +108,7 @@ def merge_small(folder: str | Path) -> None:
         pq.write_table(videos_table(clips), staging / "videos.parquet", compression="zstd")
         entry = _publish(index.folder, index.generation + 1, staging)
         others = [segment.entry for segment in index.segments if segment not in small]
-        _commit(index.folder, {**index.manifest, "segments": [*others, entry]})
+        _commit(index.folder, {**index.catalog, "segments": [*others, entry]})
         for segment in small:
             os.utime((index.folder / segment.entry["vectors"]).parent)      # the grace period starts now
 
@@ -119,7 +119,7 @@ def _writing(folder: Path) -> Iterator[SearchIndex]:
 
     Raises: MachineError when the block cannot write; the index is then as it was.
     """
-    read_manifest(folder)
+    read_catalog(folder)
     with writing(folder), open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         index = SearchIndex.open(folder)
@@ -167,7 +167,7 @@ def _describe(folder: Path, videos: str, embeddings: str, vectors: str) -> dict[
 
 
 def _without(index: SearchIndex, rows: np.ndarray) -> dict[str, Any]:
-    """A manifest like the index's, with `rows` removed; writes the lists of removed rows it names."""
+    """A catalog like the index's, with `rows` removed; writes the lists of removed rows it names."""
     segments = []
     for segment, start in zip(index.segments, index.starts, strict=False):
         dead = rows[(rows >= start) & (rows < start + segment.rows)] - start
@@ -182,13 +182,13 @@ def _without(index: SearchIndex, rows: np.ndarray) -> dict[str, Any]:
                 path.write_bytes(numbers.getbuffer())
             entry = {**entry, "removed": name}
         segments.append(entry)
-    return {**index.manifest, "segments": segments}
+    return {**index.catalog, "segments": segments}
 
 
-def _commit(folder: Path, manifest: dict[str, Any]) -> None:
-    manifest = {**manifest, "generation": manifest["generation"] + 1}
+def _commit(folder: Path, catalog: dict[str, Any]) -> None:
+    catalog = {**catalog, "generation": catalog["generation"] + 1}
     with atomic_file(folder / "index.json") as path:
-        path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(catalog, indent=1), encoding="utf-8")
 
 
 def _sweep(index: SearchIndex) -> None:

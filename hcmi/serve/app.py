@@ -101,7 +101,7 @@ class Page:
         told = [clip.captions for clip in index.clips(rows)] if len(rows) else []
         examples = [min(captions, key=len) for captions in told if captions]
         return {"videos": len(index), "examples": examples, "notes": retriever.notes,
-                "level_weights": retriever.model.level_weights, "part": retriever.tells_parts}
+                "level_weights": retriever.model.level_weights, "part": retriever.supports_partial_queries}
 
     def _answer(self, retriever: Retriever, query: QueryParams) -> tuple[list[Hit], list[str]]:
         return self._hits(retriever, query), retriever.query_notes(query.get("q", ""))

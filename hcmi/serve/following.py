@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hcmi.errors import HcmiError
-from hcmi.index import SearchIndex, read_manifest
+from hcmi.index import SearchIndex, read_catalog
 from hcmi.model import FILES
 from hcmi.search import Retriever
 
@@ -50,7 +50,7 @@ class Following:
             return
         self._tried = stamp
         try:
-            made_by = read_manifest(index.folder)["model"]["fingerprint"]
+            made_by = read_catalog(index.folder)["model"]["fingerprint"]
             if made_by == self._now.fingerprint:
                 self._now = self._now.with_index(index.latest())
                 self._waits = False
@@ -81,7 +81,7 @@ class Following:
     def _stamp(self, folder: Path) -> Stamp:
         """Tells apart any two states of the files that a pair is loaded from."""
         try:
-            entries = read_manifest(folder)["segments"]
+            entries = read_catalog(folder)["segments"]
             names = {name for entry in entries for name in (*entry["sizes"], entry["removed"]) if name}
         except (HcmiError, OSError):
             names = set()

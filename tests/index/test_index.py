@@ -66,7 +66,7 @@ def test_hnsw_agrees_with_the_flat_scan_when_the_segment_is_large(folder, monkey
     monkeypatch.setattr(hcmi.index.search_index, "HNSW_ROWS", 1000)
     vectors = fill(folder, names(3000)).video_BD.numpy()
     index = SearchIndex.open(folder)
-    assert index.manifest["segments"][0]["kind"] == "hnsw"
+    assert index.catalog["segments"][0]["kind"] == "hnsw"
     hits = 0
     for query_D in np.random.default_rng(9).normal(size=(20, D)).astype(np.float32):
         exact = {f"v{row:04d}" for row in np.argsort(-(vectors @ query_D))[:10]}
@@ -247,8 +247,8 @@ def test_open_refuses_when_index_json_is_broken(folder, content):
 
 
 def test_open_refuses_another_format(folder):
-    manifest = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps({**manifest, "format": 99}))
+    catalog = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**catalog, "format": 99}))
     with pytest.raises(SearchIndexError, match="need index format 1, got 99"):
         SearchIndex.open(folder)
 

@@ -64,7 +64,7 @@ def test_milvus_filters_like_the_folder_when_tags_need_quoting(pair):
 def test_milvus_answers_the_other_questions_too(pair):
     here, there = pair
     assert [hit.video_id for hit in here.similar("v3", 5)] == [hit.video_id for hit in there.similar("v3", 5)]
-    assert [text for text, _ in here.captions_of("v3")] == [text for text, _ in there.captions_of("v3")]
+    assert [text for text, _ in here.rank_captions("v3")] == [text for text, _ in there.rank_captions("v3")]
     hit = there.search(QUERY, top=1)[0]
     np.testing.assert_allclose(here.explain(QUERY, hit).frame_word_TW, there.explain(QUERY, hit).frame_word_TW,
                                atol=1e-6)

@@ -97,10 +97,10 @@ def test_explain_gives_what_the_retriever_explains(page, retriever):
 @pytest.mark.parametrize(("path", "status", "message"), [
     ("/api/search", 400, "query: need some words, got none"),
     ("/api/search?q=%01", 400, "need readable text"),
-    ("/api/search?q=ring&top=0", 400, "--top: need 1 to 1000, got 0"),
+    ("/api/search?q=ring&top=0", 400, "top: need 1 to 1000, got 0"),
     ("/api/search?q=ring&top=1.5", 400, "top: need a whole number, got '1.5'"),
     ("/api/search?q=ring&max_seconds=nan", 400, "max_seconds: need a number, got 'nan'"),
-    ("/api/search?q=ring&tag=place", 400, "need NAME=VALUE, got 'place'"),
+    ("/api/search?q=ring&tag=place", 400, "tag: need NAME=VALUE, got 'place'"),
     ("/api/search?like=nobody", 404, "need the video_id of an indexed video"),
     ("/api/explain?q=ring&video_id=nobody", 404, "need one of the answers to a query"),
     ("/video/nobody", 404, "need the video_id of an indexed video"),
