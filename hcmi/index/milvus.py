@@ -125,8 +125,8 @@ def push_export(export_dir: str | Path, uri: str) -> dict[str, Any]:
     Raises: SearchIndexError when `uri` is not Milvus, there is no export, and as `push` does.
     """
     if not is_milvus(uri):
-        raise SearchIndexError(f"--push {uri}: need a file ending in .db or an http address, got neither. "
-                               "For example --push videos.db.")
+        raise SearchIndexError(f"{uri}: need a file ending in .db or an http address, got neither. "
+                               "For example videos.db.")
     return push(SearchIndex.open(Path(export_dir) / "index"), uri)
 
 

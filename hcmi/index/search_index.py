@@ -275,9 +275,9 @@ def read_catalog(folder: Path) -> dict[str, Any]:
         catalog["generation"], catalog["model"]["fingerprint"], catalog["segments"]
     except FileNotFoundError as error:
         raise SearchIndexError(f"{folder}: need a search index, got no index.json there. "
-                               "Run `hcmi export`, or search a folder of videos with --videos.") from error
+                               "Run `hcmi export`, or search a folder of videos directly.") from error
     except NotADirectoryError as error:
-        raise SearchIndexError(f"{folder}: need a folder with a search index, got a file. Correct --index.") from error
+        raise SearchIndexError(f"{folder}: need a folder with a search index, got a file. Correct the path.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SearchIndexError(f"{path}: need a complete index.json, got a broken one. {AGAIN}") from error
     return catalog

@@ -151,11 +151,11 @@ def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]
     try:
         listener = socket.create_server((host, port), backlog=128)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port}: need an address this machine can listen on, got: "
-                          f"{getattr(error, 'strerror', None) or error}. Choose another --port.") from error
+        raise ConfigError(f"host {host}, port {port}: need an address this machine can listen on, got: "
+                          f"{getattr(error, 'strerror', None) or error}. Choose another port.") from error
     hosts = LOOPBACK if host in LOOPBACK else ("*",)
     if hosts == ("*",):
-        say(f"note: --host {host}: whoever reaches this machine can watch the indexed videos.")
+        say(f"note: host {host}: everyone who can reach this machine can watch the indexed videos.")
     say(f"http://{host}:{listener.getsockname()[1]} searches {len(retriever.index)} videos. Ctrl-C stops.")
     config = uvicorn.Config(make_app(retriever, hosts, say), log_level="warning", access_log=False)
     with listener, suppress(KeyboardInterrupt):

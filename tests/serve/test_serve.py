@@ -182,7 +182,7 @@ def test_serve_refuses_in_one_line_when_the_port_is_taken(world, monkeypatch):
                                            "--port", str(port)])
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [result.stderr.strip()]
-    assert f"--port {port}: need an address this machine can listen on" in result.stderr
+    assert f"port {port}: need an address this machine can listen on" in result.stderr
 
 
 def test_serve_stops_quietly_when_interrupted(world):
