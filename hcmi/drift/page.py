@@ -1,4 +1,4 @@
-"""The page people open: one HTML file that needs nothing else, Evidently's pages packed inside."""
+"""The report as one HTML file that needs no other file; Evidently's pages are packed inside."""
 
 import base64
 import gzip
@@ -16,15 +16,18 @@ from hcmi.drift.summary import COLUMNS, DRIFT, OK, SMALL, UNREADABLE, changes
 from hcmi.types import Skip
 
 STATIC = Path(__file__).with_name("static")
-CLASSES = {DRIFT: "drift", UNREADABLE: "unreadable", SMALL: "small", OK: "ok"}      # most pressing first
+CLASSES = {DRIFT: "drift", UNREADABLE: "unreadable", SMALL: "small", OK: "ok"}      # most urgent first
 MAP_WIDTH, MAP_HEIGHT = 470, 250
 CURVE_WIDTH, CURVE_HEIGHT = 150, 34
 
 
 def render(result: dict[str, Any], reports: list[BatchReport], reference: Profile | None,
            pictures: dict[str, list[dict]], library: str, incoming_dir: str, named: Sequence[str] = ()) -> str:
-    """`pictures`: batch name -> examples, the reference's under "". `library`: Evidently's JavaScript, or "". `named`:
-    the batches that were asked for, where not all of `incoming_dir` were."""
+    """The page. `reference`: None when there are no batches.
+
+    `pictures`: batch name -> examples; the reference's are under "". `library`: Evidently's JavaScript, or "". `named`:
+    the batches that were asked for; empty for all of `incoming_dir`.
+    """
     page = _skeleton()
     reports = sorted(reports, key=lambda report: list(CLASSES).index(report.verdict))
     cards = "".join(_card(report) for report in reports)
@@ -41,7 +44,7 @@ def render(result: dict[str, Any], reports: list[BatchReport], reference: Profil
 
 
 def _skeleton() -> str:
-    """The page without its contents, which go where it says `<!--name-->`."""
+    """The page with its style and script; the other `<!--name-->` marks are for its contents."""
     page, style, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js"))
     return page.replace("<!--style-->", style).replace("<!--script-->", script)
 
@@ -58,11 +61,11 @@ def _headline(reports: list[BatchReport]) -> str:
 def _intro(result: dict[str, Any], incoming_dir: str, named: Sequence[str]) -> str:
     if not result["batches"]:
         empty = ", ".join(f"{incoming_dir}/{name}" for name in named) or incoming_dir
-        return (f"There is nothing in <code>{escape(empty)}</code> to look at. Put a folder of videos into "
+        return (f"There are no videos in <code>{escape(empty)}</code>. Put a folder of videos into "
                 f"<code>{escape(incoming_dir)}</code>, with or without a <code>captions.csv</code>, and run "
                 "<code>hcmi drift --batch NAME --out reports/watch/NAME</code>.")
     return (f"Each batch is compared with {result['reference']['clips']} held-out clips that the model was tested on. "
-            f"A batch that has not changed is called drifted in {result['false_alarm_rate']:.1%} of cases.")
+            f"A batch that has not changed is reported as drifted in {result['false_alarm_rate']:.1%} of cases.")
 
 
 def _card(report: BatchReport) -> str:
@@ -78,7 +81,7 @@ def _section(number: int, report: BatchReport, reference: Profile | None,
              pictures: dict[str, list[dict]]) -> str:
     body = [f'<section id="{escape(report.name)}"><h2>{escape(report.name)} {_badge(report.verdict)}</h2>',
             f'<p class="lead">{escape(report.summary)} <b>{escape(report.advice)}</b></p>']
-    if len(changes(report.shifts)) > 3 and report.verdict == DRIFT:     # the summary tells the first three
+    if len(changes(report.shifts)) > 3 and report.verdict == DRIFT:     # the summary has the first three
         body.append(f'<ul class="changes">{"".join(f"<li>{escape(c)}</li>" for c in changes(report.shifts))}</ul>')
     if report.profile is not None and reference is not None:
         body += [f'<div class="columns"><div class="tiles">{_tiles(report)}</div>',
@@ -98,19 +101,19 @@ def _tiles(report: BatchReport) -> str:
     sample = report.sample
     assert sample is not None
     tiles = [(f"{len(sample)} <small>of {report.num_found}</small>",
-              f"clips looked at, {len(sample.captioned)} of them with a caption")]
+              f"clips compared, {len(sample.captioned)} of them with a caption")]
     if report.estimate is not None and report.measured is not None and report.expected is not None:
         estimate = report.estimate
         low, high = report.difference or (0.0, 0.0)
         tiles += [(f"{report.measured:.0f} %", "R@1: captions that find their own clip first"),
-                  (f"{report.expected:.0f} %", "R@1 of what the model was tested on"),
+                  (f"{report.expected:.0f} %", "R@1 of the clips that the model was tested on"),
                   (f"{estimate.recall:.0f} % <small>{estimate.low:.0f} to {estimate.high:.0f}</small>",
-                   f"R@1 as estimated without knowing whose caption is whose ({estimate.coverage:.0%} interval)")]
-        note = (f"In all three, a caption's own clip stands among the same {report.gallery} clips, which are neither "
-                f"of this batch nor of what the model was tested on. The first minus the second is "
+                   f"R@1, estimated without knowing which caption belongs to which clip ({estimate.coverage:.0%} interval)")]
+        note = (f"In all three, a caption's own clip competes with the same {report.gallery} clips, which are neither in "
+                f"this batch nor among those that the model was tested on. The first minus the second is "
                 f"{report.measured - report.expected:+.1f} points (95% interval {low:+.1f} to {high:+.1f}).")
     else:
-        tiles.append(("&ndash;", "R@1: needs captions in the batch and in the reference, and clips of another split"))
+        tiles.append(("&ndash;", "R@1: not measured; it needs captions in the batch and in the reference, and clips of another split"))
         note = ""
     return "".join([*(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles),
                     f'<p class="note">{note}</p>' if note else ""])
@@ -123,7 +126,7 @@ def _map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> str:
                   for x, y in points_V2]
         dots.append(f'<g class="{css}">{"".join(places)}</g>')
     return (f'<figure><svg viewBox="0 0 {MAP_WIDTH} {MAP_HEIGHT}" role="img" aria-label="map of the clips">'
-            f'{"".join(dots)}</svg><figcaption>A dot is a clip; dots lie close when the model finds the clips alike. '
+            f'{"".join(dots)}</svg><figcaption>Each dot is a clip; dots are close when the model finds the clips similar. '
             '<i class="was">tested on</i> <i class="now">this batch</i></figcaption></figure>')
 
 
@@ -153,11 +156,11 @@ def _table(report: BatchReport, reference: Profile) -> str:
         rows.append(f'<tr class="{css}"><td>{column.label}</td>{middle or "<td></td><td></td>"}<td>{curve}</td>'
                     f'<td>{_bar(ratio)}</td></tr>')
     return ('<h3>What was compared</h3><table><tr><th></th><th>tested on</th><th>this batch</th><th>distribution</th>'
-            f'<th>distance, in parts of its limit</th></tr>{"".join(rows)}</table>')
+            f'<th>distance divided by its limit</th></tr>{"".join(rows)}</table>')
 
 
 def _bar(ratio: float) -> str:
-    """The limit stands at one third of the bar."""
+    """The limit is at one third of the bar."""
     return f'<div class="bar"><i style="width:{min(ratio, 3) / 3:.0%}"></i></div><small>{ratio:.1f}</small>'
 
 
@@ -182,5 +185,5 @@ def _skipped(skipped: list[Skip]) -> str:
 
 
 def _pack(text: str) -> str:
-    """Gzip and base64: a fifth of the size, and nothing in it can end the script element."""
+    """Gzip and base64: a fifth of the size, and it cannot contain a tag that ends the script element."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()

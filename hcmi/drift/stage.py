@@ -1,7 +1,7 @@
-"""Stage `drift`: Evidently compares each incoming batch with the training-time reference; a page and a verdict a batch.
+"""Stage `drift`: compare each incoming batch with the reference that export wrote; write a page and a verdict for each.
 
-The limits come from `profile.compare`; Evidently's tests hold its own distances against them and give the verdict.
-Equal input gives equal bytes: no dates, no random ids.
+The limits come from `profile.compare`. Evidently's tests compare its own distances with them and give the verdict.
+Equal input gives equal bytes: the outputs hold no dates and no random ids.
 """
 
 import json
@@ -33,13 +33,12 @@ from hcmi.runtime import pick_device, tune_allocator
 
 def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Path, shards_dir: str | Path,
           out_dir: str | Path, params: Params, batches: Sequence[str] = ()) -> dict[str, Any]:
-    """Judge the batches in `incoming_dir` that are named, or every one; write index.html and report.json; return the
-    latter.
+    """Judge each batch in `incoming_dir`, or only `batches`; write index.html and report.json; return the latter.
 
-    A batch is a folder in the `folder` format, or just videos; empty folders are no batches. A broken batch gets the
-    verdict `unreadable`, no exception.
-    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batches`;
-    MachineError when `out_dir` cannot be written, asked before the work.
+    A batch is a folder in the `folder` format, or a folder of videos without captions; empty folders are ignored. A
+    batch that cannot be read gets the verdict `unreadable` and raises nothing.
+    Raises: ModelError, DriftError, DataError or SearchIndexError when the model, the export, the shards or `batches`
+    are wrong; MachineError when `out_dir` cannot be written, which is checked first.
     """
     ask_to_write(folders=[out_dir])
     os.environ.setdefault("DO_NOT_TRACK", "1")      # Evidently's usage statistics
@@ -65,7 +64,7 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
 
 
 def _pictures(reports: list[BatchReport], reference: Reference | None, params: Params) -> dict[str, list[dict]]:
-    """Batch name -> examples; "" for the reference's."""
+    """Batch name -> examples; the reference's are under ""."""
     samples = {report.name: report.sample for report in reports if report.sample is not None}
     if reference is None or not samples:
         return {}
@@ -83,7 +82,7 @@ def _evidently_library(reports: list[BatchReport]) -> str:
 
 
 def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:
-    """Read, compare and judge one batch. What is drawn at random depends on the seed and the batch's name alone."""
+    """Read, compare and judge one batch. Its random draws depend only on the seed and the batch's name."""
     report = BatchReport(shown(folder.name))
     generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
@@ -115,7 +114,7 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
 
 def search_quality(report: BatchReport, batch: Scores | None, reference: Scores | None,
                    generator: np.random.Generator) -> None:
-    """R@1 measured, expected and estimated, each caption's own clip standing among the same clips of neither."""
+    """Fill in R@1 measured, expected and estimated: each caption's own clip competes with the gallery."""
     if batch is None or reference is None or min(len(batch), len(reference)) < MIN_CLIPS:
         return
     report.gallery = batch.gallery_NG.shape[1]

@@ -30,14 +30,14 @@ def test_no_batches_make_a_report_that_says_so(world):
     assert run(world, "nothing", incoming="not_there")["verdicts"] == {}
     page = (world[0] / "nothing/index.html").read_text(encoding="utf-8")
     assert "Drift report: No new batches" in page
-    assert re.search(r"nothing in <code>\S+/not_there</code> to look at\. Put a folder of videos into", page)
+    assert re.search(r"no videos in <code>\S+/not_there</code>\. Put a folder of videos into", page)
 
 
 def test_page_names_the_batches_that_were_asked_for_when_they_are_empty(world):
     """As the pipeline's two are with a data set of one's own, while other batches lie beside them."""
     assert run(world, "asked", "empty")["verdicts"] == {}
     page = (world[0] / "asked/index.html").read_text(encoding="utf-8")
-    assert re.search(r"nothing in <code>\S+/incoming/empty</code> to look at", page)
+    assert re.search(r"no videos in <code>\S+/incoming/empty</code>", page)
 
 
 def test_page_has_every_part_of_its_skeleton_filled(world, result):

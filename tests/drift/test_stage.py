@@ -10,7 +10,7 @@ from search_world import tiny_model, write_video
 from video_files import write_odd_folder
 
 from hcmi.drift import Scores, drift
-from hcmi.drift.label_free_recall import faded
+from hcmi.drift.label_free_recall import weakened
 from hcmi.drift.report import BatchReport
 from hcmi.drift.stage import search_quality
 from hcmi.errors import DriftError
@@ -108,7 +108,7 @@ def test_unchanged_batches_have_the_references_recall_and_no_batch_is_said_to_be
     assert sum(inside) >= 27
 
 
-@pytest.mark.parametrize("damage", [lambda batch: with_wrong_captions(batch, 0.3), lambda batch: faded(batch, 0.4)])
+@pytest.mark.parametrize("damage", [lambda batch: with_wrong_captions(batch, 0.3), lambda batch: weakened(batch, 0.4)])
 def test_damaged_batches_are_said_to_be_worse(damage):
     generator = np.random.default_rng(1)
     reference = scores(600, generator)

@@ -10,7 +10,7 @@ def test_every_column_has_words():
 
 def test_change_says_so_when_only_the_spread_moved():
     shift = Shift("brightness", 0.5, 0.2, 0.001, 100.2, 99.9)
-    assert change(shift) == "brightness is spread differently around the same middle of 100 of 255"
+    assert change(shift) == "brightness is spread differently around the same median of 100 of 255"
 
 
 def test_summary_counts_what_could_not_be_read():

@@ -196,7 +196,7 @@ def test_page_says_once_that_it_answers_from_memory(project):
         (project / EXPORT / "index/index.json").write_text("{")
         assert following.current().search(QUERY) == before
     assert [line.partition(": need")[0] for line in said] == [f"note: {project / EXPORT / 'index'}"]
-    assert said[0].endswith(" Until model and index belong together, the ones that were loaded answer.")
+    assert said[0].endswith(" Until model and index belong together, the loaded ones answer.")
 
 
 def test_a_pair_that_does_not_fit_is_tried_once_while_its_files_stay_as_they_are(project, pairs, monkeypatch):
