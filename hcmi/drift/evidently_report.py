@@ -1,7 +1,7 @@
 """Evidently measures each distance, compares it with the calibrated limit, and draws the distributions.
 
-Its `EmbeddingsDrift` is not used: it draws a t-SNE on every run (9 of 9 seconds for 1,000 clips), and its `ratio` method
-did not react to a mean shift. `EmbeddingShift` below measures the energy distance instead.
+Its `EmbeddingsDrift` is not used: it draws a t-SNE on every run (9 of 9 seconds for 1,000 clips), and its `ratio`
+method did not react to a mean shift. `EmbeddingShift` below measures the energy distance instead.
 """
 
 import re

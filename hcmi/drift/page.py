@@ -108,12 +108,13 @@ def _tiles(report: BatchReport) -> str:
         tiles += [(f"{report.measured:.0f} %", "R@1: captions that find their own clip first"),
                   (f"{report.expected:.0f} %", "R@1 of the clips that the model was tested on"),
                   (f"{estimate.recall:.0f} % <small>{estimate.low:.0f} to {estimate.high:.0f}</small>",
-                   f"R@1, estimated without knowing which caption belongs to which clip ({estimate.coverage:.0%} interval)")]
-        note = (f"In all three, a caption's own clip competes with the same {report.gallery} clips, which are neither in "
-                f"this batch nor among those that the model was tested on. The first minus the second is "
+                   "R@1, estimated without knowing which caption belongs to which clip "
+                   f"({estimate.coverage:.0%} interval)")]
+        note = (f"In all three, a caption's own clip competes with the same {report.gallery} clips, which are neither "
+                f"in this batch nor among those that the model was tested on. The first minus the second is "
                 f"{report.measured - report.expected:+.1f} points (95% interval {low:+.1f} to {high:+.1f}).")
     else:
-        tiles.append(("&ndash;", "R@1: not measured; it needs captions in the batch and in the reference, and clips of another split"))
+        tiles.append(("&ndash;", "R@1: needs captions in the batch and in the reference, and clips of another split"))
         note = ""
     return "".join([*(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles),
                     f'<p class="note">{note}</p>' if note else ""])
@@ -126,8 +127,8 @@ def _map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> str:
                   for x, y in points_V2]
         dots.append(f'<g class="{css}">{"".join(places)}</g>')
     return (f'<figure><svg viewBox="0 0 {MAP_WIDTH} {MAP_HEIGHT}" role="img" aria-label="map of the clips">'
-            f'{"".join(dots)}</svg><figcaption>Each dot is a clip; dots are close when the model finds the clips similar. '
-            '<i class="was">tested on</i> <i class="now">this batch</i></figcaption></figure>')
+            f'{"".join(dots)}</svg><figcaption>Each dot is a clip; dots are close when the model finds the clips '
+            'similar. <i class="was">tested on</i> <i class="now">this batch</i></figcaption></figure>')
 
 
 def _examples(title: str, clips: list[dict], css: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-MIN_CLIPS = 10              # with fewer in the batch or the reference there is no verdict [ours]; docs/drift.md has the power
+MIN_CLIPS = 10              # of the batch and of the reference; with fewer there is no verdict [ours]
 _BLOCK = 500                # permutations at a time: bounds the memory
 QUERY_COLUMNS = ("rank", "own_score", "top1_score", "margin", "entropy", "caption_words")
 CLIP_COLUMNS = ("duration_s", "width", "height", "brightness", "contrast", "saturation", "warmth", "sharpness",
@@ -23,7 +23,7 @@ class Profile:
     """A set of clips, one row each. The caption columns are NaN where a clip has no caption."""
 
     columns: pd.DataFrame                                                   # [V] of QUERY_COLUMNS and CLIP_COLUMNS
-    embeddings: dict[str, np.ndarray] = field(default_factory=dict)         # name -> [V, D]; rows are NaN where there is none
+    embeddings: dict[str, np.ndarray] = field(default_factory=dict)         # name -> [V, D]; NaN rows: none
 
     def __post_init__(self) -> None:
         for name, rows_VD in self.embeddings.items():

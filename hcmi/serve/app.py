@@ -7,7 +7,8 @@
     GET /frame/ID?start_s=&end_s=             the middle frame of a moment as JPEG, for files that a browser cannot play
 
 Errors are `{"error": one line}`: 400 for a wrong query, 404 for an unknown video, 503 when Milvus does not answer or
-the machine lacks something. A retrained model and its index are taken up between two requests (`hcmi/serve/following.py`).
+the machine lacks something. A retrained model and its index are taken up between two requests
+(`hcmi/serve/following.py`).
 """
 
 import asyncio

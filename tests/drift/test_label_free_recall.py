@@ -5,7 +5,7 @@ import pytest
 from made_scores import scores
 
 from hcmi.drift import Scores, estimate_recall, recall_at_1
-from hcmi.drift.label_free_recall import answered_by_sample, weakened, distorted
+from hcmi.drift.label_free_recall import answered_by_sample, distorted, weakened
 
 
 def test_recall_by_hand_when_one_tie():
