@@ -93,9 +93,9 @@ def advice(verdict: str, measured: float | None, expected: float | None,
     if verdict == UNREADABLE:
         return "Correct this and run again."
     if measured is None or expected is None or difference is None:
-        return "Look at the clips. If more like them will come, caption some, add them to the training data and " \
+        return "Look at the clips. If you expect more like them, caption some, add them to the training data and " \
                "train again."
     if difference[1] < 0:
         return f"Search finds fewer of these clips (R@1 {measured:.0f} % instead of {expected:.0f} %). Caption some, " \
                "add them to the training data and train again."
-    return "Search finds them as well as before. If more like them will come, add some to the training data."
+    return "Search finds them as well as before. If you expect more like them, add some to the training data."
