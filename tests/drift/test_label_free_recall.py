@@ -9,7 +9,7 @@ from hcmi.drift.label_free_recall import answered_by_sample, distorted, weakened
 
 
 def test_recall_by_hand_when_one_tie():
-    own = np.array([[3.0, 9, 9], [9, 2, 9], [9, 9, 1]])     # how other clips of the sample score does not count
+    own = np.array([[3.0, 9, 9], [9, 2, 9], [9, 9, 1]])     # scores of other clips of the sample do not count
     assert recall_at_1(Scores(own, np.array([[1.0, 2], [2, 0], [5, 0]]))) == pytest.approx(100 * (1 + 0.5 + 0) / 3)
 
 
@@ -24,7 +24,7 @@ def test_answers_of_the_sample_by_hand():
 
 @pytest.mark.parametrize("near", [0.0, 0.4])
 def test_unchanged_batches_have_the_references_recall_however_many_near_copies_they_hold(near):
-    """Among its own clips, a batch with near copies of its clips loses some 15 points."""
+    """Ranked among its own clips, a batch with near copies of them would lose some 15 points."""
     generator = np.random.default_rng(5)
     reference = recall_at_1(scores(600, generator))
     batches = [scores(100, generator, near=near) for _ in range(30)]

@@ -1,4 +1,4 @@
-"""The page of a report: it says what report.json says, and needs nothing but itself."""
+"""The page of a report: it says what report.json says, and needs no other file."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_no_batches_make_a_report_that_says_so(world):
 
 
 def test_page_names_the_batches_that_were_asked_for_when_they_are_empty(world):
-    """As the pipeline's two are with a data set of one's own, while other batches lie beside them."""
+    """The pipeline's two batches are empty with the user's own data set, while other batches exist."""
     assert run(world, "asked", "empty")["verdicts"] == {}
     page = (world[0] / "asked/index.html").read_text(encoding="utf-8")
     assert re.search(r"no videos in <code>\S+/incoming/empty</code>", page)

@@ -95,8 +95,8 @@ def with_wrong_captions(batch: Scores, share: float) -> Scores:
     return Scores(batch.clips_NN[texts], batch.gallery_NG[texts])
 
 
-def test_unchanged_batches_have_the_references_recall_and_no_batch_is_said_to_be_worse():
-    """With near copies of their own clips, as every batch has more of than a thin draw of the reference."""
+def test_unchanged_batches_have_the_references_recall_and_none_is_reported_as_worse():
+    """With near copies among their clips, of which a batch has more than a small draw of the reference."""
     generator = np.random.default_rng(0)
     reference = scores(600, generator)
     found = [quality(scores(100, generator, near=0.3), reference, generator) for _ in range(30)]
@@ -109,7 +109,7 @@ def test_unchanged_batches_have_the_references_recall_and_no_batch_is_said_to_be
 
 
 @pytest.mark.parametrize("damage", [lambda batch: with_wrong_captions(batch, 0.3), lambda batch: weakened(batch, 0.4)])
-def test_damaged_batches_are_said_to_be_worse(damage):
+def test_damaged_batches_are_reported_as_worse(damage):
     generator = np.random.default_rng(1)
     reference = scores(600, generator)
     for _ in range(5):
@@ -117,7 +117,7 @@ def test_damaged_batches_are_said_to_be_worse(damage):
         assert report.advice.startswith("Search finds fewer of these clips")
 
 
-def test_recall_is_not_told_when_there_are_few_captions_or_no_gallery():
+def test_recall_is_left_out_when_there_are_few_captions_or_no_gallery():
     generator = np.random.default_rng(2)
     for batch, reference in ((scores(9, generator), scores(50, generator)), (scores(50, generator), None),
                              (None, scores(50, generator))):

@@ -26,7 +26,7 @@ def test_a_part_is_scored_by_the_words_alone_when_worked_by_loops(model, world):
     assert [hit.video_id for hit in hits] != [hit.video_id for hit in retriever.search(QUERY, top=60)]
     for hit in hits[::20]:
         row = int(hit.video_id[1:])
-        assert hit.levels == pytest.approx({    # not video-sentence: that tells all that a video shows
+        assert hit.levels == pytest.approx({    # not video-sentence, which stands for all that a video shows
             "frame_word": by_text_alone(text.words_BWD[0], text.word_weights_BW[0], videos.frames_BTD[row],
                                         videos.frame_weights_BT[row]),
             "clip_phrase": by_text_alone(text.phrases_BPD[0], text.phrase_weights_BP[0], videos.clips_BCD[row],

@@ -21,7 +21,7 @@ QUERY = "a red ring slides left"
     ("собака прыгает", "need words of a language the model knows"),
     ("xyzzy, please", "query 'xyzzy, please': need a word that a training caption has, got none"),
 ])
-def test_search_refuses_a_query_nobody_could_answer(world, query, message):
+def test_search_refuses_a_query_that_has_no_answer(world, query, message):
     with pytest.raises(ConfigError, match=message) as caught:
         world[0].search(query)
     assert "\n" not in str(caught.value)
@@ -33,7 +33,7 @@ def test_search_answers_when_the_query_is_only_odd(world, query):
     assert len(world[0].search(query)) == 10
 
 
-def test_a_query_in_the_language_of_the_captions_is_taken_when_it_is_full_of_punctuation(tmp_path):
+def test_query_in_the_language_of_the_captions_is_accepted_when_it_is_full_of_punctuation(tmp_path):
     model = tiny_model(captions=["красное кольцо", "синее кольцо"] * 3)
     create_index(tmp_path / "index", model_card(model))
     add_videos(tmp_path / "index", clips(["v0"]), [(video_tokens(1, np.random.default_rng(0)), times(1))])
