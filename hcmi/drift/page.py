@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hcmi.drift.pictures import densities, flat_map
+from hcmi.drift.pictures import histograms, map_points
 from hcmi.drift.profile import Profile
 from hcmi.drift.report import SHOWN_SKIPS, BatchReport
 from hcmi.drift.summary import COLUMNS, DRIFT, OK, SMALL, UNREADABLE, changes
@@ -122,7 +122,7 @@ def _tiles(report: BatchReport) -> str:
 
 def _map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> str:
     dots = []
-    for points_V2, css in zip(flat_map(reference_VD, batch_VD), ("was", "now"), strict=True):
+    for points_V2, css in zip(map_points(reference_VD, batch_VD), ("was", "now"), strict=True):
         places = [f'<circle cx="{10 + x * (MAP_WIDTH - 20):.0f}" cy="{10 + y * (MAP_HEIGHT - 20):.0f}" r="2.6"/>'
                   for x, y in points_V2]
         dots.append(f'<g class="{css}">{"".join(places)}</g>')
@@ -166,7 +166,7 @@ def _bar(ratio: float) -> str:
 
 
 def _curve(reference: np.ndarray, batch: np.ndarray) -> str:
-    shares = densities(reference, batch)
+    shares = histograms(reference, batch)
     peak = max(part.max() for part in shares)
     step = CURVE_WIDTH / len(shares[0])
     paths = []

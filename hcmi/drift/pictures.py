@@ -15,7 +15,7 @@ FRAMES_EACH = 3
 SIZE = 104              # pixels; shown at 70, so that they are sharp on high-resolution screens
 
 
-def examples(samples: Sequence[Sample], timeout_s: float, generator: np.random.Generator) -> list[list[dict]]:
+def draw_examples(samples: Sequence[Sample], timeout_s: float, generator: np.random.Generator) -> list[list[dict]]:
     """For each sample some clips drawn at random: {"caption", "video_id", "frames": data URIs, first to last}.
 
     Frames are read from the video files; when a file is missing, its one middle frame from the shards is used.
@@ -46,7 +46,7 @@ def _data_uri(frame_HXC: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def flat_map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def map_points(reference_VD: np.ndarray, batch_VD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[V, 2] each, within 0 to 1: the first two principal components of both sets together."""
     pooled_VD = np.concatenate([reference_VD, batch_VD]).astype(np.float64)
     # both sets have the same weight, whatever their sizes
@@ -61,7 +61,7 @@ def flat_map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> tuple[np.ndarray
     return points_V2[:len(reference_VD)], points_V2[len(reference_VD):]
 
 
-def densities(reference: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def histograms(reference: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Share of each set in each bin of their common range; the outermost 1 % of each are put into the end bins."""
     parts = [part[np.isfinite(part)] for part in (reference, batch)]
     low = min(np.quantile(part, 0.01) for part in parts)

@@ -17,7 +17,7 @@ from hcmi.config import Params
 from hcmi.drift.batches import find_batches
 from hcmi.drift.label_free_recall import Scores, estimate_recall, recall_at_1
 from hcmi.drift.page import render
-from hcmi.drift.pictures import examples
+from hcmi.drift.pictures import draw_examples
 from hcmi.drift.profile import MIN_CLIPS, compare
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
@@ -68,7 +68,7 @@ def _pictures(reports: list[BatchReport], reference: Reference | None, params: P
     samples = {report.name: report.sample for report in reports if report.sample is not None}
     if reference is None or not samples:
         return {}
-    found = examples([reference.sample, *samples.values()], params.shards.decode_timeout_s,
+    found = draw_examples([reference.sample, *samples.values()], params.shards.decode_timeout_s,
                      np.random.default_rng(params.drift.seed))
     return dict(zip(["", *samples], found, strict=True))
 
@@ -99,7 +99,7 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
         return report
     report.profile, scores = reference.profile_of(report.sample)
     report.shifts = compare(reference.profile, report.profile, params.drift.false_alarm_rate, generator)
-    search_quality(report, scores, reference.scores, generator)
+    measure_search_quality(report, scores, reference.scores, generator)
     smallest = min(len(report.sample), len(reference.sample))
     if smallest < MIN_CLIPS or not report.shifts:
         who = "The reference" if len(reference.sample) == smallest < len(report.sample) else "The batch"
@@ -112,7 +112,7 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     return report
 
 
-def search_quality(report: BatchReport, batch: Scores | None, reference: Scores | None,
+def measure_search_quality(report: BatchReport, batch: Scores | None, reference: Scores | None,
                    generator: np.random.Generator) -> None:
     """Fill in R@1 measured, expected and estimated: each caption's own clip competes with the gallery."""
     if batch is None or reference is None or min(len(batch), len(reference)) < MIN_CLIPS:

@@ -12,7 +12,7 @@ from video_files import write_odd_folder
 from hcmi.drift import Scores, drift
 from hcmi.drift.label_free_recall import weakened
 from hcmi.drift.report import BatchReport
-from hcmi.drift.stage import search_quality
+from hcmi.drift.stage import measure_search_quality
 from hcmi.errors import DriftError
 
 
@@ -85,7 +85,7 @@ def test_batch_is_judged_when_odd_files_are_among_its_videos(world):
 
 def quality(batch: Scores, reference: Scores, generator: np.random.Generator) -> BatchReport:
     report = BatchReport("made", verdict="drift")
-    search_quality(report, batch, reference, generator)
+    measure_search_quality(report, batch, reference, generator)
     return report
 
 
