@@ -23,7 +23,7 @@ from hcmi.drift import (
     Profile,
     Reference,
     Scores,
-    combined,
+    combined_scores,
     compare,
     drift,
     estimate_recall,
@@ -95,7 +95,8 @@ class World:
             frames = np.clip(damage(frames.astype(np.float32), degree, self.generator), 0, 255).astype(np.uint8)
         captions = [str(self.generator.choice(self.reader.clips[row].captions)) for row in rows]
         videos, texts = self.encode(frames), encode_texts(self.model, captions)
-        scores = Scores(combined(self.model, texts, videos), combined(self.model, texts, self.reference.gallery))
+        scores = Scores(combined_scores(self.model, texts, videos),
+                        combined_scores(self.model, texts, self.reference.gallery))
         columns = query_columns(np.diagonal(scores.clips_NN), scores.gallery_NG, self.reference.temperature)
         columns["caption_words"] = [float(len(caption.split())) for caption in captions]
         return Profile(columns, {"video_embedding": videos.video_BD.numpy(),

@@ -22,7 +22,7 @@ from hcmi.evaluate import ranks
 from hcmi.export import encode_batches
 from hcmi.model import HcmiModel, encode_texts, load_retriever, score
 from hcmi.scenes import Event, phrase
-from hcmi.search import BACKGROUND_VIDEOS, PART_HEADS, background, moment, part_similarities
+from hcmi.search import BASELINE_VIDEOS, PART_HEADS, find_moment, measure_baseline, part_similarities
 from hcmi.shards import ShardReader
 from hcmi.types import VideoTokens
 
@@ -90,8 +90,8 @@ def main() -> None:
     model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
     clips = [json.loads(line) for line in options.annotation.read_text(encoding="utf-8").splitlines()]
     asked, generator = events(clips, options.split), np.random.default_rng(0)
-    batches = list(encode_batches(model, reader, BACKGROUND_VIDEOS))
-    others = background(batches[0][0])
+    batches = list(encode_batches(model, reader, BASELINE_VIDEOS))
+    others = batches[0][0]
     scores: dict[str, list[float]] = defaultdict(list)
     all_queries: list[str] = []
     row = 0
@@ -106,8 +106,8 @@ def main() -> None:
             all_queries += [text for text, _ in queries]
             texts = encode_texts(model, [text for text, _ in queries])
             for number, (_, truth) in enumerate(queries):
-                got = moment(texts[number:number + 1], tokens[at:at + 1], times_BT[at], *whole,
-                             others and others.usual(texts[number:number + 1]))
+                text = texts[number:number + 1]
+                got = find_moment(text, tokens[at:at + 1], times_BT[at], *whole, measure_baseline(text, others))
                 random = tuple(np.sort(generator.uniform(*whole, 2)))
                 for name, answer in (("r1_iou50", got), ("whole_clip_r1_iou50", whole), ("random_r1_iou50", random)):
                     scores[name].append(100.0 * (iou(answer, truth) >= 0.5))

@@ -256,13 +256,16 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 
       hcmi search "red car" --tag place=street --explain why.png
     """
-    from hcmi.search import retriever as searching
+    import hcmi.search as searching
 
     searching.check_query(query)
-    searching.check_top(top)
-    searching.check_picture(explain)
-    wanted = searching.parse_tags(tags)
+    searching.check_top(top, "--top")
+    if explain is not None:
+        searching.check_explanation_path(explain, "--explain")
+    wanted = searching.parse_tags(tags, "--tag")
     retriever = searching.open_retriever(model, index, videos, params)
+    if part:
+        searching.check_part(retriever.model, "--part")
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds, part)
     for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)

@@ -76,24 +76,32 @@ KILL_LOOP = """
 import os, signal, sys, time
 sys.path[:0] = {tests!r}
 {setup}
-for number, seconds in enumerate(sys.stdin):
+for number, line in enumerate(sys.stdin):
+    whole, share = line.split()
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
         for at in range(10**6):
+            started = time.monotonic()
             {change}
-            os.write(1, b"changed\\n")
-    time.sleep(float(seconds))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.write(1, b"killed\\n")
+            os.write(writer, b"%f\\n" % (time.monotonic() - started))
+    os.close(writer)
+    with os.fdopen(reader) as reports:
+        lengths_s = [float(reports.readline()) for _ in range(int(whole))]
+        time.sleep(float(share) * max(lengths_s))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        print(int(whole) + len(reports.readlines()), flush=True)
 """
 
 
-def changes_until_killed(setup: str, change: str, delays_s: Iterable[float]) -> Iterator[int]:
-    """Make a change over and over in a process that is killed after each of the delays; how many were done each time.
+def changes_until_killed(setup: str, change: str, kills: Iterable[tuple[int, float]]) -> Iterator[int]:
+    """Repeat a change in a process until it is killed, once for each of `kills`; the number of changes it finished.
 
-    `setup`: lines of Python that load what is loaded late. `change`: one line; `number` is that of the process, `at`
-    that of the change.
+    `kills`: (number of changes to wait for, at least 1; share of the length of a change to wait for after them). The
+    process reports each change and its length, so that a kill falls into a change however busy the machine is.
+    `setup`: lines of Python that load what is loaded late. `change`: one line, in which `number` is the number of the
+    process and `at` that of the change.
     """
     tests = Path(__file__).parent
     program = KILL_LOOP.format(tests=[str(tests), *map(str, tests.glob("*/"))], setup=setup, change=change)
@@ -101,10 +109,7 @@ def changes_until_killed(setup: str, change: str, delays_s: Iterable[float]) -> 
                           env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         assert process.stdin
         assert process.stdout
-        for seconds in delays_s:
-            print(seconds, file=process.stdin, flush=True)
-            done = 0
-            while process.stdout.readline() == "changed\n":
-                done += 1
-            yield done
+        for whole, share in kills:
+            print(whole, share, file=process.stdin, flush=True)
+            yield int(process.stdout.readline())
         process.stdin.close()

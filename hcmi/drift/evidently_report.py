@@ -1,7 +1,7 @@
-"""Evidently's part: it measures each distance, holds it against the calibrated limit, and draws the distributions.
+"""Evidently measures each distance, compares it with the calibrated limit, and draws the distributions.
 
-Two of its own methods are not used. `EmbeddingsDrift` draws a t-SNE on every run (9 of 9 seconds for 1,000 clips), and
-its `ratio` method did not react to a mean shift; `EmbeddingShift` below measures the energy distance instead.
+Its `EmbeddingsDrift` is not used: it draws a t-SNE on every run (9 of 9 seconds for 1,000 clips), and its `ratio`
+method did not react to a mean shift. `EmbeddingShift` below measures the energy distance instead.
 """
 
 import re
@@ -25,7 +25,7 @@ LIBRARY_MARK = "/*evidently-library*/"
 
 
 class EmbeddingShift(SingleValueMetric):
-    """Energy distance between the embeddings of the two data sets; `columns` hold one coordinate each."""
+    """Energy distance between the embeddings of two data sets. `columns` hold one coordinate each."""
 
     label: str
     columns: list[str]
@@ -52,9 +52,9 @@ class EmbeddingShiftCalculation(SingleValueCalculation[EmbeddingShift]):
 
 
 def compare_with_evidently(reference: Profile, batch: Profile, shifts: list[Shift]) -> tuple[set[str], str]:
-    """The names of the shifts whose Evidently test fails, and Evidently's page.
+    """The names of the shifts whose Evidently test fails, and Evidently's HTML page.
 
-    The page lacks Evidently's JavaScript, which is the same for all batches; `LIBRARY_MARK` stands in its place.
+    The page has `LIBRARY_MARK` in place of Evidently's JavaScript, which is the same for all batches.
     """
     frames = [_frame(profile, shifts) for profile in (reference, batch)]
     metrics: list = []
@@ -65,7 +65,7 @@ def compare_with_evidently(reference: Profile, batch: Profile, shifts: list[Shif
                                           tests=[lt(shift.threshold)]))
         else:
             metrics.append(ValueDrift(column=_label(shift), method="wasserstein", threshold=shift.threshold))
-    # coordinates are data, not columns to describe: Evidently would spend seconds on statistics of each
+    # coordinates are left out, because Evidently would spend seconds on the statistics of each
     definition = DataDefinition(numerical_columns=[_label(shift) for shift in shifts
                                                    if shift.name not in reference.embeddings])
     data = [Dataset.from_pandas(frame, data_definition=definition) for frame in frames]
@@ -83,7 +83,7 @@ def library() -> str:
 
 
 def _frame(profile: Profile, shifts: list[Shift]) -> pd.DataFrame:
-    """The compared columns by their labels, and embeddings one coordinate a column."""
+    """The compared columns by label, and each embedding as one column per coordinate."""
     parts = {}
     for shift in shifts:
         if shift.name in profile.embeddings:
@@ -103,6 +103,6 @@ def _label(shift: Shift) -> str:
 
 
 def _repeatable(page: str) -> str:
-    """Number Evidently's random ids, so that equal input gives an equal page."""
+    """Replace Evidently's random ids by numbers, so that equal input gives an equal page."""
     seen: dict[str, str] = {}
     return _RANDOM_ID.sub(lambda match: seen.setdefault(match[0], f"{len(seen):032x}"), page)

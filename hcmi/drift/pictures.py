@@ -1,4 +1,4 @@
-"""Small pictures for the page: example clips, and a map of where the clips lie."""
+"""What the page draws: frames of example clips, a map of the embeddings, and histograms."""
 
 import base64
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from hcmi.video import Decoded, DecodeJob, DecoderPool
 
 NUM_EXAMPLES = 5
 FRAMES_EACH = 3
-SIZE = 104              # pixels; shown at 70, sharp on fine screens
+SIZE = 104              # pixels; shown at 70, so that they are sharp on high-resolution screens
 
 
-def examples(samples: Sequence[Sample], timeout_s: float, generator: np.random.Generator) -> list[list[dict]]:
-    """For each sample some clips drawn at random: {"caption", "frames": data URIs, first to last}.
+def draw_examples(samples: Sequence[Sample], timeout_s: float, generator: np.random.Generator) -> list[list[dict]]:
+    """For each sample some clips drawn at random: {"caption", "video_id", "frames": data URIs, first to last}.
 
-    Frames come from the video files at a size worth looking at; where a file is gone, from the shards.
+    Frames are read from the video files; when a file is missing, its one middle frame from the shards is used.
     """
     chosen = [np.sort(generator.permutation(len(sample))[:NUM_EXAMPLES]).tolist() for sample in samples]
     jobs = []
@@ -46,10 +46,10 @@ def _data_uri(frame_HXC: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def flat_map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[V, 2] each, within 0 to 1: the two main directions of both sets together, where a shift shows best."""
+def map_points(reference_VD: np.ndarray, batch_VD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[V, 2] each, within 0 to 1: the first two principal components of both sets together."""
     pooled_VD = np.concatenate([reference_VD, batch_VD]).astype(np.float64)
-    # each set counts the same, however many clips it has
+    # both sets have the same weight, whatever their sizes
     weights_V = np.repeat([1 / len(reference_VD), 1 / len(batch_VD)], [len(reference_VD), len(batch_VD)])
     centred_VD = pooled_VD - np.average(pooled_VD, axis=0, weights=weights_V)
     directions_DD = np.linalg.svd(centred_VD * np.sqrt(weights_V)[:, None], full_matrices=False)[2]
@@ -61,8 +61,8 @@ def flat_map(reference_VD: np.ndarray, batch_VD: np.ndarray) -> tuple[np.ndarray
     return points_V2[:len(reference_VD)], points_V2[len(reference_VD):]
 
 
-def densities(reference: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of the two sets per bin of their common range (the outermost 1 % of each are put into the end bins)."""
+def histograms(reference: np.ndarray, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each set in each bin of their common range; the outermost 1 % of each are put into the end bins."""
     parts = [part[np.isfinite(part)] for part in (reference, batch)]
     low = min(np.quantile(part, 0.01) for part in parts)
     high = max(np.quantile(part, 0.99) for part in parts)

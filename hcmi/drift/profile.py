@@ -1,8 +1,8 @@
-"""What a set of clips looks like to the retriever, and whether two sets differ by more than chance.
+"""The profile of a set of clips as the retriever sees it, and whether two profiles differ by more than chance.
 
-Pure: arrays in, arrays out. The batch and the reference are pooled and their rows shuffled many times; how far apart
-two random parts of the pool lie is what "no drift" looks like at exactly these sizes, so the stated false alarm rate
-holds for small and large batches alike (a permutation test; ours).
+Pure: arrays in, arrays out. The rows of the batch and the reference are pooled and split at random many times. The
+distances between the random parts are those without drift at exactly these sizes, so the stated false alarm rate holds
+for small and large batches (a permutation test; ours).
 """
 
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-MIN_CLIPS = 10              # fewer in the batch or the reference: no verdict [ours]; see docs/drift.md for the power
-_BLOCK = 500                # permutations at a time, bounds memory
+MIN_CLIPS = 10              # of the batch and of the reference; with fewer there is no verdict [ours]
+_BLOCK = 500                # permutations at a time: bounds the memory
 QUERY_COLUMNS = ("rank", "own_score", "top1_score", "margin", "entropy", "caption_words")
 CLIP_COLUMNS = ("duration_s", "width", "height", "brightness", "contrast", "saturation", "warmth", "sharpness",
                 "motion")
@@ -20,10 +20,10 @@ EMBEDDINGS = ("video_embedding", "caption_embedding")
 
 @dataclass(frozen=True)
 class Profile:
-    """A set of clips, one row each, the caption columns NaN where a clip has no caption."""
+    """A set of clips, one row each. The caption columns are NaN where a clip has no caption."""
 
     columns: pd.DataFrame                                                   # [V] of QUERY_COLUMNS and CLIP_COLUMNS
-    embeddings: dict[str, np.ndarray] = field(default_factory=dict)         # name -> [V, D]; NaN rows where none
+    embeddings: dict[str, np.ndarray] = field(default_factory=dict)         # name -> [V, D]; NaN rows: none
 
     def __post_init__(self) -> None:
         for name, rows_VD in self.embeddings.items():
@@ -40,7 +40,7 @@ class Shift:
     name: str
     distance: float         # columns: Wasserstein distance in the reference's standard deviations; embeddings: energy
     threshold: float
-    p_value: float          # adjusted: how often the largest of all comparisons gets this far without drift
+    p_value: float          # adjusted: how often the largest of all comparisons is this large without drift
     reference: float        # median of the column; NaN for embeddings
     batch: float
 
@@ -50,7 +50,7 @@ class Shift:
 
 
 def clip_columns(frames_THXC: np.ndarray) -> dict[str, float]:
-    """What a person would notice about one clip's pixels (uint8 RGB), in units of grey levels 0 to 255.
+    """Statistics of one clip's pixels (uint8 RGB) that a person would notice, in grey levels 0 to 255.
 
     `contrast` is the spread of grey within a frame, `saturation` max minus min over RGB, `warmth` red minus blue,
     `sharpness` the mean step between neighbouring pixels, `motion` the mean change from one given frame to the next.
@@ -67,14 +67,13 @@ def clip_columns(frames_THXC: np.ndarray) -> dict[str, float]:
 
 
 def query_columns(own_Q: np.ndarray, others_QG: np.ndarray, temperature: float) -> pd.DataFrame:
-    """How each query fares when its own clip stands among G others.
+    """Rank, scores, margin and entropy of each query when its own clip competes with G others.
 
-    Ranks, margins and entropies depend on how many clips compete and on which. So the G others are the same for batch
-    and reference, and as strange to the one as to the other: clips of neither. (With a part of the reference as
-    gallery, its likeness to the rest of the reference was called drift; every reference clip in turn among all the
-    rest gave 16 % false alarms instead of 5 % with 40 reference clips.) `rank` is 1 + the number of strictly
-    better others; `margin` first minus second; `entropy` in
-    nats, of the softmax over the G + 1 scores.
+    Ranks, margins and entropies depend on which clips compete. The G others are therefore the same for the batch and
+    the reference, and belong to neither. (With a part of the reference as the gallery, its likeness to the rest of the
+    reference was reported as drift. With each reference clip among all the rest of the reference, there were 16 % false
+    alarms instead of 5 % with 40 reference clips.) `rank` is 1 + the number of strictly better others; `margin` is the
+    best score minus the second best; `entropy` is that of the softmax over the G + 1 scores, in nats.
     """
     all_QG = np.concatenate([own_Q[:, None], others_QG], axis=1).astype(np.float64)
     second_Q, first_Q = np.partition(all_QG, -2, axis=1)[:, -2:].T
@@ -87,7 +86,10 @@ def query_columns(own_Q: np.ndarray, others_QG: np.ndarray, temperature: float) 
 
 
 def fit_temperature(sims_NN: np.ndarray) -> float:
-    """Softmax temperature under which query i finds video i most likely; scores of another scale, same entropies."""
+    """The softmax temperature with the highest likelihood that query i finds video i.
+
+    It makes entropies independent of the scale of the scores.
+    """
     spread = float(sims_NN.std()) or 1.0
     own_N = np.diagonal(sims_NN).astype(np.float64)
 
@@ -100,10 +102,10 @@ def fit_temperature(sims_NN: np.ndarray) -> float:
 
 
 def assignments(real_M: np.ndarray, groups_M: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """bool [1 + count, M]: which of the pooled rows play the batch; row 0 is `real_M`, how it really is.
+    """bool [1 + count, M]: which of the pooled rows form the batch in each split; row 0 is the real split `real_M`.
 
-    Rows trade places only within their group. Groups are rows with the same columns missing, so that each column is
-    split in the same numbers every time: without that, 5 % became 20 %.
+    Rows are exchanged only within their group. A group is the rows with the same columns missing, so that each column
+    is always split into the same numbers of rows; otherwise 5 % false alarms became 20 %.
     """
     batch_PM = np.tile(real_M, (1 + count, 1))
     for group in np.unique(groups_M):
@@ -113,9 +115,9 @@ def assignments(real_M: np.ndarray, groups_M: np.ndarray, count: int, generator:
 
 
 def wasserstein(values_M: np.ndarray, batch_PM: np.ndarray) -> np.ndarray:
-    """[P] Evidently's `wasserstein`: the distance over the reference part's standard deviation (at least 0.001).
+    """[P] Evidently's `wasserstein`: the distance divided by the reference's standard deviation (at least 0.001).
 
-    Rows whose value is not finite are left out, as Evidently does.
+    Rows whose value is not finite are left out, as in Evidently.
     """
     finite_M = np.isfinite(values_M)
     order = np.argsort(values_M[finite_M], kind="stable")
@@ -134,7 +136,8 @@ def wasserstein(values_M: np.ndarray, batch_PM: np.ndarray) -> np.ndarray:
 def energy_distance(rows_MD: np.ndarray, batch_PM: np.ndarray) -> np.ndarray:
     """[P] 2 E|X-Y| - E|X-X'| - E|Y-Y'| between the two parts, Euclidean; NaN rows are left out.
 
-    Source: Szekely and Rizzo, Energy statistics, 2013. Zero only for equal distributions, no bandwidth to choose.
+    It is zero only for equal distributions, and has no bandwidth to choose. Source: Szekely and Rizzo, Energy
+    statistics, 2013.
     """
     finite_M = np.isfinite(rows_MD).all(1)
     rows_MD = rows_MD[finite_M].astype(np.float32)
@@ -153,11 +156,11 @@ def energy_distance(rows_MD: np.ndarray, batch_PM: np.ndarray) -> np.ndarray:
 
 
 def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generator: np.random.Generator) -> list[Shift]:
-    """Every column and embedding that both sets have, judged together; the batch has drifted when any `Shift` has.
+    """One `Shift` for each column and embedding that both sets have; the batch has drifted when any of them has.
 
-    Each distance is measured for the real split and for random ones. Distances are put on one scale by their own
-    spread over the random splits; the largest of them all, over the random splits, gives one limit for all (Westfall
-    and Young's single-step maxT), so that together they alarm on a batch without drift at `false_alarm_rate`.
+    Each distance is measured for the real split and for random ones, and scaled by its spread over the random splits.
+    The distribution of the largest scaled distance over the random splits gives one limit for all (Westfall and Young's
+    single-step maxT), so that all comparisons together report drift in a batch without drift at `false_alarm_rate`.
     """
     count = max(999, round(10 / false_alarm_rate) - 1)
     pools = _pools(reference, batch)
@@ -175,7 +178,7 @@ def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generat
     scale_S = np.maximum(np.quantile(distance_PS, 0.99, axis=0) - middle_S, 1e-12)
     largest_P = ((distance_PS - middle_S) / scale_S).max(1)
     limit = np.sort(largest_P)[-max(1, int(false_alarm_rate * len(largest_P)))]
-    # A hair below: Evidently recomputes the same distance and must not fall on the other side by rounding.
+    # Slightly lower, so that rounding in Evidently's own distance cannot change the verdict.
     threshold_S = (middle_S + limit * scale_S) * (1 - 1e-6)
     real_S = (distance_PS[0] - middle_S) / scale_S
     return [Shift(name, float(distance_PS[0, s]), float(threshold_S[s]), float((largest_P >= real_S[s]).mean()),
@@ -184,7 +187,7 @@ def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generat
 
 
 def _pools(reference: Profile, batch: Profile) -> dict[str, np.ndarray]:
-    """Name -> reference rows then batch rows, of what both have and what varies at all."""
+    """Name -> the rows of the reference, then of the batch, for what both have and what is not constant."""
     pools = {}
     for name in (*QUERY_COLUMNS, *CLIP_COLUMNS):
         if name in reference.columns and name in batch.columns:

@@ -1,73 +1,44 @@
-"""Stage `drift`: Evidently compares each incoming batch with the training-time reference; a page and a verdict a batch.
+"""Stage `drift`: compare each incoming batch with the reference that export wrote; write a page and a verdict for each.
 
-The limits come from `profile.compare`; Evidently's tests hold its own distances against them and give the verdict.
-Equal input gives equal bytes: no dates, no random ids.
+The limits come from `profile.compare`. Evidently's tests compare its own distances with them and give the verdict.
+Equal input gives equal bytes: the outputs hold no dates and no random ids.
 """
 
 import json
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hcmi.config import Params
-from hcmi.drift.label_free_recall import Estimate, Scores, estimate_recall, recall_at_1
-from hcmi.drift.page import SHOWN_SKIPS, render
-from hcmi.drift.pictures import examples
-from hcmi.drift.profile import MIN_CLIPS, Profile, Shift, compare
-from hcmi.drift.sample import Reference, Sample, read_batch, reasons, unread
-from hcmi.drift.summary import DRIFT, OK, SMALL, UNREADABLE, advice, changes, summary
-from hcmi.errors import DataError, DriftError, shown
+from hcmi.drift.batches import find_batches
+from hcmi.drift.label_free_recall import Scores, estimate_recall, recall_at_1
+from hcmi.drift.page import render
+from hcmi.drift.pictures import draw_examples
+from hcmi.drift.profile import MIN_CLIPS, compare
+from hcmi.drift.reference import Reference
+from hcmi.drift.report import BatchReport
+from hcmi.drift.sample import count_reasons, read_batch, unreadable
+from hcmi.drift.summary import DRIFT, OK, SMALL
+from hcmi.errors import DataError, shown
 from hcmi.evaluate import difference_of_rates
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.model import load_retriever
 from hcmi.progress import track
 from hcmi.runtime import pick_device, tune_allocator
-from hcmi.types import Skip
-
-
-@dataclass
-class BatchReport:
-    """All that is known of one batch, for report.json and the page."""
-
-    name: str
-    verdict: str = UNREADABLE
-    why: str = ""
-    num_found: int = 0                  # clips, readable or not
-    skipped: list[Skip] = field(default_factory=list)
-    sample: Sample | None = None
-    profile: Profile | None = None
-    shifts: list[Shift] = field(default_factory=list)
-    failed: set[str] = field(default_factory=set)       # the shifts whose Evidently test failed
-    measured: float | None = None       # R@1, per cent, its captions being known
-    expected: float | None = None       # R@1 of the reference in the same gallery
-    difference: tuple[float, float] | None = None       # 95 % interval of `measured` minus `expected`
-    gallery: int = 0                    # clips that each caption's own clip stands among
-    estimate: Estimate | None = None
-    evidently_page: str = ""
-
-    @property
-    def summary(self) -> str:
-        return summary(self.verdict, self.shifts, len(self.sample or ()), len(unread(self.skipped)), self.why)
-
-    @property
-    def advice(self) -> str:
-        return advice(self.verdict, self.measured, self.expected, self.difference)
 
 
 def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Path, shards_dir: str | Path,
           out_dir: str | Path, params: Params, batches: Sequence[str] = ()) -> dict[str, Any]:
-    """Judge the batches in `incoming_dir` that are named, or every one; write index.html and report.json; return the
-    latter.
+    """Judge each batch in `incoming_dir`, or only `batches`; write index.html and report.json; return the latter.
 
-    A batch is a folder in the `folder` format, or just videos; empty folders are no batches. A broken batch gets the
-    verdict `unreadable`, no exception.
-    Raises: ModelError, DriftError, DataError, SearchIndexError: what is wrong with model, export, shards or `batches`;
-    MachineError when `out_dir` cannot be written, asked before the work.
+    A batch is a folder in the `folder` format, or a folder of videos without captions; empty folders are ignored. A
+    batch that cannot be read gets the verdict `unreadable` and raises nothing.
+    Raises: ModelError, DriftError, DataError or SearchIndexError when the model, the export, the shards or `batches`
+    are wrong; MachineError when `out_dir` cannot be written, which is checked first.
     """
     ask_to_write(folders=[out_dir])
     os.environ.setdefault("DO_NOT_TRACK", "1")      # Evidently's usage statistics
@@ -83,7 +54,7 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
         reports = [judge(folder, reference, params, shards_dir) for folder in track(folders, "drift", unit="batch")]
     result = {"verdicts": {report.name: report.verdict for report in reports},
               "false_alarm_rate": params.drift.false_alarm_rate, "seed": params.drift.seed, "reference": card,
-              "batches": [_record(report) for report in reports]}
+              "batches": [report.to_record() for report in reports]}
     page = render(result, reports, reference.profile if reference else None, _pictures(reports, reference, params),
                   _evidently_library(reports), str(incoming_dir), batches)
     with atomic_dir(out_dir) as folder:
@@ -93,11 +64,11 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
 
 
 def _pictures(reports: list[BatchReport], reference: Reference | None, params: Params) -> dict[str, list[dict]]:
-    """Batch name -> examples; "" for the reference's."""
+    """Batch name -> examples; the reference's are under ""."""
     samples = {report.name: report.sample for report in reports if report.sample is not None}
     if reference is None or not samples:
         return {}
-    found = examples([reference.sample, *samples.values()], params.shards.decode_timeout_s,
+    found = draw_examples([reference.sample, *samples.values()], params.shards.decode_timeout_s,
                      np.random.default_rng(params.drift.seed))
     return dict(zip(["", *samples], found, strict=True))
 
@@ -110,31 +81,8 @@ def _evidently_library(reports: list[BatchReport]) -> str:
     return library()
 
 
-def find_batches(incoming_dir: str | Path, batches: Sequence[str] = ()) -> list[Path]:
-    """The folders that hold any file, by name; hidden ones left out. With `batches`, those of them that are named.
-
-    A folder without files may be named and is left out too: data sets other than scenes leave the pipeline's two empty.
-    Raises: DriftError when there is no folder of a name in `batches`.
-    """
-    root = Path(incoming_dir)
-    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()] if root.is_dir() else []
-    found = [folder for folder in folders if _is_batch(folder)]
-    for name in batches:
-        if name not in {folder.name for folder in folders}:
-            raise DriftError(f"{root}: need a batch called {name!r}, got {', '.join(f.name for f in found) or 'none'}. "
-                             f"Put its videos into {root / name}.")
-    return [folder for folder in found if not batches or folder.name in batches]
-
-
-def _is_batch(folder: Path) -> bool:
-    if folder.name.startswith(".") or not os.path.isdir(folder):
-        return False
-    unread: list[OSError] = []      # of folders: reading the batch will say what is wrong
-    return any(files for _, _, files in os.walk(folder, onerror=unread.append)) or bool(unread)
-
-
 def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:
-    """Read, compare and judge one batch. What is drawn at random depends on the seed and the batch's name alone."""
+    """Read, compare and judge one batch. Its random draws depend only on the seed and the batch's name."""
     report = BatchReport(shown(folder.name))
     generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
@@ -144,14 +92,14 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
         report.why = str(error)
         return report
     limit = params.shards.max_skip_fraction
-    failed = unread(report.skipped)
+    failed = unreadable(report.skipped)
     if report.sample is None or len(failed) > limit * report.num_found:
-        report.why = (f"{len(failed)} of {report.num_found} clips cannot be read ({reasons(failed)}); "
+        report.why = (f"{len(failed)} of {report.num_found} clips cannot be read ({count_reasons(failed)}); "
                       f"at most {limit:.0%} may fail.")
         return report
     report.profile, scores = reference.profile_of(report.sample)
     report.shifts = compare(reference.profile, report.profile, params.drift.false_alarm_rate, generator)
-    search_quality(report, scores, reference.scores, generator)
+    measure_search_quality(report, scores, reference.scores, generator)
     smallest = min(len(report.sample), len(reference.sample))
     if smallest < MIN_CLIPS or not report.shifts:
         who = "The reference" if len(reference.sample) == smallest < len(report.sample) else "The batch"
@@ -164,9 +112,9 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     return report
 
 
-def search_quality(report: BatchReport, batch: Scores | None, reference: Scores | None,
+def measure_search_quality(report: BatchReport, batch: Scores | None, reference: Scores | None,
                    generator: np.random.Generator) -> None:
-    """R@1 measured, expected and estimated, each caption's own clip standing among the same clips of neither."""
+    """Fill in R@1 measured, expected and estimated: each caption's own clip competes with the gallery."""
     if batch is None or reference is None or min(len(batch), len(reference)) < MIN_CLIPS:
         return
     report.gallery = batch.gallery_NG.shape[1]
@@ -176,29 +124,3 @@ def search_quality(report: BatchReport, batch: Scores | None, reference: Scores 
     report.difference = 100 * low, 100 * high
     rows = generator.choice(len(batch), min(len(batch), len(reference)), replace=False)
     report.estimate = estimate_recall(batch[rows], reference, generator)
-
-
-def _record(report: BatchReport) -> dict[str, Any]:
-    estimate = report.estimate
-    return {
-        "batch": report.name, "verdict": report.verdict, "summary": report.summary, "advice": report.advice,
-        "clips": len(report.sample or ()), "found": report.num_found,
-        "captioned": len(report.sample.captioned) if report.sample else 0,
-        "changes": changes(report.shifts) if report.verdict == DRIFT else [],
-        "recall_at_1": None if estimate is None else {
-            "gallery": report.gallery, "measured": _round(report.measured), "reference": _round(report.expected),
-            "difference_95%_interval": [_round(value) for value in report.difference or ()],
-            "label_free": _round(estimate.recall),
-            f"label_free_{estimate.coverage:.0%}_interval": [_round(estimate.low), _round(estimate.high)]},
-        "shifts": [{"name": shift.name, "distance": _round(shift.distance, 6), "limit": _round(shift.threshold, 6),
-                    "p_value": _round(shift.p_value, 6), "drifted": shift.name in report.failed,
-                    "reference_median": _round(shift.reference, 6), "batch_median": _round(shift.batch, 6)}
-                   for shift in report.shifts],
-        "skipped": len(report.skipped), "skipped_reasons": reasons(report.skipped),
-        "skipped_files": [{"path": skip.path, "reason": skip.reason, "detail": skip.detail}
-                          for skip in report.skipped[:SHOWN_SKIPS]]}
-
-
-def _round(value: float | None, digits: int = 2) -> float | None:
-    """None for what there is not: NaN is no JSON."""
-    return None if value is None or not np.isfinite(value) else round(float(value), digits)

@@ -1,7 +1,11 @@
-"""ROOM index."""
+"""The index that search reads: tokens of videos on disk, a FAISS index over their vectors, or the same in Milvus.
+
+`SearchIndex` is one consistent state of an index folder; `add_videos` and `remove_videos` write the next one while
+others search. `TokenStore` and `TokenWriter` read and write token files, for the export too.
+"""
 
 from hcmi.index.milvus import MilvusIndex, is_milvus, push_export
-from hcmi.index.search_index import Filter, SearchIndex, read_manifest
+from hcmi.index.search_index import Filter, SearchIndex, read_catalog
 from hcmi.index.store import (
     VIDEOS_SCHEMA,
     TokenStore,
@@ -28,7 +32,7 @@ __all__ = [
     "is_milvus",
     "model_card",
     "push_export",
-    "read_manifest",
+    "read_catalog",
     "read_texts",
     "read_videos",
     "remove_videos",

@@ -1,7 +1,8 @@
-"""The same search past one machine: videos and tokens in Milvus, embedded in a file or served by a cluster.
+"""The same index in Milvus, for more than one machine: videos and tokens in a file (Milvus Lite) or in a cluster.
 
-Milvus keeps everything a search needs (first-stage vectors, tokens, times, the manifest's columns), so a machine that
-searches needs the model folder and the address. Rows are keyed by the clip's content: pushing twice changes nothing.
+Milvus keeps everything that a search needs (first-stage vectors, tokens, times, the manifest's columns), so a machine
+that searches needs only the model folder and the address. Rows are keyed by the clip's content, so pushing twice
+changes nothing.
 """
 
 import base64
@@ -29,14 +30,14 @@ MAX_BYTES = 65_535                          # of a Milvus VARCHAR
 
 
 def is_milvus(uri: str) -> bool:
-    """Whether `search.uri` is Milvus: a file ending in .db, or an http(s) address."""
+    """Whether `uri` is Milvus: a file ending in .db, or an http(s) address."""
     return uri.endswith(".db") or uri.startswith(("http://", "https://"))
 
 
 class MilvusIndex:
-    """What `SearchIndex` is to a folder, for a Milvus collection.
+    """A Milvus collection with the methods of `SearchIndex`.
 
-    Raises: SearchIndexError when pymilvus or the server is not there, or nothing was pushed to it yet.
+    Raises: SearchIndexError when pymilvus is not installed, the server does not answer, or nothing was pushed to it.
     """
 
     def __init__(self, uri: str):
@@ -57,7 +58,7 @@ class MilvusIndex:
             return self.client.query(VIDEOS, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     def latest(self) -> "MilvusIndex":
-        """Milvus itself serves the newest rows; what was dropped and pushed by another model is another index."""
+        """This view, since Milvus itself serves the newest rows; a new one when another model's rows replaced them."""
         return self if self._card() == self.model else MilvusIndex(self.folder)
 
     def _card(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class MilvusIndex:
         return self._arrays(rows)["times_s"]
 
     def clips(self, rows: np.ndarray) -> list[Clip]:
-        """The rows as the manifest had them, in the order given."""
+        """The clips of `rows`, in the order given."""
         return [Clip.from_row(row) for row in self._get(rows, CLIP_SCHEMA.names)]
 
     def rows_of(self, column: str, values: Sequence[str]) -> np.ndarray:
@@ -120,21 +121,21 @@ class MilvusIndex:
 
 
 def push_export(export_dir: str | Path, uri: str) -> dict[str, Any]:
-    """`push` the index of a finished export.
+    """Copy the index of a finished export into Milvus.
 
-    Raises: SearchIndexError when `uri` is not Milvus, there is no export, and as `push` does.
+    Raises: SearchIndexError when `uri` is not Milvus or there is no export; otherwise as `push`.
     """
     if not is_milvus(uri):
-        raise SearchIndexError(f"--push {uri}: need a file ending in .db or an http address, got neither. "
-                               "For example --push videos.db.")
+        raise SearchIndexError(f"{uri}: need a file ending in .db or an http address, got neither. "
+                               "For example videos.db.")
     return push(SearchIndex.open(Path(export_dir) / "index"), uri)
 
 
 def push(index: SearchIndex, uri: str) -> dict[str, Any]:
-    """Copy an index folder's videos into Milvus; ones that are there already are replaced, others stay.
+    """Copy an index folder's videos into Milvus. Equal clips in it are replaced; others stay.
 
-    Raises: SearchIndexError when the server is not there, holds another model's vectors, or the tokens of one video
-    are larger than Milvus takes.
+    Raises: SearchIndexError when the server does not answer, holds another model's vectors, or the tokens of one video
+    are larger than Milvus accepts.
     """
     client = _connect(uri)
     rows = index.live_rows()
@@ -151,7 +152,7 @@ def push(index: SearchIndex, uri: str) -> dict[str, Any]:
 
 
 def _create(client: Any, index: SearchIndex, uri: str) -> None:
-    """Both collections, unless they are there and of the same model."""
+    """Create both collections, unless they exist and belong to the same model."""
     from pymilvus import DataType
 
     if client.has_collection(MODEL):
@@ -172,7 +173,7 @@ def _create(client: Any, index: SearchIndex, uri: str) -> None:
     _make(client, VIDEOS, schema, "FLAT" if uri.endswith(".db") else "HNSW")
     schema = client.create_schema(auto_id=False)
     schema.add_field("row", DataType.INT64, is_primary=True)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)        # Milvus wants one in every collection
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)        # Milvus requires one in every collection
     schema.add_field("card", DataType.JSON)
     _make(client, MODEL, schema, "FLAT")
     client.upsert(MODEL, [{"row": 0, "vector": [0.0, 0.0], "card": index.model}])
@@ -194,7 +195,7 @@ def _entity(clip: Clip, arrays: dict[str, np.ndarray], vector_D: np.ndarray, uri
 
 
 def _key(clip: Clip) -> int:
-    """63 bits that stand for the clip's content."""
+    """A 63-bit hash of the clip's content."""
     digest = hashlib.blake2b(repr(clip.content_key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -225,20 +226,20 @@ def _quoted(value: str | list[str]) -> str:
 
 
 def _connect(uri: str) -> Any:
-    """Raises: SearchIndexError when pymilvus is not installed or nobody answers at `uri`."""
+    """A client. Raises: SearchIndexError when pymilvus is not installed or no server answers at `uri`."""
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
         raise SearchIndexError(f"{uri}: need the package pymilvus to search in Milvus, got none. "
                                "Run `pip install 'hcmi[milvus]'`.") from error
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)        # it prints tracebacks of errors that it raises
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)        # it prints tracebacks of the errors that it raises
     with _explained(uri):
         return MilvusClient(uri, timeout=TIMEOUT_S)
 
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Milvus's own errors as one line."""
+    """Turn Milvus's errors into one line. Raises: SearchIndexError."""
     from pymilvus.exceptions import MilvusException
 
     try:

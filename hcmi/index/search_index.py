@@ -7,8 +7,8 @@ A folder with immutable segments and one `index.json` that names them:
     <segment>/videos.parquet, embeddings/*.npy  (of the first segment of an export: one folder up)
     <segment>/removed-<generation>.npy          row numbers no longer served
 
-Whoever opens the index, at any moment, finds one consistent generation; readers never lock. `hcmi/index/writer.py`
-makes the next one.
+At any time a reader that opens the index finds one consistent generation. Readers never lock. The next generation is
+written by `hcmi/index/writer.py`.
 """
 
 import json
@@ -31,16 +31,16 @@ from hcmi.runtime import single_after_fork
 from hcmi.types import Clip, VideoTokens
 
 FORMAT = 1
-HNSW_ROWS = 30_000      # below it a flat scan answers within some milliseconds
+HNSW_ROWS = 30_000      # with fewer rows a flat scan takes a few milliseconds
 HNSW_LINKS = 32
 HNSW_BUILD = 80         # efConstruction
-SCAN_SHARE = 0.1        # filters that let through less than this are scanned exactly: HNSW would miss most of them
+SCAN_SHARE = 0.1        # HNSW would miss most rows that pass a stricter filter, so they are scanned exactly
 AGAIN = "Run `hcmi export` again."
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which videos may be found: every tag given must be equal, and the length within bounds."""
+    """Which videos may be found: those with equal values for all given tags and a duration within the bounds."""
 
     tags: tuple[tuple[str, str], ...] = ()
     min_seconds: float | None = None
@@ -51,7 +51,7 @@ class Filter:
 
 
 class Segment:
-    """One immutable part of an index: rows of videos, tokens and vectors. Files are opened when needed or by `load`."""
+    """One immutable part of an index: rows of videos, tokens and vectors. Files are opened on first use."""
 
     def __init__(self, folder: Path, entry: dict[str, Any]):
         self.folder, self.entry, self.rows = folder, entry, entry["rows"]
@@ -95,7 +95,7 @@ class Segment:
         return alive
 
     def load(self) -> None:
-        """Open every file: from then on the folder may change or go."""
+        """Open every file. The folder may then be changed or deleted."""
         _ = self.faiss_index, self.videos, self.store, self.alive
 
     def allowed(self, where: Filter) -> np.ndarray:
@@ -111,7 +111,7 @@ class Segment:
         return keep
 
     def nearest(self, query_D: np.ndarray, count: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and inner products of the `count` nearest vectors, best first; fewer where fewer are kept."""
+        """Rows and inner products of the `count` nearest vectors that `keep` allows (None: all), best first."""
         kept = self.rows if keep is None else int(keep.sum())
         count = min(count, kept)
         if not count:
@@ -121,7 +121,7 @@ class Segment:
             scores = self.store.vectors(rows) @ query_D
             best = np.argsort(-scores, kind="stable")[:count]
             return rows[best], scores[best]
-        api: Any = faiss        # its type stubs know neither selectors nor HNSW
+        api: Any = faiss        # its type stubs lack selectors and HNSW
         selector = None if keep is None else api.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
         if self.entry["kind"] == "hnsw":
             options = api.SearchParametersHNSW(efSearch=max(2 * count, 64), sel=selector)
@@ -134,39 +134,40 @@ class Segment:
 
 
 class SearchIndex:
-    """A consistent view of an index folder at one generation; `latest()` gives the newest.
+    """A consistent view of an index folder at one generation; `latest()` returns a view of the newest.
 
-    Rows are numbered through all segments and mean something only within one generation. A view that was opened with
-    `load` needs its folder no more, and any number of threads may search it.
+    Rows are numbered through all segments; a row number is valid within one generation only. A view that was opened
+    with `load` no longer needs its folder. Any number of threads may search one view.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], segments: list[Segment], loaded: bool = False):
+    def __init__(self, folder: Path, catalog: dict[str, Any], segments: list[Segment], loaded: bool = False):
         """Use `SearchIndex.open`."""
         single_after_fork(faiss.omp_set_num_threads)
-        self.folder, self.manifest, self.segments, self.loaded = folder, manifest, segments, loaded
-        self.model: dict[str, Any] = manifest["model"]
+        self.folder, self.catalog, self.segments, self.loaded = folder, catalog, segments, loaded
+        self.model: dict[str, Any] = catalog["model"]
         self.starts = np.cumsum([0, *(segment.rows for segment in segments)])
         self._filtered: tuple[Filter, list[np.ndarray]] | None = None
 
     @classmethod
     def open(cls, folder: str | Path, known: Sequence[Segment] = (), load: bool = False) -> "SearchIndex":
-        """The newest generation in `folder`; `known` segments, already open, are reused where they are unchanged.
+        """The newest generation in `folder`. `known`: open segments, which are reused if they are unchanged.
 
-        `load`: open every file now, so that the view needs the folder no more. Otherwise files are opened when needed.
+        `load`: open every file now, so that the view no longer needs the folder. Otherwise files are opened on first
+        use.
         Raises: SearchIndexError when the index is missing, half-copied or broken.
         """
         folder = Path(folder)
         reusable = {json.dumps(segment.entry): segment for segment in known}
         while True:
-            manifest = read_manifest(folder)
+            catalog = read_catalog(folder)
             try:
-                segments = [reusable.get(json.dumps(entry)) or Segment(folder, entry) for entry in manifest["segments"]]
+                segments = [reusable.get(json.dumps(entry)) or Segment(folder, entry) for entry in catalog["segments"]]
                 for segment in segments if load else ():
                     segment.load()
-                if not load or read_manifest(folder) == manifest:       # else the files may be those of two exports
-                    return cls(folder, manifest, segments, load)
+                if not load or read_catalog(folder) == catalog:       # otherwise the files may belong to two exports
+                    return cls(folder, catalog, segments, load)
             except SearchIndexError:
-                if read_manifest(folder) == manifest:       # else a writer moved on between the two reads
+                if read_catalog(folder) == catalog:       # otherwise a writer replaced it between the two reads
                     raise
 
     def __len__(self) -> int:
@@ -174,23 +175,23 @@ class SearchIndex:
 
     @property
     def generation(self) -> int:
-        return self.manifest["generation"]
+        return self.catalog["generation"]
 
     def latest(self) -> "SearchIndex":
-        """This view, or a new one when a writer has moved on."""
-        if read_manifest(self.folder) == self.manifest:
+        """This view, or a new one when a writer has made a newer generation."""
+        if read_catalog(self.folder) == self.catalog:
             return self
         return SearchIndex.open(self.folder, self.segments, self.loaded)
 
     def check_model(self, fingerprint: str) -> None:
-        """Raises: SearchIndexError when another model made the index: its vectors would be compared at random."""
+        """Raises: SearchIndexError when another model made the index, because scores would then be meaningless."""
         check_fingerprint(self.folder, self.model, fingerprint)
 
     def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None) -> np.ndarray:
         """First stage: rows of the `count` videos nearest to the unit vector `query_D`, best first."""
         keeps: list[np.ndarray | None] = [s.alive if s.entry["removed"] else None for s in self.segments]
         if where:
-            filtered = self._filtered       # read once: another thread may put its own filter there at any moment
+            filtered = self._filtered       # read once: another thread may replace it at any time
             if filtered is None or filtered[0] != where:
                 filtered = self._filtered = where, [segment.allowed(where) for segment in self.segments]
             keeps = list(filtered[1])
@@ -211,34 +212,34 @@ class SearchIndex:
         return self.stored(rows, ("times_s",))["times_s"]
 
     def clips(self, rows: np.ndarray) -> list[Clip]:
-        """The rows as the manifest had them, in the order given."""
+        """The clips of `rows`, in the order given."""
         parts = self._gather(rows, lambda segment, local: table_clips(segment.videos.take(pa.array(local))))
         found = {int(at): clip for where, clips in parts for at, clip in zip(where, clips, strict=True)}
         return [found[at] for at in range(len(rows))]
 
     def _gather(self, rows: np.ndarray, read: Callable[[Segment, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:
-        """(positions in `rows`, what `read` gives for them) per segment."""
+        """For each segment that holds some of `rows`: (their positions in `rows`, what `read` returns for them)."""
         rows = np.asarray(rows, np.int64)
         owner = np.searchsorted(self.starts, rows, side="right") - 1
         return [(np.flatnonzero(owner == s), read(self.segments[s], rows[owner == s] - self.starts[s]))
                 for s in np.unique(owner)]
 
     def rows_of(self, column: str, values: Sequence[str]) -> np.ndarray:
-        """Rows, removed ones left out, whose `column` (video_id, sha256, path) is one of `values`."""
+        """Rows, without removed ones, whose `column` (video_id, sha256, path) is one of `values`."""
         wanted = pa.array(list(values), pa.string())
         parts = [np.flatnonzero(pc.is_in(segment.videos[column], wanted).to_numpy() & segment.alive) + start
                  for segment, start in zip(self.segments, self.starts, strict=False)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def rows_of_clips(self, clips: Sequence[Clip]) -> np.ndarray:
-        """Rows that hold one of `clips` already: the same bytes and part, or the same video_id."""
+        """Rows that already hold one of `clips`: the same bytes and part of the file, or the same video_id."""
         keys = {clip.content_key for clip in clips}
         rows = self.rows_of("sha256", [clip.sha256 for clip in clips])
         same = [row for row, clip in zip(rows, self.clips(rows), strict=True) if clip.content_key in keys]
         return np.union1d(np.array(same, np.int64), self.rows_of("video_id", [clip.video_id for clip in clips]))
 
     def some_rows(self, count: int) -> np.ndarray:
-        """At most `count` rows that are served, spread over the index."""
+        """At most `count` rows that are not removed, spread over the index."""
         rows = self.live_rows()
         return rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int)]
 
@@ -251,7 +252,7 @@ class SearchIndex:
         return sorted(found)
 
     def stored(self, rows: np.ndarray, names: Collection[str] = FILES) -> dict[str, np.ndarray]:
-        """What the token files `names` hold for `rows` (at least one), by file, in the order given."""
+        """The arrays of the token files `names` at `rows` (at least one), by file, in the order given."""
         parts = self._gather(rows, lambda segment, local: segment.store.stored(local, names))
         if len(parts) == 1:
             return parts[0][1]
@@ -259,32 +260,35 @@ class SearchIndex:
         return {name: np.concatenate([arrays[name] for _, arrays in parts])[order] for name in names}
 
     def live_rows(self) -> np.ndarray:
-        """All rows that are served."""
+        """All rows that are not removed."""
         return np.concatenate([np.zeros(0, np.int64),
                                *(np.flatnonzero(s.alive) + start for s, start in zip(self.segments, self.starts,
                                                                                      strict=False))])
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises: SearchIndexError when index.json is missing, cut short or of another format."""
+def read_catalog(folder: Path) -> dict[str, Any]:
+    """What index.json of the newest generation says: the model and the segments.
+
+    Raises: SearchIndexError when it is missing, truncated or of another format.
+    """
     path = folder / "index.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise SearchIndexError(f"{path}: need index format {FORMAT}, got {manifest['format']}. {AGAIN}")
-        manifest["generation"], manifest["model"]["fingerprint"], manifest["segments"]
+        catalog = json.loads(path.read_text(encoding="utf-8"))
+        if catalog["format"] != FORMAT:
+            raise SearchIndexError(f"{path}: need index format {FORMAT}, got {catalog['format']}. {AGAIN}")
+        catalog["generation"], catalog["model"]["fingerprint"], catalog["segments"]
     except FileNotFoundError as error:
         raise SearchIndexError(f"{folder}: need a search index, got no index.json there. "
-                               "Run `hcmi export`, or search a folder of videos with --videos.") from error
+                               "Run `hcmi export`, or search a folder of videos directly.") from error
     except NotADirectoryError as error:
-        raise SearchIndexError(f"{folder}: need a folder with a search index, got a file. Correct --index.") from error
+        raise SearchIndexError(f"{folder}: need a folder with a search index, got a file. Correct the path.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise SearchIndexError(f"{path}: need a complete index.json, got a broken one. {AGAIN}") from error
-    return manifest
+    return catalog
 
 
 def check_fingerprint(place: str | Path, model: dict[str, Any], fingerprint: str) -> None:
-    """Raises: SearchIndexError when another model than `fingerprint` made the vectors at `place`."""
+    """Raises: SearchIndexError when the vectors at `place` were made by another model than `fingerprint`."""
     if model["fingerprint"] != fingerprint:
         raise SearchIndexError(f"{place}: need an index made by this model ({fingerprint[:12]}), got one by "
                                f"{model['fingerprint'][:12]}. Run `hcmi export` with this model, or give the model "
@@ -293,7 +297,7 @@ def check_fingerprint(place: str | Path, model: dict[str, Any], fingerprint: str
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """`runtime.one_thread` for FAISS, which brings an OpenMP of its own: 0.5 ms instead of 27 on a busy machine."""
+    """`runtime.one_thread` for FAISS, which has its own copy of OpenMP: 0.5 ms instead of 27 on a busy machine."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -303,7 +307,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def build_vectors(store: TokenStore, path: Path) -> str:
-    """Write the first stage's FAISS index of one segment; returns its kind, flat or hnsw."""
+    """Write the FAISS index of one segment. Returns its kind, flat or hnsw."""
     kind = "hnsw" if len(store) >= HNSW_ROWS else "flat"
     index: Any = faiss.IndexFlatIP(store.dim)
     if kind == "hnsw":

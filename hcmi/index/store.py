@@ -1,7 +1,7 @@
-"""Videos and their tokens on disk: `videos.parquet` beside memory-mappable `.npy` files, row for row.
+"""Videos and their tokens on disk: `videos.parquet`, and `.npy` files with the same rows, which can be memory-mapped.
 
-Precision `float16` keeps numbers as they are; `int8` keeps each vector's direction (all that a cosine needs) as
-round(127 x / max|x|), half the bytes. Both are read back as float32 vectors of length 1.
+Precision `float16` stores numbers directly. `int8` stores each vector's direction, which is all that a cosine needs, as
+round(127 x / max|x|), in half the bytes. Both are read back as float32 vectors of length 1.
 """
 
 import os
@@ -22,7 +22,7 @@ from hcmi.types import CLIP_SCHEMA, Clip, TextTokens, VideoTokens
 FIELDS = {"video": "video_BD", "frames": "frames_BTD", "clips": "clips_BCD", "frame_weights": "frame_weights_BT",
           "clip_weights": "clip_weights_BC"}
 FILES = (*FIELDS, "times_s")
-PAGED_BELOW = 1024      # bytes a row: files of such rows are small enough to be mapped; of others single rows are read
+PAGED_BELOW = 1024      # bytes per row: files of smaller rows are read from the mapping, of larger rows one by one
 VIDEOS_SCHEMA = pa.schema([("row", pa.int64()), *CLIP_SCHEMA])
 
 
@@ -37,9 +37,9 @@ def table_clips(table: pa.Table) -> list[Clip]:
 
 
 def read_videos(path: str | Path) -> pa.Table:
-    """Raises: SearchIndexError when the file is missing, cut short, or not a videos.parquet."""
+    """The table of videos. Raises: SearchIndexError when the file is missing, truncated, or another table."""
     try:
-        # one chunk: taking ten of a million rows from a hundred chunks takes 8 ms, from one 0.3
+        # one chunk: taking ten of a million rows takes 8 ms from a hundred chunks, and 0.3 ms from one
         return pq.read_table(path, memory_map=True).select(VIDEOS_SCHEMA.names).combine_chunks()
     except FileNotFoundError as error:
         raise SearchIndexError(f"{path}: need the table of indexed videos, got no file. Run `hcmi export`.") from error
@@ -49,7 +49,7 @@ def read_videos(path: str | Path) -> pa.Table:
 
 
 def pack_vectors(vectors: np.ndarray, precision: str) -> np.ndarray:
-    """[..., D] floats to the stored kind."""
+    """[..., D] floats as they are stored."""
     if precision == "float16":
         return vectors.astype(np.float16)
     peak = np.abs(vectors).max(-1, keepdims=True)
@@ -57,12 +57,12 @@ def pack_vectors(vectors: np.ndarray, precision: str) -> np.ndarray:
 
 
 def pack_weights(weights: np.ndarray) -> np.ndarray:
-    """To float16; a weight above 0 stays above 0, because exactly 0 marks padding."""
+    """Weights as float16. One above 0 stays above 0, because exactly 0 marks padding."""
     return np.where(weights > 0, np.maximum(weights.astype(np.float16), np.float16(6e-8)), np.float16(0))
 
 
 def unpack_vectors(stored: np.ndarray) -> np.ndarray:
-    """The stored kind to float32 vectors of length 1; zero vectors (padding) stay zero."""
+    """Stored vectors as float32 of length 1; zero vectors (padding) stay zero."""
     vectors = stored.astype(np.float32)
     norms = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]
     vectors /= np.maximum(norms, 1e-12)
@@ -70,7 +70,7 @@ def unpack_vectors(stored: np.ndarray) -> np.ndarray:
 
 
 def round_trip(tokens: VideoTokens, precision: str) -> VideoTokens:
-    """What a search would read back had `tokens` been stored: for measuring what storing costs."""
+    """`tokens` as they would be read back after storing them, to measure what storing costs."""
     def through(name: str) -> Tensor:
         values = getattr(tokens, FIELDS[name]).float().numpy()
         if name.endswith("weights"):
@@ -80,7 +80,7 @@ def round_trip(tokens: VideoTokens, precision: str) -> VideoTokens:
 
 
 def write_texts(folder: Path, texts: TextTokens) -> None:
-    """texts_{sentence,words,phrases,word_weights,phrase_weights}.npy, float16, row for row of queries.parquet."""
+    """Write texts_{sentence,words,phrases,word_weights,phrase_weights}.npy, float16, rows as in queries.parquet."""
     for field, values in vars(texts).items():
         stored = pack_weights(values.numpy()) if "weights" in field else values.numpy().astype(np.float16)
         array = new_array(folder / f"texts_{field.rsplit('_', 1)[0]}.npy", stored.dtype, stored.shape)
@@ -89,7 +89,7 @@ def write_texts(folder: Path, texts: TextTokens) -> None:
 
 
 def read_texts(folder: Path) -> TextTokens:
-    """What `write_texts` wrote, as float32, vectors of length 1."""
+    """What `write_texts` wrote, as float32; vectors have length 1."""
     def read(field: str) -> Tensor:
         stored = np.load(folder / f"texts_{field.rsplit('_', 1)[0]}.npy")
         return torch.from_numpy(stored.astype(np.float32) if "weights" in field else unpack_vectors(stored))
@@ -97,7 +97,7 @@ def read_texts(folder: Path) -> TextTokens:
 
 
 def tokens_of(stored: dict[str, np.ndarray]) -> VideoTokens:
-    """Tokens from what the files hold."""
+    """Tokens from the arrays of the files."""
     def read(name: str) -> Tensor:
         values = stored[name]
         return torch.from_numpy(values.astype(np.float32) if name.endswith("weights") else unpack_vectors(values))
@@ -105,10 +105,10 @@ def tokens_of(stored: dict[str, np.ndarray]) -> VideoTokens:
 
 
 def new_array(path: str | Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A new `.npy` file to be filled, which has its room on the disk already.
+    """A new `.npy` file to be filled, whose space on the disk is already allocated.
 
-    Without, a mapping that finds the disk full ends the process with SIGBUS.
-    Raises: OSError where there is no room.
+    Without the allocation, writing to the mapping when the disk is full ends the process with SIGBUS.
+    Raises: OSError when there is not enough space.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate") and array.size:
@@ -151,10 +151,10 @@ class TokenWriter:
 class TokenStore:
     """Read-only view of one folder of tokens, memory-mapped.
 
-    Slices come from the mapping; rows here and there are read one by one instead, because each touch of a mapping
-    maps 16 pages around it: a million videos were soon resident altogether.
+    Slices are read from the mapping. Scattered rows are read one by one, because each access to a mapping maps 16 pages
+    around it: after some searches all of a million videos were resident.
 
-    Raises: SearchIndexError when a file is missing, cut short, or disagrees with the others.
+    Raises: SearchIndexError when a file is missing, truncated, or has another number of rows than the others.
     """
 
     def __init__(self, folder: str | Path):
@@ -203,12 +203,12 @@ class TokenStore:
         return tokens_of(self.stored(rows, FIELDS))
 
     def stored(self, rows, names: Collection[str] = FILES) -> dict[str, np.ndarray]:
-        """What the files `names` hold for `rows`, by file."""
+        """The arrays of the files `names` at `rows`, by file."""
         if isinstance(rows, slice):
             return {name: self.arrays[name][rows] for name in names}
         places = {name: [self.arrays[name].offset + row * size for row in np.asarray(rows).tolist()] for name in names
                   if (size := self.arrays[name].strides[0]) >= PAGED_BELOW}
-        if hasattr(os, "posix_fadvise"):    # Linux: ask for all at once; a cold search took 32 ms without, 12 with
+        if hasattr(os, "posix_fadvise"):    # Linux: request all at once; a cold search took 12 ms instead of 32
             for name, starts in places.items():
                 file, size = self._files[name].fileno(), self.arrays[name].strides[0]
                 for start in starts:
@@ -228,7 +228,7 @@ class TokenStore:
 
 
 def write_parquet(videos: pa.Table, store: TokenStore, path: str | Path) -> None:
-    """The tokens as one Parquet file that Ray, Spark or DuckDB read: lists of float32, 1024 videos a row group."""
+    """Write the tokens as one Parquet file for Ray, Spark or DuckDB: lists of float32, 1024 videos per row group."""
     names = ["video_id", "start_s", "end_s"]
     with pq.ParquetWriter(path, _parquet_schema(videos, names, store), compression="zstd") as writer:
         for rows in store.batches(1024):

@@ -1,8 +1,8 @@
 """Changing a search index while others search it.
 
-A writer builds a new segment aside, then replaces `index.json` in one system call: whoever opens the index finds the
-old generation or the new one, and a crash leaves at most a folder nobody names, which a later writer sweeps.
-One writer at a time holds `.lock`.
+A writer builds a new segment in a temporary folder, then replaces `index.json` in one system call. A reader therefore
+finds the old generation or the new one. A crash leaves at most a folder that no index.json names, which a later writer
+deletes. One writer at a time holds `.lock`.
 """
 
 import fcntl
@@ -23,27 +23,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hcmi.files import atomic_file, writing
-from hcmi.index.search_index import FORMAT, HNSW_ROWS, SearchIndex, build_vectors, read_manifest
+from hcmi.index.search_index import FORMAT, HNSW_ROWS, SearchIndex, build_vectors, read_catalog
 from hcmi.index.store import FILES, TokenStore, TokenWriter, new_array, table_clips, videos_table
 from hcmi.model import HcmiModel
 from hcmi.types import Clip, VideoTokens
 
-MAX_SEGMENTS = 8        # beyond it an addition also merges the small segments
-GRACE_SECONDS = 3600    # how long files of an older generation stay for its readers
+MAX_SEGMENTS = 8        # an addition that exceeds it also merges the small segments
+GRACE_SECONDS = 3600    # how long the files of an older generation are kept for its readers
 
 
 def model_card(model: HcmiModel) -> dict[str, Any]:
-    """What an index must say about the model that made its vectors."""
+    """What an index records about the model that made its vectors."""
     return {"fingerprint": model.fingerprint, "head": model.config.head, "backbone": model.config.backbone,
             "levels": list(model.level_weights), "level_weights": dict(model.level_weights),
             "num_frames": model.config.num_frames, "dim": model.head.dim, "preprocessing": model.processor.describe()}
 
 
 def create_index(folder: str | Path, model: dict[str, Any], data: str | None = None) -> SearchIndex:
-    """A new index for `model`, described by `model_card`.
+    """A new index. `model`: what `model_card` returns.
 
-    `data`: folder, relative to the index, whose videos.parquet and embeddings/ become the first segment; it is not
-    copied. None: no videos yet.
+    `data`: a folder, relative to the index, whose videos.parquet and embeddings/ become the first segment. It is not
+    copied. None: the index has no videos yet.
     """
     folder = Path(folder)
     segments = []
@@ -58,10 +58,10 @@ def create_index(folder: str | Path, model: dict[str, Any], data: str | None = N
 
 def add_videos(folder: str | Path, clips: Sequence[Clip], batches: Iterable[tuple[VideoTokens, np.ndarray]],
                precision: str = "float16") -> dict[str, int]:
-    """Add clips and their (tokens, times_BT) batches, in the same order, while others search.
+    """Add clips while others search; `batches` holds their (tokens, times_BT) in the same order.
 
-    A clip takes the place of a row with the same bytes and part (`sha256`, `start_s`, `end_s`) or the same video_id,
-    so adding twice changes nothing. Crash-safe: the index is the old or the new one.
+    A clip replaces a row with the same bytes and part of the file (`sha256`, `start_s`, `end_s`) or the same video_id,
+    so adding it twice changes nothing. After a crash the index is the old or the new one.
     """
     folder = Path(folder)
     with _writing(folder) as index, _staging(folder) as staging:
@@ -72,16 +72,16 @@ def add_videos(folder: str | Path, clips: Sequence[Clip], batches: Iterable[tupl
         pq.write_table(videos_table(clips), staging / "videos.parquet", compression="zstd")
         replaced = index.rows_of_clips(clips)
         entry = _publish(folder, index.generation + 1, staging)
-        manifest = _without(index, replaced)
-        manifest["segments"].append(entry)
-        _commit(folder, manifest)
-    if len(manifest["segments"]) > MAX_SEGMENTS:
+        catalog = _without(index, replaced)
+        catalog["segments"].append(entry)
+        _commit(folder, catalog)
+    if len(catalog["segments"]) > MAX_SEGMENTS:
         merge_small(folder)
     return {"added": len(clips), "replaced": len(replaced)}
 
 
 def remove_videos(folder: str | Path, video_ids: Sequence[str]) -> int:
-    """Stop serving these videos; returns how many there were."""
+    """Remove these videos while others search. Returns how many of them were in the index."""
     with _writing(Path(folder)) as index:
         rows = index.rows_of("video_id", video_ids)
         if len(rows):
@@ -90,7 +90,7 @@ def remove_videos(folder: str | Path, video_ids: Sequence[str]) -> int:
 
 
 def merge_small(folder: str | Path) -> None:
-    """Make one segment of all small ones, leaving out removed rows: many segments cost time at each search."""
+    """Merge all small segments into one, without removed rows, because each segment costs time in every search."""
     with _writing(Path(folder)) as index, _staging(index.folder) as staging:
         small = [segment for segment in index.segments if segment.rows < HNSW_ROWS]
         (staging / "embeddings").mkdir()
@@ -108,18 +108,18 @@ def merge_small(folder: str | Path) -> None:
         pq.write_table(videos_table(clips), staging / "videos.parquet", compression="zstd")
         entry = _publish(index.folder, index.generation + 1, staging)
         others = [segment.entry for segment in index.segments if segment not in small]
-        _commit(index.folder, {**index.manifest, "segments": [*others, entry]})
+        _commit(index.folder, {**index.catalog, "segments": [*others, entry]})
         for segment in small:
-            os.utime((index.folder / segment.entry["vectors"]).parent)      # the grace period starts now
+            os.utime((index.folder / segment.entry["vectors"]).parent)      # their grace period starts now
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[SearchIndex]:
-    """The newest view, held by one writer at a time; sweeps what crashed writers and old generations left.
+    """The newest view, under a lock that one writer at a time holds. Deletes what crashed writers left.
 
-    Raises: MachineError when the block cannot write; the index is then as it was.
+    Raises: MachineError when the block cannot write; the index is then unchanged.
     """
-    read_manifest(folder)
+    read_catalog(folder)
     with writing(folder), open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         index = SearchIndex.open(folder)
@@ -129,7 +129,7 @@ def _writing(folder: Path) -> Iterator[SearchIndex]:
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """Where a segment is made; gone with the block unless it was published."""
+    """A temporary folder for a new segment, which is deleted after the block unless it was published."""
     (folder / "segments").mkdir(exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".new-", dir=folder / "segments"))
     try:
@@ -139,9 +139,9 @@ def _staging(folder: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, generation: int, staging: Path) -> dict[str, Any]:
-    """Give a finished segment its final name and describe it for index.json."""
+    """Give a finished segment its final name. Returns its entry for index.json."""
     name = f"segments/{generation:06d}"
-    if (folder / name).exists():        # a crash between here and the commit left it
+    if (folder / name).exists():        # left by a crash between this line and the commit
         shutil.rmtree(folder / name)
     staging.chmod(0o755)
     staging.rename(folder / name)
@@ -149,7 +149,7 @@ def _publish(folder: Path, generation: int, staging: Path) -> dict[str, Any]:
 
 
 def _describe(folder: Path, videos: str, embeddings: str, vectors: str) -> dict[str, Any]:
-    """Build the vectors' FAISS index beside the data and make the segment's entry in index.json."""
+    """Build a segment's FAISS index. Returns the segment's entry for index.json."""
     store = TokenStore(folder / embeddings)
     kind = build_vectors(store, folder / vectors)
     names = [videos, vectors, *(f"{embeddings}/{name}.npy" for name in FILES)]
@@ -167,7 +167,7 @@ def _describe(folder: Path, videos: str, embeddings: str, vectors: str) -> dict[
 
 
 def _without(index: SearchIndex, rows: np.ndarray) -> dict[str, Any]:
-    """A manifest like the index's, with `rows` removed; writes the lists of removed rows it names."""
+    """The index's catalog without `rows`. Writes the lists of removed rows that it names."""
     segments = []
     for segment, start in zip(index.segments, index.starts, strict=False):
         dead = rows[(rows >= start) & (rows < start + segment.rows)] - start
@@ -177,22 +177,22 @@ def _without(index: SearchIndex, rows: np.ndarray) -> dict[str, Any]:
             alive = segment.alive.copy()
             alive[dead] = False
             removed, numbers = np.flatnonzero(~alive), BytesIO()
-            np.save(numbers, removed)       # into a file numpy would not say why it failed
+            np.save(numbers, removed)       # numpy does not report why writing to a file failed
             with atomic_file(index.folder / name) as path:
                 path.write_bytes(numbers.getbuffer())
             entry = {**entry, "removed": name}
         segments.append(entry)
-    return {**index.manifest, "segments": segments}
+    return {**index.catalog, "segments": segments}
 
 
-def _commit(folder: Path, manifest: dict[str, Any]) -> None:
-    manifest = {**manifest, "generation": manifest["generation"] + 1}
+def _commit(folder: Path, catalog: dict[str, Any]) -> None:
+    catalog = {**catalog, "generation": catalog["generation"] + 1}
     with atomic_file(folder / "index.json") as path:
-        path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(catalog, indent=1), encoding="utf-8")
 
 
 def _sweep(index: SearchIndex) -> None:
-    """Delete segments nobody names any more, once readers of older generations have had time to move on."""
+    """Delete segments that index.json does not name, once readers of older generations have had time to finish."""
     named = {Path(segment.entry["vectors"]).parent.name for segment in index.segments}
     for path in (index.folder / "segments").glob("*"):
         if path.name not in named and time.time() - path.stat().st_ctime > GRACE_SECONDS:

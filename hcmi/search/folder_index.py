@@ -1,8 +1,8 @@
-"""A folder of videos, made searchable without a pipeline and kept so: only what is new is decoded and encoded.
+"""The index of a folder of videos that is searched without a pipeline; only new files are decoded and encoded.
 
-Each (model, folder) has its own index in the cache, keyed by the files' bytes: a renamed file keeps its embeddings, a
-changed one is encoded again, a deleted one is no longer found. Long videos are cut into clips, so that an answer
-points into them.
+Each pair of a model and a folder has its own index in the cache. Files are known by their bytes: a renamed file keeps
+its embeddings, a changed one is encoded again, and a deleted one is no longer found. Long videos are cut into clips, so
+that an answer points to a part of them.
 """
 
 import hashlib
@@ -29,35 +29,45 @@ from hcmi.video import Decoded, DecodeJob, DecoderPool, find_videos, probe, sha2
 
 CLIP_SECONDS = 30.0     # [ours] a video of more than twice this is cut into equal clips of about this length
 BATCH = 16
-COMMIT = 256            # clips made searchable at a time: an interrupted first run goes on from there
+COMMIT = 256            # files that become searchable at a time: after an interruption, the next run continues there
 
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """Where the index is, and why some files are not in it: relative name -> message, `news` since the last visit."""
+    """Where the index is, and which files are not in it: relative name -> the reason, one line."""
 
     path: Path
     num_files: int
     skipped: dict[str, str]
-    news: dict[str, str]
+    news: dict[str, str]            # the skipped files that the last visit did not skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class _File:
-    """What is known of one file; `problem` is why it cannot be searched."""
+    """What is known of one file."""
 
     path: str
     size: int
     mtime_ns: int
     sha256: str = ""
+    problem: str | None = None      # why it cannot be searched
+
+
+@dataclass(frozen=True)
+class _EncodedFile:
+    """The clips of one new file with their tokens and frame times; none, and a problem, when no clip can be decoded."""
+
+    path: str
+    rows: list[tuple[Clip, VideoTokens, np.ndarray]]
     problem: str | None = None
 
 
 def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None, num_workers: int = 0,
                  timeout_s: float = 20.0) -> FolderIndex:
-    """Bring the index of `folder` up to date and say where it is. `cache`: default $HCMI_CACHE or ~/.cache/hcmi.
+    """Bring the index of `folder` up to date. `cache`: default $HCMI_CACHE or ~/.cache/hcmi.
 
-    Raises: DataError when the folder is missing, or holds no video that can be decoded.
+    Raises: DataError when the folder is missing, or holds no video that can be decoded; MachineError when nothing can
+    be written to the cache.
     """
     folder = Path(os.path.realpath(folder))
     found = videos_by_name(folder)
@@ -65,17 +75,10 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     known = _read_notes(home / "files.json")
     files = {name: _know_file(str(path), known.get(name)) for name, path in found.items()}
     before = {name for name, file in files.items() if file.problem}
-    _hash([file for file in files.values() if not file.sha256])
+    files = _hash_files(files)
     index = _follow_files(_open_or_create(home / "index", model), files)
-    indexed = {clip.sha256 for clip in index.clips(index.live_rows())} if len(index) else set()
-    new = {file.sha256: file for file in reversed(files.values())
-           if file.sha256 not in indexed and file.problem is None}
-    with DecoderPool(num_workers, timeout_s, probe) as probers, DecoderPool(num_workers, timeout_s) as decoders:
-        jobs = _decode_jobs(list(new.values()), probers, model)
-        encoded = _encode(model, decoders, jobs, new)
-        while chunk := list(islice(encoded, COMMIT)):
-            clips, tokens, times = zip(*(row for rows in chunk for row in rows), strict=True)
-            add_videos(index.folder, clips, zip(tokens, times, strict=True))
+    problems = _add_files(index, _new_files(index, files), model, num_workers, timeout_s)
+    files = {name: replace(file, problem=problems.get(file.path, file.problem)) for name, file in files.items()}
     with atomic_file(home / "files.json") as path:
         path.write_text(json.dumps({name: vars(file) for name, file in files.items()}), encoding="utf-8")
     skipped = {name: file.problem for name, file in files.items() if file.problem}
@@ -102,7 +105,7 @@ def videos_by_name(folder: Path) -> dict[str, Path]:
 
 
 def cut(duration_s: float) -> list[tuple[float, float | None]]:
-    """(start_s, end_s) of the clips a video is searched by; None is the end of the file."""
+    """(start_s, end_s) of the clips that a video is searched by; None is the end of the file."""
     if duration_s <= 2 * CLIP_SECONDS:
         return [(0.0, None)]
     edges = np.linspace(0, duration_s, round(duration_s / CLIP_SECONDS) + 1).round(3).tolist()
@@ -115,7 +118,7 @@ def _home(folder: Path, fingerprint: str, cache: str | Path | None) -> Path:
     try:
         ask_to_write(files=[root / "index.json"])
     except MachineError as error:
-        raise MachineError(f"{error} HCMI_CACHE names another folder for what `--videos` keeps.") from error
+        raise MachineError(f"{error} HCMI_CACHE names another folder for the indexes of folders of videos.") from error
     return root / hashlib.sha256(os.fsencode(f"{fingerprint}\n{folder}")).hexdigest()[:24]
 
 
@@ -128,25 +131,29 @@ def _read_notes(path: Path) -> dict[str, _File]:
 
 
 def _know_file(path: str, old: _File | None) -> _File:
-    """What the last visit knew of a file unless its size or time of change is another by now."""
+    """What the last visit knew of a file, unless its size or modification time has changed."""
     try:
         status = os.stat(path)
-    except OSError:         # `sha256` finds the same and says why
+    except OSError:         # `sha256` raises the same error and gives the reason
         return old if old is not None and old.size < 0 else _File(path, -1, -1)
     new = _File(path, status.st_size, status.st_mtime_ns)
     return old if old is not None and (old.size, old.mtime_ns, old.path) == (new.size, new.mtime_ns, path) else new
 
 
-def _hash(files: list[_File]) -> None:
-    for file in track(files, "read files", unit="file") if len(files) > COMMIT else files:
+def _hash_files(files: dict[str, _File]) -> dict[str, _File]:
+    """The files with the hash of each; those that cannot be read have a problem instead."""
+    new = [name for name, file in files.items() if not file.sha256]
+    hashed = dict(files)
+    for name in track(new, "read files", unit="file") if len(new) > COMMIT else new:
         try:
-            file.sha256, file.problem = sha256(file.path), None
+            hashed[name] = replace(files[name], sha256=sha256(files[name].path), problem=None)
         except DecodeError as error:
-            file.problem = str(error)
+            hashed[name] = replace(files[name], problem=str(error))
+    return hashed
 
 
 def _open_or_create(folder: Path, model: HcmiModel) -> SearchIndex:
-    """It is only a cache: one that is broken is made again."""
+    """The index in `folder`. A broken one is deleted and created again, because it is only a cache."""
     try:
         return SearchIndex.open(folder)
     except SearchIndexError:
@@ -155,7 +162,7 @@ def _open_or_create(folder: Path, model: HcmiModel) -> SearchIndex:
 
 
 def _follow_files(index: SearchIndex, files: dict[str, _File]) -> SearchIndex:
-    """Forget files that are gone; renamed ones keep their tokens under the new path."""
+    """Remove files that are gone; renamed ones keep their tokens under the new path."""
     if not len(index):
         return index
     path_of = {file.sha256: file.path for file in reversed(files.values())}
@@ -172,56 +179,80 @@ def _follow_files(index: SearchIndex, files: dict[str, _File]) -> SearchIndex:
     return index.latest()
 
 
-def _decode_jobs(files: list[_File], probers: DecoderPool, model: HcmiModel) -> list[DecodeJob]:
-    """One job per clip of each new file; the key is (sha256, number of the clip, claimed seconds of the video)."""
-    jobs = []
-    by_path = {file.path: file for file in files}
-    for path, info in track(probers.map(by_path), "probe", total=len(files), unit="file") if files else ():
+def _new_files(index: SearchIndex, files: dict[str, _File]) -> dict[str, _File]:
+    """sha256 -> the files to add to the index: one of each content."""
+    indexed = {clip.sha256 for clip in index.clips(index.live_rows())} if len(index) else set()
+    return {file.sha256: file for file in reversed(files.values())
+            if file.sha256 not in indexed and file.problem is None}
+
+
+def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, num_workers: int, timeout_s: float
+               ) -> dict[str, str]:
+    """Decode, encode and index new files, given by sha256; path -> problem of those that cannot be searched."""
+    with DecoderPool(num_workers, timeout_s, probe) as probers, DecoderPool(num_workers, timeout_s) as decoders:
+        jobs, problems = _decode_jobs(list(new.values()), probers, model)
+        encoded = _encode(model, decoders, jobs, new)
+        while chunk := list(islice(encoded, COMMIT)):
+            problems |= {file.path: file.problem for file in chunk if file.problem is not None}
+            if rows := [row for file in chunk for row in file.rows]:
+                clips, tokens, times = zip(*rows, strict=True)
+                add_videos(index.folder, clips, zip(tokens, times, strict=True))
+    return problems
+
+
+def _decode_jobs(files: list[_File], probers: DecoderPool, model: HcmiModel) -> tuple[list[DecodeJob], dict[str, str]]:
+    """One job for each clip of each file, and path -> problem of the files that cannot be probed.
+
+    A job's key is (sha256, number of the clip, duration in seconds that the container claims).
+    """
+    jobs, problems = [], {}
+    sha256_of = {file.path: file.sha256 for file in files}
+    for path, info in track(probers.map(sha256_of), "probe", total=len(files), unit="file") if files else ():
         if isinstance(info, DecodeError):
-            by_path[path].problem = str(info)
+            problems[path] = str(info)
             continue
         for number, (start_s, end_s) in enumerate(cut(info.duration_s)):
-            jobs.append(DecodeJob((by_path[path].sha256, number, info.duration_s), path, model.config.num_frames,
+            jobs.append(DecodeJob((sha256_of[path], number, info.duration_s), path, model.config.num_frames,
                                   model.processor.image_size, start_s, end_s))
-    return jobs
-
-
-Encoded = tuple[Clip, VideoTokens, np.ndarray]
+    return jobs, problems
 
 
 def _encode(model: HcmiModel, decoders: DecoderPool, jobs: list[DecodeJob], files: dict[str, _File]
-            ) -> Iterator[list[Encoded]]:
-    """The clips of one file after the other, each file whole; notes the problem of files that have none."""
-    left = Counter(job.key[0] for job in jobs)
-    many = Counter(left)
-    done: dict[str, list[Encoded]] = {sha256: [] for sha256 in left}
+            ) -> Iterator[_EncodedFile]:
+    """One file after the other, each once all of its clips have been decoded. `files`: by sha256."""
+    num_clips = Counter(job.key[0] for job in jobs)
+    waiting = Counter(num_clips)
+    done: dict[str, list[tuple[Clip, VideoTokens, np.ndarray]]] = {sha256: [] for sha256 in num_clips}
     errors: dict[str, str] = {}
     results = iter(track(decoders.map(jobs), "read videos", total=len(jobs), unit="clip") if jobs else ())
     while batch := list(islice(results, BATCH)):
-        good = [(job, clip) for job, clip in batch if not isinstance(clip, DecodeError)]
-        if good:
-            pixels = model.processor.frames(np.stack([clip.frames for _, clip in good]))
-            with torch.inference_mode():
-                tokens = model.encode_videos(pixels, torch.ones(pixels.shape[:2], dtype=torch.bool))
-            for row, (job, clip) in enumerate(good):
-                sha256, number, _ = job.key
-                made = _clip(job, clip, files[sha256], number if many[sha256] > 1 else None)
-                done[sha256].append((made, tokens[row:row + 1], np.array([clip.times_s], np.float32)))
-        for job, clip in batch:
+        good = [(job, decoded) for job, decoded in batch if not isinstance(decoded, DecodeError)]
+        for (job, decoded), tokens in zip(good, _tokens(model, [decoded for _, decoded in good]), strict=True):
+            sha256, number, _ = job.key
+            clip = _clip(job, decoded, files[sha256], number if num_clips[sha256] > 1 else None)
+            done[sha256].append((clip, tokens, np.array([decoded.times_s], np.float32)))
+        for job, decoded in batch:
             sha256 = job.key[0]
-            left[sha256] -= 1
-            if isinstance(clip, DecodeError):
-                errors.setdefault(sha256, str(clip))
-            if not left[sha256]:
+            waiting[sha256] -= 1
+            if isinstance(decoded, DecodeError):
+                errors.setdefault(sha256, str(decoded))
+            if not waiting[sha256]:
                 rows = done.pop(sha256)
-                if rows:
-                    yield rows
-                else:
-                    files[sha256].problem = errors[sha256]
+                yield _EncodedFile(files[sha256].path, rows, None if rows else errors[sha256])
+
+
+def _tokens(model: HcmiModel, decoded: list[Decoded]) -> list[VideoTokens]:
+    """Tokens of each clip, encoded as one batch."""
+    if not decoded:
+        return []
+    pixels = model.processor.frames(np.stack([clip.frames for clip in decoded]))
+    with torch.inference_mode():
+        tokens = model.encode_videos(pixels, torch.ones(pixels.shape[:2], dtype=torch.bool))
+    return [tokens[row:row + 1] for row in range(len(decoded))]
 
 
 def _clip(job: DecodeJob, decoded: Decoded, file: _File, number: int | None) -> Clip:
-    """The last clip ends where the file claims to, or at its last frame if that is later."""
+    """The last clip ends where the container says that the file ends, or at its last frame if that is later."""
     _, _, duration_s = job.key
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(file.path).stem)[:60]
     end_s = job.end_s if job.end_s is not None else max(duration_s, decoded.times_s[-1])

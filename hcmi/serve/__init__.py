@@ -1,4 +1,7 @@
-"""ROOM serve."""
+"""The search page and its JSON interface, as a server on one machine.
+
+`serve` answers from a `Retriever`, and takes up a retrained model and its new index without a restart.
+"""
 
 from hcmi.serve.app import serve
 

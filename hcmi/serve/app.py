@@ -1,13 +1,14 @@
-"""The search page: ask in words, watch the moment, see why. A page, a small JSON interface, and the videos themselves.
+"""The server of the search page: the page itself, a small JSON interface, and the videos.
 
     GET /api/search?q=TEXT | ?like=VIDEO_ID   [&top= &tag=NAME=VALUE &min_seconds= &max_seconds=]
     GET /api/explain?q=TEXT&video_id=ID       [the same filters]
     GET /api/about
     GET /video/ID                             the file, in ranges
-    GET /frame/ID?start_s=&end_s=             the middle frame of a moment as JPEG, for what a browser cannot play
+    GET /frame/ID?start_s=&end_s=             the middle frame of a moment as JPEG, for files that a browser cannot play
 
-Errors are `{"error": one line}`: 400 for a query, 404 for a video, 503 for a Milvus that does not answer and for
-what the machine lacks. A retrained model and its index are taken up between two requests (`hcmi/serve/following.py`).
+Errors are `{"error": one line}`: 400 for a wrong query, 404 for an unknown video, 503 when Milvus does not answer or
+the machine lacks something. A retrained model and its index are taken up between two requests
+(`hcmi/serve/following.py`).
 """
 
 import asyncio
@@ -39,7 +40,7 @@ from hcmi.video import EncodeJob, check_file, encode_job, run_one
 
 STATIC = Path(__file__).with_name("static")
 LOOPBACK = ("127.0.0.1", "localhost")
-EXAMPLES = 3                    # captions of the index that the empty page proposes
+EXAMPLES = 3                    # captions of the index that the empty page suggests
 FRAME_PIXELS, FRAME_QUALITY, FRAME_TIMEOUT_S = 320, 85, 20.0
 HEADERS = {"content-security-policy": "default-src 'self'; frame-ancestors 'none'", "x-content-type-options": "nosniff",
            "referrer-policy": "no-referrer"}
@@ -47,9 +48,11 @@ HEADERS = {"content-security-policy": "default-src 'self'; frame-ancestors 'none
 
 def make_app(retriever: Retriever, hosts: tuple[str, ...] = LOOPBACK,
              say: Callable[[str], None] = lambda line: None) -> Starlette:
-    """The page over one retriever, and over what takes its place in its folders; `say` is told of that. Requests for
-    other `hosts` are refused, so that no web site can reach a page that runs on its visitor's machine under a name of
-    its own (DNS rebinding)."""
+    """The page over one retriever, and over the models and indexes that later replace those in its folders.
+
+    `say` is called with a line about each replacement. Requests for names other than `hosts` are refused; otherwise a
+    web site could point its own name at this machine and read the page of its visitor (DNS rebinding).
+    """
     page = Page(Following(retriever, say))
     routes = [Route("/api/about", page.about), Route("/api/search", page.search), Route("/api/explain", page.explain),
               Route("/video/{video_id}", page.video), Route("/frame/{video_id}", page.frame),
@@ -59,8 +62,10 @@ def make_app(retriever: Retriever, hosts: tuple[str, ...] = LOOPBACK,
 
 
 class Page:
-    """What each address answers: each request from one retriever. Searches run one after the other; while one runs,
-    files are served all the same."""
+    """The answers of all addresses. Each request is answered from one retriever.
+
+    Searches run one after the other; files are served at the same time.
+    """
 
     def __init__(self, following: Following):
         self._following = following
@@ -98,10 +103,10 @@ class Page:
     def _about(self, retriever: Retriever) -> dict[str, Any]:
         index = retriever.index
         rows = index.some_rows(EXAMPLES)
-        told = [clip.captions for clip in index.clips(rows)] if len(rows) else []
-        examples = [min(captions, key=len) for captions in told if captions]
+        clips = index.clips(rows) if len(rows) else []
+        examples = [min(clip.captions, key=len) for clip in clips if clip.captions]
         return {"videos": len(index), "examples": examples, "notes": retriever.notes,
-                "level_weights": retriever.model.level_weights, "part": retriever.tells_parts}
+                "level_weights": retriever.model.level_weights, "part": retriever.supports_partial_queries}
 
     def _answer(self, retriever: Retriever, query: QueryParams) -> tuple[list[Hit], list[str]]:
         return self._hits(retriever, query), retriever.query_notes(query.get("q", ""))
@@ -114,7 +119,7 @@ class Page:
         return retriever.search(check_query(query.get("q", "")), *filters, part="part" in query)
 
     def _explanation(self, retriever: Retriever, query: QueryParams) -> dict[str, Any]:
-        """Of one of the answers that the same query and filters give."""
+        """The explanation of one of the answers to the same query and filters."""
         wanted = query.get("video_id", "")
         found = [hit for hit in self._hits(retriever, query) if hit.video_id == wanted]
         if "q" not in query or not found:
@@ -122,7 +127,7 @@ class Page:
         return retriever.explain(query["q"], found[0]).record()
 
     def _path(self, video_id: str) -> str:
-        """Only what is indexed is served: no path comes from the request."""
+        """The file of an indexed video. No path comes from the request, so only indexed files are served."""
         index = self._following.current().index
         rows = index.rows_of("video_id", [video_id])
         if not len(rows):
@@ -144,18 +149,18 @@ def read_frame(path: str, start_s: float, end_s: float | None) -> bytes:
 
 
 def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C. `port` 0 takes a free one; the address is said once it can be opened.
+    """Serve the page until Ctrl-C. `port` 0 takes a free one. `say` is called with the address once it can be opened.
 
     Raises: ConfigError when the address cannot be used.
     """
     try:
         listener = socket.create_server((host, port), backlog=128)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port}: need an address this machine can listen on, got: "
-                          f"{getattr(error, 'strerror', None) or error}. Choose another --port.") from error
+        raise ConfigError(f"host {host}, port {port}: need an address this machine can listen on, got: "
+                          f"{getattr(error, 'strerror', None) or error}. Choose another port.") from error
     hosts = LOOPBACK if host in LOOPBACK else ("*",)
     if hosts == ("*",):
-        say(f"note: --host {host}: whoever reaches this machine can watch the indexed videos.")
+        say(f"note: host {host}: everyone who can reach this machine can watch the indexed videos.")
     say(f"http://{host}:{listener.getsockname()[1]} searches {len(retriever.index)} videos. Ctrl-C stops.")
     config = uvicorn.Config(make_app(retriever, hosts, say), log_level="warning", access_log=False)
     with listener, suppress(KeyboardInterrupt):
@@ -169,13 +174,13 @@ async def _explained(request: Request, error: Exception) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """The system did not let us read the index, or it lacks something for now."""
+    """For an error of the operating system while the index is read."""
     assert isinstance(error, OSError)
     return JSONResponse({"error": str(machine_error(file_of(error) or "search", "to read it", error))}, 503)
 
 
 class _Headers:
-    """`HEADERS` on every answer."""
+    """Adds `HEADERS` to every answer."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -190,7 +195,7 @@ class _Headers:
 
 
 def _number(query: QueryParams, name: str) -> float | None:
-    """Raises: ConfigError when it is there and not a number."""
+    """The value, or None when it is not given. Raises: ConfigError when it is not a finite number."""
     if not query.get(name):
         return None
     with suppress(ValueError):
@@ -200,8 +205,9 @@ def _number(query: QueryParams, name: str) -> float | None:
     raise ConfigError(f"{name}: need a number, got {query[name]!r}. Correct it or leave it out.")
 
 
-def _whole(query: QueryParams, name: str, usual: int) -> int:
+def _whole(query: QueryParams, name: str, default: int) -> int:
+    """The value, or `default` when it is not given. Raises: ConfigError when it is not a whole number."""
     value = _number(query, name)
     if value is not None and value != int(value):
         raise ConfigError(f"{name}: need a whole number, got {query[name]!r}. Correct it or leave it out.")
-    return usual if value is None else int(value)
+    return default if value is None else int(value)

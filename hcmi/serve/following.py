@@ -1,8 +1,8 @@
-"""What the page answers with while its model and its index are trained and exported again.
+"""The retriever that the page answers with while its model and index are trained and exported again.
 
-A new model is in its folder minutes before the index that it makes, so for a while the two do not belong together; DVC
-may delete either first, and whoever copies them by hand leaves them half there. The page keeps what it has loaded, and
-takes up the next model and index together once both are whole and the one has made the other.
+A new model is in its folder minutes before its index is, so for a while the two do not belong together. DVC may delete
+either one first, and a copy takes time. The page keeps the pair that it has loaded, and replaces it once the model and
+the index in the folders are complete and the model has made the index.
 """
 
 import threading
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hcmi.errors import HcmiError
-from hcmi.index import SearchIndex, read_manifest
+from hcmi.index import SearchIndex, read_catalog
 from hcmi.model import FILES
 from hcmi.search import Retriever
 
@@ -18,12 +18,12 @@ Stamp = tuple[tuple[str, int, int, int] | None, ...]
 
 
 class Following:
-    """`current()` is the retriever to answer one request with; it comes from memory, whatever the folders hold by then.
+    """`current()` returns the retriever to answer one request with. It is in memory, so its folders may be deleted.
 
-    An index that moves on by the same model (videos added or removed) is taken up at once, as a retriever by itself
-    does. One by another model is loaded beside, in a thread, together with that model: requests are answered by the
-    old pair until then. A model that was given as an object, as for a folder of videos, is kept, and so is one whose
-    index is in Milvus, which serves its own newest rows.
+    A newer index of the same model (videos were added or removed) is taken up at once, as a retriever itself does. An
+    index of another model is loaded together with that model in a thread; requests are answered by the old pair in the
+    meantime. A model that was given as an object, as for a folder of videos, is kept. So is a model whose index is in
+    Milvus, which serves its newest rows itself.
     """
 
     def __init__(self, retriever: Retriever, say: Callable[[str], None] = lambda line: None):
@@ -31,18 +31,18 @@ class Following:
         self._say = say
         self._looking = threading.Lock()
         self._loader: threading.Thread | None = None
-        self._tried: Stamp = ()         # the state of the folders that was looked into last, whatever came of it
-        self._waits = False             # for a pair that is whole; said once, however many requests find it so
+        self._tried: Stamp = ()         # the state of the folders that was tried last, with or without success
+        self._waits = False             # for a complete pair; this is said once, not for each request
 
     def current(self) -> Retriever:
-        """Any thread may ask."""
+        """The retriever for one request. Any thread may call this."""
         if isinstance(self._now.index, SearchIndex):
             with self._looking:
                 self._look(self._now.index)
         return self._now
 
     def _look(self, index: SearchIndex) -> None:
-        """Take up a newer state of the index; begin to load another model's."""
+        """Take up a newer state of the index, or begin to load another model and its index."""
         if self._loader is not None and self._loader.is_alive():
             return
         stamp = self._stamp(index.folder)
@@ -50,7 +50,7 @@ class Following:
             return
         self._tried = stamp
         try:
-            made_by = read_manifest(index.folder)["model"]["fingerprint"]
+            made_by = read_catalog(index.folder)["model"]["fingerprint"]
             if made_by == self._now.fingerprint:
                 self._now = self._now.with_index(index.latest())
                 self._waits = False
@@ -61,8 +61,8 @@ class Following:
             self._wait(error)
 
     def _load(self, stamp: Stamp, folder: Path) -> None:
-        """The next pair, unless the files changed while they were read: then the next request tries again."""
-        assert self._now.model_folder is not None, "as _look made sure"
+        """Load the next pair. If the files changed meanwhile, it is dropped, and the next request tries again."""
+        assert self._now.model_folder is not None, "_look checks this"
         try:
             following = Retriever(self._now.model_folder, folder, self._now.candidates).as_loaded()
         except (HcmiError, OSError) as error:
@@ -76,12 +76,12 @@ class Following:
     def _wait(self, error: Exception) -> None:
         if not self._waits:
             self._waits = True
-            self._say(f"note: {error} Until model and index belong together, the ones that were loaded answer.")
+            self._say(f"note: {error} Until model and index belong together, the loaded ones answer.")
 
     def _stamp(self, folder: Path) -> Stamp:
-        """Tells apart any two states of the files that a pair is loaded from."""
+        """Differs between any two states of the files that a pair is loaded from."""
         try:
-            entries = read_manifest(folder)["segments"]
+            entries = read_catalog(folder)["segments"]
             names = {name for entry in entries for name in (*entry["sizes"], entry["removed"]) if name}
         except (HcmiError, OSError):
             names = set()

@@ -5,11 +5,11 @@ import pytest
 from made_scores import scores
 
 from hcmi.drift import Scores, estimate_recall, recall_at_1
-from hcmi.drift.label_free_recall import answered_by_sample, faded, pulled
+from hcmi.drift.label_free_recall import answered_by_sample, distorted, weakened
 
 
 def test_recall_by_hand_when_one_tie():
-    own = np.array([[3.0, 9, 9], [9, 2, 9], [9, 9, 1]])     # how other clips of the sample score does not count
+    own = np.array([[3.0, 9, 9], [9, 2, 9], [9, 9, 1]])     # scores of other clips of the sample do not count
     assert recall_at_1(Scores(own, np.array([[1.0, 2], [2, 0], [5, 0]]))) == pytest.approx(100 * (1 + 0.5 + 0) / 3)
 
 
@@ -24,7 +24,7 @@ def test_answers_of_the_sample_by_hand():
 
 @pytest.mark.parametrize("near", [0.0, 0.4])
 def test_unchanged_batches_have_the_references_recall_however_many_near_copies_they_hold(near):
-    """Among its own clips, a batch with near copies of its clips loses some 15 points."""
+    """Ranked among its own clips, a batch with near copies of them would lose some 15 points."""
     generator = np.random.default_rng(5)
     reference = recall_at_1(scores(600, generator))
     batches = [scores(100, generator, near=near) for _ in range(30)]
@@ -47,10 +47,10 @@ def test_damage_lowers_recall_to_chance_when_strong():
     generator = np.random.default_rng(2)
     whole = scores(100, generator)
     assert recall_at_1(whole) > 80
-    assert recall_at_1(pulled(whole, 0.0, 4, generator)) == recall_at_1(faded(whole, 0.0)) == recall_at_1(whole)
-    assert recall_at_1(pulled(whole, 5.0, 4, generator)) < 15
-    assert recall_at_1(faded(whole, 1.0)) < 5
-    assert np.array_equal(faded(whole, 0.5).gallery_NG, whole.gallery_NG)
+    assert recall_at_1(distorted(whole, 0.0, 4, generator)) == recall_at_1(weakened(whole, 0.0)) == recall_at_1(whole)
+    assert recall_at_1(distorted(whole, 5.0, 4, generator)) < 15
+    assert recall_at_1(weakened(whole, 1.0)) < 5
+    assert np.array_equal(weakened(whole, 0.5).gallery_NG, whole.gallery_NG)
 
 
 @pytest.mark.parametrize(("noise", "near"), [(0.6, 0.0), (1.0, 0.0), (0.6, 0.4)])
@@ -65,8 +65,8 @@ def test_estimate_is_near_the_truth_when_batch_is_like_the_reference(noise, near
     assert sum(e.low <= t <= e.high for e, t in zip(found, truth, strict=True)) >= 3
 
 
-@pytest.mark.parametrize("damage", [lambda some, generator: pulled(some, 1.5, 3, generator),
-                                    lambda some, generator: faded(some, 0.6)])
+@pytest.mark.parametrize("damage", [lambda some, generator: distorted(some, 1.5, 3, generator),
+                                    lambda some, generator: weakened(some, 0.6)])
 def test_estimate_falls_with_the_truth_when_the_batch_is_damaged(damage):
     generator = np.random.default_rng(4)
     reference, batch = scores(200, generator), damage(scores(100, generator), generator)

@@ -1,4 +1,4 @@
-"""Distances against scipy, loops and hand-worked values; the false alarm rate against its promise."""
+"""Distances compared with scipy, loops and hand-worked values; the false alarm rate with the stated one."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The same search in Milvus Lite, which runs inside this process, as in a folder."""
+"""Search in Milvus Lite, which runs in this process, compared with search in a folder."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -61,10 +61,10 @@ def test_milvus_filters_like_the_folder_when_tags_need_quoting(pair):
         assert here == there
 
 
-def test_milvus_answers_the_other_questions_too(pair):
+def test_milvus_answers_the_other_calls_like_the_folder(pair):
     here, there = pair
     assert [hit.video_id for hit in here.similar("v3", 5)] == [hit.video_id for hit in there.similar("v3", 5)]
-    assert [text for text, _ in here.captions_of("v3")] == [text for text, _ in there.captions_of("v3")]
+    assert [text for text, _ in here.rank_captions("v3")] == [text for text, _ in there.rank_captions("v3")]
     hit = there.search(QUERY, top=1)[0]
     np.testing.assert_allclose(here.explain(QUERY, hit).frame_word_TW, there.explain(QUERY, hit).frame_word_TW,
                                atol=1e-6)
@@ -75,7 +75,7 @@ def test_pushing_again_changes_nothing(world):
     assert len(MilvusIndex(str(world / "videos.db"))) == 60
 
 
-def test_int8_tokens_travel_as_they_are(model, tmp_path):
+def test_int8_tokens_are_unchanged(model, tmp_path):
     create_index(tmp_path / "index", model_card(model))
     add_videos(tmp_path / "index", clips(["a", "b"]), [(video_tokens(2, np.random.default_rng(1)), times(2))], "int8")
     index = SearchIndex.open(tmp_path / "index")
@@ -93,7 +93,7 @@ def test_milvus_refuses_another_model(world, tmp_path):
         push(SearchIndex.open(tmp_path / "index"), str(world / "videos.db"))
 
 
-def test_an_open_retriever_refuses_a_collection_that_another_model_made_anew(model, world, tmp_path):
+def test_an_open_retriever_refuses_a_collection_that_another_model_replaced(model, world, tmp_path):
     uri = str(tmp_path / "videos.db")
     push_export(world / "export", uri)
     retriever = Retriever(model, uri)
@@ -143,7 +143,7 @@ def test_server_that_does_not_answer_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_milvus_uri_is_told_from_a_folder():
+def test_milvus_uri_is_recognised():
     assert is_milvus("videos.db")
     assert is_milvus("http://localhost:19530")
     assert not is_milvus("export/index")

@@ -1,4 +1,4 @@
-"""A folder of real little videos, searched while its files come, go, move and break."""
+"""A folder of small real videos, searched while files are added, deleted, renamed and broken."""
 
 import pytest
 from search_world import T, tiny_model, write_video
@@ -23,7 +23,7 @@ def videos(tmp_path):
 
 
 def indexed(found) -> dict[str, str]:
-    """File name -> video_id of what is served."""
+    """File name -> video_id of the indexed videos."""
     index = SearchIndex.open(found.path)
     return {clip.path.rsplit("/", 1)[1]: clip.video_id for clip in index.clips(index.live_rows())}
 
@@ -46,7 +46,7 @@ def test_second_visit_decodes_nothing(model, videos, tmp_path, monkeypatch):
     assert indexed(index_folder(model, videos, tmp_path / "cache")) == indexed(first)
 
 
-def test_index_follows_the_files_when_they_come_go_move_and_change(model, videos, tmp_path):
+def test_index_follows_files_that_are_added_deleted_renamed_and_changed(model, videos, tmp_path):
     before = indexed(index_folder(model, videos, tmp_path / "cache"))
     (videos / "deeper").mkdir()
     (videos / "grey 40.mp4").rename(videos / "deeper" / "renamed.mp4")
@@ -108,7 +108,7 @@ def test_broken_cache_is_made_again(model, videos, tmp_path):
     assert len(indexed(index_folder(model, videos, tmp_path / "cache"))) == 3
 
 
-def test_interrupted_visit_is_gone_on_with(model, videos, tmp_path, monkeypatch):
+def test_interrupted_visit_is_continued(model, videos, tmp_path, monkeypatch):
     monkeypatch.setattr(hcmi.search.folder_index, "COMMIT", 1)
     real, calls = hcmi.search.folder_index.add_videos, []
 

@@ -1,4 +1,4 @@
-"""The page goes on answering while its model and index are deleted, copied and replaced, and takes up the new pair."""
+"""The page answers while its model and index are deleted, copied and replaced, and takes up the new pair."""
 
 import os
 import shutil
@@ -52,7 +52,7 @@ def scores(hits) -> dict[str, float]:
 
 
 class Clients:
-    """Ask a page for everything it answers, over and over, until the block is left."""
+    """Request everything that a page answers, repeatedly, until the block ends."""
 
     def __init__(self, address: str, pairs: Path):
         self.asked = {"search": f"/api/search?q={QUERY}", "like": "/api/search?like=v3", "about": "/api/about",
@@ -87,7 +87,7 @@ class Clients:
                     self._answered.notify_all()
 
     def _version(self, name: str, answer: httpx.Response) -> str:
-        """Which pair made an answer."""
+        """The pair that an answer comes from."""
         if answer.status_code != (206 if name == "video" else 200):
             self.failures.append((name, answer.status_code, answer.text))
             return "failed"
@@ -101,21 +101,21 @@ class Clients:
                     f"neither: {found}")
 
     def wait(self, rounds: int = 2) -> None:
-        """Until each client has had `rounds` more answers."""
+        """Wait until each client has had `rounds` more answers."""
         with self._answered:
             need = {name: len(seen) + rounds for name, seen in self.versions.items()}
             assert self._answered.wait_for(lambda: all(len(self.versions[name]) >= count
                                                        for name, count in need.items()), timeout=120)
 
     def wait_for(self, version: str) -> None:
-        """Until all of them are answered by it."""
+        """Wait until all clients are answered by it."""
         with self._answered:
             assert self._answered.wait_for(lambda: all(seen[-1] in (version, "any") for seen in self.versions.values()
                                                        ), timeout=120), self.versions["search"][-1]
 
 
 def copied(source: Path, target: Path, pause: Callable[[], None]) -> None:
-    """As `cp -r` does it, file by file; pauses with each file half there, and again with it whole."""
+    """Copy like `cp -r`, file by file; pause when each file is half written, and again when it is complete."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             data = path.read_bytes()
@@ -128,7 +128,7 @@ def copied(source: Path, target: Path, pause: Callable[[], None]) -> None:
 
 
 def checked_out(source: Path, target: Path, pause: Callable[[], None]) -> None:
-    """As `dvc checkout` does it: one file after the other is deleted and put there anew."""
+    """Replace like `dvc checkout`: delete and write one file after the other."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             (target / path.relative_to(source)).unlink()
@@ -138,13 +138,13 @@ def checked_out(source: Path, target: Path, pause: Callable[[], None]) -> None:
 
 
 def replaced(source: Path, target: Path, pause: Callable[[], None]) -> None:
-    """As a stage does it."""
+    """Replace like a stage."""
     with atomic_dir(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def deleted(source: Path, target: Path, pause: Callable[[], None]) -> None:
-    """As DVC does it to an output before its stage runs, unless that is to persist."""
+    """Delete, as DVC does with an output before its stage runs, unless the output persists."""
     shutil.rmtree(target)
 
 
@@ -196,11 +196,11 @@ def test_page_says_once_that_it_answers_from_memory(project):
         (project / EXPORT / "index/index.json").write_text("{")
         assert following.current().search(QUERY) == before
     assert [line.partition(": need")[0] for line in said] == [f"note: {project / EXPORT / 'index'}"]
-    assert said[0].endswith(" Until model and index belong together, the ones that were loaded answer.")
+    assert said[0].endswith(" Until model and index belong together, the loaded ones answer.")
 
 
 def test_a_pair_that_does_not_fit_is_tried_once_while_its_files_stay_as_they_are(project, pairs, monkeypatch):
-    """A model of gigabytes must not be read again at each request."""
+    """A model of gigabytes must not be read again for each request."""
     tried: list[threading.Thread] = []
 
     def loading(*arguments) -> Retriever:
@@ -228,7 +228,7 @@ def test_a_pair_that_does_not_fit_is_tried_once_while_its_files_stay_as_they_are
     assert len(following.current().index) == NUM_NEW
 
 
-def test_videos_that_are_added_or_removed_are_found_so_by_the_next_request(project):
+def test_next_request_finds_added_videos_and_no_removed_ones(project):
     following = Following(opened(project))
     assert len(following.current().index) == NUM_OLD
     add_videos(project / EXPORT / "index", clips(["late"]), [(video_tokens(1, np.random.default_rng(9)), times(1))])
@@ -246,14 +246,14 @@ def test_nothing_is_read_from_the_folders_once_they_are_loaded(project):
     shutil.rmtree(project)
     kept = opened(project.with_name("kept"))
     for ask in (lambda r: r.search(QUERY, 41), lambda r: r.search(QUERY, tags={"place": "wood"}, max_seconds=6),
-                lambda r: r.search(QUERY, part=True), lambda r: r.similar("late"), lambda r: r.captions_of("v3"),
+                lambda r: r.search(QUERY, part=True), lambda r: r.similar("late"), lambda r: r.rank_captions("v3"),
                 lambda r: r.explain(QUERY, r.search(QUERY)[0]).record(), lambda r: r.video("v7")[1],
                 lambda r: r.query_notes("a splendid ring")):
         assert ask(retriever) == ask(kept)
     assert "v5" not in [hit.video_id for hit in retriever.search(QUERY, 41)]
 
 
-def test_a_folder_of_videos_is_searched_on_when_cache_and_model_are_deleted(pairs, tmp_path):
+def test_folder_of_videos_is_still_searched_when_cache_and_model_are_deleted(pairs, tmp_path):
     shutil.copytree(pairs / "old" / MODEL, tmp_path / "model")
     write_video(tmp_path / "videos/film.mp4", 120)
     following = Following(Retriever.from_folder(tmp_path / "videos", tmp_path / "model", cache=tmp_path / "cache"))
@@ -263,7 +263,7 @@ def test_a_folder_of_videos_is_searched_on_when_cache_and_model_are_deleted(pair
     assert following.current().search(QUERY) == before != []
 
 
-def test_a_retriever_by_itself_says_what_is_wrong_with_its_index(project, pairs):
+def test_retriever_without_a_page_says_what_is_wrong_with_its_index(project, pairs):
     retriever = opened(project)
     replaced(pairs / "new" / EXPORT, project / EXPORT, lambda: None)
     with pytest.raises(SearchIndexError, match="need an index made by this model"):
@@ -274,7 +274,7 @@ def test_a_retriever_by_itself_says_what_is_wrong_with_its_index(project, pairs)
 
 
 def test_serve_takes_up_the_new_pair_without_a_restart(project, pairs):
-    """The command itself, over the folders that it takes by default."""
+    """`hcmi serve` with its default folders."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen([sys.executable, "-m", "hcmi.cli", "serve", "--port", "0"], cwd=project, env=environment,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

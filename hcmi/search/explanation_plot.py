@@ -1,4 +1,4 @@
-"""An explanation as a picture: the frames of the video along the top, the words at the side, the moment framed."""
+"""Draw an explanation: the frames of the video at the top, the words at the side, and a frame around the moment."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ FRAME_PIXELS = 160
 TIMEOUT_S = 20.0
 
 
-def draw(explanation: Explanation, path: str | Path, frames_THXC: np.ndarray | None = None) -> None:
-    """Write the picture to `path` (.png, .svg or .pdf). `frames_THXC`: read from the video where not given.
+def draw_explanation(explanation: Explanation, path: str | Path, frames_THXC: np.ndarray | None = None) -> None:
+    """Write the picture to `path` (.png, .svg or .pdf). `frames_THXC`: default read from the video.
 
-    Raises: DecodeError when the video is gone or cannot be decoded.
+    Raises: DecodeError when the video is missing or cannot be decoded.
     """
     frames_THXC = read_frames(explanation) if frames_THXC is None else frames_THXC
     num_frames, num_words = len(explanation.times_s), max(len(explanation.words), 1)
@@ -46,9 +46,9 @@ def draw(explanation: Explanation, path: str | Path, frames_THXC: np.ndarray | N
 
 
 def read_frames(explanation: Explanation) -> np.ndarray:
-    """uint8 [T, H, X, 3]: the frames nearest to the explanation's times, as the model saw them but larger.
+    """uint8 [T, H, X, 3]: the frames nearest to the explanation's times, cropped as for the model but larger.
 
-    Raises: DecodeError when the video is gone or cannot be decoded.
+    Raises: DecodeError when the video is missing or cannot be decoded.
     """
     hit, times_T = explanation.hit, explanation.times_s
     half = float(np.diff(times_T).mean()) / 2 if len(times_T) > 1 else 0.5
@@ -71,7 +71,7 @@ def _title(figure: Figure, explanation: Explanation, left: float, width: float, 
 
 
 def _frames(axes: Axes, frames_THXC: np.ndarray, chosen_T: np.ndarray) -> None:
-    """Thumbnails in the columns of the heat map; those of the moment in full colour and framed."""
+    """Thumbnails above the columns of the heat map; those of the moment are in full colour and have a border."""
     num_frames = len(frames_THXC)
     axes.set_xlim(-0.5, num_frames - 0.5)
     axes.set_ylim(0, 1)
@@ -85,7 +85,7 @@ def _frames(axes: Axes, frames_THXC: np.ndarray, chosen_T: np.ndarray) -> None:
 
 
 def _heat(axes: Axes, explanation: Explanation) -> None:
-    """Cosine of each word and frame; a word that counts more is written darker."""
+    """Cosine of each word and frame; words with a larger weight are darker."""
     matrix_WT = explanation.frame_word_TW.T
     if not matrix_WT.size:
         axes.axis("off")
@@ -95,7 +95,7 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
     axes.set_yticks(range(len(explanation.words)), explanation.words, fontsize=10.5)
     most = max(float(explanation.word_weights_W.max()), 1e-9)
     for label, weight in zip(axes.get_yticklabels(), explanation.word_weights_W, strict=True):
-        label.set_color(HEAT(0.6 + 0.4 * weight / most))     # lighter ones were hard to read
+        label.set_color(HEAT(0.6 + 0.4 * weight / most))     # lighter words were hard to read
         label.set_fontweight("bold" if weight > 0.5 * most else "normal")
     axes.tick_params(length=0, pad=8)
     for spine in axes.spines.values():
@@ -112,7 +112,7 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
 
 
 def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
-    """How well each frame answers all words together."""
+    """Relevance of each frame to all words together."""
     places, relevance_T = np.arange(len(explanation.times_s)), explanation.relevance_T
     axes.set_xlim(-0.5, len(places) - 0.5)
     span = max(float(np.ptp(relevance_T)), 1e-6)
@@ -130,7 +130,7 @@ def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
 
 
 def _levels(axes: Axes, explanation: Explanation) -> None:
-    """Left: the score of each level as a bar. Right: which clip answers which phrase."""
+    """Left: the score of each level as a bar. Right: which clip matches which phrase."""
     axes.axis("off")
     bars = axes.inset_axes((0.0, 0.0, 0.42, 0.72))
     names = list(explanation.hit.levels)
@@ -159,6 +159,6 @@ def _levels(axes: Axes, explanation: Explanation) -> None:
 
 
 def _runs(chosen_T: np.ndarray) -> list[tuple[int, int]]:
-    """First and last place of each run of True."""
+    """First and last position of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen_T.astype(int), [0]])))
     return [(int(first), int(last) - 1) for first, last in zip(edges[::2], edges[1::2], strict=True)]

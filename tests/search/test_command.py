@@ -1,4 +1,4 @@
-"""`hcmi search` and `hcmi export` as a user types them: answers, JSON, pictures, and one line for each mistake."""
+"""`hcmi search` as a user types it: answers, JSON, pictures, and one line for each mistake."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_search_draws_why(run, world, tmp_path):
     assert len(why["frame_word"][0]) == 4
 
 
-def test_search_names_a_video_that_is_gone(run, world, tmp_path):
+def test_search_names_a_video_that_is_missing(run, world, tmp_path):
     folder = tmp_path / "videos"
     write_video(folder / "a.mp4", 100)
     found = json.loads(run("a red ring", "--videos", folder, "--json").stdout)

@@ -1,0 +1,65 @@
+"""How answers are shown: as JSON, as a table, and an explanation as a file."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hcmi.errors import ConfigError
+from hcmi.files import ask_to_write, atomic_file, project_path
+from hcmi.search.explain import Explanation
+from hcmi.types import Hit
+
+EXPLANATION_SUFFIXES = (".json", ".png", ".svg", ".pdf")
+
+
+def hit_record(hit: Hit) -> dict[str, Any]:
+    """For JSON: rank, video_id, path, score, start_s, end_s, and `levels` with the score of each level."""
+    fields = {name: value for name, value in vars(hit).items() if name != "levels"}
+    return {**fields, "levels": hit.levels}
+
+
+def hits_text(hits: Sequence[Hit]) -> str:
+    """A table for people."""
+    if not hits:
+        return "Nothing found: the index is empty, or no video passes the filters."
+    paths = [project_path(hit.path) for hit in hits]
+    width = max(map(len, paths))
+    lines = []
+    for hit, path in zip(hits, paths, strict=True):
+        levels = "  ".join(f"{name.replace('_', '-')} {value:.3f}" for name, value in hit.levels.items())
+        lines.append(f"{hit.rank:3d}  {path:{width}}  {hit.start_s:7.1f} - {hit.end_s:.1f} s  score {hit.score:.3f}  "
+                     f"({levels})")
+    return "\n".join(lines)
+
+
+def missing_files(hits: Sequence[Hit]) -> list[str]:
+    """One line for each hit whose video has been deleted or moved since it was indexed."""
+    return [f"{hit.path}: the video is no longer on disk. Put it back, or export again without it."
+            for hit in hits if not os.path.exists(hit.path)]
+
+
+def check_explanation_path(path: str, name: str = "path") -> None:
+    """See that an explanation can be written to `path`, before the search is run. `name`: as the message calls it.
+
+    Raises: ConfigError when the ending is none of EXPLANATION_SUFFIXES; MachineError when the file cannot be written.
+    """
+    if Path(path).suffix.lower() not in EXPLANATION_SUFFIXES:
+        raise ConfigError(f"{name} {path}: need a name ending in .png, .svg, .pdf or .json, got "
+                          f"{Path(path).suffix or 'no ending'!r}. Rename the file.")
+    ask_to_write(files=[path])
+
+
+def write_explanation(explanation: Explanation, path: str) -> None:
+    """Write JSON or a picture, depending on the ending of `path`.
+
+    Raises: DecodeError when `path` is a picture and the video is missing or cannot be decoded.
+    """
+    if Path(path).suffix.lower() == ".json":
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(explanation.record(), indent=1, ensure_ascii=False), encoding="utf-8")
+        return
+    from hcmi.search.explanation_plot import draw_explanation  # matplotlib takes a second to load
+
+    draw_explanation(explanation, path)

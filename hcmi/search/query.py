@@ -1,0 +1,64 @@
+"""Checks of what is asked for: the query, the number of answers and the tags.
+
+`name` is what a message calls a value: the parameter's name, or the flag that the user typed.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+from hcmi.errors import ConfigError
+from hcmi.model import HcmiModel
+
+MAX_TOP = 1000
+MAX_QUERY_CHARS = 2000
+
+
+
+def check_query(query: str) -> str:
+    """The query, if it is text that a person can read.
+
+    Raises: ConfigError when it is empty, binary or longer than MAX_QUERY_CHARS.
+    """
+    if not query.strip():
+        raise ConfigError("query: need some words, got none. Say what the video shows.")
+    if any(unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") and char not in "\t\n\r" for char in query):
+        raise ConfigError(f"query {_shorten(query)!r}: need readable text in UTF-8, got control characters or bytes "
+                          "that are not text. Say what the video shows in words.")
+    if len(query) > MAX_QUERY_CHARS:
+        raise ConfigError(f"query {_shorten(query)!r}: need at most {MAX_QUERY_CHARS} characters, got {len(query)}. "
+                          "Say it in a sentence or two.")
+    return query
+
+
+def check_words(query: str, model: HcmiModel) -> None:
+    """Raises: ConfigError when the model knows none of the query's words, or not its language."""
+    processor = model.processor
+    letters = [char for char in query if char.isalpha()]
+    foreign = sum(not char.isascii() for char in letters)
+    # Punctuation may take several tokens in any language, so only words are counted.
+    words = "".join(char if char.isalpha() or unicodedata.category(char)[0] == "M" else " " for char in query)
+    if 2 * foreign > len(letters) and len(processor.tokens(words)) > len(letters):
+        raise ConfigError(f"query {_shorten(query)!r}: need words of a language the model knows, got text its "
+                          "tokenizer can only spell byte by byte. Ask in the language of the training captions.")
+    if not processor.known(query)[0]:
+        raise ConfigError(f"query {_shorten(query)!r}: need a word that a training caption has, got none. "
+                          "Ask in the words of the training captions.")
+
+
+def _shorten(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else text[:length] + "…"
+
+
+def check_top(top: int, name: str = "top") -> int:
+    """Raises: ConfigError outside 1..MAX_TOP."""
+    if not 1 <= top <= MAX_TOP:
+        raise ConfigError(f"{name}: need 1 to {MAX_TOP}, got {top}. Ask for fewer answers.")
+    return top
+
+
+def parse_tags(tags: Sequence[str], name: str = "tag") -> dict[str, str]:
+    """Tags given as NAME=VALUE. Raises: ConfigError when one is not."""
+    for tag in tags:
+        if not tag.partition("=")[0] or "=" not in tag:
+            raise ConfigError(f"{name}: need NAME=VALUE, got {tag!r}. For example {name} place=beach.")
+    return {tag.partition("=")[0]: tag.partition("=")[2] for tag in tags}

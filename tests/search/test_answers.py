@@ -1,0 +1,49 @@
+"""How answers are shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hcmi.errors import ConfigError, MachineError
+from hcmi.search import check_explanation_path, hit_record, hits_text, missing_files
+from hcmi.types import Hit
+
+
+def hit(path: str, rank: int = 1) -> Hit:
+    return Hit(rank, "v1", path, 1.5, 2.0, 4.25, {"frame_word": 0.5, "video_sentence": 1.0})
+
+
+def test_record_is_ready_for_json():
+    assert json.loads(json.dumps(hit_record(hit("a.mp4")))) == {
+        "rank": 1, "video_id": "v1", "path": "a.mp4", "score": 1.5, "start_s": 2.0, "end_s": 4.25,
+        "levels": {"frame_word": 0.5, "video_sentence": 1.0}}
+
+
+def test_table_shows_paths_from_the_working_folder_where_they_are_below_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [str(tmp_path / "videos" / "a.mp4"), "b.mp4", "/elsewhere/c.mp4"]
+    lines = hits_text([hit(path, rank) for rank, path in enumerate(paths, 1)]).splitlines()
+    assert [line.split()[1] for line in lines] == ["videos/a.mp4", "b.mp4", "/elsewhere/c.mp4"]
+    assert lines[0].endswith("2.0 - 4.2 s  score 1.500  (frame-word 0.500  video-sentence 1.000)")
+    assert hits_text([]).startswith("Nothing found")
+
+
+def test_missing_files_are_named(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    found = missing_files([hit(str(tmp_path / "a.mp4")), hit(str(tmp_path / "b.mp4"))])
+    assert [line.partition(":")[0] for line in found] == [str(tmp_path / "b.mp4")]
+
+
+@pytest.mark.parametrize(("path", "got"), [("why.txt", "'.txt'"), ("why", "'no ending'")])
+def test_explanation_is_refused_when_its_name_has_another_ending(path, got):
+    with pytest.raises(ConfigError, match=f"^path {path}: need a name ending in .png, .svg, .pdf or .json, got {got}"):
+        check_explanation_path(path)
+
+
+def test_explanation_is_refused_when_it_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="need the folder"):
+        check_explanation_path(str(tmp_path / "file" / "why.png"))
+    check_explanation_path(str(tmp_path / "why.PNG"))
+    assert list(Path(tmp_path).iterdir()) == [tmp_path / "file"]

@@ -1,0 +1,53 @@
+"""The run of frames that stands out, and the baseline it stands out from."""
+
+import numpy as np
+import pytest
+import torch
+from search_world import T, text_tokens, times, video_tokens
+
+from hcmi.search import find_moment, measure_baseline
+from hcmi.search.moments import MIN_BASELINE_VIDEOS, best_run, frame_relevance
+from hcmi.types import VideoTokens
+
+
+def test_moment_is_the_run_that_stands_out_when_worked_by_hand():
+    times_T = np.array([0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
+    assert best_run(np.array([0, 0, 1, 1, 0, 0.0]), times_T, 0, 6) == (2.0, 4.0)
+    assert best_run(np.array([1, 0, 0, 0, 0, 0.0]), times_T, 0, 6) == (0.0, 1.0)
+    assert best_run(np.array([0, 0, 0, 0, 0.9, 1.0]), times_T, 0, 6) == (4.0, 6.0)
+    assert best_run(np.array([0, 1, 0.4, 1, 0, 0.0]), times_T, 0, 6) == (1.0, 4.0)
+    assert best_run(np.full(6, 0.3), times_T, 0, 6) == (0, 6)
+    assert best_run(np.array([0.2]), np.array([3.0]), 1, 6) == (1, 6)
+    assert best_run(np.array([3, 3, 5, 5, 3, 3.0]), times_T, 0, 6, whole_above=2) == (0, 6)
+    assert best_run(np.array([1, 1, 5, 5, 1, 1.0]), times_T, 0, 6, whole_above=2) == (2, 4)
+
+
+def test_moment_leaves_padding_frames_out():
+    tokens = video_tokens(1, np.random.default_rng(3))
+    text = text_tokens(1, np.random.default_rng(4))
+    frame_weights_BT = torch.tensor([[0.25, 0.25, 0.25, 0.25, 0, 0]])
+    frames_BTD = tokens.frames_BTD.clone()
+    frames_BTD[0, 4:] = text.words_BWD[0, 0]        # padding that matches best
+    frames_BTD[0, 2] = text.words_BWD[0].mean(0) / text.words_BWD[0].mean(0).norm()
+    cut = VideoTokens(tokens.video_BD, frames_BTD, tokens.clips_BCD, frame_weights_BT, tokens.clip_weights_BC)
+    start_s, end_s = find_moment(text, cut, times(1)[0], 0, 4)
+    assert start_s <= 2.5 <= end_s <= 4
+
+
+def test_baseline_is_the_mean_and_spread_of_relevance_over_other_videos_when_worked_by_loops():
+    generator = np.random.default_rng(5)
+    text, videos = text_tokens(1, generator), video_tokens(40, generator)
+    videos.frame_weights_BT[:30, 4:] = 0        # padding
+    found = measure_baseline(text, videos)
+    relevance_VT = np.stack([frame_relevance(text, videos[row:row + 1]) for row in range(40)])
+    for at in range(T):
+        valid = relevance_VT[30:, at] if at >= 4 else relevance_VT[:, at]
+        assert found.mean_T[at] == pytest.approx(valid.mean(), abs=1e-5)
+        assert found.std_T[at] == pytest.approx(valid.std(), abs=1e-5)
+    expected_T = (relevance_VT[0] - found.mean_T) / found.std_T
+    np.testing.assert_allclose(frame_relevance(text, videos[:1], found), expected_T, rtol=1e-5)
+
+
+def test_there_is_no_baseline_when_videos_are_few():
+    generator = np.random.default_rng(5)
+    assert measure_baseline(text_tokens(1, generator), video_tokens(MIN_BASELINE_VIDEOS - 1, generator)) is None

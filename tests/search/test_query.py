@@ -1,0 +1,66 @@
+"""Queries, counts and tags that are refused, and odd ones that are not."""
+
+import numpy as np
+import pytest
+from search_world import clips, times, tiny_model, video_tokens
+
+from hcmi.errors import ConfigError
+from hcmi.index import add_videos, create_index, model_card
+from hcmi.search import Retriever, check_top, parse_tags
+
+QUERY = "a red ring slides left"
+
+
+@pytest.mark.parametrize(("query", "message"), [
+    ("", "query: need some words, got none"),
+    (" \n\t ", "query: need some words, got none"),
+    ("x" * 100_000, "need at most 2000 characters, got 100000"),
+    ("\x00\x01PNG\r\n", "need readable text in UTF-8, got control characters"),
+    ("caf\udce9", "need readable text in UTF-8"),
+    ("红色的圆环向左滑动", "need words of a language the model knows"),
+    ("собака прыгает", "need words of a language the model knows"),
+    ("xyzzy, please", "query 'xyzzy, please': need a word that a training caption has, got none"),
+])
+def test_search_refuses_a_query_that_has_no_answer(world, query, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        world[0].search(query)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("query", ["a", "RED ring!", "ring " * 300, "a réd rïng", "xyzzy ring"])
+def test_search_answers_when_the_query_is_only_odd(world, query):
+    assert len(world[0].search(query)) == 10
+
+
+def test_query_in_the_language_of_the_captions_is_accepted_when_it_is_full_of_punctuation(tmp_path):
+    model = tiny_model(captions=["красное кольцо", "синее кольцо"] * 3)
+    create_index(tmp_path / "index", model_card(model))
+    add_videos(tmp_path / "index", clips(["v0"]), [(video_tokens(1, np.random.default_rng(0)), times(1))])
+    retriever = Retriever(model, tmp_path / "index")
+    assert retriever.search("«красное», — «кольцо» …!!") == retriever.search("красное кольцо")
+
+
+@pytest.mark.parametrize("query", ["\u200b", "\ufeff \u00ad"])
+def test_search_refuses_a_query_of_invisible_characters_alone(world, query):
+    with pytest.raises(ConfigError, match="need a word that a training caption has, got none"):
+        world[0].search(query)
+
+
+@pytest.mark.parametrize("top", [0, -1, 1_000_000])
+def test_search_refuses_top_out_of_range(world, top):
+    with pytest.raises(ConfigError, match=rf"^top: need 1 to 1000, got {top}"):
+        world[0].search(QUERY, top=top)
+
+
+def test_messages_name_the_flag_that_the_user_typed():
+    with pytest.raises(ConfigError, match=r"^--top: need 1 to 1000, got 0"):
+        check_top(0, "--top")
+    with pytest.raises(ConfigError, match=r"^--tag: need NAME=VALUE, got 'place'. For example --tag place=beach"):
+        parse_tags(["place"], "--tag")
+    with pytest.raises(ConfigError, match=r"^tag: need NAME=VALUE, got '=beach'. For example tag place=beach"):
+        parse_tags(["a=b", "=beach"])
+
+
+def test_tags_are_split_at_the_first_equals_sign():
+    assert parse_tags(["place=beach", "sum=1+1=2", "empty="]) == {"place": "beach", "sum": "1+1=2", "empty": ""}

@@ -1,0 +1,130 @@
+"""Two-stage search compared with scoring every video."""
+
+import pytest
+import torch
+from search_world import T, clips, times, tiny_model
+
+import hcmi
+from hcmi.errors import ConfigError, DataError, SearchIndexError
+from hcmi.index import add_videos, create_index, model_card, remove_videos
+from hcmi.model import encode_texts
+from hcmi.search import Retriever
+from hcmi.types import TextTokens, VideoTokens
+
+QUERY = "a red ring slides left"
+
+
+def exact_ranking(model, texts: TextTokens, videos: VideoTokens) -> list[str]:
+    scores_V = model.combine(model.similarities(texts, videos))[0]
+    return [f"v{row}" for row in scores_V.argsort(descending=True).tolist()]
+
+
+def test_search_ranks_like_scoring_every_video_when_all_are_candidates(model, world):
+    retriever, tokens = world
+    hits = retriever.search(QUERY, top=60)
+    assert [hit.video_id for hit in hits] == exact_ranking(model, encode_texts(model, [QUERY]), tokens)
+    assert [hit.rank for hit in hits] == list(range(1, 61))
+    assert hits[0].path == f"videos/{hits[0].video_id}.mp4"
+
+
+def test_score_is_the_weighted_sum_of_the_levels(model, world):
+    hit = world[0].search(QUERY, top=1)[0]
+    assert set(hit.levels) == {"frame_word", "clip_phrase", "video_sentence"}
+    assert hit.score == pytest.approx(sum(model.level_weights[name] * value for name, value in hit.levels.items()))
+
+
+def test_second_stage_reorders_only_the_candidates_when_they_are_few(model, world):
+    retriever, tokens = world
+    retriever.candidates = 5
+    text = encode_texts(model, [QUERY])
+    nearest = {f"v{row}" for row in (tokens.video_BD @ text.sentence_BD[0]).argsort(descending=True)[:5].tolist()}
+    assert [hit.video_id for hit in retriever.search(QUERY, top=2)] == [
+        name for name in exact_ranking(model, text, tokens) if name in nearest][:2]
+
+
+@pytest.mark.parametrize("head", ["mean_pool", "wti", "xclip"])
+def test_search_works_for_other_heads(head, tmp_path):
+    model = tiny_model(head=head)
+    with torch.inference_mode():
+        tokens = model.encode_videos(torch.rand(4, T, 3, 16, 16), torch.ones(4, T, dtype=torch.bool))
+    create_index(tmp_path / "index", model_card(model))
+    add_videos(tmp_path / "index", clips(["v0", "v1", "v2", "v3"]), [(tokens, times(4))])
+    hits = Retriever(model, tmp_path / "index").search(QUERY)
+    assert [hit.video_id for hit in hits] == exact_ranking(model, encode_texts(model, [QUERY]), tokens)
+    assert set(hits[0].levels) == set(model.level_weights)
+    if head == "wti":
+        assert set(Retriever(model, tmp_path / "index").search(QUERY, part=True)[0].levels) == {"frame_word"}
+    else:
+        with pytest.raises(ConfigError, match=f"^part: need a model with head hcmi or wti .*, got {head} with "):
+            Retriever(model, tmp_path / "index").search(QUERY, part=True)
+
+
+def test_filters_and_removals_are_respected(world):
+    retriever, _ = world
+    assert {int(hit.video_id[1:]) % 2 for hit in retriever.search(QUERY, tags={"place": "wood"})} == {1}
+    assert retriever.search(QUERY, min_seconds=7) == []
+    best = retriever.search(QUERY, top=1)[0].video_id
+    remove_videos(retriever.index.folder, [best])
+    assert best not in [hit.video_id for hit in retriever.search(QUERY, top=60)]
+
+
+def test_similar_finds_the_near_copy_first_and_never_itself(world):
+    retriever, tokens = world
+    near = VideoTokens(*(getattr(tokens, name)[7:8] for name in tokens.__dataclass_fields__))
+    add_videos(retriever.index.folder, clips(["copy"]), [(near, times(1))])
+    hits = retriever.similar("v7", top=3)
+    assert hits[0].video_id == "copy"
+    assert hits[0].score == pytest.approx(3, abs=5e-3)
+    assert "v7" not in [hit.video_id for hit in hits]
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    with pytest.raises(DataError, match="need the video_id of an indexed video, got an unknown one"):
+        retriever.similar("nobody")
+
+
+def test_captions_are_ranked_for_a_video(model, world):
+    retriever, tokens = world
+    texts = ["a red ring grows", "a blue square slides", "green"]
+    scores_Q = model.combine(model.similarities(encode_texts(model, texts), tokens[3:4]))[:, 0]
+    got = retriever.rank_captions("v3", texts, top=2)
+    assert [text for text, _ in got] == [texts[at] for at in scores_Q.argsort(descending=True)[:2].tolist()]
+    assert len(retriever.rank_captions("v3", top=100)) == 60
+
+
+def test_words_no_training_caption_has_change_nothing_and_are_named(world):
+    retriever, _ = world
+    odd = "please, " + QUERY.replace("slides", "xyzzy slides")
+    assert retriever.search(odd) == retriever.search(QUERY)
+    assert retriever.query_notes(odd) == ["left out, since no training caption has them: please, xyzzy."]
+    assert retriever.query_notes(QUERY) == []
+    best = retriever.search(QUERY)[0]
+    assert retriever.explain(odd, best).words == retriever.explain(QUERY, best).words == tuple(QUERY.split())
+
+
+@pytest.mark.parametrize("query", [
+    'a "red ring" slides left', "a red-ring slides,left", "(a red ring) slides left", "a\tred\tring slides left",
+    "a\u00a0red ring slides left", "\ufeffa \u201cred ring\u201d slides\u2014left", "a_red_ring sli\u00addes left?!"])
+def test_a_query_finds_the_same_when_its_words_are_quoted_or_joined(world, query):
+    retriever, _ = world
+    assert retriever.search(query) == retriever.search(QUERY)
+    assert retriever.query_notes(query) == []
+    best = retriever.search(QUERY)[0]
+    words = [word.replace("\u00ad", "") for word in retriever.explain(query, best).words]
+    assert words == QUERY.split()
+
+
+def test_retriever_refuses_an_index_of_another_model(world):
+    with pytest.raises(SearchIndexError, match="need an index made by this model"):
+        Retriever(tiny_model(seed=1), world[0].index.folder)
+
+
+def test_empty_index_answers_nothing(model, tmp_path):
+    create_index(tmp_path / "index", model_card(model))
+    assert Retriever(model, tmp_path / "index").search(QUERY) == []
+
+
+def test_retriever_is_found_at_the_top_of_the_package():
+    assert hcmi.Retriever is Retriever
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = hcmi.nothing
+
+

@@ -1,0 +1,138 @@
+"""The search page in a real browser, where there is one."""
+
+import shutil
+
+import numpy as np
+import pytest
+from serve_world import served
+
+from hcmi.search import Retriever
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser, page):
+    """A tab on the page; the test fails when the page's script reports an error."""
+    errors: list[str] = []
+    with browser.new_context(base_url=str(page.base_url)) as context:
+        tab = context.new_page()
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        yield tab
+    assert [text for text in errors if "400 (Bad Request)" not in text] == []
+
+
+def test_typing_plays_the_moment_of_the_first_answer(tab, retriever):
+    tab.goto("/")
+    tab.fill("#q", "a red ring slides left")
+    tab.wait_for_selector(".hit")
+    best = retriever.search("a red ring slides left")[0]
+    assert best.video_id in tab.locator("video").first.get_attribute("src")
+    tab.wait_for_function("at => { const v = document.querySelector('video'); return !v.paused && v.currentTime > at }",
+                          arg=best.start_s)
+    tab.locator("video").first.evaluate("video => video.addEventListener('seeked', () => video.dataset.seeked = '1')")
+    tab.wait_for_function("() => document.querySelector('video').dataset.seeked")    # the moment is played in a loop
+    assert tab.locator("video").first.evaluate("video => video.currentTime") <= best.end_s + 0.5
+    assert tab.locator(".time").first.inner_text() == f"{best.start_s:.1f} – {best.end_s:.1f} s"
+    assert "q=a+red+ring" in tab.url
+
+
+def test_typing_is_kept_when_the_server_answers_slowly(tab):
+    tab.route("**/api/about", lambda route: (tab.wait_for_timeout(1500), route.continue_()))
+    tab.goto("/", wait_until="domcontentloaded")
+    tab.fill("#q", "a red ring")
+    tab.wait_for_selector(".hit")
+    assert tab.input_value("#q") == "a red ring"
+
+
+def test_page_shows_why_and_goes_to_a_frame(tab, retriever):
+    tab.goto("/?q=a+red+ring")
+    assert tab.input_value("#q") == "a red ring"
+    tab.locator(".why").first.click()
+    tab.wait_for_selector(".reason table")
+    assert tab.locator(".reason tbody th").all_inner_texts() == ["a", "red", "ring", "all words"]
+    why = retriever.explain("a red ring", retriever.search("a red ring")[0])
+    cells = tab.locator(".reason tbody tr").nth(1).locator("td").all_inner_texts()
+    assert cells == [f"{value:.2f}" for value in why.frame_word_TW[:, 1]]
+    tab.locator(".reason thead button").last.click()
+    tab.wait_for_function("at => document.querySelector('video').currentTime >= at - 0.1", arg=float(why.times_s[-1]))
+    tab.locator(".why").first.click()
+    assert tab.locator(".reason").first.is_hidden()
+
+
+def test_back_returns_to_the_previous_answers(tab, retriever):
+    tab.goto("/?q=a+red+ring")
+    first = tab.locator(".hit .file").first
+    first.wait_for()
+    name = first.inner_text()
+    tab.locator(".like").first.click()
+    tab.wait_for_url("**/?like=*")
+    tab.wait_for_function("name => document.querySelector('.hit .file').textContent !== name", arg=name)
+    assert tab.locator(".why").first.is_hidden()
+    tab.go_back()
+    tab.wait_for_function("name => document.querySelector('.hit .file').textContent === name", arg=name)
+    assert tab.input_value("#q") == "a red ring"
+
+
+def test_checkbox_searches_for_a_part_and_is_kept_in_the_address(tab, retriever):
+    tab.goto("/?q=a+red+ring")
+    tab.wait_for_selector(".hit")
+    tab.fill("#q", "a splendid ring")
+    tab.wait_for_function("() => document.querySelector('#status').textContent.endsWith('has them: splendid.')")
+    tab.fill("#q", "a red ring")
+    tab.wait_for_url("**/?q=a+red+ring")
+    tab.check("[name=part]")
+    tab.wait_for_url("**/?q=a+red+ring&part=1")
+    hit = retriever.search("a red ring", part=True)[0]
+    wanted = f"frame-word {hit.levels['frame_word']:.2f}"
+    tab.wait_for_function("text => document.querySelector('.levels').textContent.includes(text)", arg=wanted)
+    tab.reload()
+    tab.wait_for_selector(".hit")
+    assert tab.is_checked("[name=part]")
+    assert not tab.evaluate("document.querySelector('#filters').open")
+    tab.uncheck("[name=part]")
+    tab.wait_for_url("**/?q=a+red+ring")
+
+
+def test_page_works_after_an_error(tab):
+    tab.goto("/?q=ring&top=5000")
+    tab.wait_for_selector("#error:not([hidden])")
+    assert "need 1 to 1000, got 5000" in tab.inner_text("#error")
+    tab.fill("[name=top]", "1")
+    tab.wait_for_selector(".hit")
+    assert tab.locator(".hit").count() == 1
+    assert tab.locator("#error").is_hidden()
+
+
+def test_page_shows_a_frame_when_the_browser_cannot_play(browser, tmp_path, world):
+    """An FFV1 film in Matroska: no browser plays it, PyAV reads it. File names are text, never markup."""
+    import av
+
+    path = tmp_path / "videos" / "<b>film<b>.mkv"
+    path.parent.mkdir()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(16):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    retriever = Retriever.from_folder(tmp_path / "videos", world / "model", cache=tmp_path / "cache")
+    with served(retriever) as address, browser.new_context(base_url=address) as context:
+        tab = context.new_page()
+        tab.goto("/?q=ring")
+        tab.wait_for_function("() => document.querySelector('.screen img')?.naturalWidth > 0")
+        assert tab.locator(".file").inner_text() == "<b>film<b>.mkv"
+        assert tab.locator(".play").is_hidden()
