@@ -14,7 +14,7 @@ SEED = 0
 DIRECTIONS = ("t2v", "v2t")
 
 
-def compare(path_a: str | Path, path_b: str | Path, samples: int = 1000) -> dict:
+def compare_runs(path_a: str | Path, path_b: str | Path, samples: int = 1000) -> dict:
     """Paired differences B minus A with 95 % intervals, and what differs in configuration, data, code and versions.
 
     Each path is a run's `evaluate.json`, or a folder with `metrics/evaluate.json` and `plots/`. R@K in per cent.

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hcmi.evaluate.figures import save, style
+from hcmi.evaluate.drawing import save_figure, style_axes
 from hcmi.evaluate.metrics import Ranks, bootstrap_interval
 from hcmi.evaluate.split import EncodedSplit
 from hcmi.shards import ShardReader, pick_frames
@@ -31,9 +31,12 @@ GROUP_GAP = 0.5             # bars; between the slices of one kind and the next
 QUERY_INCHES = TITLE_INCHES + 2 * (LABEL_INCHES + STRIP_INCHES) + 0.2
 
 
-def write_plots(folder: Path, reader: ShardReader, encoded: EncodedSplit, sims_QV: NDArray, t2v: Ranks, v2t: Ranks) -> None:
-    """Write every table and picture of this evaluation into `folder`, which exists."""
-    found = {"t2v": t2v, "v2t": v2t}
+def write_plots(folder: Path, reader: ShardReader, encoded: EncodedSplit, sims_QV: NDArray,
+                found: dict[str, Ranks]) -> None:
+    """Write every table and picture of this evaluation into `folder`, which exists.
+
+    `found`: the ranks of each direction, `t2v` and `v2t`.
+    """
     queries = query_table(reader, encoded, sims_QV, found)
     queries.to_parquet(folder / "ranks.parquet", index=False, compression="zstd")
     curve, histogram = recall_curve(found), rank_histogram(found)
@@ -204,7 +207,7 @@ def draw_worst_queries(worst: pd.DataFrame, reader: ShardReader, encoded: Encode
             axes = figure.add_axes((0.01, bottom / inches, 0.98, STRIP_INCHES / inches))
             axes.imshow(_strip(reader, rows[video_id], kind), interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _strip(reader: ShardReader, row: int, kind: str) -> NDArray:
@@ -227,9 +230,9 @@ def _axes(path: Path, title: str) -> Axes:
 
 
 def _save(axes: Axes, path: Path, legend: bool = True) -> None:
-    style(axes)
+    style_axes(axes)
     if legend:
         axes.legend(frameon=False)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    save(figure, path)
+    save_figure(figure, path)

@@ -6,7 +6,7 @@ Every residual branch ends in a layer that starts at zero, so that pretrained to
 import torch
 from torch import Tensor, nn
 
-from hcmi.model.towers import attention, stretch_positions
+from hcmi.model.layers import attention, stretch_positions
 
 AGGREGATIONS = ("assign", "queries")
 PADDING_LOGIT = -1e4    # finite: a row of padding alone must not give NaN

@@ -22,6 +22,9 @@ class Head(nn.Module):
     """Shared by all: unit-variance tokens in, unit vectors out, and one logit scale per level. [ours: per level]"""
 
     levels: tuple[str, ...] = ()
+    # Whether training adds what HCMI has beside the plain contrastive loss: weights of the levels, a loss on their sum,
+    # the margin loss, label denoising and marginal groups. Such a head needs the level `video_sentence`.
+    hcmi_training = False
 
     def __init__(self, dim: int):
         super().__init__()
@@ -131,6 +134,7 @@ class Hcmi(Wti):
     """
 
     levels = ("frame_word", "clip_phrase", "video_sentence")
+    hcmi_training = True
 
     def __init__(self, dim: int, heads: int, num_clips: int, num_phrases: int, aggregation: str = "assign",
                  coarse_gradient: float = 1.0, **options):
@@ -143,7 +147,7 @@ class Hcmi(Wti):
 
     def video(self, features_BTD, mask_BT, position_T=None):
         frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
-        clips_BCD = self.to_clips(_damped(frames_BTD, self.coarse_gradient), mask_BT)
+        clips_BCD = self.to_clips(_scale_gradient(frames_BTD, self.coarse_gradient), mask_BT)
         all_BC = torch.ones(clips_BCD.shape[:2], dtype=torch.bool, device=clips_BCD.device)
         video_BD = self.to_video(clips_BCD, all_BC)[:, 0]
         return _video_tokens(video_BD, frames_BTD, self.frame_weights(frames_BTD, mask_BT), clips_BCD,
@@ -151,9 +155,9 @@ class Hcmi(Wti):
 
     def text(self, states_BWD, anchor_BD, mask_BW):
         words_BWD = self.spread(states_BWD)
-        phrases_BPD = self.to_phrases(_damped(words_BWD, self.coarse_gradient), mask_BW)
+        phrases_BPD = self.to_phrases(_scale_gradient(words_BWD, self.coarse_gradient), mask_BW)
         all_BP = torch.ones(phrases_BPD.shape[:2], dtype=torch.bool, device=phrases_BPD.device)
-        anchor_BD = _damped(self.spread(anchor_BD), self.coarse_gradient)
+        anchor_BD = _scale_gradient(self.spread(anchor_BD), self.coarse_gradient)
         sentence_BD = anchor_BD + self.sentence_gate_D * self.to_sentence(phrases_BPD, all_BP)[:, 0]
         return _text_tokens(sentence_BD, words_BWD, self.word_weights(words_BWD, mask_BW), phrases_BPD,
                             self.phrase_weights(phrases_BPD, all_BP))
@@ -182,7 +186,7 @@ def _attend(sims: Tensor, mask: Tensor) -> Tensor:
     return (weights * sims).sum(-1)
 
 
-def _damped(tokens: Tensor, share: float) -> Tensor:
+def _scale_gradient(tokens: Tensor, share: float) -> Tensor:
     """The tokens themselves; of their gradient only `share` goes on."""
     return torch.lerp(tokens.detach(), tokens, share)
 

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerF
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ModelError
-from hcmi.model.towers import packages
+from hcmi.model.towers import explain_missing_package
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Scratch towers read a text as words, numbers and single other characters. Each gets a space before it, which is taken
@@ -74,7 +74,7 @@ class HcmiProcessor:
     def from_backbone(cls, backbone: str, num_words: int, image_size: int) -> "HcmiProcessor":
         """The pretrained checkpoint's own tokenizer and normalisation."""
         try:
-            with packages(f"model.backbone {backbone!r}"):
+            with explain_missing_package(f"model.backbone {backbone!r}"):
                 return cls(AutoTokenizer.from_pretrained(backbone), _image_processor(backbone), num_words, image_size)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"model.backbone {backbone!r}: need its tokenizer and preprocessor files, got: "
@@ -83,7 +83,7 @@ class HcmiProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
-        with packages(f"model folder {folder}"):
+        with explain_missing_package(f"model folder {folder}"):
             tokenizer = AutoTokenizer.from_pretrained(folder)
             images = _image_processor(folder)
         saved = tokenizer.init_kwargs

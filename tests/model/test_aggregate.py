@@ -17,7 +17,6 @@ from hcmi.model.aggregate import (
     masked_softmax,
     time_prior,
 )
-from hcmi.model.towers import stretch_positions
 
 D = 8
 
@@ -150,16 +149,6 @@ def test_self_attention_follows_its_tokens_when_permuted():
 
 
 # positions
-
-def test_stretch_positions_interpolates_when_there_are_too_few():
-    positions_LD = torch.tensor([[0.0, 5.0], [1.0, 5.0], [4.0, 5.0]])
-    stretched_LD = stretch_positions(positions_LD, 5)
-    assert stretched_LD.tolist() == [[0.0, 5.0], [0.5, 5.0], [1.0, 5.0], [2.5, 5.0], [4.0, 5.0]]
-
-
-def test_stretch_positions_changes_nothing_when_there_are_enough():
-    positions_LD = torch.randn(6, 2)
-    assert stretch_positions(positions_LD, 4) is positions_LD
 
 
 def test_temporal_transformer_takes_given_positions_when_frames_are_left_out():
