@@ -331,8 +331,8 @@ def test_hcmi_has_the_levels_of_the_contract_when_built():
 def test_build_head_lists_the_known_ones_when_the_name_is_unknown():
     with pytest.raises(ModelError) as caught:
         build_head("clip4clip", dim=8)
-    assert str(caught.value) == ("model.head 'clip4clip': need one of hcmi, mean_pool, seq_transf, wti, xclip, "
-                                 "got 'clip4clip'. Correct model.head.")
+    assert str(caught.value) == (f"model.head 'clip4clip': need one of {', '.join(HEADS)}, got 'clip4clip'. "
+                                 f"Correct model.head.")
 
 
 # the helpers catch what they are there for

@@ -263,7 +263,7 @@ def test_load_says_so_in_one_line_when_a_file_is_broken(saved, name):
 def test_load_lists_the_known_heads_when_the_head_is_unknown(saved):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "head": "new"}))
-    with pytest.raises(ModelError, match="need one of hcmi, mean_pool, seq_transf, wti, xclip, got 'new'"):
+    with pytest.raises(ModelError, match=rf"need one of {', '.join(HEADS)}, got 'new'"):
         load_retriever(saved)
 
 
