@@ -1,4 +1,4 @@
-"""From shards to tokens to scores: what evaluate, export, search, drift and validation share."""
+"""From frames and texts to tokens and scores, for evaluation, export, search, drift and validation alike."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -42,7 +42,10 @@ def encode_texts(model: HcmiModel, texts: list[str], batch_size: int = 256) -> T
 
 @torch.inference_mode()
 def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, tile: int = 256) -> dict[str, Tensor]:
-    """Level -> float32 [Q, V], in bounded memory; a head with levels of its own kind in tiles of `tile` texts."""
+    """Level -> float32 [Q, V] on the CPU, in bounded memory.
+
+    A head with levels of another kind than HCMI's is scored in tiles of `tile` texts.
+    """
     device = next(model.parameters()).device
     on_device = videos.to(device)
     if set(model.head.levels) <= set(LEVELS):
@@ -53,7 +56,7 @@ def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, tile: int = 
 
 
 def concatenate(parts: list[Tokens]) -> Tokens:
-    """Concatenate batches; token sets of unequal length are padded with zero vectors of weight 0."""
+    """One batch of all. Token sets of unequal length are padded with zero vectors of weight 0."""
     assert parts, "need at least one batch"
     columns = []
     for field in fields(parts[0]):

@@ -55,7 +55,7 @@ def clip_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor,
     """
     if by == "tag":
         assert meaning_B is not None, "need the clips' meanings for denoising by tag, got none"
-        direction_BD = _directions(meaning_B, model.head.dim).to(mask_BT.device)
+        direction_BD = _directions(meaning_B, model.head.dim, mask_BT.device)
         return [(direction_BD, direction_BD)]
     views = [] if by == "video" else [(sentences[0], sentences[-1])]
     if by != "text":
@@ -63,11 +63,11 @@ def clip_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor,
     return views
 
 
-def _directions(meaning_B: Tensor, dim: int) -> Tensor:
+def _directions(meaning_B: Tensor, dim: int, device: torch.device) -> Tensor:
     """A unit vector [B, D] for each meaning, drawn with the meaning's number as seed."""
     drawn_BD = np.stack([np.random.default_rng(number).standard_normal(dim, np.float32)
                          for number in meaning_B.tolist()])
-    return nn.functional.normalize(torch.from_numpy(drawn_BD), dim=-1)
+    return nn.functional.normalize(torch.from_numpy(drawn_BD).to(device), dim=-1)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig,
     Source: method section 4.
     """
     weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
-    scales = {level: model.head.scale(level) for level in weights}
+    scales = {level: model.head.logit_scale(level) for level in weights}
     terms = {level: weight * contrastive(levels[level], scales[level], positives_BB, denoise)
              for level, weight in weights.items()}
     if model.head.hcmi_training and config.loss.sum_weight > 0:

@@ -318,10 +318,10 @@ def test_head_weighs_tokens_alike_when_untrained(name):
 def test_logit_scale_is_clamped_at_100_when_it_grows():
     head = made_head("hcmi", wild=False)
     level = head.levels[0]
-    assert head.scale(level).item() == pytest.approx(1 / 0.07)
+    assert head.logit_scale(level).item() == pytest.approx(1 / 0.07)
     with torch.no_grad():
         head.logit_scales[level].fill_(9.0)
-    assert head.scale(level).item() == pytest.approx(100)
+    assert head.logit_scale(level).item() == pytest.approx(100)
 
 
 def test_hcmi_has_the_levels_of_the_contract_when_built():

@@ -86,7 +86,7 @@ def test_peers_train_plainly_when_the_parameters_ask_for_hcmis_own_parts():
     config, model = train_config(denoise="mask", marginal_group=4), tiny_model("wti")
     assert (denoise_mode(model, config, 9), group_size(model, config, 9)) == ("off", 1)
     sims_BB = torch.eye(3) / 2
-    plain = contrastive(sims_BB, model.head.scale("frame_word"))
+    plain = contrastive(sims_BB, model.head.logit_scale("frame_word"))
     assert torch.equal(total_loss(model, {"frame_word": sims_BB}, config, None, "off")[0], plain)
 
 

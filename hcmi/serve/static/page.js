@@ -1,15 +1,15 @@
-// The search page. Its state is the address: whatever is shown can be linked to, and Back goes to the answers before.
+// The search page. Its state is in the address, so every state can be linked to, and Back shows the previous answers.
 
 const $ = (selector, inside = document) => inside.querySelector(selector);
-const WAIT_MS = 250;                // after the last key before a search begins by itself
+const WAIT_MS = 250;                // from the last key to the start of a search
 const STILL = matchMedia("(prefers-reduced-motion: reduce)").matches;
-let asked = new AbortController();  // of the search under way
-let about = {level_weights: {}};    // until the server has told
+let asked = new AbortController();  // of the running search
+let about = {level_weights: {}};    // until the server has answered
 
 function make(name, className = "", text = "") {
   const element = document.createElement(name);
   element.className = className;
-  element.textContent = text;       // never markup: captions and file names are anybody's
+  element.textContent = text;       // never markup: captions and file names come from others
   return element;
 }
 
@@ -28,7 +28,7 @@ function ask(changes, typing = false) {
   const next = new URLSearchParams();
   for (const [name, value] of Object.entries(changes)) if (String(value).trim()) next.set(name, value);
   if (String(next) === String(query())) return;
-  const same = typing && query().has("q");      // one entry for Back, not one for each pause of the fingers
+  const same = typing && query().has("q");      // one entry for Back, not one for each pause in typing
   history[same ? "replaceState" : "pushState"](null, "", String(next) ? `?${next}` : location.pathname);
   show(typing);
 }
@@ -51,14 +51,14 @@ async function show(typing = false) {
   $("#start").hidden = !empty;
   if (empty) {
     $("#hits").replaceChildren();
-    await told;
+    await aboutLoaded;
     if (!signal.aborted) $("#status").textContent = about.videos === undefined ? "" : `${about.videos.toLocaleString("en")} videos`;
     return;
   }
   $("#hits").setAttribute("aria-busy", "true");
   try {
     const {hits, notes, seconds} = await get("/api/search", now, signal);
-    await told;
+    await aboutLoaded;
     if (signal.aborted) return;
     $("#hits").replaceChildren(...hits.map(card));
     const like = now.get("like") ? ` like ${now.get("like")}` : "";
@@ -104,7 +104,7 @@ function card(hit) {
   return item;
 }
 
-// Plays the moment over and over, or the whole file; the line below shows where the moment lies.
+// Plays the moment in a loop, or the whole file; the line below shows the position of the moment.
 function player(item, hit) {
   const video = $("video", item), line = $(".line", item);
   let only = true;
@@ -114,7 +114,7 @@ function player(item, hit) {
     only = moment;
     if (Number.isFinite(at)) video.currentTime = at;
     for (const other of document.querySelectorAll("video")) if (other !== video) other.pause();
-    video.play().catch(() => {});       // refused or aborted: the frame stays
+    video.play().catch(() => {});       // refused or aborted: the first frame stays
   };
   const place = () => {
     const share = seconds => `${100 * Math.min(1, seconds / video.duration)}%`;
@@ -126,7 +126,7 @@ function player(item, hit) {
   for (const event of ["loadedmetadata", "timeupdate", "seeked"]) video.addEventListener(event, place);
   video.addEventListener("ended", () => { if (only) go(hit.start_s, true); });
   video.addEventListener("click", () => { if (video.paused) go(NaN, only); else video.pause(); });
-  video.addEventListener("error", () => {       // a container or codec that this browser does not know
+  video.addEventListener("error", () => {       // a container or codec that this browser cannot play
     const image = make("img");
     image.src = `/frame/${hit.video_id}?start_s=${hit.start_s}&end_s=${hit.end_s}`;
     image.alt = image.title = "This browser cannot play the file: the middle frame of the moment.";
@@ -163,11 +163,11 @@ function sum(hit, found) {
   return make("p", "", `Score ${hit.score.toFixed(2)} = ${parts.join(" + ")}`);
 }
 
-// Rows are words, columns are frames; the last row is all words together, against what other videos have there.
+// Rows are words, columns are frames. The last row is all words together, compared with other videos.
 function heat(item, hit, found) {
   const table = make("table"), head = table.createTHead().insertRow(), body = table.createTBody();
-  table.createCaption().textContent = "How well each frame answers each word (cosine). Words that count more are darker; "
-    + "the moment's times are framed. A time plays from there.";
+  table.createCaption().textContent = "How well each frame matches each word (cosine). Words with a larger weight are darker; "
+    + "the times of the moment have a border. Click a time to play from there.";
   head.append(make("th"));
   for (const time of found.times_s) {
     const cell = make("th", time >= hit.start_s && time <= hit.end_s ? "in" : ""), button = make("button", "", `${time.toFixed(1)} s`);
@@ -201,7 +201,7 @@ function phrases(found) {
   for (const match of found.phrases.slice(0, 4)) {
     const item = make("li", "", "phrase ");
     item.append(make("b", "", match.words.join(" … ")),
-                ` is answered by clip ${match.clip + 1}, at ${match.time_s.toFixed(1)} s (cosine ${match.cosine.toFixed(2)})`);
+                ` matches clip ${match.clip + 1} best, at ${match.time_s.toFixed(1)} s (cosine ${match.cosine.toFixed(2)})`);
     list.append(item);
   }
   return list;
@@ -225,7 +225,7 @@ addEventListener("keydown", event => {
   }
 });
 
-const told = get("/api/about", "").then(found => {
+const aboutLoaded = get("/api/about", "").then(found => {
   about = found;
   $("#part").hidden = !about.part;
   for (const caption of about.examples) {
@@ -235,5 +235,5 @@ const told = get("/api/about", "").then(found => {
     $("#examples").append(example);
   }
 }).catch(fail);
-if ($("#q").value && !query().has("q")) ask(typed(), true);     // typed before this script was there
+if ($("#q").value && !query().has("q")) ask(typed(), true);     // typed before this script was loaded
 else show();
