@@ -1,6 +1,7 @@
 """The figures of a training run in DVCLive's files: metrics.json and one table per figure. DVC shows them."""
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from dvclive import Live
@@ -9,14 +10,16 @@ from hcmi.files import writing
 
 
 class TrainingLog(Live):
-    """DVCLive's log of one training run in `folder`.
+    """DVCLive's log of one training run in `folder`, which begins with the rows of `history`, those of earlier epochs.
 
     Raises: MachineError when it cannot be written.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, history: Iterable[dict] = ()):
         with writing(folder):
             super().__init__(str(folder), dvcyaml=False, save_dvc_exp=False)
+        for row in history:
+            self.log_epoch(row)
 
     def _init_dvc(self) -> None:
         """Connect to DVC only in a DVC repository with a commit.

@@ -38,12 +38,10 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
           model_config: ModelConfig, config: TrainConfig) -> dict:
     """Train on the split `train`, validate on `val`, and write the best epoch's model folder. Returns a summary.
 
-    A run that was stopped continues from its last checkpoint with exactly the batches it would have had. A checkpoint
-    of other data or parameters is ignored, and training starts from the beginning.
+    A run that was stopped continues from its last checkpoint. A checkpoint of other data or parameters is ignored.
 
-    Raises: DataError when a split is empty, shards are broken or clips lack the tag that denoising needs; ModelError
-    when the backbone cannot be loaded, another version of hcmi wrote the checkpoint, or the loss is not a number;
-    MachineError when an output cannot be written, which is checked before training.
+    Raises: DataError for an empty split, broken shards or clips without the tag that denoising needs; ModelError for a
+    backbone or checkpoint that cannot be read, or a loss that is not a number; MachineError for unwritable outputs.
     """
     ask_to_write(folders=[model_dir], files=[Path(metrics_dir, "metrics.json"), Path(checkpoint_dir, "last.pt")])
     tune_allocator()
@@ -65,21 +63,17 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
     checkpoints = Checkpoints(checkpoint_dir, run_identity(shards_dir, model_config, config))
     checkpoints.restore(model, optimizers, loader, progress)
 
-    with TrainingLog(metrics_dir) as log:
-        for row in progress.history:
-            log.log_epoch(row)
+    with TrainingLog(metrics_dir, progress.history) as log:
         with track(description="train", total=total_steps, unit="step") as bar:
             bar.update(progress.step)
             for epoch in range(loader.epoch, config.epochs):
                 started = time.monotonic()
                 model.train()
-                if loader.batch == 0:
-                    group_marginal_clips(loader, progress, model, config, epoch)
+                group_marginal_clips(loader, progress, model, config, epoch)
                 denoise = denoise_mode(model, config, epoch)
                 for batch in loader:
                     set_learning_rate(optimizers, progress.step / total_steps, config.warmup_fraction)
-                    meaning_B = None if meaning_N is None else meaning_N[batch.rows]
-                    result = training_step(model, optimizers, batch, config, denoise, precision, meaning_B)
+                    result = training_step(model, optimizers, batch, config, denoise, precision, meaning_N)
                     progress.add(batch.rows, result)
                     bar.update(1)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{result.figures['loss']:.3f}")
@@ -104,24 +98,26 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
 
 def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiModel, config: TrainConfig,
                          epoch: int) -> None:
-    """Have the coming epoch's batches hold groups of clips that are hard to tell apart, once that has begun."""
+    """Before an epoch's first batch, have its batches hold groups of clips that are hard to tell apart."""
     size = group_size(model, config, epoch)
-    if size > 1:
+    if size > 1 and loader.batch == 0:
         views_2ND = None if config.loss.denoise == "off" else progress.views_2ND.numpy()
         loader.gather(progress.video_ND.numpy(), size, views_2ND)
 
 
 def training_step(model: HcmiModel, optimizers: Sequence[Optimizer], batch: TrainBatch, config: TrainConfig,
-                  denoise: str, precision: str, meaning_B: Tensor | None = None) -> StepResult:
+                  denoise: str, precision: str, meaning_N: Tensor | None = None) -> StepResult:
     """Forward, backward, update. Each video is encoded once for all captions of its clip.
 
-    `meaning_B`: equal numbers for videos that truly show the same, where that is known. Denoising is measured by it.
+    `meaning_N`: equal numbers for training clips that truly show the same, where that is known. Denoising is measured
+    by it.
     Raises: ModelError when the loss is not a finite number.
     """
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
     pixels_BTCHX = model.processor.frames(batch.frames_KBTHXC[0].to(device, non_blocking=True))
     mask_BT = batch.frame_mask_BT.to(device)
+    meaning_B = None if meaning_N is None else meaning_N[batch.rows]
     ids_QW, word_mask_QW = (tensor.to(device) for tensor in model.processor.texts(list(chain(*batch.captions))))
     with autocast:
         features_BTD = model.frame_features(pixels_BTCHX)

@@ -1,4 +1,4 @@
-"""Two runs side by side, from what `hcmi evaluate` leaves behind."""
+"""Two runs compared, from the files that `hcmi evaluate` writes."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ NUM_VIDEOS = 40
 
 
 def write_run(folder, noise: float, split_sha256="s" * 64, order=None, **config):
-    """A run of made-up scores: three captions a video, found the less often the more `noise`."""
+    """A run of made-up scores: three captions per video, which are found less often with more `noise`."""
     generator = np.random.default_rng(1)
     truth = np.repeat(np.arange(NUM_VIDEOS), 3)
     sims_QV = noise * generator.normal(size=(len(truth), NUM_VIDEOS)) + (truth[:, None] == np.arange(NUM_VIDEOS))

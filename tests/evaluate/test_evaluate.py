@@ -1,4 +1,4 @@
-"""The stage on small shards and an untrained model: what it writes, and what may not change it."""
+"""The stage on small shards and an untrained model: what it writes, and what must not change it."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def clip_record(split: str, number: int, captions: int) -> dict:
 
 
 def write_shards(folder, sizes=(("train", 12), ("test", 20)), captions=(2,), order=None):
-    """Tars and an index as the `shards` stage has them; clip i's frames are noise around a level of grey."""
+    """Tars and an index as the `shards` stage has them; the frames of clip i are noise around a grey level."""
     folder.mkdir()
     schema = pa.schema([("split", pa.string()), ("shard", pa.string()), ("video_id", pa.string()),
                         ("json_offset", pa.int64()), ("json_size", pa.int64()),

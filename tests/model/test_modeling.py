@@ -1,4 +1,4 @@
-"""The model as a whole: identity at the start, the folder it lives in, and what is said when something does not fit."""
+"""The model as a whole: identity at the start, the model folder, and the error messages when something does not fit."""
 
 import json
 
@@ -161,7 +161,7 @@ def test_model_scores_the_same_when_saved_and_loaded(tmp_path, head, capfd):
         videos = of.encode_videos(of.processor.frames(frames), mask_of([4, 3, 1], 4))
         return of.combine(of.similarities(of.encode_texts(*of.processor.texts(TEXTS)), videos))
 
-    torch.testing.assert_close(total(loaded), total(model), atol=1e-6, rtol=0)      # where weights lie in memory counts
+    torch.testing.assert_close(total(loaded), total(model), atol=1e-6, rtol=0)      # memory layout matters
     assert loaded.fingerprint == model.fingerprint
     assert not loaded.training
     assert capfd.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Towers against `transformers`' own forward passes, on CLIP and SigLIP of random weights saved as checkpoints are."""
+"""Towers against `transformers`' own forward passes, on CLIP and SigLIP with random weights, saved like checkpoints."""
 
 import json
 import time
@@ -56,7 +56,7 @@ def test_frame_features_are_clips_own_when_images_have_its_size(clip, clip_by_tr
     needed = clip_by_transformers.get_image_features(pixel_values=images).pooler_output
     found = frame_features(clip, images)
     assert found.shape == (5, 24)
-    assert found.std(0).min() > 0.01        # or equality would mean little
+    assert found.std(0).min() > 0.01        # otherwise equality would mean little
     torch.testing.assert_close(found, needed, atol=1e-5, rtol=1e-5)
 
 
@@ -183,7 +183,7 @@ def test_load_towers_names_the_families_when_it_is_no_dual_tower(tmp_path):
 
 
 def test_load_towers_fails_at_once_and_lists_known_ones_when_there_is_no_network(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")     # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")     # no server listens there
     started = time.monotonic()
     with pytest.raises(ModelError) as caught:
         load_towers("hcmi-tests/no-such-checkpoint", 32)

@@ -20,7 +20,7 @@ from hcmi.train.loss import same_meaning
 
 
 def test_same_videos_finds_duplicates_when_they_share_a_batch():
-    """Clips 0 and 2 show the same scene with other noise; frames of one clip differ from each other."""
+    """Clips 0 and 2 show the same scene with different noise; the frames of a clip differ from each other."""
     model, generator = tiny_model("mean_pool"), torch.Generator().manual_seed(0)
     scenes_BTD = torch.randn(4, 8, 32, generator=generator)[:, :1] + 0.5 * torch.randn(4, 8, 32, generator=generator)
     scenes_BTD[2] = scenes_BTD[0, torch.randperm(8, generator=generator)]
@@ -32,7 +32,7 @@ def test_same_videos_finds_duplicates_when_they_share_a_batch():
 
 
 def test_same_clips_need_what_they_are_asked_for_when_videos_or_captions_agree():
-    """Clips 0 and 2 have equal pictures, clips 1 and 2 equal captions; three of each differ."""
+    """Clips 0 and 2 have equal pictures, clips 1 and 2 equal captions; no other pair is equal."""
     model, generator = tiny_model("hcmi", wild=True), torch.Generator().manual_seed(0)
     features_BTD = torch.randn(3, 1, 32, generator=generator) + 0.02 * torch.randn(3, 4, 32, generator=generator)
     features_BTD[2] = features_BTD[0]
@@ -69,7 +69,7 @@ def test_denoise_mode_is_off_when_still_warming_up():
 
 
 def test_denoising_figures_count_what_is_true_when_worked_by_hand():
-    """Clips 0, 1 and 3 are the same; denoising finds (0, 1) in one direction and takes 2 for 3."""
+    """Clips 0, 1 and 3 are the same; denoising finds (0, 1) in one direction only, and takes 2 to be the same as 3."""
     positives_BB = torch.eye(4, dtype=torch.bool)
     positives_BB[0, 1] = positives_BB[2, 3] = True
     figures = denoising_figures(positives_BB, torch.tensor([7, 7, 5, 7]))

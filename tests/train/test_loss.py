@@ -1,4 +1,4 @@
-"""The loss against values worked out by hand and slow loops; each planted fault is caught by what the tests use."""
+"""The loss against values worked out by hand and slow loops; the helpers of the tests fail on planted bugs."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_contrastive_shares_the_target_when_a_pair_is_positive():
 
 def test_contrastive_leaves_the_pair_out_when_it_is_masked():
     sims_BB, positives_BB = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[True, True], [False, True]])
-    # video 0 and text 1 have nobody left to lose against: 0; text 0: log 2; video 1: log(1 + e) - 1
+    # video 0 and text 1 have no negative left: 0; text 0: log 2; video 1: log(1 + e) - 1
     found = contrastive(sims_BB, torch.tensor(1.0), positives_BB, "mask")
     assert float(found) == pytest.approx((math.log(2) + math.log(1 + math.e) - 1) / 4, abs=1e-6)
 
@@ -95,7 +95,7 @@ def test_losses_are_zero_with_finite_gradients_when_the_batch_is_one(mode):
 def test_same_videos_compares_with_the_anchors_own_agreement_when_worked_by_hand():
     view1_BD = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     view2_BD = torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
-    # own agreement: 0.8, 0.8, 1; between 0 and 1 the four cosines are 0.8 1 1 0.8: mean 0.9 >= 0.8, both ways
+    # own agreement: 0.8, 0.8, 1; between 0 and 1 the four cosines are 0.8 1 1 0.8: mean 0.9 >= 0.8, in both directions
     # between 0 or 1 and 2: (0 + 0 + 0.6 + 0.6) / 4 = 0.3
     expected = [[True, True, False], [True, True, False], [False, False, True]]
     assert same_meaning(view1_BD, view2_BD).tolist() == expected
@@ -150,7 +150,7 @@ def test_margin_pushes_the_right_pairs_together_when_backpropagated():
 def test_margin_equals_loops_when_scores_are_random(seed, with_positives, captions):
     assert_is_margin(margin, seed, None, with_positives, captions)
 
-# the helpers catch what they are there for
+# the helpers fail on planted bugs
 
 @pytest.mark.parametrize("mode", ["positive", "mask"])
 def test_assert_is_contrastive_fails_when_the_similarity_is_transposed(mode):

@@ -20,12 +20,12 @@ def levels_and_total(**changes) -> tuple[dict, torch.Tensor, dict]:
 
 
 def assert_every_level_counts(total) -> None:
-    """`total(levels)` moves when any one level's scores move."""
+    """`total(levels)` changes when the scores of any level change."""
     levels = {name: drawn(number, 5)[0] for number, name in enumerate(("frame_word", "clip_phrase", "video_sentence"))}
     before = float(total(levels))
     for name in levels:
-        moved = float(total({**levels, name: 0.5 * levels[name]}))
-        assert abs(moved - before) > 1e-6, f"level {name} does not count"
+        changed = float(total({**levels, name: 0.5 * levels[name]}))
+        assert abs(changed - before) > 1e-6, f"level {name} does not count"
 
 
 def test_total_loss_is_the_weighted_sum_when_levels_have_weights():

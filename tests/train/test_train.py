@@ -179,7 +179,7 @@ def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
 # marginal groups
 
 def test_train_gathers_marginal_clips_when_groups_are_asked_for(films, tmp_path, monkeypatch):
-    """From the end of the warm-up on, by what the model itself saw; a vector for each clip it was shown."""
+    """Groups begin after the warm-up. They go by the vectors of the model itself, which has seen every clip."""
     given = []
     gather = subject.TrainLoader.gather
 
