@@ -1,6 +1,8 @@
 """The families of dual towers that `transformers` has and this project can use: one row of `FAMILIES` each.
 
-A row says how a family's own model gives one vector per image and one per token, and what its parts are called.
+A row says how a family's own model gives one vector per image and one per token, and what its parts are called. To add
+a family: its row with the functions it needs, and a test against `transformers`' own output in
+`tests/model/test_families.py`.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,7 @@ Towers = Any        # a transformers CLIPModel or SiglipModel, or a part of one:
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is used. `text` gets token ids and mask [B, W]; it returns [B, W, D] and [B, D]."""
+    """How a family is used. `text` takes token ids and mask [B, W] and returns [B, W, D] and [B, D]."""
 
     image: Callable[[Towers, Tensor, bool], Tensor]     # pixels [N, C, H, X] -> [N, D]; True: interpolate positions
     text: Callable[[Towers, Tensor, Tensor], tuple[Tensor, Tensor]]     # states of all tokens, and the sentence anchor

@@ -7,6 +7,7 @@ import hashlib
 import json
 import pickle
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from hcmi.train.state import Progress
 
 CHECKPOINT_SECONDS = 300        # between two checkpoints within an epoch
 FORMAT = 2                      # of last.pt; raise it when what it holds, or how the loader stores its state, changes
-NEXT_STEP = "Remove it to train from the start."
+NEXT_STEP = "Remove last.pt and best.pt to train from the start."
 OTHER_VERSION = f"Another version of hcmi wrote it. {NEXT_STEP}"
 
 
@@ -99,12 +100,13 @@ def _save(state: dict, path: Path) -> None:
 
 
 def _load(path: Path) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ModelError(f"checkpoint {path}: need a file that `hcmi train` wrote, got: "
-                         f"{' '.join(str(error).split())[:200]}. {NEXT_STEP}") from error
-    if not isinstance(state, dict):
-        raise ModelError(f"checkpoint {path}: need a file that `hcmi train` wrote, got a {type(state).__name__}. "
-                         f"{NEXT_STEP}")
-    return state
+    """What `_save` wrote. Raises: ModelError when the file is damaged or something else."""
+    found: object = "another or a damaged file"
+    if zipfile.is_zipfile(path):        # torch reads anything else as a bare pickle, which can raise any error
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            found = " ".join(str(error).split())[:200]
+    if not isinstance(found, dict):
+        raise ModelError(f"checkpoint {path}: need a file that `hcmi train` wrote, got: {found}. {NEXT_STEP}")
+    return found

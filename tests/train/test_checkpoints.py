@@ -126,7 +126,8 @@ def test_checkpoint_names_tensor_and_both_shapes_when_it_does_not_fit(tmp_path):
         Checkpoints(tmp_path, "same").restore(model, make_optimizers(model, train_config()), loader, progress)
     assert str(caught.value) == (
         f"checkpoint {tmp_path / 'last.pt'}, tensor towers.text_model.embeddings.position_embedding.weight: need shape "
-        f"(16, 32), got (16, 64). Another version of hcmi wrote it. Remove it to train from the start.")
+        f"(16, 32), got (16, 64). Another version of hcmi wrote it. Remove last.pt and best.pt to train from the "
+        f"start.")
 
 
 def as_version_1(path, model, optimizers, identity: str) -> None:
@@ -144,7 +145,8 @@ def test_checkpoint_is_refused_in_one_line_when_an_earlier_version_wrote_it(tmp_
     with pytest.raises(ModelError) as caught:
         Checkpoints(tmp_path, "same").restore(model, optimizers, None, progress)
     assert str(caught.value) == (f"checkpoint {tmp_path / 'last.pt'}: need format {FORMAT}, got 1. "
-                                 f"Another version of hcmi wrote it. Remove it to train from the start.")
+                                 f"Another version of hcmi wrote it. Remove last.pt and best.pt to train from the "
+                                 f"start.")
     assert progress.step == 0
     assert not Checkpoints(tmp_path, "other parameters").restore(model, optimizers, None, progress)
 
@@ -160,13 +162,19 @@ def test_train_prints_one_line_when_an_earlier_version_wrote_its_checkpoint(film
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_checkpoint_is_refused_in_one_line_when_it_is_damaged(tmp_path, content):
-    if content is None:
-        torch.save([1, 2], tmp_path / "last.pt")
-    else:
-        (tmp_path / "last.pt").write_bytes(content)
-    with pytest.raises(ModelError, match="need a file that `hcmi train` wrote, got") as caught:
-        Checkpoints(tmp_path, "same").restore(tiny_model("mean_pool"), [], None, Progress.start(24, 32))
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("Remove it to train from the start.")
+@pytest.mark.parametrize("damage", [
+    lambda path, whole: path.write_bytes(b""), lambda path, whole: path.write_bytes(b"half of it"),
+    lambda path, whole: path.write_bytes(whole[:len(whole) // 2]),
+    lambda path, whole: path.write_bytes(whole[:1000] + bytes(2000) + whole[3000:]),
+    lambda path, whole: torch.save([1, 2], path)])
+def test_checkpoint_is_refused_in_one_line_when_it_is_damaged(tmp_path, damage):
+    model, checkpoint = tiny_model("mean_pool"), Checkpoints(tmp_path, "same")
+    checkpoint.save(model, [], types.SimpleNamespace(state_dict=dict), Progress.start(24, 32))
+    checkpoint.save_best(model)
+    for path, read in ((checkpoint.last, lambda: checkpoint.restore(model, [], None, Progress.start(24, 32))),
+                       (checkpoint.best, lambda: checkpoint.load_best(model))):
+        damage(path, path.read_bytes())
+        with pytest.raises(ModelError, match=rf"{path.name}: need a file that `hcmi train` wrote, got: ") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith("Remove last.pt and best.pt to train from the start.")
