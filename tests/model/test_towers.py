@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, CLIPConfig, CLIPModel
 
 from hcmi.errors import ModelError
-from hcmi.model.towers import embedding_dim, frame_features, load_towers, text_features
+from hcmi.model.towers import drop_vision_tower, embedding_dim, frame_features, load_towers, text_features
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +212,16 @@ def test_embedding_dim_is_that_of_the_features_when_the_shape_is_a_known_one(sha
                                      "num_attention_heads": 2, "vocab_size": 500})
     towers = randomised(CLIPModel(config))
     assert embedding_dim(config) == frame_features(towers, pixels(1, 224)).shape[-1] == dim
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_drop_vision_tower_keeps_text_features_and_frees_the_rest(clip_folder, siglip_folder, family):
+    towers = load_towers(str({"clip": clip_folder, "siglip": siglip_folder}[family]), 64).eval()
+    ids_BW = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask_BW = torch.ones(2, 9, dtype=torch.bool)
+    before = text_features(towers, ids_BW, mask_BW)
+    drop_vision_tower(towers)
+    for left, right in zip(text_features(towers, ids_BW, mask_BW), before, strict=True):
+        assert torch.equal(left, right)
+    assert not [name for name, _ in towers.named_parameters() if name.startswith(("vision", "visual"))]
