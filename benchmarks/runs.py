@@ -46,9 +46,10 @@ LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words
                "model.num_phrases": 16}
 MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}     # marginal sample enhancement
 # The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not.
-CODE = ("hcmi/train/stage.py", "hcmi/train/loss.py", "hcmi/shards/sampler.py",
+CODE = ("hcmi/shards/sampler.py",
+        *(f"hcmi/train/{name}.py" for name in ("denoising", "loss", "objective", "optimizers", "stage", "state")),
         *(f"hcmi/model/{name}.py"
-          for name in ("aggregate", "heads", "interaction", "modeling", "processor", "towers")))
+          for name in ("aggregate", "families", "heads", "interaction", "layers", "modeling", "processor", "towers")))
 DATA_CODE = tuple(f"hcmi/scenes/{name}.py" for name in ("captions", "galleries", "render", "sampling", "vocabulary"))
 
 

@@ -164,10 +164,9 @@ def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, 
       hcmi evaluate --compare runs/before runs/after
     """
     if compare:
-        from hcmi.evaluate import compare as pair
-        from hcmi.evaluate import compare_text
+        from hcmi.evaluate import compare_runs, compare_text
 
-        found = pair(*compare)
+        found = compare_runs(*compare)
         click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else compare_text(found, *compare))
         return
     from hcmi.config import load_params

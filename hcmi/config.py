@@ -12,7 +12,6 @@ from hcmi.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-HEADS = ("hcmi", "mean_pool", "seq_transf", "wti", "xclip")
 
 
 class Section(BaseModel):

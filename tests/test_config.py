@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from hcmi.config import HEADS, load_params
+from hcmi.config import ModelConfig, load_params
 from hcmi.errors import ConfigError
-from hcmi.model.heads import HEADS as BUILT_HEADS
+from hcmi.model.heads import HEADS
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_shipped_parameters_are_read_when_untouched(repo_root):
 
 
 def test_config_knows_the_heads_that_are_built():
-    assert set(HEADS) == set(BUILT_HEADS)
+    assert get_args(ModelConfig.model_fields["head"].annotation) == tuple(HEADS)
 
 
 def test_load_reads_yaml_1_2_when_numbers_have_exponents_and_words_look_like_answers(shipped, tmp_path):
@@ -79,8 +80,7 @@ def test_load_reads_yaml_1_2_when_numbers_have_exponents_and_words_look_like_ans
      "train.captions_per_clip: need greater than 0, got 0. Correct the value."),
     ("train.loss.level_weights", "level_weights: {frame_word: 0, clip_phrase: 0, video_sentence: 0}",
      "train.loss.level_weights: need at least one level with a weight above 0, got none. Correct the value."),
-    ("model.head", "head: clip4clip",
-     "model.head: need 'hcmi', 'mean_pool', 'seq_transf', 'wti' or 'xclip', got 'clip4clip'. Correct the value."),
+    ("model.head", "head: clip4clip", "model.head: need '"),
     ("model.num_clips", "num_clips: 99", "model: num_clips: need at most num_frames="),
     ("model.num_phrases", "num_phrases: 99", "model: num_phrases: need at most num_words="),
     ("model.scratch.heads", "heads: 7", "model.scratch: heads: need a divisor of width="),

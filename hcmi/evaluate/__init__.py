@@ -1,13 +1,17 @@
-"""ROOM evaluate."""
+"""Stage 4: how well a model finds held-out clips by their captions, and captions by their clips.
 
-from hcmi.evaluate.compare import compare, compare_text
-from hcmi.evaluate.figures import save, style
+The room holds the retrieval metrics, the post-processing of scores, the plots of one evaluation and the paired
+comparison of two.
+"""
+
+from hcmi.evaluate.compare import compare_runs, compare_text
+from hcmi.evaluate.drawing import save_figure, style_axes
 from hcmi.evaluate.metrics import difference_of_rates, ranks, wilson
 from hcmi.evaluate.postprocess import choose_level_weights
 from hcmi.evaluate.split import encode_split
 from hcmi.evaluate.stage import evaluate, report_text
 
 __all__ = [
-    "choose_level_weights", "compare", "compare_text", "difference_of_rates", "encode_split", "evaluate", "ranks",
-    "report_text", "save", "style", "wilson",
+    "choose_level_weights", "compare_runs", "compare_text", "difference_of_rates", "encode_split", "evaluate", "ranks",
+    "report_text", "save_figure", "style_axes", "wilson",
 ]

@@ -1,4 +1,4 @@
-"""`hcmi evaluate --compare A B`: is B better than A, query by query, and what is different between the two runs."""
+"""Whether run B is better than run A, query by query, and what differs between the two runs."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ SEED = 0
 DIRECTIONS = ("t2v", "v2t")
 
 
-def compare(path_a: str | Path, path_b: str | Path, samples: int = 1000) -> dict:
+def compare_runs(path_a: str | Path, path_b: str | Path, samples: int = 1000) -> dict:
     """Paired differences B minus A with 95 % intervals, and what differs in configuration, data, code and versions.
 
-    Each path is a run's `evaluate.json`, or a folder with `metrics/evaluate.json` and `plots/`. R@K in per cent.
-    Raises: DataError when a file is missing or broken, or the two were not measured on the same queries and gallery.
+    Each path is a run's `evaluate.json`, or a folder with `metrics/evaluate.json` and `plots/`. R@K is in per cent.
+    Raises: DataError when a file is missing or broken, or the runs were not measured on the same queries and gallery.
     """
     runs = [_load(Path(path)) for path in (path_a, path_b)]
     (report_a, card_a, ranks_a), (report_b, card_b, ranks_b) = runs
@@ -34,15 +34,15 @@ def compare(path_a: str | Path, path_b: str | Path, samples: int = 1000) -> dict
 
 
 def compare_text(found: dict, path_a: str | Path, path_b: str | Path) -> str:
-    """The comparison for a person: a table of differences, then a list of what changed."""
+    """The comparison as text: a table of differences, then a list of what differs."""
     lines = [f"A: {path_a}", f"B: {path_b}", "", f"{'':8}{'':6}{'A':>9}{'B':>9}{'B - A':>9}   95 % interval"]
     for direction, figures in found["differences"].items():
         for name, row in figures.items():
             low, high = row["ci95"]
-            sure = "" if low <= 0 <= high else "  *"
+            mark = "" if low <= 0 <= high else "  *"
             lines.append(f"{direction:8}{name:6}{row['a']:9.2f}{row['b']:9.2f}{row['difference']:+9.2f}   "
-                         f"[{low:+.2f}, {high:+.2f}]{sure}")
-    lines += ["", "* the interval leaves out 0", "", "What differs (A -> B):"]
+                         f"[{low:+.2f}, {high:+.2f}]{mark}")
+    lines += ["", "* the interval does not contain 0", "", "What differs (A -> B):"]
     for section, changes in found["changed"].items():
         for key, (a, b) in changes.items():
             lines.append(f"  {section} {key}: {_short(a)} -> {_short(b)}")
@@ -80,15 +80,15 @@ def _differences(ranks_a: pd.DataFrame, ranks_b: pd.DataFrame, direction: str, s
     values = {f"R@{k}": (100 * a.hits_at(k), 100 * b.hits_at(k)) for k in (1, 5, 10)}
     values["MnR"] = (a.expected, b.expected)
     found = {}
-    for name, (of_a, of_b) in values.items():
-        row: dict[str, Any] = {"a": float(of_a.mean()), "b": float(of_b.mean()),
-                               **paired_difference(of_a, of_b, np.random.default_rng(SEED), samples, groups)}
+    for name, (in_a, in_b) in values.items():
+        row: dict[str, Any] = {"a": float(in_a.mean()), "b": float(in_b.mean()),
+                               **paired_difference(in_a, in_b, np.random.default_rng(SEED), samples, groups)}
         found[name] = {key: np.round(value, 4).tolist() for key, value in row.items()}
     return found
 
 
 def _changed(a: dict, b: dict) -> dict[str, list]:
-    """Dotted key -> [value in A, value in B] for each leaf that differs; None where a side has none."""
+    """Dotted key -> [value in A, value in B] for each value that differs; None when a run does not have it."""
     flat_a, flat_b = _flat(a), _flat(b)
     return {key: [flat_a.get(key), flat_b.get(key)] for key in sorted(flat_a | flat_b)
             if flat_a.get(key) != flat_b.get(key)}

@@ -1,8 +1,8 @@
-"""Retrieval metrics that survive ties, NaN, several right answers and rectangular galleries. Pure numpy.
+"""Retrieval metrics that are right with ties, NaN, several right answers and rectangular galleries. Pure numpy.
 
-A query's rank is where its best-scored right answer stands. Ties are resolved as if they were broken by a fair coin,
-and everything is the exact expectation of that: nothing depends on the order of the gallery, and a model that gives
-every pair the same score gets what chance gets, not 100.
+A query's rank is that of its best-scored right answer. Ties are resolved as if by a fair coin, and every figure is the
+exact expectation of that: nothing depends on the order of the gallery, and a model that gives every pair the same score
+gets what chance gets, not 100.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from hcmi.errors import DataError
 
 RECALL_AT = (1, 5, 10, 50)
 Relevant = NDArray | Sequence[int] | Sequence[Sequence[int]] | Sequence[NDArray]
-_ROWS = 512     # of the score matrix compared at a time: the comparison's temporaries stay in cache
+_ROWS = 512     # rows of the score matrix that are compared at a time, so that temporary arrays stay in cache
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where each query's best-scored right answer stands, one entry per query.
+    """The rank of each query's best-scored right answer, one entry per query.
 
-    `tied` wrong answers share the best right answer's score; so do `winners` right ones, itself included.
+    `tied` wrong answers have the same score as the best right answer. `winners` right answers have it, itself included.
     """
 
-    greater: NDArray[np.int64]      # [Q] answers scored strictly higher; all of them wrong
+    greater: NDArray[np.int64]      # [Q] answers with a strictly higher score, all of them wrong
     tied: NDArray[np.int64]         # [Q]
     winners: NDArray[np.int64]      # [Q] at least 1
 
@@ -40,22 +40,22 @@ class Ranks:
 
     @property
     def expected(self) -> NDArray[np.float64]:
-        """[Q] mean rank under random tie-breaking: 1 + greater + half the ties where one answer is right."""
+        """[Q] mean rank under random tie-breaking: 1 + greater + half the ties, if one answer is right."""
         return self.greater + (self.tied + self.winners + 1) / (self.winners + 1)
 
     def hits_at(self, k: int) -> NDArray[np.float64]:
         """[Q] chance that a right answer is among the first `k` under random tie-breaking; 0 or 1 without ties."""
         total = self.tied + self.winners
-        places = np.clip(k - self.greater, 0, total)    # of the tied group, those within the first k
+        places = np.clip(k - self.greater, 0, total)    # how many of the tied group are within the first k
         missed = np.ones(len(self))
-        for step in range(int(self.winners.max(initial=0))):    # `places` draws without replacement, all of them wrong
+        for step in range(int(self.winners.max(initial=0))):    # chance that `places` draws give wrong answers only
             open_ = step < self.winners
             missed[open_] *= np.maximum(total - places - step, 0)[open_] / (total - step)[open_]
         return 1 - missed
 
 
 def ranks(sims_QV: NDArray, relevant: Relevant) -> Ranks:
-    """Rank the answers of each query by descending score; ties are counted, not broken.
+    """Rank the answers of each query by descending score. Ties are counted, not broken.
 
     `relevant`: the right answer of each query, or a list of right answers per query, or a boolean matrix [Q, V].
 
@@ -87,7 +87,7 @@ def _refuse_nan(block: NDArray, first_row: int) -> None:
 
 
 def _relevant_pairs(relevant: Relevant, num_queries: int, num_items: int) -> tuple[NDArray, NDArray]:
-    """(query, answer) pairs, each once, sorted by query; every query has at least one."""
+    """(query, answer) pairs, each once and sorted by query. Every query has at least one."""
     if isinstance(relevant, np.ndarray) and relevant.dtype == bool:
         if relevant.shape != (num_queries, num_items):
             raise DataError(f"right answers: need a boolean matrix of shape {(num_queries, num_items)}, "
@@ -113,17 +113,17 @@ def _relevant_pairs(relevant: Relevant, num_queries: int, num_items: int) -> tup
 
 
 def by_item(relevant: Sequence[int] | NDArray, num_items: int) -> list[NDArray]:
-    """Turn each query's one right answer round: for each gallery item, the queries it answers."""
+    """For each gallery item, the queries whose one right answer it is."""
     relevant = np.asarray(relevant, np.int64)
     order = np.argsort(relevant, kind="stable")
     return np.split(order, np.cumsum(np.bincount(relevant, minlength=num_items))[:-1])
 
 
 def summary(found: Ranks, generator: np.random.Generator, samples: int = 1000, groups: NDArray | None = None) -> dict:
-    """The figures of one direction, as `metrics/evaluate.json` has them; R@K in per cent.
+    """The figures of one direction, as `metrics/evaluate.json` has them. R@K is in per cent.
 
-    `R@1_tie_range` is R@1 with every tie lost and with every tie won; `R@1_ci95` is a bootstrap interval over queries,
-    or over `groups` of them (captions of one video are not independent).
+    `R@1_tie_range` is R@1 with every tie lost and with every tie won. `R@1_ci95` is a bootstrap interval over queries,
+    or over `groups` of queries (captions of one video are not independent).
     """
     first = 100 * found.hits_at(1)
     figures: dict = {f"R@{k}": float(100 * found.hits_at(k).mean()) for k in RECALL_AT}
@@ -139,7 +139,7 @@ def summary(found: Ranks, generator: np.random.Generator, samples: int = 1000, g
 
 def bootstrap_interval(values: NDArray, generator: np.random.Generator, samples: int = 1000,
                        groups: NDArray | None = None) -> list[float]:
-    """[low, high]: the middle 95 % of the mean of `values` when queries, or whole groups of them, are drawn again."""
+    """[low, high]: the middle 95 % of the mean of `values` when queries, or whole groups of them, are resampled."""
     _, group = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
     sums, counts = np.bincount(group, weights=values), np.bincount(group)
     means = np.empty(samples)
@@ -152,14 +152,14 @@ def bootstrap_interval(values: NDArray, generator: np.random.Generator, samples:
 
 def paired_difference(values_a: NDArray, values_b: NDArray, generator: np.random.Generator, samples: int = 1000,
                       groups: NDArray | None = None) -> dict:
-    """Mean of b - a over the same queries, with a bootstrap interval of that difference."""
+    """Mean of b - a over the same queries, with a bootstrap interval of this mean."""
     assert len(values_a) == len(values_b), f"need the same queries, got {len(values_a)} and {len(values_b)}"
     difference = np.asarray(values_b, np.float64) - np.asarray(values_a, np.float64)
     return {"difference": float(difference.mean()), "ci95": bootstrap_interval(difference, generator, samples, groups)}
 
 
 def wilson(hits: float, total: int) -> list[float]:
-    """95 % interval of a rate (Wilson 1927), honest for small samples and rates near 0 and 1."""
+    """95 % interval of a rate (Wilson 1927), which holds for small samples and for rates near 0 and 1."""
     if not total:
         return [0.0, 1.0]
     z, rate = 1.96, hits / total
@@ -169,7 +169,7 @@ def wilson(hits: float, total: int) -> list[float]:
 
 
 def difference_of_rates(hits_a: float, total_a: int, hits_b: float, total_b: int) -> list[float]:
-    """95 % interval of rate b minus rate a, each of a sample of its own. Source: Newcombe 1998, method 10."""
+    """95 % interval of rate b minus rate a of two independent samples. Source: Newcombe 1998, method 10."""
     rate_a, rate_b = hits_a / total_a, hits_b / total_b
     (low_a, high_a), (low_b, high_b) = wilson(hits_a, total_a), wilson(hits_b, total_b)
     difference = rate_b - rate_a

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hcmi.evaluate.figures import save, style
+from hcmi.evaluate.drawing import save_figure, style_axes
 from hcmi.evaluate.metrics import Ranks, bootstrap_interval
 from hcmi.evaluate.split import EncodedSplit
 from hcmi.shards import ShardReader, pick_frames
@@ -20,20 +20,23 @@ NAMES = {"t2v": "text to video", "v2t": "video to text"}
 RANK_BINS = ((1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, None))
 CAPTION_WORDS = (5, 10, 15, 20, 30)
 CLIP_SECONDS = (2, 5, 10, 20, 30, 60)
-MAX_TAG_VALUES = 12         # a tag with more values is a name, not a slice
-MIN_SLICE = 5               # queries; smaller slices say nothing
+MAX_TAG_VALUES = 12         # a tag with more values names clips, and does not divide them into slices
+MIN_SLICE = 5               # queries; figures of smaller slices mean nothing
 SLICE_SAMPLES = 500
 NUM_WORST = 6
 SHEET_FRAMES = 6
-SHEET_PIXELS = 160         # height that frames are blown up to
+SHEET_PIXELS = 160          # height that frames are enlarged to
 TITLE_INCHES, LABEL_INCHES, STRIP_INCHES = 0.5, 0.28, 1.65
-GROUP_GAP = 0.5             # bars; between the slices of one kind and the next
+GROUP_GAP = 0.5             # in bars, between the slices of one kind and the next
 QUERY_INCHES = TITLE_INCHES + 2 * (LABEL_INCHES + STRIP_INCHES) + 0.2
 
 
-def write_plots(folder: Path, reader: ShardReader, encoded: EncodedSplit, sims_QV: NDArray, t2v: Ranks, v2t: Ranks) -> None:
-    """Write every table and picture of this evaluation into `folder`, which exists."""
-    found = {"t2v": t2v, "v2t": v2t}
+def write_plots(folder: Path, reader: ShardReader, encoded: EncodedSplit, sims_QV: NDArray,
+                found: dict[str, Ranks]) -> None:
+    """Write every table and picture of this evaluation into `folder`, which exists.
+
+    `found`: the ranks of each direction, `t2v` and `v2t`.
+    """
     queries = query_table(reader, encoded, sims_QV, found)
     queries.to_parquet(folder / "ranks.parquet", index=False, compression="zstd")
     curve, histogram = recall_curve(found), rank_histogram(found)
@@ -49,7 +52,7 @@ def write_plots(folder: Path, reader: ShardReader, encoded: EncodedSplit, sims_Q
 
 
 def query_table(reader: ShardReader, encoded: EncodedSplit, sims_QV: NDArray, found: dict[str, Ranks]) -> pd.DataFrame:
-    """One row per query of either direction: where its answer stands and what stands first."""
+    """One row per query of either direction: the rank of its answer, and which answer came first."""
     ids = np.array(encoded.video_ids)
     numbers = np.concatenate([np.arange(len(clip.captions)) for clip in reader.clips])
     captions = np.array(encoded.captions, dtype=object)
@@ -75,7 +78,7 @@ def recall_curve(found: dict[str, Ranks]) -> pd.DataFrame:
 
 
 def rank_histogram(found: dict[str, Ranks]) -> pd.DataFrame:
-    """Share of the queries, in per cent, whose answer stands in each range of ranks."""
+    """Share of the queries, in per cent, whose answer is in each range of ranks."""
     rows = []
     for low, high in RANK_BINS:
         label = f"{low}" if low == high else f"{low}-{high}" if high else f"{low}+"
@@ -86,7 +89,7 @@ def rank_histogram(found: dict[str, Ranks]) -> pd.DataFrame:
 
 
 def slice_labels(reader: ShardReader) -> dict[str, list[str]]:
-    """Slice -> label of each clip: its length, and the manifest's tags that have few values."""
+    """Slice -> label of each clip, for clip length and for the manifest's tags that have few values."""
     labels = {"clip_seconds": [_range(clip.end_s - clip.start_s, CLIP_SECONDS) for clip in reader.clips]}
     for tag in sorted({tag for clip in reader.clips for tag in clip.tags}):
         values = [clip.tags.get(tag, "") for clip in reader.clips]
@@ -96,7 +99,7 @@ def slice_labels(reader: ShardReader) -> dict[str, list[str]]:
 
 
 def _range(value: float, edges: tuple[int, ...], step: int = 0) -> str:
-    """The range that `value` falls in; `step` 1 for counts (6-10 follows 1-5), 0 for lengths (5-10 follows 0-5)."""
+    """The range that contains `value`. `step`: 1 for counts (6-10 follows 1-5), 0 for lengths (5-10 follows 0-5)."""
     low = 0
     for edge in edges:
         if value <= edge:
@@ -106,7 +109,7 @@ def _range(value: float, edges: tuple[int, ...], step: int = 0) -> str:
 
 
 def slice_table(reader: ShardReader, encoded: EncodedSplit, found: dict[str, Ranks]) -> pd.DataFrame:
-    """Figures per slice and direction: caption length for text to video, clip length and tags for both."""
+    """Figures per slice and direction: by caption length for text to video, by clip length and tags for both."""
     words = np.array([_range(len(caption.split()), CAPTION_WORDS, 1) for caption in encoded.captions])
     captioned = np.unique(encoded.caption_video)
     rows = [("caption_words", "t2v", words)] if len(set(words)) > 1 else []
@@ -136,7 +139,7 @@ def _slice_row(name: str, value: str, direction: str, found: Ranks, groups: NDAr
 
 
 def worst_queries(queries: pd.DataFrame) -> pd.DataFrame:
-    """The captions whose clip stands furthest down, one per clip, worst first; none that stands first."""
+    """The captions whose right clip is ranked worst, worst first: one per clip, and none whose clip came first."""
     wrong = queries[(queries["direction"] == "t2v") & (queries["rank"] > 1) & (queries["first"] != queries["video_id"])]
     ordered = wrong.sort_values(["rank", "query"], ascending=[False, True]).drop_duplicates("video_id")
     return ordered[["query", "text", "video_id", "rank", "first"]].head(NUM_WORST)
@@ -164,7 +167,7 @@ def draw_rank_histogram(histogram: pd.DataFrame, path: Path) -> None:
 
 
 def draw_slices(slices: pd.DataFrame, path: Path) -> None:
-    """R@1 with its interval, text to video, one bar per slice."""
+    """Draw R@1 of text to video with its interval, one bar per slice."""
     rows = slices[slices["direction"] == "t2v"]
     places = -(np.arange(len(rows)) + GROUP_GAP * rows["slice"].ne(rows["slice"].shift()).cumsum().to_numpy())
     height = np.ptp(places) if len(rows) else 0.0
@@ -183,7 +186,7 @@ def draw_slices(slices: pd.DataFrame, path: Path) -> None:
 
 
 def draw_worst_queries(worst: pd.DataFrame, reader: ShardReader, encoded: EncodedSplit, path: Path) -> None:
-    """A contact sheet: per query the right clip's frames (green) above those that came first instead (red)."""
+    """Draw, for each query, the frames of the right clip (green) above those of the clip that came first (red)."""
     inches = QUERY_INCHES * len(worst) or 1.2
     figure = Figure(figsize=(10, inches))
     if worst.empty:
@@ -204,11 +207,11 @@ def draw_worst_queries(worst: pd.DataFrame, reader: ShardReader, encoded: Encode
             axes = figure.add_axes((0.01, bottom / inches, 0.98, STRIP_INCHES / inches))
             axes.imshow(_strip(reader, rows[video_id], kind), interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _strip(reader: ShardReader, row: int, kind: str) -> NDArray:
-    """The clip's frames side by side on a ground of the kind's colour, uint8 [H, X, 3]."""
+    """The clip's frames side by side on a background of the kind's colour, uint8 [H, X, 3]."""
     frames_THXC = reader.frames(row, pick_frames(len(reader.stored[row].times_s), SHEET_FRAMES))
     zoom = max(1, round(SHEET_PIXELS / frames_THXC.shape[1]))
     frames_THXC = frames_THXC.repeat(zoom, 1).repeat(zoom, 2)
@@ -227,9 +230,9 @@ def _axes(path: Path, title: str) -> Axes:
 
 
 def _save(axes: Axes, path: Path, legend: bool = True) -> None:
-    style(axes)
+    style_axes(axes)
     if legend:
         axes.legend(frameon=False)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    save(figure, path)
+    save_figure(figure, path)

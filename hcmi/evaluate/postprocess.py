@@ -1,8 +1,8 @@
-"""What can be done to scores after the model: honest names for what each needs to see. Pure numpy, float64 inside.
+"""Post-processing of scores after the model. Pure numpy, with float64 inside.
 
-`deployable`: answers one query at a time with a bank of training captions, so a search engine may use it. The others
-look at all test queries at once: an upper bound for papers, not something a user's query can have.
-Scores are mean cosines, in [-1, 1]; the scales below are meant for those.
+A `deployable` method answers one query at a time with a bank of training captions, so a search engine can use it. The
+other methods use all test queries at once: they give an upper bound for papers, which no single user's query can reach.
+Scores are mean cosines, in [-1, 1]; the scales below are meant for such scores.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from hcmi.evaluate.metrics import by_item, ranks
 
 DEPLOYABLE = {"qb_norm": True, "sinkhorn_single": True, "dsl": False, "sinkhorn": False}
 QB_SCALE = 20.0         # inverse temperature; QB-Norm's published value
-DSL_SCALE = 100.0       # CLIP's logit scale, as CAMoE and its followers have it
+DSL_SCALE = 100.0       # CLIP's logit scale, which CAMoE and later work use
 SINKHORN_SCALE = 20.0   # [ours] as QB-Norm's
 SINKHORN_STEPS = 10     # [ours]
-WEIGHT_STEP = 0.5       # level weights are chosen among its multiples [ours]
+WEIGHT_STEP = 0.5       # level weights are multiples of it [ours]
 
 
 def qb_norm(sims_QV: NDArray, bank_NV: NDArray, scale: float = QB_SCALE) -> NDArray:
-    """Query-bank normalisation by dynamic inverted softmax; each row depends on that query and the bank alone.
+    """Query-bank normalisation by dynamic inverted softmax. Each row depends on its query and the bank only.
 
-    A query whose best video is also some bank query's best has its scores divided (in logs) by what the bank gives
-    each video; other queries keep theirs. Returned scores compare within a row only.
+    If a query's best video is also the best of some query of the bank, the scores of the query are divided (in logs) by
+    what the bank gives each video. Other queries keep their scores. Returned scores can be compared within a row only.
     Source: Bogolin et al., arXiv 2112.12777.
     """
     sims_QV, bank_NV = np.asarray(sims_QV, np.float64), np.asarray(bank_NV, np.float64)
@@ -37,17 +37,18 @@ def qb_norm(sims_QV: NDArray, bank_NV: NDArray, scale: float = QB_SCALE) -> NDAr
 
 def sinkhorn_single(sims_QV: NDArray, bank_NV: NDArray, scale: float = SINKHORN_SCALE,
                     steps: int = SINKHORN_STEPS) -> NDArray:
-    """Sinkhorn for one query at a time: each video's price is settled on the bank, then taken off every query's scores.
+    """Sinkhorn for one query at a time: each video's potential, computed on the bank, is added to the query's scores.
 
-    Source: after Yakovlev et al., SIGIR 2023, who add the query to the bank; ours leaves it out, so that prices are
-    computed once. Scores compare within a row only.
+    Scores can be compared within a row only.
+    Source: after Yakovlev et al., SIGIR 2023, who add the query to the bank. Ours does not, so that the potentials are
+    computed once.
     """
-    _, price_V = _potentials(scale * np.asarray(bank_NV, np.float64), steps)
-    return np.asarray(sims_QV, np.float64) + price_V[None] / scale
+    _, video_V = _potentials(scale * np.asarray(bank_NV, np.float64), steps)
+    return np.asarray(sims_QV, np.float64) + video_V[None] / scale
 
 
 def dsl(sims_QV: NDArray, scale: float = DSL_SCALE) -> NDArray:
-    """Dual softmax: scores times each video's softmax over all queries. Transpose for video to text.
+    """Dual softmax: the scores times each video's softmax over all queries. Transpose them for video to text.
 
     Source: CAMoE, arXiv 2109.04290.
     """
@@ -56,9 +57,10 @@ def dsl(sims_QV: NDArray, scale: float = DSL_SCALE) -> NDArray:
 
 
 def sinkhorn(sims_QV: NDArray, scale: float = SINKHORN_SCALE, steps: int = SINKHORN_STEPS) -> NDArray:
-    """Log of the transport plan between all queries and all videos after `steps` rounds; columns come out exact.
+    """Log of the transport plan between all queries and all videos after `steps` rounds. Its columns are exact.
 
-    Every query has mass 1/Q and every video 1/V. Source: Cuturi 2013.
+    Every query has mass 1/Q and every video 1/V.
+    Source: Cuturi 2013.
     """
     logits_QV = scale * np.asarray(sims_QV, np.float64)
     query_Q, video_V = _potentials(logits_QV, steps)
@@ -81,12 +83,13 @@ def _log_sum_exp(values: NDArray, axis: int) -> NDArray:
 
 
 def choose_level_weights(levels_val: dict[str, NDArray], caption_video: Sequence[int] | NDArray) -> dict[str, float]:
-    """Weights of the levels, summing to their number, that do best on the validation split.
+    """The weights of the levels that do best on the validation split. They sum to the number of levels.
 
-    `levels_val`: level -> scores [Q, V] of the validation split (arrays or CPU tensors); `caption_video`: each
-    caption's row in V. Tried are all multiples of 1/2, judged by the reciprocal rank in both directions, which is
-    steadier than R@1 on a few hundred clips. Of those within one standard error of the best (paired over videos) the
-    nearest to equal weights is taken: on 300 Scenes clips the best itself did worse on other clips than equal weights.
+    `levels_val`: level -> scores [Q, V] of the validation split (arrays or CPU tensors). `caption_video`: row in V of
+    each caption. All multiples of 1/2 are tried. They are compared by the reciprocal rank in both directions, which
+    varies less than R@1 on a few hundred clips. Of the weights within one standard error of the best (paired over
+    videos), those nearest to equal weights are taken: on 300 Scenes clips, the best weights did worse on other clips
+    than equal weights.
     """
     names = list(levels_val)
     sims_LQV = np.stack([np.asarray(levels_val[name], np.float32) for name in names])

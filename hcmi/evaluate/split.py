@@ -1,4 +1,4 @@
-"""A whole split, encoded: what evaluation and validation score."""
+"""A whole split, encoded, for evaluation and validation."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from hcmi.types import TextTokens, VideoTokens
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """All clips of a split with all their captions, encoded; row i of `videos` is clip i of the shard reader."""
+    """All clips of a split and all their captions, encoded. Row i of `videos` is clip i of the shard reader."""
 
     video_ids: list[str]
     videos: VideoTokens
@@ -25,7 +25,7 @@ class EncodedSplit:
 
 
 def encode_split(model: HcmiModel, reader: ShardReader, batch_size: int) -> EncodedSplit:
-    """Every clip of the reader once, in order, and every caption."""
+    """Encode every clip of the reader once, in order, and every caption."""
     videos = encode_videos(model, eval_batches(reader, batch_size, model.config.num_frames), len(reader))
     captions = [caption for clip in reader.clips for caption in clip.captions]
     caption_video = np.repeat(np.arange(len(reader)), [len(clip.captions) for clip in reader.clips])

@@ -1,15 +1,14 @@
 """Stage `evaluate`: how well the model finds held-out clips by their captions, and captions by their clips.
 
-Writes `metrics/evaluate.json` (raw figures first, post-processed ones apart), beside it `headline.json`, a few of them,
-and `plots/`: tables, pictures, and `ranks.parquet` with `run.json`, from which `hcmi evaluate --compare` pairs two runs
-query by query.
+It writes `metrics/evaluate.json` (raw figures first, then post-processed ones), `headline.json` beside it with a few of
+these figures, and `plots/`: tables, pictures, and the files `ranks.parquet` and `run.json`, with which
+`hcmi evaluate --compare` pairs two runs query by query.
 """
 
 import hashlib
 import json
 import platform
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,60 +17,27 @@ from numpy.typing import NDArray
 
 from hcmi.config import Params
 from hcmi.errors import DataError
-from hcmi.evaluate.metrics import Ranks, by_item, ranks, summary
 from hcmi.evaluate.plots import write_plots
-from hcmi.evaluate.postprocess import DEPLOYABLE, dsl, qb_norm, sinkhorn, sinkhorn_single
 from hcmi.evaluate.split import EncodedSplit, encode_split
+from hcmi.evaluate.split_metrics import SplitMetrics, post_processed, shared_captions
 from hcmi.files import ask_to_write, atomic_dir, atomic_file
 from hcmi.model import HcmiModel, encode_texts, load_retriever, score
 from hcmi.runtime import pick_device, tune_allocator
 from hcmi.shards import ShardReader
 
-SEED = 0                    # of the bootstrap and the bank of training captions: alike in all runs that are compared
-SELECTION_SPLIT = "val"     # what training chose its best epoch and its level weights on
+BANK_SEED = 0               # of the choice of training captions: the same in all runs that are compared
+SELECTION_SPLIT = "val"     # the split on which training chose its best epoch and its level weights
 PRECISION = "float32"
 HEADLINE = {"t2v": ("R@1", "R@5", "R@10"), "v2t": ("R@1",)}     # more would not fit 100 columns of `dvc exp show`
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Which caption belongs to which clip, and how intervals are drawn."""
-
-    caption_video: NDArray      # [Q] row in V
-    num_videos: int
-    samples: int
-
-    @property
-    def captioned(self) -> NDArray:
-        """Rows of the videos that have a caption: the queries of video to text."""
-        return np.unique(self.caption_video)
-
-    def t2v(self, sims_QV: NDArray) -> Ranks:
-        return ranks(sims_QV, self.caption_video)
-
-    def v2t(self, sims_VQ: NDArray) -> Ranks:
-        captions = by_item(self.caption_video, self.num_videos)
-        rows = self.captioned
-        chosen_VQ = sims_VQ if len(rows) == self.num_videos else sims_VQ[rows]
-        return ranks(chosen_VQ, [captions[row] for row in rows])
-
-    def t2v_summary(self, sims_QV: NDArray) -> dict:
-        return summary(self.t2v(sims_QV), np.random.default_rng(SEED), self.samples, groups=self.caption_video)
-
-    def v2t_summary(self, sims_VQ: NDArray) -> dict:
-        return summary(self.v2t(sims_VQ), np.random.default_rng(SEED), self.samples)
-
-    def both(self, sims_QV: NDArray) -> dict:
-        return {"t2v": self.t2v_summary(sims_QV), "v2t": self.v2t_summary(sims_QV.T)}
-
-
 def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | Path, plots_dir: str | Path,
              params: Params) -> dict:
-    """Measure the model on `evaluate.split`; returns what it writes to `out_json`.
+    """Measure the model on `evaluate.split`. Returns the report that it writes to `out_json`.
 
-    Each output appears whole or not at all.
+    Each output appears as a whole or not at all.
     Raises: ModelError when the model folder does not load; DataError when the split is empty, has no captions, or the
-    model gives NaN; MachineError when an output cannot be written, asked before the work.
+    model gives NaN; MachineError when an output cannot be written, which is checked before the work.
     """
     ask_to_write(folders=[plots_dir], files=[out_json])
     tune_allocator()
@@ -83,16 +49,17 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     encoded = encode_split(model, reader, params.evaluate.batch_size)
     levels = score(model, encoded.texts, encoded.videos)
     sims_QV = model.combine(levels).numpy()
-    judge = Judge(encoded.caption_video, len(reader), params.evaluate.bootstrap_samples)
+    split = SplitMetrics(encoded.caption_video, len(reader), params.evaluate.bootstrap_samples)
     protocol = protocol_card(model, reader, encoded, params)
-    report = {"protocol": protocol, "raw": judge.both(sims_QV),
-              "levels": {name: judge.both(level_QV.numpy()) for name, level_QV in levels.items()},
-              "post": post_processed(judge, sims_QV / sum(model.level_weights.values()),
+    report = {"protocol": protocol, "raw": split.both(sims_QV),
+              "levels": {name: split.both(level_QV.numpy()) for name, level_QV in levels.items()},
+              "post": post_processed(split, sims_QV / sum(model.level_weights.values()),
                                      bank_scores(model, shards_dir, encoded, params.evaluate.bank_size))}
-    if shared := shared_captions(judge, encoded.captions, sims_QV):
+    if shared := shared_captions(split, encoded.captions, sims_QV):
         report["shared_captions"] = shared
     with atomic_dir(plots_dir) as folder:
-        write_plots(folder, reader, encoded, sims_QV, judge.t2v(sims_QV), judge.v2t(sims_QV.T))
+        write_plots(folder, reader, encoded, sims_QV, {"t2v": split.t2v_ranks(sims_QV),
+                                                       "v2t": split.v2t_ranks(sims_QV.T)})
         _write_json(folder / "run.json", run_card(model, shards_dir, protocol, params))
         with atomic_file(out_json) as path:
             _write_json(path, report)
@@ -102,12 +69,13 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
 
 
 def headline(report: dict) -> dict:
-    """The few raw figures that DVC shows, compares and puts beside each experiment."""
-    return {way: {name: report["raw"][way][name] for name in names} for way, names in HEADLINE.items()}
+    """The few raw figures that DVC shows for each experiment and compares."""
+    return {direction: {name: report["raw"][direction][name] for name in names}
+            for direction, names in HEADLINE.items()}
 
 
 def report_text(report: dict) -> str:
-    """The figures for a person: raw first, then levels, then what post-processing makes of them."""
+    """The figures as text: raw first, then each level, then after post-processing."""
     card = report["protocol"]
     lines = [f"{card['dataset']}, split {card['split']}: {card['num_texts']} captions, {card['num_videos']} clips, "
              f"head {card['head']}", f"{'':36}{'R@1':>7}{'95 % interval':>16}{'R@5':>7}{'R@10':>7}{'MdR':>7}{'MnR':>8}"]
@@ -126,7 +94,7 @@ def report_text(report: dict) -> str:
 
 
 def protocol_card(model: HcmiModel, reader: ShardReader, encoded: EncodedSplit, params: Params) -> dict:
-    """What figures must agree on before they are compared."""
+    """The conditions of a measurement. Figures can be compared only if these are equal."""
     per_video = [len(clip.captions) for clip in reader.clips]
     uneven = min(per_video) != max(per_video)
     return {"dataset": params.dataset.name, "split": params.evaluate.split, "num_videos": len(reader),
@@ -138,56 +106,23 @@ def protocol_card(model: HcmiModel, reader: ShardReader, encoded: EncodedSplit, 
 
 
 def split_sha256(reader: ShardReader) -> str:
-    """Hash of the split's video ids and captions, whatever their order in the shards."""
+    """Hash of the split's video ids and captions, which does not depend on their order in the shards."""
     rows = sorted([clip.video_id, *clip.captions] for clip in reader.clips)
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
 def bank_scores(model: HcmiModel, shards_dir: str | Path, encoded: EncodedSplit, size: int) -> NDArray | None:
-    """Mean cosines [N, V] of `size` training captions against the gallery; None when there is no training split."""
+    """Mean cosines [N, V] of `size` training captions with the gallery; None when there is no training split."""
     if not any(Path(shards_dir).glob("train-*.tar")):
         return None
     captions = sorted({caption for clip in ShardReader(shards_dir, "train").clips for caption in clip.captions})
-    chosen = np.random.default_rng(SEED).permutation(len(captions))[:size]
+    chosen = np.random.default_rng(BANK_SEED).permutation(len(captions))[:size]
     texts = encode_texts(model, [captions[row] for row in sorted(chosen)])
     return model.combine(score(model, texts, encoded.videos)).numpy() / sum(model.level_weights.values())
 
 
-def shared_captions(judge: Judge, captions: list[str], sims_QV: NDArray) -> dict | None:
-    """Raw scores with every clip that bears a caption counted as its right answer, and the other way round.
-
-    `raw` follows the published protocols, where a caption belongs to one clip: others that bear the very same words
-    (but for capitals and spaces) count as wrong. `captions` is how many have such others; None where none has.
-    """
-    _, wording_Q = np.unique([" ".join(caption.casefold().split()) for caption in captions], return_inverse=True)
-    bearing = by_item(wording_Q, wording_Q.max() + 1)       # wording -> captions
-    answers = [np.unique(judge.caption_video[rows]) for rows in bearing]
-    shared = sum(len(rows) for rows, videos in zip(bearing, answers, strict=True) if len(videos) > 1)
-    if not shared:
-        return None
-    own = by_item(judge.caption_video, judge.num_videos)
-    t2v = ranks(sims_QV, [answers[wording] for wording in wording_Q])
-    v2t = ranks(sims_QV.T[judge.captioned],
-                [np.concatenate([bearing[wording] for wording in np.unique(wording_Q[own[video]])])
-                 for video in judge.captioned])
-    return {"captions": shared,
-            "t2v": summary(t2v, np.random.default_rng(SEED), judge.samples, groups=judge.caption_video),
-            "v2t": summary(v2t, np.random.default_rng(SEED), judge.samples)}
-
-
-def post_processed(judge: Judge, sims_QV: NDArray, bank_NV: NDArray | None) -> dict:
-    """Figures per method. Methods with a bank of captions answer captions only: no bank of videos is kept."""
-    found: dict[str, dict] = {}
-    if bank_NV is not None:
-        found["qb_norm"] = {"t2v": judge.t2v_summary(qb_norm(sims_QV, bank_NV))}
-        found["sinkhorn_single"] = {"t2v": judge.t2v_summary(sinkhorn_single(sims_QV, bank_NV))}
-    found["dsl"] = {"t2v": judge.t2v_summary(dsl(sims_QV)), "v2t": judge.v2t_summary(dsl(sims_QV.T))}
-    found["sinkhorn"] = judge.both(sinkhorn(sims_QV))
-    return {name: {"deployable": DEPLOYABLE[name], **figures} for name, figures in found.items()}
-
-
 def run_card(model: HcmiModel, shards_dir: str | Path, protocol: dict, params: Params) -> dict:
-    """What `--compare` lists as different between two runs: parameters, data, code, versions."""
+    """What a comparison of two runs checks for differences: parameters, model, data, code and versions."""
     code = {name: hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
             for name, module in sorted(sys.modules.items())
             if name.startswith("hcmi.") and name != "hcmi.cli" and getattr(module, "__file__", None)}

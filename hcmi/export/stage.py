@@ -14,7 +14,7 @@ from hcmi.config import ExportConfig
 from hcmi.errors import DataError
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.index import TokenStore, TokenWriter, create_index, model_card, videos_table, write_parquet, write_texts
-from hcmi.model import HcmiModel, encode_texts, join, load_retriever, score
+from hcmi.model import HcmiModel, concatenate, encode_texts, load_retriever, score
 from hcmi.progress import track
 from hcmi.runtime import pick_device
 from hcmi.shards import ShardReader, eval_batches, pick_frames
@@ -91,7 +91,7 @@ def _write_reference(model: HcmiModel, clips: list[Clip], batches: list[tuple[Vi
     for tokens, times_BT in batches:
         writer.append(tokens, times_BT)
     writer.close()
-    exact = join([tokens for tokens, _ in batches])
+    exact = concatenate([tokens for tokens, _ in batches])
     pq.write_table(videos_table(clips), folder / "videos.parquet", compression="zstd")
     captions = [caption for clip in clips for caption in clip.captions]
     rows = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])

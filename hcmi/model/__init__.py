@@ -1,11 +1,15 @@
-"""ROOM model."""
+"""The retriever: towers that embed frames and words, a head that scores them at several levels, and its model folder.
 
-from hcmi.model.encode import encode_texts, encode_videos, join, score
+It takes pixels and strings, and gives tokens (`VideoTokens`, `TextTokens`) and similarities. A model is a Hugging Face
+folder: configuration, weights, tokenizer and preprocessing.
+"""
+
+from hcmi.model.encode import concatenate, encode_texts, encode_videos, score
 from hcmi.model.modeling import FILES, HcmiModel, load_retriever, new_retriever
 from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
-    "BLOCK", "FILES", "HcmiModel", "encode_texts", "encode_videos", "join", "load_retriever", "load_text_encoder",
-    "new_retriever", "score", "similarity_blocks", "tiled_similarities",
+    "BLOCK", "FILES", "HcmiModel", "concatenate", "encode_texts", "encode_videos", "load_retriever",
+    "load_text_encoder", "new_retriever", "score", "similarity_blocks", "tiled_similarities",
 ]

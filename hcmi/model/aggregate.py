@@ -1,20 +1,21 @@
 """From fine tokens to coarse ones: frames -> clips -> video, words -> phrases -> sentence (method section 2).
 
-Every residual branch ends in a layer that starts at zero, so that pretrained towers are not disturbed at the start.
+Every residual branch ends in a layer that starts at zero, so that the untrained branches do not change the features of
+pretrained towers.
 """
 
 import torch
 from torch import Tensor, nn
 
-from hcmi.model.towers import attention, stretch_positions
+from hcmi.model.layers import attention, stretch_positions
 
 AGGREGATIONS = ("assign", "queries")
-PADDING_LOGIT = -1e4    # finite: a row of padding alone must not give NaN
-UNIFORM_SHARE = 0.2     # [ours] part of the initial assignment that is spread over all tokens, the rest is by time
+PADDING_LOGIT = -1e4    # finite: a row of nothing but padding must not give NaN
+UNIFORM_SHARE = 0.2     # [ours] share of the initial assignment that is spread over all tokens; the rest goes by time
 
 
 class SelfAttention(nn.Module):
-    """X + MHSA(LN(X)), padding masked; the residual branch starts at zero."""
+    """X + MHSA(LN(X)) with padding masked. The residual branch starts at zero."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -33,7 +34,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """X + W2 gelu(W1 LN(X)); the residual branch starts at zero."""
+    """X + W2 gelu(W1 LN(X)). The residual branch starts at zero."""
 
     def __init__(self, dim: int, factor: int = 4):
         super().__init__()
@@ -45,9 +46,9 @@ class FeedForward(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Self-attention over frames with learned positions, residual around the whole (method section 2.1).
+    """Self-attention over frames with learned positions, and a residual connection around it all (method section 2.1).
 
-    Positions enter the branches only, never the residual stream: with zero branches the frames pass unchanged.
+    Positions enter the branches but not the residual stream: with zero branches the frames pass unchanged.
     """
 
     def __init__(self, dim: int, heads: int, layers: int, length: int):
@@ -56,9 +57,9 @@ class TemporalTransformer(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleList((SelfAttention(dim, heads), FeedForward(dim))) for _ in range(layers))
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor, position_T: Tensor | None = None) -> Tensor:
-        """`position_T`: index of each frame among the clip's frames, where some were left out.
+        """`position_T`: index of each frame among the clip's frames, for when some frames are left out.
 
-        Fewer frames than the model was trained with use the first positions; for more, positions are interpolated.
+        Fewer frames than the model was trained with use the first positions. For more, positions are interpolated.
         """
         if not self.layers:
             return frames_BTD
@@ -74,16 +75,17 @@ class TemporalTransformer(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """One aggregation layer: N tokens become `slots` tokens (method section 2.2).
+    """One aggregation layer, which turns N tokens into `slots` tokens (method section 2.2).
 
         X' = X + MHSA(LN(X));  A = softmax over members of logits(X');  Y = A^T X';  Y = Y + FFN(LN(Y))
 
     `kind` says where the logits come from [ours]:
 
-    - `assign`: log prior + g(X'), g a 2-layer MLP that starts at zero. The prior gives slot c the c-th equal part of
-      the time, mixed with a uniform share; its rows sum alike, so the mean over slots is at first exactly the mean over
-      tokens, and slots differ from the first step on; without a prior all slots are equal and part by chance alone.
-    - `queries`: learned queries attend to the tokens. Keys start at zero, so every slot is at first the mean.
+    - `assign`: log prior + g(X'), where g is a 2-layer MLP that starts at zero. The prior gives slot c the c-th equal
+      part of the time, mixed with a uniform share. Its rows have equal sums, so the mean over slots starts as exactly
+      the mean over tokens, and the slots differ from the first step on. Without a prior all slots start equal, and
+      only chance makes them different.
+    - `queries`: learned queries attend to the tokens. Keys start at zero, so every slot starts as the mean.
     """
 
     def __init__(self, dim: int, heads: int, slots: int, kind: str = "assign"):
@@ -111,10 +113,10 @@ class Aggregation(nn.Module):
 
 
 def time_prior(mask_BN: Tensor, slots: int) -> Tensor:
-    """Share of each token in each slot, [B, N, S]: columns sum to 1 over valid tokens, rows to S / valid tokens.
+    """Share of each token in each slot, [B, N, S]. Columns sum to 1 over valid tokens, rows to S / valid tokens.
 
-    Slot c owns the time from c/S to (c+1)/S of the valid tokens; a token on a border is shared. Padding gets 1e-9.
-    Masks are left-aligned: valid tokens first.
+    Slot c has the time from c/S to (c+1)/S of the valid tokens; a token on a border is shared. Padding gets 1e-9. Masks
+    are left-aligned: valid tokens first.
     """
     valid_B11 = mask_BN.sum(1).clamp(min=1)[:, None, None].float()
     start_1N1 = torch.arange(mask_BN.shape[1], device=mask_BN.device)[None, :, None].float()
@@ -126,7 +128,7 @@ def time_prior(mask_BN: Tensor, slots: int) -> Tensor:
 
 
 class TokenWeights(nn.Module):
-    """Weight of each token in an interaction: masked softmax of a small MLP, uniform at the start. [ours, after DRL]"""
+    """Weight of each token in an interaction: masked softmax of a small MLP. It starts uniform. [ours, after DRL]"""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -138,13 +140,13 @@ class TokenWeights(nn.Module):
 
 
 def masked_softmax(logits_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """Softmax over valid tokens in float32; padding gets exactly 0, and a row of padding alone gets all 0, not NaN."""
+    """Softmax over valid tokens in float32. Padding gets exactly 0; a row of nothing but padding gets 0, not NaN."""
     weights_BN = logits_BN.float().masked_fill(~mask_BN, -1e9).softmax(1)
     return weights_BN * mask_BN
 
 
 def masked_mean(tokens_BND: Tensor, mask_BN: Tensor) -> Tensor:
-    """Mean over valid tokens, [B, D]; a row of padding alone gives 0."""
+    """Mean over valid tokens, [B, D]. A row of nothing but padding gives 0."""
     weights_BN = mask_BN.to(tokens_BND.dtype)
     return (tokens_BND * weights_BN[..., None]).sum(1) / weights_BN.sum(1, keepdim=True).clamp(min=1)
 

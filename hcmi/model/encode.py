@@ -1,4 +1,4 @@
-"""From shards to tokens to scores: what evaluate, export, search, drift and validation share."""
+"""From frames and texts to tokens and scores, for evaluation, export, search, drift and validation alike."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -26,7 +26,7 @@ def encode_videos(model: HcmiModel, batches: Iterable[EvalBatch], total: int | N
             mask_BT = torch.as_tensor(batch.frame_mask_BT).to(device)
             parts.append(model.encode_videos(pixels, mask_BT).to("cpu"))
             bar.update(len(parts[-1]))
-    return join(parts)
+    return concatenate(parts)
 
 
 @torch.inference_mode()
@@ -37,12 +37,15 @@ def encode_texts(model: HcmiModel, texts: list[str], batch_size: int = 256) -> T
     for start in range(0, len(texts), batch_size):
         ids_BW, mask_BW = model.processor.texts(texts[start:start + batch_size])
         parts.append(model.encode_texts(ids_BW.to(device), mask_BW.to(device)).to("cpu"))
-    return join(parts)
+    return concatenate(parts)
 
 
 @torch.inference_mode()
 def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, tile: int = 256) -> dict[str, Tensor]:
-    """Level -> float32 [Q, V], in bounded memory; a head with levels of its own kind in tiles of `tile` texts."""
+    """Level -> float32 [Q, V] on the CPU, in bounded memory.
+
+    A head with levels of another kind than HCMI's is scored in tiles of `tile` texts.
+    """
     device = next(model.parameters()).device
     on_device = videos.to(device)
     if set(model.head.levels) <= set(LEVELS):
@@ -52,8 +55,8 @@ def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, tile: int = 
     return {level: torch.cat([part[level].float().cpu() for part in parts]) for level in parts[0]}
 
 
-def join(parts: list[Tokens]) -> Tokens:
-    """Concatenate batches; token sets of unequal length are padded with zero vectors of weight 0."""
+def concatenate(parts: list[Tokens]) -> Tokens:
+    """One batch of all. Token sets of unequal length are padded with zero vectors of weight 0."""
     assert parts, "need at least one batch"
     columns = []
     for field in fields(parts[0]):

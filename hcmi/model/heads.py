@@ -1,7 +1,10 @@
-"""What stands on the towers: HCMI, and the peers it is measured against, on the same towers (method sections 2, 3, 9).
+"""The heads: HCMI, and the peers it is compared with on the same towers (method sections 2, 3, 9).
 
-A head turns frame features into `VideoTokens` and token states into `TextTokens`, and scores one against the other
-at its levels. A head that does not use clips or phrases leaves those token sets empty.
+A head turns frame features into `VideoTokens` and token states into `TextTokens`, and gives their similarities at its
+levels. A head that does not use clips or phrases leaves those token sets empty.
+
+To add a head: a class here and its row in `HEADS`, its name in `hcmi.config.ModelConfig.head`, and its oracle in
+`tests/model/test_heads.py`.
 """
 
 import math
@@ -19,9 +22,12 @@ XCLIP_TEMPERATURE = 0.01    # of the attention over the similarity matrix; X-CLI
 
 
 class Head(nn.Module):
-    """Shared by all: unit-variance tokens in, unit vectors out, and one logit scale per level. [ours: per level]"""
+    """What all heads share: unit-variance tokens in, unit vectors out, and a logit scale per level [ours]."""
 
     levels: tuple[str, ...] = ()
+    # Whether training adds what HCMI has beside the plain contrastive loss: weights of the levels, a loss on their sum,
+    # the margin loss, label denoising and marginal groups. Such a head needs the level `video_sentence`.
+    hcmi_training = False
 
     def __init__(self, dim: int):
         super().__init__()
@@ -29,18 +35,18 @@ class Head(nn.Module):
         self.logit_scales = nn.ParameterDict({level: nn.Parameter(torch.tensor(math.log(1 / 0.07)))
                                               for level in self.levels})
 
-    def spread(self, features: Tensor) -> Tensor:
-        """Length sqrt(D), so that one training step of a new layer is small beside a pretrained feature. [ours]"""
+    def to_unit_variance(self, features: Tensor) -> Tensor:
+        """Features of length sqrt(D), so that one step of a new layer is small beside a pretrained feature. [ours]"""
         return F.normalize(features.float(), dim=-1).to(features.dtype) * math.sqrt(self.dim)
 
-    def scale(self, level: str) -> Tensor:
+    def logit_scale(self, level: str) -> Tensor:
         return self.logit_scales[level].clamp(max=math.log(100)).exp()
 
     def video(self, features_BTD: Tensor, mask_BT: Tensor, position_T: Tensor | None = None) -> VideoTokens:
         raise NotImplementedError
 
     def text(self, states_BWD: Tensor, anchor_BD: Tensor, mask_BW: Tensor) -> TextTokens:
-        """Words and sentence as the tower gives them."""
+        """Words and sentence exactly as the tower gives them."""
         uniform_BW = masked_softmax(torch.zeros_like(mask_BW, dtype=torch.float32), mask_BW)
         return _text_tokens(anchor_BD, states_BWD, uniform_BW)
 
@@ -57,7 +63,7 @@ class MeanPool(Head):
         super().__init__(dim)
 
     def video(self, features_BTD, mask_BT, position_T=None):
-        frames_BTD = self.spread(features_BTD)
+        frames_BTD = self.to_unit_variance(features_BTD)
         uniform_BT = masked_softmax(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT)
         return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, uniform_BT)
 
@@ -73,7 +79,7 @@ class SeqTransf(MeanPool):
         self.temporal = TemporalTransformer(dim, heads, temporal_layers, num_frames)
 
     def video(self, features_BTD, mask_BT, position_T=None):
-        frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
+        frames_BTD = self.temporal(self.to_unit_variance(features_BTD), mask_BT, position_T)
         uniform_BT = masked_softmax(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT)
         return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, uniform_BT)
 
@@ -88,11 +94,11 @@ class Wti(SeqTransf):
         self.frame_weights, self.word_weights = TokenWeights(dim), TokenWeights(dim)
 
     def video(self, features_BTD, mask_BT, position_T=None):
-        frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
+        frames_BTD = self.temporal(self.to_unit_variance(features_BTD), mask_BT, position_T)
         return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, self.frame_weights(frames_BTD, mask_BT))
 
     def text(self, states_BWD, anchor_BD, mask_BW):
-        words_BWD = self.spread(states_BWD)
+        words_BWD = self.to_unit_variance(states_BWD)
         return _text_tokens(anchor_BD, words_BWD, self.word_weights(words_BWD, mask_BW))
 
     def similarities(self, texts, videos):
@@ -101,7 +107,7 @@ class Wti(SeqTransf):
 
 
 class XClip(SeqTransf):
-    """X-CLIP (arXiv 2207.07285): coarse and cross-grained similarities, each weighed by attention over itself."""
+    """X-CLIP (arXiv 2207.07285): coarse and cross-grained similarities, each weighted by attention over itself."""
 
     levels = ("video_sentence", "video_word", "frame_sentence", "frame_word")
 
@@ -121,16 +127,17 @@ class XClip(SeqTransf):
 
 
 class Hcmi(Wti):
-    """Three levels against three levels: frame-word, clip-phrase, video-sentence (method sections 2 and 3).
+    """Three levels of video and text: frame-word, clip-phrase, video-sentence (method sections 2 and 3).
 
     Before any training step the video-sentence score is CLIP's own: mean of the unit frame embeddings against the
-    end-of-text embedding. The sentence is the anchor plus a gated aggregate of the phrases; the gate starts at zero.
+    end-of-text embedding. The sentence is the anchor plus a gated aggregate of the phrases. The gate starts at zero.
 
-    Of what the coarser levels' losses ask of words and frames only the share `coarse_gradient` reaches them, since in
-    shared features the levels pull apart what the finest one needs. [ours]
+    Words and frames get only the share `coarse_gradient` of the coarser levels' gradient, because in shared features
+    the coarser levels pull apart what the finest one needs. [ours]
     """
 
     levels = ("frame_word", "clip_phrase", "video_sentence")
+    hcmi_training = True
 
     def __init__(self, dim: int, heads: int, num_clips: int, num_phrases: int, aggregation: str = "assign",
                  coarse_gradient: float = 1.0, **options):
@@ -142,18 +149,18 @@ class Hcmi(Wti):
         self.clip_weights, self.phrase_weights = TokenWeights(dim), TokenWeights(dim)
 
     def video(self, features_BTD, mask_BT, position_T=None):
-        frames_BTD = self.temporal(self.spread(features_BTD), mask_BT, position_T)
-        clips_BCD = self.to_clips(_damped(frames_BTD, self.coarse_gradient), mask_BT)
+        frames_BTD = self.temporal(self.to_unit_variance(features_BTD), mask_BT, position_T)
+        clips_BCD = self.to_clips(_scale_gradient(frames_BTD, self.coarse_gradient), mask_BT)
         all_BC = torch.ones(clips_BCD.shape[:2], dtype=torch.bool, device=clips_BCD.device)
         video_BD = self.to_video(clips_BCD, all_BC)[:, 0]
         return _video_tokens(video_BD, frames_BTD, self.frame_weights(frames_BTD, mask_BT), clips_BCD,
                              self.clip_weights(clips_BCD, all_BC))
 
     def text(self, states_BWD, anchor_BD, mask_BW):
-        words_BWD = self.spread(states_BWD)
-        phrases_BPD = self.to_phrases(_damped(words_BWD, self.coarse_gradient), mask_BW)
+        words_BWD = self.to_unit_variance(states_BWD)
+        phrases_BPD = self.to_phrases(_scale_gradient(words_BWD, self.coarse_gradient), mask_BW)
         all_BP = torch.ones(phrases_BPD.shape[:2], dtype=torch.bool, device=phrases_BPD.device)
-        anchor_BD = _damped(self.spread(anchor_BD), self.coarse_gradient)
+        anchor_BD = _scale_gradient(self.to_unit_variance(anchor_BD), self.coarse_gradient)
         sentence_BD = anchor_BD + self.sentence_gate_D * self.to_sentence(phrases_BPD, all_BP)[:, 0]
         return _text_tokens(sentence_BD, words_BWD, self.word_weights(words_BWD, mask_BW), phrases_BPD,
                             self.phrase_weights(phrases_BPD, all_BP))
@@ -182,8 +189,8 @@ def _attend(sims: Tensor, mask: Tensor) -> Tensor:
     return (weights * sims).sum(-1)
 
 
-def _damped(tokens: Tensor, share: float) -> Tensor:
-    """The tokens themselves; of their gradient only `share` goes on."""
+def _scale_gradient(tokens: Tensor, share: float) -> Tensor:
+    """The same tokens, with their gradient multiplied by `share`."""
     return torch.lerp(tokens.detach(), tokens, share)
 
 
@@ -200,5 +207,5 @@ def _text_tokens(sentence_BD, words_BWD, word_weights_BW, phrases_BPD=None, phra
 
 
 def _unit(tokens: Tensor) -> Tensor:
-    """Length 1, in float32 whatever the tower's precision."""
+    """Scale to length 1, in float32 whatever the tower's precision."""
     return F.normalize(tokens.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""Similarities between token sets (method section 3). Tokens have length 1; weights are 0 on padding, else sum to 1."""
+"""Similarities between token sets (method section 3). Tokens have length 1; weights sum to 1, and are 0 on padding."""
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ def weighted_token_interaction(texts_QWD: Tensor, text_weights_QW: Tensor, video
                                video_weights_VT: Tensor) -> Tensor:
     """S = 1/2 [sum_w u_w max_t cos(w, t) + sum_t v_t max_w cos(w, t)], in [-1, 1], shape [Q, V].
 
-    Uniform weights give FILIP's rule. A token set of padding alone scores as if nothing matched (-1 on its side).
+    Uniform weights give FILIP's rule. A token set of nothing but padding scores as if nothing matched: -1 on its side.
     Source: DRL (arXiv 2203.07111), used for frame-word and clip-phrase. [ours]
     """
     num_texts, num_words, dim = texts_QWD.shape
     num_videos, num_frames, _ = videos_VTD.shape
     sims_QWVT = (texts_QWD.reshape(-1, dim) @ videos_VTD.reshape(-1, dim).T).view(num_texts, num_words, num_videos,
                                                                                 num_frames)
-    # A bias on padding keeps one large tensor instead of two; a cosine is never below -1, so clamping undoes it.
+    # Adding a bias to padding needs one large tensor instead of two. A cosine is at least -1, so clamping removes it.
     if not bool((video_weights_VT > 0).all()):
         sims_QWVT = sims_QWVT + torch.where(video_weights_VT > 0, 0.0, -4.0).to(sims_QWVT.dtype)
     if not bool((text_weights_QW > 0).all()):

@@ -34,11 +34,14 @@ from hcmi.runtime import single_after_fork
 from hcmi.types import TextTokens, VideoTokens
 
 FILES = ("config.json", "model.safetensors", "tokenizer_config.json", "preprocessor_config.json")
-VOCABULARIES = ("tokenizer.json", "spiece.model")       # one of them; the second is SigLIP 1's
+VOCABULARIES = ("tokenizer.json", "spiece.model")       # a folder has one of them; SigLIP 1 has the second
 
 
 class HcmiConfig(PretrainedConfig):
-    """`towers` is the towers' own configuration; `level_weights` are beta of method section 3, chosen on validation."""
+    """What config.json holds: the head's options, and the towers' own configuration in `towers`.
+
+    `level_weights` are beta of method section 3, chosen on validation.
+    """
 
     model_type = "hcmi"
 
@@ -60,11 +63,11 @@ class HcmiConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-AutoConfig.register("hcmi", HcmiConfig)     # else AutoTokenizer takes the folder for another model's, and says so
+AutoConfig.register("hcmi", HcmiConfig)     # otherwise AutoTokenizer warns that the folder is another model's
 
 
 class HcmiModel(PreTrainedModel):
-    """Towers and a head. `model.processor` turns pixels and strings into its inputs."""
+    """Towers and a head. `model.processor` turns pixels and strings into the model's inputs."""
 
     config_class = HcmiConfig
     base_model_prefix = "hcmi"
@@ -86,7 +89,7 @@ class HcmiModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Layers are initialised where they are made: zero branches must stay zero."""
+        """Change nothing: layers are initialised where they are made, and zero branches must stay zero."""
 
     @property
     def level_weights(self) -> dict[str, float]:
@@ -94,7 +97,7 @@ class HcmiModel(PreTrainedModel):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of weights, configuration, tokens and preprocessing: what an index must agree with."""
+        """sha256 of weights, configuration, tokens and preprocessing. An index is valid for one fingerprint."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -106,21 +109,21 @@ class HcmiModel(PreTrainedModel):
         return digest.hexdigest()
 
     def frame_features(self, pixel_values_BTCHX: Tensor) -> Tensor:
-        """Tower features of every frame, [B, T, D]."""
+        """The towers' features of every frame, [B, T, D]."""
         batch, frames = pixel_values_BTCHX.shape[:2]
         return frame_features(self.towers, pixel_values_BTCHX.flatten(0, 1)).view(batch, frames, -1)
 
     def encode_videos(self, pixel_values_BTCHX: Tensor, frame_mask_BT: Tensor) -> VideoTokens:
-        """Three levels of each video; masks are left-aligned (valid frames first)."""
+        """Tokens of each video at all levels. Masks are left-aligned: valid frames first."""
         return self.head.video(self.frame_features(pixel_values_BTCHX), frame_mask_BT)
 
     def encode_texts(self, input_ids_BW: Tensor, attention_mask_BW: Tensor) -> TextTokens:
-        """Three levels of each caption."""
+        """Tokens of each caption at all levels."""
         mask_BW = attention_mask_BW.bool()
         return self.head.text(*text_features(self.towers, input_ids_BW, mask_BW), mask_BW)
 
     def similarities(self, texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
-        """Level -> [Q, V]; the levels are the head's."""
+        """Level -> [Q, V], for the levels of the head."""
         return self.head.similarities(texts, videos)
 
     def combine(self, levels: dict[str, Tensor]) -> Tensor:
@@ -139,7 +142,7 @@ class HcmiModel(PreTrainedModel):
 
 
 def new_retriever(config: ModelConfig, image_size: int, captions: list[str]) -> HcmiModel:
-    """An untrained retriever; `captions` (training split) teach the tokenizer of scratch towers.
+    """An untrained retriever. The tokenizer of scratch towers is learned from `captions`, those of the training split.
 
     Raises: ModelError when the backbone cannot be loaded or its patches do not fit the image size.
     """
@@ -166,9 +169,9 @@ def new_retriever(config: ModelConfig, image_size: int, captions: list[str]) -> 
 
 
 def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> HcmiModel:
-    """Load a folder that `save_pretrained` wrote; the model is in evaluation mode.
+    """Load a folder that `save_pretrained` wrote. The model is in evaluation mode.
 
-    Raises: ModelError when the folder is missing, incomplete, or a tensor's shape does not fit (naming both shapes).
+    Raises: ModelError when the folder is missing or incomplete, or a tensor has the wrong shape (naming both shapes).
     """
     folder = Path(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]

@@ -1,4 +1,4 @@
-"""From strings and pixels to the model's inputs, saved beside the model in the Hugging Face convention."""
+"""From strings and pixels to the model's inputs. It is saved beside the model, in the Hugging Face convention."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,26 +12,26 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerF
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ModelError
-from hcmi.model.towers import packages
+from hcmi.model.towers import explain_missing_package
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-# Scratch towers read a text as words, numbers and single other characters. Each gets a space before it, which is taken
-# from punctuation again: the comma behind a word is the character alone. So a word is the same tokens whatever stands
-# around it. With the text's own space as part of the word, "red" in quotes was another word than red, and unknown.
-SPACES = r"[\s\u200b]+"         # of any kind; the zero-width space too ends a word
-INVISIBLE = r"[\p{Cf}&&[^\u200b]]"       # soft hyphens, joiners, byte order marks: may stand inside a word
+# Scratch towers read a text as words, numbers and single other characters. Each gets a space before it, which is
+# removed again from punctuation: the comma after a word is the character alone. So a word has the same tokens whatever
+# is around it. When the text's own space was part of the word, "red" in quotes was a different, unknown word.
+SPACES = r"[\s\u200b]+"         # of any kind; the zero-width space ends a word too
+INVISIBLE = r"[\p{Cf}&&[^\u200b]]"       # soft hyphens, joiners, byte order marks, which may be inside a word
 PIECES = r"\p{L}[\p{L}\p{M}]*|\p{N}+|[^\p{L}\p{N}]"
 PUNCTUATION_SPACE = r"^Ġ(?=[!-/:-@\[-`{-~])"       # Ġ is how a byte-level tokenizer writes a space
 
 
 class HcmiProcessor:
-    """Tokenizer, normalisation and the sizes they were trained with; any number of threads may use one.
+    """Tokenizer, normalisation and the sizes they were trained with. Several threads may use one processor at once.
 
-    Frames arrive already resized (`hcmi.video.decode` does it as CLIP does); here they are only normalised. `untrained`:
-    ids of tokens that no training caption has; a pretrained tokenizer has none.
+    Frames must have the model's size (`hcmi.video` resizes them as CLIP does); here they are only normalised.
+    `untrained`: ids of tokens that no training caption has. A pretrained tokenizer has none.
 
-    A tokenizer keeps the padding and truncation of the last call, so a call with other ones would change them under a
-    call that another thread has begun. All calls here ask for none, and the rows are cut and padded afterwards.
+    A tokenizer keeps the padding and truncation settings of its last call, so a call with other settings would change
+    them for a call that is running in another thread. Every call here asks for none. Rows are cut and padded after it.
     """
 
     def __init__(self, tokenizer, image_processor, num_words: int, image_size: int, untrained: Iterable[int] = ()):
@@ -41,13 +41,13 @@ class HcmiProcessor:
         self.image_size = image_size
         self.untrained = torch.tensor(sorted(untrained), dtype=torch.long)
         bare, whole = (self.tokens("a", special) for special in (False, True))
-        self._num_ends = whole[::-1].index(bare[-1])        # special tokens behind a text
+        self._num_ends = whole[::-1].index(bare[-1])        # special tokens after a text
         self._mean_C11, self._std_C11 = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
                                          for values in (image_processor.image_mean, image_processor.image_std))
 
     @classmethod
     def from_captions(cls, captions: list[str], vocab_size: int, num_words: int, image_size: int) -> "HcmiProcessor":
-        """A byte-level BPE learned from captions: any string can be encoded, frequent words are one token."""
+        """A byte-level BPE learned from captions. It can encode any string, and frequent words are one token."""
         bpe = Tokenizer(models.BPE(end_of_word_suffix=""))
         bpe.normalizer = normalizers.Sequence([normalizers.Replace(Regex(INVISIBLE), ""), normalizers.NFC(),
                                                normalizers.Lowercase()])
@@ -74,7 +74,7 @@ class HcmiProcessor:
     def from_backbone(cls, backbone: str, num_words: int, image_size: int) -> "HcmiProcessor":
         """The pretrained checkpoint's own tokenizer and normalisation."""
         try:
-            with packages(f"model.backbone {backbone!r}"):
+            with explain_missing_package(f"model.backbone {backbone!r}"):
                 return cls(AutoTokenizer.from_pretrained(backbone), _image_processor(backbone), num_words, image_size)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"model.backbone {backbone!r}: need its tokenizer and preprocessor files, got: "
@@ -83,7 +83,7 @@ class HcmiProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
-        with packages(f"model folder {folder}"):
+        with explain_missing_package(f"model folder {folder}"):
             tokenizer = AutoTokenizer.from_pretrained(folder)
             images = _image_processor(folder)
         saved = tokenizer.init_kwargs
@@ -96,14 +96,16 @@ class HcmiProcessor:
         self.image_processor.save_pretrained(folder)
 
     def describe(self) -> dict:
-        """What an index records of the preprocessing."""
+        """The preprocessing, as an index records it."""
         return {"image_size": self.image_size, "num_words": self.num_words,
                 "image_mean": list(self.image_processor.image_mean), "image_std": list(self.image_processor.image_std)}
 
     def frames(self, frames: np.ndarray | Tensor) -> Tensor:
         """uint8 [..., H, X, C] in 0..255 -> float32 [..., C, H, X], normalised, on the input's device.
 
-        The operations and their order are those of `transformers`, so that the numbers are its own to the last bit.
+        The operations and their order are those of `transformers`, so that the results are equal to the last bit.
+
+        Raises: ModelError when the frames do not have the model's image size.
         """
         frames = torch.as_tensor(frames)
         if frames.shape[-3:-1] != (self.image_size, self.image_size):
@@ -113,9 +115,9 @@ class HcmiProcessor:
         return pixels.div_(255).sub_(self._mean_C11.to(pixels.device)).div_(self._std_C11.to(pixels.device))
 
     def texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, [B, W] with W the longest caption of the batch, at most `num_words`; ends are kept.
+        """Token ids and mask, [B, W], where W is the length of the batch's longest caption, at most `num_words`.
 
-        Words that training has not seen are left out.
+        Longer captions are cut but keep their end token. Words that training has not seen are left out.
         """
         ids_BW, mask_BW = self._encode(texts)
         if bool(torch.isin(ids_BW, self.untrained).any()):
@@ -125,19 +127,20 @@ class HcmiProcessor:
         return ids_BW, mask_BW
 
     def tokens(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of the whole text, with the tokens around it where `special`."""
+        """Token ids of the whole text; `special` adds the start and end tokens."""
         return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
     def known(self, text: str) -> tuple[str, list[str]]:
-        """The text without the words that have a token which no training caption has, and those words.
+        """The text without the words that have a token which no training caption has, and the list of these words.
 
-        The text is empty where no token is left.
+        The text is empty if no token is left.
 
-        The vector of such a token is the random one it started with, and blurs the whole sentence: on Scenes, wordings
-        that training has not seen found their clip in 39 of 100 cases with these words and in 73 without. [ours]
+        The vector of such a token is the random one it started with, and disturbs the whole sentence: on Scenes,
+        wordings that training has not seen found their clip in 39 of 100 cases with these words and in 73 without.
+        [ours]
         """
         left_out: list[str] = []
-        while True:         # what is left may make a word that was none before
+        while True:         # the rest may form a word that was not there before
             encoded = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
             at_W = torch.isin(encoded["input_ids"][0], self.untrained).nonzero()[:, 0].tolist()
             if not at_W:
@@ -149,7 +152,7 @@ class HcmiProcessor:
             text = " ".join(text.split())
 
     def _encode(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
-        """Ids, and the mask where the tokenizer gives one, as it would cut them to `num_words` and pad them itself."""
+        """Ids, cut to `num_words` and padded as the tokenizer itself would do it, and its mask if it gives one."""
         encoded = self.tokenizer(texts, verbose=False)
         rows = [ids if len(ids) <= self.num_words
                 else ids[:self.num_words - self._num_ends] + ids[len(ids) - self._num_ends:]
@@ -163,11 +166,11 @@ class HcmiProcessor:
 
 
 def _mask_after_first_end(ids_BW: Tensor, end_id: int) -> Tensor:
-    """SigLIP's tokenizer gives no mask: valid up to the first end token."""
+    """Mask of the tokens up to the first end token, for SigLIP's tokenizer, which gives no mask."""
     ended_BW = (ids_BW == end_id).long().cumsum(1)
     return ((ended_BW == 0) | ((ended_BW == 1) & (ids_BW == end_id))).long()
 
 
 def _image_processor(source: str | Path):
-    """The Pillow variant: bicubic as the checkpoints were trained, and no torchvision needed."""
+    """The Pillow variant, which is bicubic, as in the checkpoints' training, and does not need torchvision."""
     return AutoImageProcessor.from_pretrained(source, backend="pil")

@@ -1,11 +1,11 @@
-"""The three levels' similarities for inference: the same numbers as `interaction`, in bounded memory, near the speed of
-the matrix product itself.
+"""The three levels' similarities for inference, in bounded memory and at nearly the speed of the matrix product itself.
 
-The full token tensor [Q, W, V, T] never exists. Blocks of queries and videos are cut into tiles that stay in cache;
-tokens are laid out token-major ([W, Q, D]), so that both maxima run over a tile's outer dimensions, where they are
-plain vector maxima (measured: 2-4 % of the product; `.max(-1)` and `.max(-2)` of a full tensor take half as long as
-the product in float32, twice as long in bfloat16). Each CPU thread multiplies tiles of its own: threads that share
-every small product wait for one another at each of them, which on a busy machine cost a factor of three.
+The results equal those of `interaction`. The full token tensor [Q, W, V, T] is never allocated. Blocks of queries and
+videos are cut into tiles that stay in cache. Tokens are laid out token-major ([W, Q, D]), so that both maxima run over
+a tile's outer dimensions, where they are plain vector maxima (measured: 2-4 % of the product; `.max(-1)` and `.max(-2)`
+of a full tensor take half as long as the product in float32, twice as long in bfloat16). Each CPU thread multiplies its
+own tiles: threads that share every small product wait for each other at each of them, which made a busy machine three
+times slower.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ TILES = {"cpu": (32, 128), "cuda": (256, 256)}          # queries, videos multip
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some token sets of about equal length, token-major. Padding repeats a valid token: no maximum can tell."""
+    """Token sets of about equal length, token-major. Padding repeats a valid token, which changes no maximum."""
 
     tokens_NBD: Tensor
     weights_NB: Tensor      # float32
@@ -35,11 +35,11 @@ class _Tile:
 def similarity_blocks(texts: TextTokens, videos: VideoTokens, levels: Sequence[str] = LEVELS,
                       dtype: torch.dtype = torch.float32, block: int = BLOCK,
                       ) -> Iterator[tuple[slice, slice, dict[str, Tensor]]]:
-    """Yield (queries, videos, level -> float32 [q, v]) until all pairs are covered, videos running fastest.
+    """Yield (queries, videos, level -> float32 [q, v]) until all pairs are covered. The videos change fastest.
 
-    Tokens may be memory-mapped and of any float type; products run in `dtype` on the tokens' device, sums in float32.
-    float32 agrees with `interaction` to 1e-5; bfloat16 is about 2e-3 off, except for `video_sentence`, always float32.
-    Working memory does not grow with the number of queries or videos.
+    Tokens may be memory-mapped and of any float type. Products are computed in `dtype` on the tokens' device, sums in
+    float32. With float32 the results agree with `interaction` to 1e-5, with bfloat16 to about 2e-3, except for
+    `video_sentence`, which is always float32. Working memory does not grow with the number of queries or videos.
     """
     with _workers(texts.sentence_BD.device) as pool:
         for query_start in range(0, len(texts), block):
@@ -63,7 +63,7 @@ def tiled_similarities(texts: TextTokens, videos: VideoTokens, levels: Sequence[
 
 @contextmanager
 def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
-    """As many threads as torch may use, each of which computes alone; none where one thread or a GPU does it all."""
+    """As many threads as torch may use, each of which computes on its own; None for a single thread or a GPU."""
     count = torch.get_num_threads()
     if device.type != "cpu" or count == 1:
         yield None
@@ -72,14 +72,14 @@ def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
         try:
             yield pool
         finally:
-            torch.set_num_threads(count)    # else threads started from here on inherit the workers' 1
+            torch.set_num_threads(count)    # otherwise threads started after this inherit the workers' 1
 
 
 _Side = list[_Tile] | Tensor
 
 
 def _sides(tokens: TextTokens | VideoTokens, levels: Sequence[str], dtype: torch.dtype) -> dict[str, _Side]:
-    """What each level needs of one side, laid out once per block."""
+    """The tokens that each level needs from texts or videos, laid out once per block."""
     if isinstance(tokens, TextTokens):
         fine, coarse = (tokens.words_BWD, tokens.word_weights_BW), (tokens.phrases_BPD, tokens.phrase_weights_BP)
         whole_BD, number = tokens.sentence_BD, 0
@@ -93,7 +93,7 @@ def _sides(tokens: TextTokens | VideoTokens, levels: Sequence[str], dtype: torch
 
 @torch.no_grad()
 def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, size: int, dtype: torch.dtype) -> list[_Tile]:
-    """Tiles of `size` token sets, shortest first, each no longer than its longest: padding costs next to nothing."""
+    """Tiles of `size` token sets, shortest first, each as long as its longest set: padding costs almost nothing."""
     valid_BN = weights_BN > 0
     places_N = torch.arange(1, valid_BN.shape[1] + 1, device=valid_BN.device)
     lengths_B = (valid_BN * places_N).amax(1)
@@ -113,25 +113,25 @@ def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, size: int, dtype: torch.dty
 def _score(texts: _Side, videos: _Side, pool: ThreadPoolExecutor | None) -> Tensor:
     """One block of one level, [q, v]."""
     if isinstance(texts, Tensor):
-        assert isinstance(videos, Tensor), "both sides of a level have one form"
+        assert isinstance(videos, Tensor), "both sides of a level have the same form"
         return texts @ videos.T
-    assert not isinstance(videos, Tensor), "both sides of a level have one form"
+    assert not isinstance(videos, Tensor), "both sides of a level have the same form"
     sims_QV = torch.empty(sum(len(t.rows_B) for t in texts), sum(len(v.rows_B) for v in videos),
                           device=texts[0].tokens_NBD.device)
     list((pool.map if pool else map)(lambda text: _fill(sims_QV, text, videos), texts))
     return sims_QV
 
 
-@torch.inference_mode()     # a worker thread knows nothing of its caller's mode; this one may write to either's tensors
+@torch.inference_mode()     # a thread does not inherit its caller's mode; in this mode it may write to any tensor
 def _fill(sims_QV: Tensor, text: _Tile, videos: list[_Tile]) -> None:
-    """Score one tile of texts against all of videos, into their places."""
+    """Write the scores of one tile of texts against all tiles of videos into `sims_QV`."""
     buffer = text.tokens_NBD.new_empty(text.weights_NB.numel() * max(video.weights_NB.numel() for video in videos))
     for video in videos:
         sims_QV[text.rows_B[:, None], video.rows_B] = _interact(text, video, buffer)
 
 
 def _interact(text: _Tile, video: _Tile, buffer: Tensor) -> Tensor:
-    """Weighted token interaction (method section 3) of one tile, float32 [q, v]; `buffer` takes all token scores."""
+    """Weighted token interaction (method section 3) of one tile, float32 [q, v]; `buffer` holds all token scores."""
     num_words, num_texts, dim = text.tokens_NBD.shape
     num_frames, num_videos, _ = video.tokens_NBD.shape
     flat = buffer[:num_words * num_texts * num_frames * num_videos].view(num_words * num_texts, -1)
@@ -141,7 +141,7 @@ def _interact(text: _Tile, video: _Tile, buffer: Tensor) -> Tensor:
     words_QV = per_word_WQV.mul_(text.weights_NB[:, :, None]).sum(0)
     frames_QV = per_frame_QTV.mul_(video.weights_NB).sum(1)
     sims_QV = words_QV.add_(frames_QV).div_(2)
-    # As in training: a side that is padding alone matches nothing, so the other side's tokens score -1.
+    # As in training: a side of nothing but padding matches nothing, so the other side's tokens score -1.
     sims_QV[text.empty_B] = -video.weights_NB.sum(0) / 2
     sims_QV[:, video.empty_B] = -text.weights_NB.sum(0)[:, None] / 2
     return sims_QV

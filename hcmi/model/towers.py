@@ -1,41 +1,32 @@
-"""The image tower and the text tower: any `transformers` CLIP or SigLIP, pretrained or a small one from scratch.
+"""The image tower and the text tower: a CLIP or SigLIP of `transformers`, pretrained or a small one from scratch.
 
-A tower pair is a `transformers` model used unchanged, so that its weights load and save by their own names.
+A pair of towers is a `transformers` model used unchanged, so that its weights load and save under their own names.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModel,
-    CLIPConfig,
-    PretrainedConfig,
-)
+from transformers import AutoConfig, AutoModel, CLIPConfig, PretrainedConfig
 from transformers.utils import logging
 
 from hcmi.config import ScratchConfig
 from hcmi.errors import WRITING, ModelError, machine_error, system_error
+from hcmi.model.families import FAMILIES, Towers
+from hcmi.model.layers import ATTENTION, stretch_positions
 
-FAMILIES = ("clip", "siglip")
 BACKBONES = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14",
              "google/siglip-base-patch16-224", "google/siglip2-base-patch16-224")       # and others of these families
-ATTENTION = "hcmi_sdpa"
-Towers = Any        # a transformers CLIPModel or SiglipModel, or a part of one: torch's types cannot name their parts
 
 
 def scratch_config(config: ScratchConfig, image_size: int, num_words: int, vocab_size: int, bos_id: int, eos_id: int,
                    pad_id: int) -> CLIPConfig:
-    """Shape of a small CLIP whose two towers and embedding share one width."""
+    """The shape of a small CLIP whose two towers and embedding have the same width."""
     common = {"hidden_size": config.width, "intermediate_size": 4 * config.width, "num_attention_heads": config.heads,
               "projection_dim": config.width}
     return CLIPConfig(
@@ -48,18 +39,20 @@ def scratch_config(config: ScratchConfig, image_size: int, num_words: int, vocab
 
 
 def load_towers(backbone: str, num_words: int) -> Towers:
-    """A pretrained CLIP or SigLIP by checkpoint name or folder; for longer captions text positions are interpolated.
+    """A pretrained CLIP or SigLIP by checkpoint name or folder.
 
-    Weights are float32 whatever the checkpoint stores: layers that are trained beside them are.
+    Text positions are interpolated when captions are longer than the checkpoint allows. Weights are float32 whatever
+    the checkpoint stores, because the new layers that are trained with them are float32.
 
-    Raises: ModelError when it cannot be downloaded or read, is of another family, or a tensor is missing or misshapen.
+    Raises: ModelError when it cannot be downloaded or read, is of another family, or a tensor is missing or has the
+    wrong shape.
     """
     local = Path(backbone).is_dir()
     if not local:
         _check_name(backbone)
     try:
-        # a download shows its progress
-        with packages(f"model.backbone {backbone!r}"), quiet() if local else nullcontext():
+        # not quiet for a name: a download shows its progress
+        with explain_missing_package(f"model.backbone {backbone!r}"), quiet() if local else nullcontext():
             config = AutoConfig.from_pretrained(backbone)
             _check_family(backbone, config)
             towers, problems = AutoModel.from_pretrained(backbone, config=config, dtype=torch.float32,
@@ -76,69 +69,42 @@ def load_towers(backbone: str, num_words: int) -> Towers:
 
 
 def build_towers(config: PretrainedConfig) -> Towers:
-    """Untrained towers of the given shape (their weights are about to be loaded or learned)."""
+    """Untrained towers of the given shape, whose weights are loaded or learned afterwards."""
     _check_family("model", config)
     return AutoModel.from_config(config, attn_implementation=ATTENTION)
 
 
 def frame_features(towers: Towers, pixels_NCHX: Tensor) -> Tensor:
-    """Projected class token (CLIP) or pooled token (SigLIP) of each image, [N, D].
+    """The towers' embedding of each image, [N, D].
 
-    Image sizes other than the training one work: patch positions are interpolated.
+    Images of another size than the one the tower was trained on work too: patch positions are interpolated.
     """
     trained = towers.config.vision_config.image_size
     resized = pixels_NCHX.shape[-2:] != (trained, trained)
-    if towers.config.model_type == "clip":
-        return towers.visual_projection(_class_token(towers.vision_model, pixels_NCHX, resized))
-    return towers.vision_model(pixel_values=pixels_NCHX, interpolate_pos_encoding=resized).pooler_output
-
-
-def _class_token(vision: Towers, pixels_NCHX: Tensor, interpolate_pos_encoding: bool) -> Tensor:
-    """CLIP's pooled class token, [N, D], equal to `vision(pixels).pooler_output`.
-
-    Nothing reads the patches after the last layer, so that layer is computed for the class token alone: with two
-    layers this saves 40 % of the tower's arithmetic.
-    """
-    hidden_NSD = vision.pre_layrnorm(vision.embeddings(pixels_NCHX, interpolate_pos_encoding=interpolate_pos_encoding))
-    *layers, last = vision.encoder.layers
-    for block in layers:
-        hidden_NSD = block(hidden_NSD, attention_mask=None)
-    layer, normed_NSD = last.self_attn, last.layer_norm1(hidden_NSD)
-
-    def split(tokens_NSD: Tensor) -> Tensor:
-        return tokens_NSD.unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
-
-    mixed_NH1E = attention(split(layer.q_proj(normed_NSD[:, :1])), split(layer.k_proj(normed_NSD)),
-                           split(layer.v_proj(normed_NSD)), scale=layer.scale)
-    class_ND = hidden_NSD[:, 0] + layer.out_proj(mixed_NH1E.transpose(1, 2).flatten(1))
-    return vision.post_layernorm(class_ND + last.mlp(last.layer_norm2(class_ND)))
+    return FAMILIES[towers.config.model_type].image(towers, pixels_NCHX, resized)
 
 
 def text_features(towers: Towers, input_ids_BW: Tensor, mask_BW: Tensor) -> tuple[Tensor, Tensor]:
-    """Projected states of all tokens, [B, W, D], and of the sentence anchor, [B, D].
-
-    The anchor is CLIP's end-of-text token, or the last of SigLIP's fixed number of positions. CLIP's attention is
-    causal and padding is on the right, so no valid token sees padding. Captions shorter than the training length
-    use the first positions.
-    """
-    if towers.config.model_type == "clip":
-        states_BWD = towers.text_projection(towers.text_model(input_ids=input_ids_BW).last_hidden_state)
-        last_B = (mask_BW.long().sum(1) - 1).clamp(min=0)
-        return states_BWD, states_BWD[torch.arange(len(last_B), device=last_B.device), last_B]
-    text_config = towers.config.text_config
-    missing = text_config.max_position_embeddings - input_ids_BW.shape[1]
-    padded = F.pad(input_ids_BW, (0, max(missing, 0)), value=text_config.pad_token_id)
-    states_BLD = towers.text_model.head(towers.text_model(input_ids=padded).last_hidden_state)
-    return states_BLD[:, :input_ids_BW.shape[1]], states_BLD[:, -1]
+    """Projected states of all tokens, [B, W, D], and of the sentence anchor, [B, D]."""
+    return FAMILIES[towers.config.model_type].text(towers, input_ids_BW, mask_BW)
 
 
 def embedding_dim(config: PretrainedConfig) -> int:
-    return config.projection_dim if config.model_type == "clip" else config.text_config.projection_size
+    return FAMILIES[config.model_type].embedding_dim(config)
+
+
+def drop_vision_tower(towers: Towers) -> None:
+    """Free the parts that encoding a text does not need; the towers cannot encode images any more."""
+    for part in FAMILIES[towers.config.model_type].vision_parts:
+        setattr(towers, part, None)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and notes of `transformers`: loading or saving takes a second, and problems are raised here."""
+    """Silence the progress bars and notes of `transformers`.
+
+    Loading or saving takes a second, and problems with it raise errors here.
+    """
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -151,23 +117,25 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def packages(subject: str) -> Iterator[None]:
-    """Some checkpoints need a package that this project does not: one stored in 8 bits, or with another tokenizer.
+def explain_missing_package(subject: str) -> Iterator[None]:
+    """Replace an ImportError by an error that says which package is missing.
 
-    Raises: ModelError in place of the ImportError, with its first sentence.
+    Some checkpoints need a package that this project does not: one stored in 8 bits, or with another tokenizer.
+
+    Raises: ModelError with the first sentence of the ImportError.
     """
     try:
         yield
     except ImportError as error:
-        said = " ".join(str(error).split()).partition(". ")[0].removesuffix(".")
-        raise ModelError(f"{subject}: need a Python package to read it, got none: {said}. Install that package, or "
+        reason = " ".join(str(error).split()).partition(". ")[0].removesuffix(".")
+        raise ModelError(f"{subject}: need a Python package to read it, got none: {reason}. Install that package, or "
                          f"choose another checkpoint.") from error
 
 
 def check_loaded(subject: str, problems: dict, next_step: str) -> None:
-    """Refuse weights that do not fit, from what `from_pretrained` says about them.
+    """Refuse weights that do not fit, from the loading information that `from_pretrained` returns.
 
-    Raises: ModelError naming the first tensor that is misshapen (with both shapes), missing or unknown.
+    Raises: ModelError naming the first tensor that has the wrong shape (with both shapes), is missing or is unknown.
     """
     for name, saved, needed in sorted(problems["mismatched_keys"]):
         raise ModelError(f"{subject}, tensor {name}: need shape {tuple(needed)}, got {tuple(saved)}. {next_step}")
@@ -178,14 +146,14 @@ def check_loaded(subject: str, problems: dict, next_step: str) -> None:
 
 
 def _check_name(backbone: str) -> None:
-    """One try for the smallest file: `from_pretrained` alone goes on trying for 23 s without a network."""
+    """Try once to get the smallest file: without a network, `from_pretrained` retries for 23 s."""
     known = f"Known: scratch, a folder, {', '.join(BACKBONES)}"
     try:
         snapshot_download(backbone, allow_patterns=["config.json"])
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(f"model.backbone {backbone!r}: need a folder or the name of a checkpoint, got neither. "
                          f"{known}.") from error
-    except Exception as error:      # no network, a proxy, a broken answer: classes of a library behind the library
+    except Exception as error:      # no network, a proxy, a broken answer: raised by libraries below huggingface_hub
         if (found := system_error(error)) is not None and found.errno in WRITING:
             raise machine_error("the cache of model.backbone", "to write it", found) from error
         raise ModelError(f"model.backbone {backbone!r}: need a network to download it or a copy in this machine's "
@@ -199,13 +167,6 @@ def _check_family(name: str, config: PretrainedConfig) -> None:
                          f"got {config.model_type!r}. Choose a CLIP or SigLIP checkpoint.")
 
 
-def stretch_positions(positions_LD: Tensor, length: int) -> Tensor:
-    """Learned positions for at least `length` tokens: linearly interpolated where there are too few. [ours]"""
-    if length <= len(positions_LD):
-        return positions_LD
-    return F.interpolate(positions_LD.T[None], size=length, mode="linear", align_corners=True)[0].T
-
-
 def _stretch_text_positions(towers: Towers, length: int) -> None:
     embeddings = towers.text_model.embeddings
     new_LD = stretch_positions(embeddings.position_embedding.weight.data, length)
@@ -214,25 +175,3 @@ def _stretch_text_positions(towers: Towers, length: int) -> None:
     towers.config.text_config.max_position_embeddings = length
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False,
-              scale: float | None = None) -> Tensor:
-    """Scaled dot-product attention over [N, heads, length, E]; in float32 on a CPU.
-
-    Measured with torch 2.13: the backward pass of bfloat16 attention on a CPU takes 5 times float32's time and was half
-    of a whole training step.
-    """
-    if queries.device.type != "cpu":
-        return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal, scale=scale)
-    with torch.autocast("cpu", enabled=False):
-        mixed = F.scaled_dot_product_attention(queries.float(), keys.float(), values.float(),
-                                               None if mask is None else mask.float(), is_causal=causal, scale=scale)
-    return mixed.to(queries.dtype)
-
-
-def _tower_attention(module, queries, keys, values, mask, scaling=None, is_causal=None, **_) -> tuple[Tensor, None]:
-    """`attention` in the form that `transformers` calls."""
-    causal = module.is_causal if is_causal is None else is_causal
-    return attention(queries, keys, values, mask, bool(causal) and mask is None, scaling).transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION, _tower_attention)

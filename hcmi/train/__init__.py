@@ -1,5 +1,10 @@
-"""ROOM train."""
+"""Stage 3: train the retriever on the shards and keep the epoch that is best on the validation split.
 
-from hcmi.train.stage import make_optimizers, train, training_step
+The room holds the loss, the training loop, the optimisers, adaptive label denoising and the checkpoints. A run that was
+stopped continues from its last checkpoint with exactly the batches it would have had.
+"""
+
+from hcmi.train.optimizers import make_optimizers
+from hcmi.train.stage import train, training_step
 
 __all__ = ["make_optimizers", "train", "training_step"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hcmi.evaluate import save, style
+from hcmi.evaluate import save_figure, style_axes
 from hcmi.files import atomic_file
 
 COLOURS = {"train/loss": "#d9822b", "val/R@1": "#1b6ca8"}
@@ -14,9 +14,9 @@ BEST = "#2e8b57"
 
 
 def draw_curves(history: Sequence[dict], best_epoch: int, path: str | Path) -> None:
-    """Loss on the training split and recall on validation, epoch by epoch; the epoch that is kept stands out.
+    """Draw training loss and validation recall, epoch by epoch, and mark the epoch that is kept.
 
-    `history`: one row of figures an epoch, with `epoch`, counted from 0.
+    `history`: one row of figures per epoch, with `epoch`, counted from 0.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -30,7 +30,7 @@ def draw_curves(history: Sequence[dict], best_epoch: int, path: str | Path) -> N
     right.set(title="Validation: is the right clip first?", xlabel="epoch", ylabel="R@1, %")
     right.plot(best_epoch + 1, best, "o", color=BEST, markersize=9, label=f"kept: epoch {best_epoch + 1}, {best:.1f} %")
     right.legend(loc="lower right", framealpha=1, edgecolor="white")
-    style(left)
-    style(right)
+    style_axes(left)
+    style_axes(right)
     with atomic_file(path) as temporary:
-        save(figure, temporary)
+        save_figure(figure, temporary)

@@ -1,23 +1,23 @@
-"""The training loss (method sections 4 to 6): pure functions of similarity matrices.
+"""The training losses (method sections 4 to 6): pure functions of similarity matrices.
 
-Matrices [N * B, B] have texts as rows and videos as columns: of each of B clips one caption, then the next of each, and
-so on; N is mostly 1 or 2. `positives_BB[i, j]`: video j counts as the same as video i (adaptive label denoising); its
-diagonal is always true.
+Matrices [N * B, B] have texts as rows and videos as columns. The first B rows are one caption of each clip, the next B
+rows another caption of each, and so on; N is the number of captions per clip. `positives_BB[i, j]`: video j counts as
+the same as video i (adaptive label denoising). Its diagonal is always true.
 """
 
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-6         # equal items must count as the same whatever their places in the batch
+ROUNDING = 1e-6         # so that equal items count as the same wherever they are in the batch
 
 
 def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = None, mode: str = "off") -> Tensor:
-    """Symmetric InfoNCE of one level, with extra positives (`positive`) or with them left out (`mask`).
+    """Symmetric InfoNCE of one level. Extra positives are targets (`positive`), left out (`mask`), or ignored (`off`).
 
         L_v2t = -(1/B) sum_i (1/|P_i|) sum_{j in P_i} log softmax_j(scale * S[j, i])
 
-    P_i are the captions of clip i, and with `positive` those of the clips that count as the same.
-    Source: paper, method section 4. `mask`, and several captions of a clip, are [ours].
+    P_i are the captions of clip i, and with `positive` also those of the clips that count as the same.
+    Source: paper, method section 4. `mask` and several captions per clip are [ours].
     """
     own_QB, same_QB = _own_and_same(sims_QB, positives_BB)
     logits_QB = scale * sims_QB
@@ -28,7 +28,7 @@ def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = No
 
 
 def _own_and_same(sims_QB: Tensor, positives_BB: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which video is the text's own, and which count as the same as that one: bool [N * B, B] each."""
+    """Each text's own video, and the videos that count as the same as that one: bool [N * B, B] each."""
     num_texts, num_videos = sims_QB.shape
     own_BB = torch.eye(num_videos, dtype=torch.bool, device=sims_QB.device)
     same_BB = own_BB if positives_BB is None else positives_BB.T
@@ -45,7 +45,8 @@ def same_meaning(view1_BD: Tensor, view2_BD: Tensor) -> Tensor:
 
         1/4 sum_{k,l} cos(V_i^k, V_j^l) >= cos(V_i^1, V_i^2)
 
-    The threshold is the anchor's own agreement between its two views, so the matrix need not be symmetric. No gradient.
+    The threshold is the agreement between the anchor's two views, so the matrix need not be symmetric. There is no
+    gradient.
     Source: the paper's authors, method section 5.
     """
     views = [torch.nn.functional.normalize(view.detach().float(), dim=-1) for view in (view1_BD, view2_BD)]
@@ -56,11 +57,11 @@ def same_meaning(view1_BD: Tensor, view2_BD: Tensor) -> Tensor:
 
 
 def margin(sims_QB: Tensor, theta: float, positives_BB: Tensor | None = None) -> Tensor:
-    """Marginal sample enhancement: hinge on the hardest negative of each text and of its video, mean over the texts.
+    """Marginal sample enhancement: hinge on the hardest negative of each text and of its video, averaged over texts.
 
         1/2 ([S(V_i, T_j) - S(V_i, T_i) + theta]_+ + [S(T_i, V_k) - S(T_i, V_i) + theta]_+)
 
-    Pairs that denoising calls positive are never mined. A batch of one has no negatives: 0.
+    Pairs that denoising counts as positive are never negatives. A batch of one clip has no negatives and gives 0.
     Source: the paper's authors, method section 6; theta is [ours].
     """
     own_QB, same_QB = _own_and_same(sims_QB, positives_BB)

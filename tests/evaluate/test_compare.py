@@ -1,4 +1,4 @@
-"""Two runs side by side, from what `hcmi evaluate` leaves behind."""
+"""Two runs compared, from the files that `hcmi evaluate` writes."""
 
 import json
 import shutil
@@ -10,13 +10,13 @@ from click.testing import CliRunner
 
 from hcmi.cli import main
 from hcmi.errors import DataError
-from hcmi.evaluate import compare, compare_text, ranks
+from hcmi.evaluate import compare_runs, compare_text, ranks
 
 NUM_VIDEOS = 40
 
 
 def write_run(folder, noise: float, split_sha256="s" * 64, order=None, **config):
-    """A run of made-up scores: three captions a video, found the less often the more `noise`."""
+    """A run of made-up scores: three captions per video, which are found less often with more `noise`."""
     generator = np.random.default_rng(1)
     truth = np.repeat(np.arange(NUM_VIDEOS), 3)
     sims_QV = noise * generator.normal(size=(len(truth), NUM_VIDEOS)) + (truth[:, None] == np.arange(NUM_VIDEOS))
@@ -42,7 +42,7 @@ def write_run(folder, noise: float, split_sha256="s" * 64, order=None, **config)
 
 def test_compare_gives_the_difference_of_the_means_with_a_paired_interval(tmp_path):
     worse, better = write_run(tmp_path / "a", 0.6), write_run(tmp_path / "b", 0.4, lr=0.01)
-    found = compare(worse, better)
+    found = compare_runs(worse, better)
     row = found["differences"]["t2v"]["R@1"]
     assert row["difference"] == pytest.approx(row["b"] - row["a"], abs=1e-3)
     assert row["difference"] > 0
@@ -54,7 +54,7 @@ def test_compare_gives_the_difference_of_the_means_with_a_paired_interval(tmp_pa
 
 def test_compare_pairs_queries_when_their_order_differs(tmp_path):
     a, b = write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.5, order=4)
-    found = compare(a, b)
+    found = compare_runs(a, b)
     for figures in found["differences"].values():
         assert all(row["difference"] == 0 and row["ci95"] == [0, 0] for row in figures.values())
     assert "  nothing" in compare_text(found, a, b)
@@ -65,7 +65,7 @@ def test_compare_takes_the_json_file_or_one_folder_for_all(tmp_path):
     flat = tmp_path / "flat"
     shutil.copytree(a / "plots", flat / "plots")
     shutil.copy(a / "metrics" / "evaluate.json", flat / "evaluate.json")
-    assert compare(a / "metrics" / "evaluate.json", flat) == compare(a, a)
+    assert compare_runs(a / "metrics" / "evaluate.json", flat) == compare_runs(a, a)
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
@@ -79,13 +79,13 @@ def test_compare_says_what_is_missing_when_a_run_is_incomplete(tmp_path, spoil, 
     a, b = write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.5)
     spoil(b)
     with pytest.raises(DataError, match=message):
-        compare(a, b)
+        compare_runs(a, b)
 
 
 def test_compare_refuses_when_the_splits_differ(tmp_path):
     a, b = write_run(tmp_path / "a", 0.5), write_run(tmp_path / "b", 0.5, split_sha256="t" * 64)
     with pytest.raises(DataError, match="need the same split_sha256 to pair queries, got sss"):
-        compare(a, b)
+        compare_runs(a, b)
 
 
 def test_evaluate_verb_prints_the_comparison_or_one_line_when_it_cannot(tmp_path):

@@ -1,4 +1,4 @@
-"""The stage on small shards and an untrained model: what it writes, and what may not change it."""
+"""The stage on small shards and an untrained model: what it writes, and what must not change it."""
 
 import io
 import json
@@ -18,7 +18,8 @@ from hcmi.config import load_params
 from hcmi.errors import DataError
 from hcmi.evaluate import evaluate, report_text
 from hcmi.evaluate.metrics import RECALL_AT
-from hcmi.evaluate.stage import Judge, post_processed, shared_captions, split_sha256
+from hcmi.evaluate.split_metrics import SplitMetrics
+from hcmi.evaluate.stage import split_sha256
 from hcmi.model import encode_texts, encode_videos, load_retriever, score
 from hcmi.shards import ShardReader, eval_batches
 from hcmi.types import VideoTokens
@@ -37,7 +38,7 @@ def clip_record(split: str, number: int, captions: int) -> dict:
 
 
 def write_shards(folder, sizes=(("train", 12), ("test", 20)), captions=(2,), order=None):
-    """Tars and an index as the `shards` stage has them; clip i's frames are noise around a level of grey."""
+    """Tars and an index as the `shards` stage has them; the frames of clip i are noise around a grey level."""
     folder.mkdir()
     schema = pa.schema([("split", pa.string()), ("shard", pa.string()), ("video_id", pa.string()),
                         ("json_offset", pa.int64()), ("json_size", pa.int64()),
@@ -175,7 +176,7 @@ def test_evaluate_gives_the_same_figures_when_three_processes_encode(world, done
     videos = VideoTokens(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(parts[0])))
     texts = encode_texts(model, [caption for clip in reader.clips for caption in clip.captions], batch_size=3)
     sims_QV = model.combine(score(model, texts, videos)).numpy()
-    assert Judge(np.repeat(np.arange(20), 2), 20, 50).both(sims_QV) == done[1]["raw"]
+    assert SplitMetrics(np.repeat(np.arange(20), 2), 20, 50).both(sims_QV) == done[1]["raw"]
 
 
 def test_evaluate_gives_the_same_figures_when_clips_come_in_another_order(world, done, tmp_path):
@@ -194,19 +195,6 @@ def test_evaluate_counts_every_caption_when_clips_have_unequal_numbers(world, tm
     assert (report["protocol"]["num_videos"], report["protocol"]["captions_per_video"]) == (10, 1.5)
     assert list(report["post"]) == ["dsl", "sinkhorn"]      # no training captions, no bank
     assert (out / "plots" / "worst_queries.png").exists()
-
-
-def test_shared_captions_count_every_clip_that_bears_the_words_when_worked_by_hand():
-    captions = ["A red ring", "a blue ring", "a red  ring", "a square"]        # of clips 0, 0, 1, 2
-    judge = Judge(np.array([0, 0, 1, 2]), 4, 50)
-    sims_QV = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [1, 2, 0, 0], [0, 0, 1, 2.0]])
-    found = shared_captions(judge, captions, sims_QV)
-    assert found["captions"] == 2
-    assert judge.t2v(sims_QV).expected.tolist() == [2, 1, 1, 2]
-    assert (found["t2v"]["R@1"], found["t2v"]["n"]) == (75, 4)      # the first finds clip 1, which bears it too
-    assert judge.v2t(sims_QV.T).expected.tolist() == [1, 1.5, 1]
-    assert (found["v2t"]["R@1"], found["v2t"]["n"]) == (100, 3)     # clip 1: both captions that tie for it are right
-    assert shared_captions(judge, ["a", "b", "c", "d"], sims_QV) is None
 
 
 def test_evaluate_says_what_shared_captions_change_when_there_are_some(world, tmp_path):
@@ -231,15 +219,3 @@ def test_split_sha256_changes_when_a_caption_does(world, tmp_path):
     folder, _ = world
     before = split_sha256(ShardReader(folder / "shards", "test"))
     assert before != split_sha256(ShardReader(write_shards(tmp_path / "s", captions=(3,)), "test"))
-
-
-def test_post_processed_keeps_deployable_methods_unchanged_when_queries_leave():
-    generator = np.random.default_rng(5)
-    sims_QV, bank_NV = generator.random((30, 10)), generator.random((20, 10))
-    truth = np.arange(30) // 3
-    whole = post_processed(Judge(truth, 10, 20), sims_QV, bank_NV)
-    parts = [post_processed(Judge(truth[rows], 10, 20), sims_QV[rows], bank_NV)
-             for rows in (slice(0, 12), slice(12, 30))]
-    for name in ("qb_norm", "sinkhorn_single"):
-        mean = sum(part[name]["t2v"]["n"] * part[name]["t2v"]["MnR"] for part in parts) / 30
-        assert whole[name]["t2v"]["MnR"] == pytest.approx(mean, abs=1e-3)

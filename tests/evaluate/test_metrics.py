@@ -1,4 +1,4 @@
-"""Metrics against hand-worked values, a brute-force oracle, public figures, and the mistakes other code makes."""
+"""Metrics against hand-worked values, a brute-force oracle, public figures, and the mistakes that other code makes."""
 
 import itertools
 
@@ -19,7 +19,7 @@ def rng() -> np.random.Generator:
 
 
 def oracle(sims, relevant, ks=(1, 2, 3)):
-    """Every order of the gallery that the scores allow, one by one; mean rank and hit rates over them."""
+    """Mean rank and hit rates over every order of the gallery that the scores allow."""
     expected, hits = [], {k: [] for k in ks}
     for scores, right in zip(sims, relevant, strict=True):
         orders = [o for o in itertools.permutations(range(len(scores)))

@@ -1,4 +1,4 @@
-"""Post-processing against slow oracles written as loops over the papers' formulas, and what may not leak."""
+"""Post-processing against slow oracles written as loops over the papers' formulas, and what must not leak."""
 
 import math
 

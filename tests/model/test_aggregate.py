@@ -1,4 +1,4 @@
-"""The layers that turn fine tokens into coarse ones: what they compute and ignore, and that they start as nothing."""
+"""The layers that turn fine tokens into coarse ones: what they compute and ignore; they start as the identity."""
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from hcmi.model.aggregate import (
     masked_softmax,
     time_prior,
 )
-from hcmi.model.towers import stretch_positions
 
 D = 8
 
@@ -27,7 +26,7 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 def prior_by_loops(num_valid: int, slots: int) -> list[list[float]]:
-    """Slot c owns the time from c/S to (c+1)/S of the valid tokens; 80 % of its share by overlap, 20 % spread."""
+    """Slot c has the time from c/S to (c+1)/S of the valid tokens; 80 % of its share by overlap, 20 % spread."""
     table = []
     for token in range(num_valid):
         row = []
@@ -51,10 +50,10 @@ def test_masked_mean_leaves_padding_out_when_worked_by_hand():
     assert masked_mean(tokens_BND, mask_of([2, 0], 3)).tolist() == [[2.0, 6.0], [0.0, 0.0]]
 
 
-# who belongs to which slot
+# which token belongs to which slot
 
 def test_time_prior_cuts_time_into_equal_parts_when_worked_by_hand():
-    # 4 tokens, 2 slots: a slot owns two tokens whole, 1/2 each, less 20 % spread over all four
+    # 4 tokens, 2 slots: a slot has two whole tokens, 1/2 each, less 20 % spread over all four
     expected = [[0.45, 0.05], [0.45, 0.05], [0.05, 0.45], [0.05, 0.45]]
     torch.testing.assert_close(time_prior(mask_of([4], 4), 2)[0], torch.tensor(expected))
 
@@ -75,7 +74,7 @@ def test_time_prior_sums_to_one_over_tokens_when_lengths_vary(num_valid, slots, 
     assert (prior_NS[num_valid:] < 1e-8).all()
 
 
-# layers start as nothing
+# layers start as the identity
 
 @pytest.mark.parametrize("layer", [SelfAttention(D, 2), TemporalTransformer(D, 2, 2, 6)])
 def test_layer_passes_tokens_unchanged_when_untrained(layer):
@@ -150,16 +149,6 @@ def test_self_attention_follows_its_tokens_when_permuted():
 
 
 # positions
-
-def test_stretch_positions_interpolates_when_there_are_too_few():
-    positions_LD = torch.tensor([[0.0, 5.0], [1.0, 5.0], [4.0, 5.0]])
-    stretched_LD = stretch_positions(positions_LD, 5)
-    assert stretched_LD.tolist() == [[0.0, 5.0], [0.5, 5.0], [1.0, 5.0], [2.5, 5.0], [4.0, 5.0]]
-
-
-def test_stretch_positions_changes_nothing_when_there_are_enough():
-    positions_LD = torch.randn(6, 2)
-    assert stretch_positions(positions_LD, 4) is positions_LD
 
 
 def test_temporal_transformer_takes_given_positions_when_frames_are_left_out():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from search_world import text_tokens, tiny_model, video_tokens
 
-from hcmi.config import HEADS
 from hcmi.evaluate import encode_split
 from hcmi.model import encode_texts, encode_videos, score
+from hcmi.model.heads import HEADS
 from hcmi.shards import ShardReader
 from hcmi.types import EvalBatch
 

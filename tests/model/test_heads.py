@@ -1,5 +1,5 @@
-"""Each head against a slow oracle written in loops, and against what padding, order and the rest of a batch may not
-change. Heads are `wild`: every parameter is random, so that nothing hides behind a layer that starts at zero."""
+"""Each head against a slow oracle written in loops, and unchanged by padding, by order and by the rest of the
+batch. Heads are `wild`: every parameter is random, so that nothing hides behind a layer that starts at zero."""
 
 import math
 
@@ -25,7 +25,7 @@ def made_head(name: str, wild: bool = True, seed: int = 0, **options) -> Head:
 
 
 def made_inputs(seed: int = 0) -> dict[str, Tensor]:
-    """Features of 3 videos and states of 4 texts, of different lengths; what is padding is rubbish."""
+    """Features of 3 videos and states of 4 texts, of different lengths; padding is filled with noise."""
     generator = torch.Generator().manual_seed(seed)
     return {"features_BTD": torch.randn(3, T, D, generator=generator), "frame_mask_BT": mask_of(VIDEO_LENGTHS, T),
             "states_BWD": torch.randn(4, W, D, generator=generator), "word_mask_BW": mask_of(TEXT_LENGTHS, W),
@@ -132,7 +132,7 @@ def xclip_oracle(head, frames, words, anchor) -> dict[str, float]:
 
 
 def aggregate(layer, tokens) -> list[np.ndarray]:
-    """Slot c owns the time from c/S to (c+1)/S, 80 % by overlap and 20 % spread, times what the layer has learned."""
+    """Slot c has the time from c/S to (c+1)/S, 80 % by overlap and 20 % spread, times what the layer has learned."""
     tokens = self_attention(layer.attention, tokens)
     norm, first, _, second = layer.assign
     learned = [linear(second, gelu(linear(first, layer_norm(norm, token)))) for token in tokens]
@@ -190,7 +190,7 @@ def assert_levels_equal(found: dict[str, Tensor], needed: dict[str, Tensor], tol
 
 
 def assert_padding_is_invisible(head: Head) -> None:
-    """More padding, and other rubbish in it, change no score."""
+    """More padding, and other noise in it, change no score."""
     inputs = made_inputs()
     before = scores(head, inputs)
     frames_BTD = torch.where(inputs["frame_mask_BT"][..., None], inputs["features_BTD"], 5.0)
@@ -318,10 +318,10 @@ def test_head_weighs_tokens_alike_when_untrained(name):
 def test_logit_scale_is_clamped_at_100_when_it_grows():
     head = made_head("hcmi", wild=False)
     level = head.levels[0]
-    assert head.scale(level).item() == pytest.approx(1 / 0.07)
+    assert head.logit_scale(level).item() == pytest.approx(1 / 0.07)
     with torch.no_grad():
         head.logit_scales[level].fill_(9.0)
-    assert head.scale(level).item() == pytest.approx(100)
+    assert head.logit_scale(level).item() == pytest.approx(100)
 
 
 def test_hcmi_has_the_levels_of_the_contract_when_built():
@@ -331,11 +331,11 @@ def test_hcmi_has_the_levels_of_the_contract_when_built():
 def test_build_head_lists_the_known_ones_when_the_name_is_unknown():
     with pytest.raises(ModelError) as caught:
         build_head("clip4clip", dim=8)
-    assert str(caught.value) == ("model.head 'clip4clip': need one of hcmi, mean_pool, seq_transf, wti, xclip, "
-                                 "got 'clip4clip'. Correct model.head.")
+    assert str(caught.value) == (f"model.head 'clip4clip': need one of {', '.join(HEADS)}, got 'clip4clip'. "
+                                 f"Correct model.head.")
 
 
-# the helpers catch what they are there for
+# the helpers fail on planted bugs
 
 @pytest.mark.parametrize(("name", "side"), [*((name, "video") for name in HEADS), ("wti", "text"), ("xclip", "text"),
                                             ("hcmi", "text")])

@@ -1,4 +1,4 @@
-"""Similarities against values worked out by hand, slow loops, and what padding and order may not change."""
+"""Similarities against values worked out by hand, slow loops, and unchanged by padding and order."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def made(generator: torch.Generator, rows: int, tokens: int, dim: int = 5) -> tu
 
 
 def padded(tokens_BND: Tensor, weights_BN: Tensor, bait_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """The same rows with more tokens behind them, of weight 0: perfect matches for the other side."""
+    """The same rows with more tokens after them, of weight 0, which match the other side perfectly."""
     rows = len(tokens_BND)
     return (torch.cat([tokens_BND, bait_ND.expand(rows, -1, -1)], 1),
             torch.cat([weights_BN, torch.zeros(rows, len(bait_ND))], 1))
@@ -27,7 +27,7 @@ def dot(a: list[float], b: list[float]) -> float:
 
 
 def interaction_by_loops(texts, text_weights, videos, video_weights) -> list[list[float]]:
-    """S(q, v) word by word and frame by frame, in double precision; tokens of weight 0 are not there."""
+    """S(q, v) word by word and frame by frame, in double precision; tokens of weight 0 are ignored."""
     scores = []
     for words, word_weights in zip(texts.tolist(), text_weights.tolist(), strict=True):
         row = []
@@ -45,9 +45,9 @@ def interaction_by_loops(texts, text_weights, videos, video_weights) -> list[lis
 
 
 def assert_is_interaction(score, seed: int = 0) -> None:
-    """`score` is the weighted token interaction, texts as rows, padding invisible."""
+    """`score` is the weighted token interaction, texts as rows, padding ignored."""
     generator = torch.Generator().manual_seed(seed)
-    for num_texts in (4, 3):        # as many texts as videos too: no shape tells rows from columns then
+    for num_texts in (4, 3):        # as many texts as videos too: then no shape distinguishes rows from columns
         texts, videos = made(generator, num_texts, 6), made(generator, 3, 5)
         oracle = torch.tensor(interaction_by_loops(*texts, *videos))
         found = score(*padded(*texts, videos[0][0]), *padded(*videos, texts[0][0]))
@@ -116,7 +116,7 @@ def test_interaction_gives_padding_no_gradient_when_backpropagated():
     assert (words.grad[:, 3:] == 0).all()
 
 
-# the helper catches what it is there for
+# the helper fails on a planted bug
 
 def test_assert_is_interaction_fails_when_the_similarity_is_transposed():
     with pytest.raises(AssertionError, match="texts as rows"):

@@ -1,4 +1,4 @@
-"""The model as a whole: identity at the start, the folder it lives in, and what is said when something does not fit."""
+"""The model as a whole: identity at the start, the model folder, and the error messages when something does not fit."""
 
 import json
 
@@ -161,7 +161,7 @@ def test_model_scores_the_same_when_saved_and_loaded(tmp_path, head, capfd):
         videos = of.encode_videos(of.processor.frames(frames), mask_of([4, 3, 1], 4))
         return of.combine(of.similarities(of.encode_texts(*of.processor.texts(TEXTS)), videos))
 
-    torch.testing.assert_close(total(loaded), total(model), atol=1e-6, rtol=0)      # where weights lie in memory counts
+    torch.testing.assert_close(total(loaded), total(model), atol=1e-6, rtol=0)      # memory layout matters
     assert loaded.fingerprint == model.fingerprint
     assert not loaded.training
     assert capfd.readouterr().err == ""
@@ -263,7 +263,7 @@ def test_load_says_so_in_one_line_when_a_file_is_broken(saved, name):
 def test_load_lists_the_known_heads_when_the_head_is_unknown(saved):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "head": "new"}))
-    with pytest.raises(ModelError, match="need one of hcmi, mean_pool, seq_transf, wti, xclip, got 'new'"):
+    with pytest.raises(ModelError, match=rf"need one of {', '.join(HEADS)}, got 'new'"):
         load_retriever(saved)
 
 

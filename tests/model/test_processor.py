@@ -154,7 +154,7 @@ def pieces(processor: HcmiProcessor, text: str) -> list[int]:
 @example("red", "ring", "\u201c", "\u201d", "_", "\u00ad")
 @example("red", "ring", "\u2764\ufe0f", "", "\u2014", "\u200d")
 def test_a_word_is_the_same_tokens_whatever_stands_around_it(wordy, first, second, before, after, between, edge):
-    """In captions and in queries; 1,000s of characters that are neither letter, mark nor digit, and invisible ones."""
+    """In captions and queries; with thousands of characters that are neither letters nor digits, and invisible ones."""
     text = before + edge + first + edge + between + edge + second + edge + after
     alone = [pieces(wordy, word) for word in (first, second)]
     assert all(ids and not set(ids) & set(wordy.untrained.tolist()) for ids in alone)
@@ -189,7 +189,7 @@ def test_known_leaves_nothing_out_when_the_text_is_a_training_caption(caption):
 
 
 def test_a_processor_of_an_earlier_version_loads_and_encodes_as_it_did(scratch, tmp_path):
-    """Up to 0.1.0 the space before a word was part of it, and punctuation clung to what stood behind it."""
+    """Up to 0.1.0 the space before a word was part of it, and punctuation was joined to what came after it."""
     old = HcmiProcessor.from_captions(["a red ring slides left", "then a blue ring grows"] * 3, 400, 12, 16)
     backend = old.tokenizer.backend_tokenizer
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -216,7 +216,7 @@ def test_pretrained_tokenizer_leaves_no_word_out(real):
 # frames
 
 def clips_own(image, **options) -> torch.Tensor:
-    """What `transformers` makes of an image, [C, H, X]."""
+    """An image as `transformers` preprocesses it, [C, H, X]."""
     made = CLIPImageProcessorPil(**options)(images=image, return_tensors="pt")
     return torch.as_tensor(made["pixel_values"][0])
 

@@ -1,4 +1,4 @@
-"""SigLIP 1, whose words are a SentencePiece file: read as the hub has it, trained from, saved, and loaded again."""
+"""SigLIP 1, whose words are a SentencePiece file: read as it is on the hub, fine-tuned, saved, and loaded again."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Towers against `transformers`' own forward passes, on CLIP and SigLIP of random weights saved as checkpoints are."""
+"""Towers against `transformers`' own forward passes, on CLIP and SigLIP with random weights, saved like checkpoints."""
 
 import json
 import time
@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, CLIPConfig, CLIPModel
 
 from hcmi.errors import ModelError
-from hcmi.model import towers as subject
-from hcmi.model.towers import attention, embedding_dim, frame_features, load_towers, text_features
+from hcmi.model.towers import drop_vision_tower, embedding_dim, frame_features, load_towers, text_features
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def test_frame_features_are_clips_own_when_images_have_its_size(clip, clip_by_tr
     needed = clip_by_transformers.get_image_features(pixel_values=images).pooler_output
     found = frame_features(clip, images)
     assert found.shape == (5, 24)
-    assert found.std(0).min() > 0.01        # or equality would mean little
+    assert found.std(0).min() > 0.01        # otherwise equality would mean little
     torch.testing.assert_close(found, needed, atol=1e-5, rtol=1e-5)
 
 
@@ -67,24 +66,6 @@ def test_frame_features_interpolate_positions_when_images_have_another_size(clip
     images = pixels(3, size)
     needed = clip_by_transformers.get_image_features(pixel_values=images, interpolate_pos_encoding=True).pooler_output
     torch.testing.assert_close(frame_features(clip, images), needed, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_class_token_is_the_pooled_output_when_only_it_is_computed(clip):
-    images = pixels(4, 32)
-    needed = clip.vision_model(pixel_values=images).pooler_output
-    torch.testing.assert_close(subject._class_token(clip.vision_model, images, False), needed, atol=1e-5, rtol=1e-5)
-
-
-def test_class_token_has_the_gradients_of_the_pooled_output_when_backpropagated(clip_folder):
-    found, needed = [], []
-    for gradients, run in ((found, lambda vision, x: subject._class_token(vision, x, False)),
-                           (needed, lambda vision, x: vision(pixel_values=x).pooler_output)):
-        vision = load_towers(str(clip_folder), 77).vision_model
-        run(vision, pixels(3, 32)).square().sum().backward()
-        gradients.extend(weight.grad for weight in vision.parameters())
-    for left, right in zip(found, needed, strict=True):
-        torch.testing.assert_close(left, right, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -153,37 +134,6 @@ def test_text_features_are_finite_when_a_caption_is_padding_alone(clip):
         assert torch.isfinite(tensor).all()
 
 
-# attention
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_is_torchs_own_when_in_float32(causal):
-    generator = torch.Generator().manual_seed(0)
-    queries, keys, values = torch.randn(3, 2, 2, 5, 4, generator=generator)
-    needed = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal, scale=0.3)
-    assert torch.equal(attention(queries, keys, values, causal=causal, scale=0.3), needed)
-
-
-def test_attention_keeps_its_type_and_precision_when_in_bfloat16():
-    generator = torch.Generator().manual_seed(0)
-    queries, keys, values = torch.randn(3, 2, 2, 5, 4, generator=generator).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = attention(queries, keys, values)
-    assert found.dtype == torch.bfloat16
-    exact = torch.nn.functional.scaled_dot_product_attention(queries.float(), keys.float(), values.float())
-    assert torch.equal(found, exact.bfloat16())
-
-
-@torch.no_grad()
-def test_attention_equals_sdpa_and_eager_when_a_whole_tower_uses_it(clip_folder, clip):
-    ids_BW, _ = captions(clip, [9, 9], 9)
-    for name in ("sdpa", "eager"):
-        own = CLIPModel.from_pretrained(clip_folder, attn_implementation=name).eval()
-        torch.testing.assert_close(clip.text_model(input_ids=ids_BW).last_hidden_state,
-                                   own.text_model(input_ids=ids_BW).last_hidden_state, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(clip.vision_model(pixel_values=pixels(2, 32)).last_hidden_state,
-                                   own.vision_model(pixel_values=pixels(2, 32)).last_hidden_state, atol=1e-5, rtol=1e-5)
-
-
 # checkpoints
 
 def test_load_towers_gives_float32_when_the_checkpoint_stores_float16(tmp_path):
@@ -233,7 +183,7 @@ def test_load_towers_names_the_families_when_it_is_no_dual_tower(tmp_path):
 
 
 def test_load_towers_fails_at_once_and_lists_known_ones_when_there_is_no_network(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")     # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")     # no server listens there
     started = time.monotonic()
     with pytest.raises(ModelError) as caught:
         load_towers("hcmi-tests/no-such-checkpoint", 32)
@@ -262,3 +212,16 @@ def test_embedding_dim_is_that_of_the_features_when_the_shape_is_a_known_one(sha
                                      "num_attention_heads": 2, "vocab_size": 500})
     towers = randomised(CLIPModel(config))
     assert embedding_dim(config) == frame_features(towers, pixels(1, 224)).shape[-1] == dim
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_drop_vision_tower_keeps_text_features_and_frees_the_rest(clip_folder, siglip_folder, family):
+    towers = load_towers(str({"clip": clip_folder, "siglip": siglip_folder}[family]), 64).eval()
+    ids_BW = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask_BW = torch.ones(2, 9, dtype=torch.bool)
+    before = text_features(towers, ids_BW, mask_BW)
+    drop_vision_tower(towers)
+    for left, right in zip(text_features(towers, ids_BW, mask_BW), before, strict=True):
+        assert torch.equal(left, right)
+    assert not [name for name, _ in towers.named_parameters() if name.startswith(("vision", "visual"))]

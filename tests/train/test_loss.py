@@ -1,4 +1,4 @@
-"""The loss against values worked out by hand and slow loops; each planted fault is caught by what the tests use."""
+"""The loss against values worked out by hand and slow loops; the helpers of the tests fail on planted bugs."""
 
 import math
 
@@ -7,65 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_world import tiny_model, train_config
+from loss_by_loops import contrastive_by_loops, drawn, margin_by_loops, same_by_loops
 
-from hcmi.config import LevelWeights
 from hcmi.train.loss import contrastive, margin, same_meaning
-from hcmi.train.stage import total_loss
-
-
-def contrastive_by_loops(sims, scale, positives, mode) -> float:
-    """Method section 4, term by term. Text q, a row, is of clip q % B; `positives[i][j]`: j is the same as i."""
-    size = len(sims[0])
-    clips = [q % size for q in range(len(sims))]
-    if mode == "off":
-        positives = [[i == j for j in range(size)] for i in range(size)]
-
-    def term(scores, same, own) -> float:
-        seen = [k for k in range(len(scores)) if own[k] or not same[k]] if mode == "mask" else range(len(scores))
-        targets = [k for k in range(len(scores)) if (own[k] if mode == "mask" else same[k])]
-        normaliser = math.log(sum(math.exp(scale * scores[k]) for k in seen))
-        return -sum(scale * scores[k] - normaliser for k in targets) / max(len(targets), 1)
-
-    v2t = sum(term([row[i] for row in sims], [positives[i][clip] for clip in clips], [clip == i for clip in clips])
-              for i in range(size)) / size
-    t2v = sum(term(row, [positives[i][clip] for i in range(size)], [clip == i for i in range(size)])
-              for row, clip in zip(sims, clips, strict=True)) / len(sims)
-    return (v2t + t2v) / 2
-
-
-def same_by_loops(view1, view2) -> list[list[bool]]:
-    """Method section 5, pair by pair."""
-    def cos(a, b):
-        return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
-
-    def same(i, j):
-        mean = sum(cos(one[i], other[j]) for one in (view1, view2) for other in (view1, view2)) / 4
-        return mean >= cos(view1[i], view2[i])
-
-    return [[i == j or same(i, j) for j in range(len(view1))] for i in range(len(view1))]
-
-
-def margin_by_loops(sims, theta, positives=None) -> float:
-    """Method section 6, text by text."""
-    size, total = len(sims[0]), 0.0
-    for q, row in enumerate(sims):
-        i = q % size
-        same = [bool(positives[i][j]) if positives is not None else i == j for j in range(size)]
-        same_of_text = [bool(positives[j][i]) if positives is not None else i == j for j in range(size)]
-        texts = [other[i] for k, other in enumerate(sims) if not same[k % size]]    # wrong texts of video i
-        videos = [row[j] for j in range(size) if not same_of_text[j]]               # wrong videos of the text
-        total += max(0.0, max(texts, default=-math.inf) - row[i] + theta)
-        total += max(0.0, max(videos, default=-math.inf) - row[i] + theta)
-    return total / len(sims) / 2
-
-
-def drawn(seed: int, size: int | None = None, captions: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """A similarity matrix that is not symmetric, and positives that are not either."""
-    generator = np.random.default_rng(seed)
-    size = size or int(generator.integers(1, 7))
-    positives = (generator.random((size, size)) < 0.3) | np.eye(size, dtype=bool)
-    return torch.from_numpy(generator.uniform(-1, 1, (captions * size, size))), torch.from_numpy(positives)
 
 
 def assert_is_contrastive(loss, mode: str, seed: int = 0, size: int | None = None, captions: int = 1) -> None:
@@ -116,7 +60,7 @@ def test_contrastive_shares_the_target_when_a_pair_is_positive():
 
 def test_contrastive_leaves_the_pair_out_when_it_is_masked():
     sims_BB, positives_BB = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[True, True], [False, True]])
-    # video 0 and text 1 have nobody left to lose against: 0; text 0: log 2; video 1: log(1 + e) - 1
+    # video 0 and text 1 have no negative left: 0; text 0: log 2; video 1: log(1 + e) - 1
     found = contrastive(sims_BB, torch.tensor(1.0), positives_BB, "mask")
     assert float(found) == pytest.approx((math.log(2) + math.log(1 + math.e) - 1) / 4, abs=1e-6)
 
@@ -151,7 +95,7 @@ def test_losses_are_zero_with_finite_gradients_when_the_batch_is_one(mode):
 def test_same_videos_compares_with_the_anchors_own_agreement_when_worked_by_hand():
     view1_BD = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     view2_BD = torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
-    # own agreement: 0.8, 0.8, 1; between 0 and 1 the four cosines are 0.8 1 1 0.8: mean 0.9 >= 0.8, both ways
+    # own agreement: 0.8, 0.8, 1; between 0 and 1 the four cosines are 0.8 1 1 0.8: mean 0.9 >= 0.8, in both directions
     # between 0 or 1 and 2: (0 + 0 + 0.6 + 0.6) / 4 = 0.3
     expected = [[True, True, False], [True, True, False], [False, False, True]]
     assert same_meaning(view1_BD, view2_BD).tolist() == expected
@@ -206,71 +150,7 @@ def test_margin_pushes_the_right_pairs_together_when_backpropagated():
 def test_margin_equals_loops_when_scores_are_random(seed, with_positives, captions):
     assert_is_margin(margin, seed, None, with_positives, captions)
 
-
-# all together
-
-def levels_and_total(**changes) -> tuple[dict, torch.Tensor, dict]:
-    model, config = tiny_model(), train_config(**changes)
-    levels = {name: drawn(number, 5)[0].float() for number, name in enumerate(model.head.levels)}
-    return levels, *total_loss(model, levels, config, None, "off")
-
-
-def assert_every_level_counts(total) -> None:
-    """`total(levels)` moves when any one level's scores move."""
-    levels = {name: drawn(number, 5)[0] for number, name in enumerate(("frame_word", "clip_phrase", "video_sentence"))}
-    before = float(total(levels))
-    for name in levels:
-        moved = float(total({**levels, name: 0.5 * levels[name]}))
-        assert abs(moved - before) > 1e-6, f"level {name} does not count"
-
-
-def test_total_loss_is_the_weighted_sum_when_levels_have_weights():
-    weights = {"frame_word": 0.5, "clip_phrase": 2.0, "video_sentence": 1.0}
-    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.5, margin_weight=3.0)
-    scale = 1 / 0.07
-    parts = {name: weights[name] * contrastive_by_loops(levels[name].tolist(), scale, None, "off") for name in levels}
-    parts["sum"] = 1.5 * contrastive_by_loops(sum(levels.values()).tolist(), scale, None, "off")
-    parts["margin"] = 3 * margin_by_loops(levels["video_sentence"].tolist(), 0.2)
-    assert float(total) == pytest.approx(sum(parts.values()), rel=1e-5)
-    expected = {"loss": sum(parts.values())} | {f"loss_{name}": part for name, part in parts.items()}
-    assert figures == pytest.approx(expected, rel=1e-5)
-
-
-def test_total_loss_counts_every_level_when_all_have_weight():
-    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
-    assert_every_level_counts(lambda levels: total_loss(model, levels, config, None, "off")[0])
-
-
-def test_total_loss_leaves_a_level_out_when_its_weight_is_zero():
-    weights = LevelWeights(frame_word=1.0, clip_phrase=0.0, video_sentence=1.0).model_dump()
-    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.0, margin_weight=0.0)
-    assert set(figures) == {"loss", "loss_frame_word", "loss_video_sentence", "loss_sum"}
-    assert float(total) == pytest.approx(sum(part for name, part in figures.items() if name != "loss"), rel=1e-6)
-    both_BB = levels["frame_word"] + levels["video_sentence"]
-    assert figures["loss_sum"] == pytest.approx(contrastive_by_loops(both_BB.tolist(), 1 / 0.07, None, "off"), rel=1e-5)
-
-
-def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
-    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=1.0)
-    levels = {name: drawn(number, 5)[0].float() for number, name in enumerate(model.head.levels)}
-    with torch.no_grad():
-        for scale, parameter in zip((2.0, 3.0, 7.0), model.head.logit_scales.values(), strict=True):
-            parameter.fill_(math.log(scale))
-    figures = total_loss(model, levels, config, None, "off")[1]
-    expected = contrastive_by_loops(sum(levels.values()).tolist(), 4.0, None, "off")
-    assert figures["loss_sum"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_total_loss_takes_all_captions_when_clips_have_several():
-    model, config = tiny_model(), train_config(sum_weight=1.0)
-    levels = {name: drawn(number, 5, 2)[0].float() for number, name in enumerate(model.head.levels)}
-    figures = total_loss(model, levels, config, None, "off")[1]
-    both_QB = sum(levels.values())
-    assert figures["loss_sum"] == pytest.approx(contrastive_by_loops(both_QB.tolist(), 1 / 0.07, None, "off"), rel=1e-5)
-    assert figures["loss_margin"] == pytest.approx(margin_by_loops(levels["video_sentence"].tolist(), 0.2), rel=1e-5)
-
-
-# the helpers catch what they are there for
+# the helpers fail on planted bugs
 
 @pytest.mark.parametrize("mode", ["positive", "mask"])
 def test_assert_is_contrastive_fails_when_the_similarity_is_transposed(mode):
@@ -318,9 +198,3 @@ def test_assert_is_margin_fails_when_the_similarity_is_transposed():
         assert_is_margin(lambda sims, theta, *same: margin(sims.T, theta, *same), 1, 5)
 
 
-@pytest.mark.parametrize("dropped", ["frame_word", "clip_phrase", "video_sentence"])
-def test_assert_every_level_counts_fails_when_one_level_is_dropped(dropped):
-    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
-    with pytest.raises(AssertionError, match=f"level {dropped} does not count"):
-        assert_every_level_counts(lambda levels: total_loss(
-            model, {name: sims for name, sims in levels.items() if name != dropped}, config, None, "off")[0])

@@ -1,8 +1,7 @@
-"""Training on real shards of plain two-colour films: it learns, repeats itself, and goes on where it was stopped."""
+"""Training on real shards of plain two-colour films: it learns, and it gives the same model when it is repeated."""
 
 import json
 import math
-import types
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +30,9 @@ from hcmi.errors import DataError, ModelError
 from hcmi.model import load_retriever
 from hcmi.model.heads import HEADS
 from hcmi.shards import TrainBatch
-from hcmi.train import loss as losses
 from hcmi.train import make_optimizers, training_step
 from hcmi.train import stage as subject
-from hcmi.train.stage import (
-    denoise_figures,
-    denoise_mode,
-    group_size,
-    positives,
-    set_learning_rate,
-    total_loss,
-    two_views,
-    video_views,
-)
+from hcmi.train.objective import total_loss
 
 
 def batch_of(frames: list[int], captions: list[str], longest: int = FRAMES) -> TrainBatch:
@@ -151,50 +140,6 @@ def test_towers_stay_when_their_learning_rate_is_zero(films, tmp_path, monkeypat
     assert moved == {"head"}
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_optimizers_have_two_rates_and_decay_matrices_only_when_made(optimizer):
-    model = tiny_model()
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    seen = []
-    for made in make_optimizers(model, train_config(optimizer=optimizer, lr=1e-3, backbone_lr=1e-5, weight_decay=0.2)):
-        for group in made.param_groups:
-            for weight in group["params"]:
-                name = names[id(weight)]
-                seen.append(name)
-                assert group["peak_lr"] == (1e-5 if name.startswith("towers.") else 1e-3), name
-                assert group["weight_decay"] == (0.2 if weight.dim() > 1 else 0.0), name
-    assert sorted(seen) == sorted(names.values())
-
-
-def muon_names(model, **changes) -> set[str]:
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    return {names[id(weight)] for made in make_optimizers(model, train_config(**changes))
-            if isinstance(made, torch.optim.Muon) for group in made.param_groups for weight in group["params"]}
-
-
-def test_muon_takes_the_matrices_of_new_layers_when_it_is_chosen():
-    model = tiny_model()
-    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert muon_names(model, optimizer="adamw") == set()
-    assert muon_names(model, optimizer="muon") == linear
-    assert muon_names(model, optimizer="muon", backbone_lr=0.0) == {n for n in linear if n.startswith("head.")}
-    model.config.backbone = "a pretrained one"
-    assert muon_names(model, optimizer="muon") == {n for n in linear if n.startswith("head.")}
-
-
-@pytest.mark.parametrize(("done", "factor"), [(0.0, 1e-3), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 1e-3)])
-def test_learning_rate_warms_up_and_falls_when_worked_by_hand(done, factor):
-    optimizers = [types.SimpleNamespace(param_groups=[{"peak_lr": peak}]) for peak in (2.0, 4.0)]
-    set_learning_rate(optimizers, done, 0.1)
-    assert [made.param_groups[0]["lr"] for made in optimizers] == pytest.approx([2 * factor, 4 * factor])
-
-
-def test_learning_rate_starts_at_its_peak_when_there_is_no_warm_up():
-    optimizer = types.SimpleNamespace(param_groups=[{"peak_lr": 2.0}])
-    set_learning_rate([optimizer], 0.0, 0.0)
-    assert optimizer.param_groups[0]["lr"] == 2.0
-
-
 # odd batches
 
 @pytest.mark.parametrize("head", HEADS)
@@ -204,8 +149,10 @@ def test_training_step_stays_finite_when_the_batch_is_odd(head, mode, frames, ca
     model, config = tiny_model(head).train(), train_config(denoise=mode)
     optimizers = make_optimizers(model, config)
     for longest in {FRAMES, max(frames)}:
-        figures, _ = training_step(model, optimizers, batch_of(frames, captions, longest), config, mode, "float32")
-        assert all(math.isfinite(value) for value in figures.values())
+        result = training_step(model, optimizers, batch_of(frames, captions, longest), config, mode, "float32")
+        assert all(math.isfinite(value) for value in result.figures.values())
+        assert result.video_BD.shape == (len(frames), model.head.dim)
+        assert (result.views_2BD is None) == (mode == "off")
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 
 
@@ -229,91 +176,10 @@ def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
         training_step(model, make_optimizers(model, config), batch_of([4, 4], ["a", "b"]), config, "off", "float32")
 
 
-# denoising on two views
-
-def test_same_videos_finds_duplicates_when_they_share_a_batch():
-    """Clips 0 and 2 show the same scene with other noise; frames of one clip differ from each other."""
-    model, generator = tiny_model("mean_pool"), torch.Generator().manual_seed(0)
-    scenes_BTD = torch.randn(4, 8, 32, generator=generator)[:, :1] + 0.5 * torch.randn(4, 8, 32, generator=generator)
-    scenes_BTD[2] = scenes_BTD[0, torch.randperm(8, generator=generator)]
-    same_BB = losses.same_meaning(*video_views(model, scenes_BTD, torch.ones(4, 8, dtype=torch.bool)))
-    assert same_BB[0, 2] or same_BB[2, 0]
-    others = same_BB & ~torch.eye(4, dtype=torch.bool)
-    others[0, 2] = others[2, 0] = False
-    assert not others.any()
-
-
-def test_positives_need_what_they_are_asked_for_when_videos_or_captions_agree():
-    """Clips 0 and 2 have equal pictures, clips 1 and 2 equal captions; three of each differ."""
-    model, generator = tiny_model("hcmi", wild=True), torch.Generator().manual_seed(0)
-    features_BTD = torch.randn(3, 1, 32, generator=generator) + 0.02 * torch.randn(3, 4, 32, generator=generator)
-    features_BTD[2] = features_BTD[0]
-    captions = ["a red film then blue", "a green film", "a green film"]
-    sentence_BD = model.encode_texts(*model.processor.texts(captions)).sentence_BD
-    mask_BT = torch.ones(3, 4, dtype=torch.bool)
-    found = {by: positives(two_views(model, by, features_BTD, mask_BT, [sentence_BD, sentence_BD]))
-             for by in ("video", "text", "both")}
-    assert found["video"][0, 2]
-    assert not found["video"][1, 2]
-    assert found["text"].tolist() == [[True, False, False], [False, True, True], [False, True, True]]
-    assert torch.equal(found["both"], found["video"] & found["text"])
-    alone = positives(two_views(model, "text", features_BTD, mask_BT, [sentence_BD]))       # clips with one caption
-    assert torch.equal(alone, found["text"])
-    known_BB = positives(two_views(model, "tag", features_BTD, mask_BT, [], torch.tensor([4, 9, 4])))
-    assert known_BB.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
-
-
-@pytest.mark.parametrize("longest", [1, 4])
-def test_same_videos_finds_none_when_clips_of_one_frame_differ(longest):
-    """A clip of one frame has no second view; padding must not become one."""
-    model = tiny_model("hcmi", wild=True)
-    features_BTD = torch.randn(3, longest, 32, generator=torch.Generator().manual_seed(0))
-    features_BTD[:, 1:] = 0
-    mask_BT = mask_of([1, 1, 1], longest)
-    assert torch.equal(positives([video_views(model, features_BTD, mask_BT)]), torch.eye(3, dtype=torch.bool))
-    features_BTD[2] = features_BTD[0]
-    assert positives([video_views(model, features_BTD, mask_BT)])[0, 2]
-
-
-def test_denoise_mode_is_off_when_still_warming_up():
-    config, model = train_config(denoise="mask", marginal_group=4, warmup_epochs=2), tiny_model()
-    assert [denoise_mode(model, config, epoch) for epoch in range(4)] == ["off", "off", "mask", "mask"]
-    assert [group_size(model, config, epoch) for epoch in range(4)] == [1, 1, 4, 4]
-
-
-def test_peers_train_plainly_when_the_parameters_ask_for_hcmis_own_parts():
-    config, model = train_config(denoise="mask", marginal_group=4), tiny_model("wti")
-    assert (denoise_mode(model, config, 9), group_size(model, config, 9)) == ("off", 1)
-    sims_BB = torch.eye(3) / 2
-    plain = losses.contrastive(sims_BB, model.head.scale("frame_word"))
-    assert torch.equal(total_loss(model, {"frame_word": sims_BB}, config, None, "off")[0], plain)
-
-
-def test_denoise_figures_count_what_is_right_when_worked_by_hand():
-    """Clips 0, 1 and 3 are the same; denoising finds (0, 1) one way round and takes 2 for 3."""
-    positives_BB = torch.eye(4, dtype=torch.bool)
-    positives_BB[0, 1] = positives_BB[2, 3] = True
-    figures = denoise_figures(positives_BB, torch.tensor([7, 7, 5, 7]))
-    assert figures == {"denoise_fired": 2 / 4, "denoise_right": 1 / 4, "denoise_true": 6 / 4}
-    progress = subject.Progress(torch.zeros(3, 4, 2))
-    progress.add([0, 1], figures, torch.ones(3, 2, 2))
-    progress.add([2, 3], figures, torch.ones(1, 2, 2))
-    assert progress.seen_3ND[..., 0].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
-    row = progress.end_epoch(5, 2, {"R@1": 50.0}, 1.5)
-    assert row == {"epoch": 5, "train/seconds": 1.5, "train/denoise_fired": 0.5, "train/denoise_precision": 0.5,
-                   "train/denoise_recall": pytest.approx(1 / 6), "val/R@1": 50.0}
-    assert (progress.step, progress.sums, progress.history) == (2, {}, [row])
-
-
-def test_meanings_are_none_when_a_data_set_does_not_know_them():
-    reader = types.SimpleNamespace(clips=[types.SimpleNamespace(tags={"meaning": name}) for name in ("b", "a", "b")])
-    assert subject.meanings(reader).tolist() == [1, 0, 1]
-    reader.clips.append(types.SimpleNamespace(tags={}))
-    assert subject.meanings(reader) is None
-
+# marginal groups
 
 def test_train_gathers_marginal_clips_when_groups_are_asked_for(films, tmp_path, monkeypatch):
-    """From the end of the warm-up on, by what the model itself saw; a vector for each clip it was shown."""
+    """Groups begin after the warm-up. They go by the vectors of the model itself, which has seen every clip."""
     given = []
     gather = subject.TrainLoader.gather
 

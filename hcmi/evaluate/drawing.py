@@ -1,4 +1,4 @@
-"""The style that all figures share, and how they are saved."""
+"""The style that all plots share, and how they are saved."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
-def style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """As PNG, with no name of the library in it: equal figures, equal bytes."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Save as PNG, without the name of the library in it, so that equal figures are equal bytes."""
     figure.savefig(path, dpi=110, format="png", metadata={"Software": None})

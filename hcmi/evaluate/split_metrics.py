@@ -1,0 +1,83 @@
+"""The figures of one split from its scores: raw, after post-processing, and with shared captions counted as right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hcmi.evaluate.metrics import Ranks, by_item, ranks, summary
+from hcmi.evaluate.postprocess import DEPLOYABLE, dsl, qb_norm, sinkhorn, sinkhorn_single
+
+SEED = 0        # of the bootstrap: the same in all runs that are compared
+
+
+@dataclass(frozen=True)
+class SplitMetrics:
+    """Metrics of a split, which knows the clip of each caption.
+
+    Scores are [Q, V] for text to video and [V, Q] for video to text. Only clips that have a caption are queries of
+    video to text.
+    """
+
+    caption_video: NDArray      # [Q] each caption's row in V
+    num_videos: int
+    samples: int                # of the bootstrap
+
+    @property
+    def captioned(self) -> NDArray:
+        """Rows of the videos that have a caption."""
+        return np.unique(self.caption_video)
+
+    def t2v_ranks(self, sims_QV: NDArray) -> Ranks:
+        return ranks(sims_QV, self.caption_video)
+
+    def v2t_ranks(self, sims_VQ: NDArray) -> Ranks:
+        captions = by_item(self.caption_video, self.num_videos)
+        rows = self.captioned
+        chosen_VQ = sims_VQ if len(rows) == self.num_videos else sims_VQ[rows]
+        return ranks(chosen_VQ, [captions[row] for row in rows])
+
+    def t2v_summary(self, found: Ranks) -> dict:
+        """Figures of text to video; captions of one clip are drawn together for the interval."""
+        return summary(found, np.random.default_rng(SEED), self.samples, groups=self.caption_video)
+
+    def v2t_summary(self, found: Ranks) -> dict:
+        return summary(found, np.random.default_rng(SEED), self.samples)
+
+    def both(self, sims_QV: NDArray) -> dict:
+        """Figures of both directions."""
+        return {"t2v": self.t2v_summary(self.t2v_ranks(sims_QV)), "v2t": self.v2t_summary(self.v2t_ranks(sims_QV.T))}
+
+
+def post_processed(split: SplitMetrics, sims_QV: NDArray, bank_NV: NDArray | None) -> dict:
+    """Method -> figures. The methods with a bank of captions give text to video only: there is no bank of videos."""
+    figures: dict[str, dict] = {}
+    if bank_NV is not None:
+        for name, method in (("qb_norm", qb_norm), ("sinkhorn_single", sinkhorn_single)):
+            figures[name] = {"t2v": split.t2v_summary(split.t2v_ranks(method(sims_QV, bank_NV)))}
+    figures["dsl"] = {"t2v": split.t2v_summary(split.t2v_ranks(dsl(sims_QV))),
+                      "v2t": split.v2t_summary(split.v2t_ranks(dsl(sims_QV.T)))}
+    figures["sinkhorn"] = split.both(sinkhorn(sims_QV))
+    return {name: {"deployable": DEPLOYABLE[name], **entry} for name, entry in figures.items()}
+
+
+def shared_captions(split: SplitMetrics, captions: Sequence[str], sims_QV: NDArray) -> dict | None:
+    """Raw figures in which every clip with the same caption is a right answer, and every caption of such a clip.
+
+    `raw` follows the published protocols, where a caption belongs to one clip: other clips with the same words (apart
+    from capitals and spaces) count as wrong. `captions` is the number of captions that several clips have. None when
+    there is no such caption.
+    """
+    _, wording_Q = np.unique([" ".join(caption.casefold().split()) for caption in captions], return_inverse=True)
+    captions_of = by_item(wording_Q, wording_Q.max() + 1)       # wording -> captions with these words
+    videos_of = [np.unique(split.caption_video[rows]) for rows in captions_of]
+    num_shared = sum(len(rows) for rows, videos in zip(captions_of, videos_of, strict=True) if len(videos) > 1)
+    if not num_shared:
+        return None
+    own = by_item(split.caption_video, split.num_videos)
+    t2v = ranks(sims_QV, [videos_of[wording] for wording in wording_Q])
+    v2t = ranks(sims_QV.T[split.captioned],
+                [np.concatenate([captions_of[wording] for wording in np.unique(wording_Q[own[video]])])
+                 for video in split.captioned])
+    return {"captions": num_shared, "t2v": split.t2v_summary(t2v), "v2t": split.v2t_summary(v2t)}

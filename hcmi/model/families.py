@@ -1,0 +1,87 @@
+"""The families of dual towers that `transformers` has and this project can use: one row of `FAMILIES` each.
+
+A row says how a family's own model gives one vector per image and one per token, and what its parts are called. To add
+a family: its row with the functions it needs, and a test against `transformers`' own output in
+`tests/model/test_families.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from hcmi.model.layers import attention
+
+Towers = Any        # a transformers CLIPModel or SiglipModel, or a part of one: torch's types cannot name their parts
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family is used. `text` takes token ids and mask [B, W] and returns [B, W, D] and [B, D]."""
+
+    image: Callable[[Towers, Tensor, bool], Tensor]     # pixels [N, C, H, X] -> [N, D]; True: interpolate positions
+    text: Callable[[Towers, Tensor, Tensor], tuple[Tensor, Tensor]]     # states of all tokens, and the sentence anchor
+    embedding_dim: Callable[[PretrainedConfig], int]
+    vision_parts: tuple[str, ...]                       # attributes that encoding a text does not need
+
+
+def _clip_image(towers: Towers, pixels_NCHX: Tensor, interpolate: bool) -> Tensor:
+    return towers.visual_projection(clip_class_token(towers.vision_model, pixels_NCHX, interpolate))
+
+
+def clip_class_token(vision: Towers, pixels_NCHX: Tensor, interpolate_pos_encoding: bool) -> Tensor:
+    """CLIP's pooled class token, [N, D], equal to `vision(pixels).pooler_output`.
+
+    Nothing reads the patches after the last layer, so that layer is computed for the class token alone. With two layers
+    this saves 40 % of the tower's arithmetic.
+    """
+    hidden_NSD = vision.pre_layrnorm(vision.embeddings(pixels_NCHX, interpolate_pos_encoding=interpolate_pos_encoding))
+    *layers, last = vision.encoder.layers
+    for block in layers:
+        hidden_NSD = block(hidden_NSD, attention_mask=None)
+    layer, normed_NSD = last.self_attn, last.layer_norm1(hidden_NSD)
+
+    def split(tokens_NSD: Tensor) -> Tensor:
+        return tokens_NSD.unflatten(-1, (layer.num_heads, layer.head_dim)).transpose(1, 2)
+
+    mixed_NH1E = attention(split(layer.q_proj(normed_NSD[:, :1])), split(layer.k_proj(normed_NSD)),
+                           split(layer.v_proj(normed_NSD)), scale=layer.scale)
+    class_ND = hidden_NSD[:, 0] + layer.out_proj(mixed_NH1E.transpose(1, 2).flatten(1))
+    return vision.post_layernorm(class_ND + last.mlp(last.layer_norm2(class_ND)))
+
+
+def _clip_text(towers: Towers, input_ids_BW: Tensor, mask_BW: Tensor) -> tuple[Tensor, Tensor]:
+    """The anchor is the end-of-text token.
+
+    Attention is causal and padding is on the right, so no valid token sees padding. Captions shorter than the training
+    length use the first positions.
+    """
+    states_BWD = towers.text_projection(towers.text_model(input_ids=input_ids_BW).last_hidden_state)
+    last_B = (mask_BW.long().sum(1) - 1).clamp(min=0)
+    return states_BWD, states_BWD[torch.arange(len(last_B), device=last_B.device), last_B]
+
+
+def _siglip_image(towers: Towers, pixels_NCHX: Tensor, interpolate: bool) -> Tensor:
+    return towers.vision_model(pixel_values=pixels_NCHX, interpolate_pos_encoding=interpolate).pooler_output
+
+
+def _siglip_text(towers: Towers, input_ids_BW: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    """The anchor is the last of the fixed number of positions that SigLIP was trained with."""
+    text_config = towers.config.text_config
+    missing = text_config.max_position_embeddings - input_ids_BW.shape[1]
+    padded = F.pad(input_ids_BW, (0, max(missing, 0)), value=text_config.pad_token_id)
+    states_BLD = towers.text_model.head(towers.text_model(input_ids=padded).last_hidden_state)
+    return states_BLD[:, :input_ids_BW.shape[1]], states_BLD[:, -1]
+
+
+# `model_type` of a checkpoint's config.json -> how it is used
+FAMILIES = {
+    "clip": Family(_clip_image, _clip_text, lambda config: config.projection_dim,
+                   ("vision_model", "visual_projection")),
+    "siglip": Family(_siglip_image, _siglip_text, lambda config: config.text_config.projection_size,
+                     ("vision_model",)),
+}
