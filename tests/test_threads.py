@@ -233,7 +233,7 @@ def encode():
 encode()
 tell("videos", in_child(encode))
 
-hcmi.index.search_index.HNSW_ROWS = 500
+hcmi.index.segment.HNSW_ROWS = 500
 def add():
     made = clips(["new" + str(number) for number in range(600)])
     add_videos({root!r} + "/changing", made, [(video_tokens(600, np.random.default_rng(7)), times(600))])

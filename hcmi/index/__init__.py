@@ -5,7 +5,8 @@ others search. `TokenStore` and `TokenWriter` read and write token files, for th
 """
 
 from hcmi.index.milvus import MilvusIndex, is_milvus, push_export
-from hcmi.index.search_index import Filter, SearchIndex, read_catalog
+from hcmi.index.search_index import SearchIndex, read_catalog
+from hcmi.index.segment import Filter
 from hcmi.index.store import (
     VIDEOS_SCHEMA,
     TokenStore,

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from hcmi.errors import SearchIndexError
-from hcmi.index.search_index import Filter, SearchIndex, check_fingerprint
+from hcmi.index.search_index import SearchIndex, check_fingerprint
+from hcmi.index.segment import Filter
 from hcmi.index.store import FILES, tokens_of
 from hcmi.progress import track
 from hcmi.types import CLIP_SCHEMA, Clip, VideoTokens

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hcmi.files import atomic_file, writing
-from hcmi.index.search_index import FORMAT, HNSW_ROWS, SearchIndex, build_vectors, read_catalog
+from hcmi.index.search_index import FORMAT, SearchIndex, read_catalog
+from hcmi.index.segment import HNSW_ROWS, build_vectors
 from hcmi.index.store import FILES, TokenStore, TokenWriter, new_array, table_clips, videos_table
 from hcmi.model import HcmiModel
 from hcmi.types import Clip, VideoTokens
