@@ -251,6 +251,7 @@ def test_tar_is_left_out_when_it_is_something_else(write, tmp_path):
 
 @pytest.mark.parametrize(("path", "message"), [
     ("nothing/00000.tar", "nothing/00000.tar: need a tar that can be opened, got: No such file or directory. Correct"),
+    ("link", "link/1.tar: need a tar that can be opened, got: No such file or directory. Correct"),
     ("{0,1}.tar", r"1.tar: need a tar that can be opened, got: No such file"),
     ("ftp://host/0.tar", "ftp://host/0.tar: need a tar that can be opened, got: ftp://host/0.tar: no gopen handler"),
     ("pipe:cat 0.tar; exit 3", "pipe:cat 0.tar; exit 3: need the whole tar, got: its command ended with status 3. Run"),
@@ -264,6 +265,8 @@ def test_stage_is_refused_in_one_line_and_changes_nothing_when(write, tmp_path, 
     write("0.tar", sample(0))
     write("only_bad.tar", ("a", {"txt": b"x"}))
     Path("empty").mkdir()
+    Path("link").mkdir()
+    Path("link/1.tar").symlink_to("nowhere.tar")
     Path("latin.txt").write_bytes(b"caf\xe9.tar")
     build("0.tar", tmp_path)
     before = (tmp_path / "manifest/manifest.parquet").read_bytes()
@@ -294,6 +297,8 @@ def test_list_of_tars_is_sorted_and_passes_over_hidden_and_other_files(tmp_path)
     for name in ("b.tar", "a.tar", "sub/c.tgz", ".hidden/d.tar", "a.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "folder.tar").mkdir()
+    os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "urls.txt").write_text("https://host/{1..2}.tar\npipe:curl -s https://host/3.tar\n", encoding="utf-8")
     assert list_tars(str(tmp_path)) == [*(f"{tmp_path}/{name}" for name in ("a.tar", "b.tar", "sub/c.tgz")),
                                         "https://host/1.tar", "https://host/2.tar", "pipe:curl -s https://host/3.tar"]
