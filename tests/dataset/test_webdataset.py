@@ -5,7 +5,6 @@ import http.server
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from dataset_world import CONFIG, PARAMS
 from dataset_world import build as build_with
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 from video_files import write_grey
 from webdataset import TarWriter
@@ -309,23 +309,18 @@ def test_list_of_tars_is_sorted_and_passes_over_hidden_and_other_files(tmp_path)
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A DVC project whose only stage is the real one, without its deps on code; runs dvc in it."""
+    """A DVC project in the working folder, whose only stage is the real one without its deps on code."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(PARAMS.parent))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     stage = YAML(typ="safe").load(PARAMS.with_name("dvc.yaml"))["stages"]["dataset"]
     stage["deps"] = [name for name in stage["deps"] if not name.startswith("hcmi/")]
     YAML().dump({"stages": {"dataset": stage}}, Path("dvc.yaml"))
     params = YAML(typ="safe").load(PARAMS)
     params["dataset"] |= {"name": "webdataset", "path": "data/raw/remote"}
     YAML().dump(params, Path("params.yaml"))
-    environment = {**os.environ, "PYTHONPATH": str(PARAMS.parent), "DVC_NO_ANALYTICS": "1"}
-
-    def dvc(*arguments: str) -> str:
-        command = [sys.executable, "-m", "dvc", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        return done.stdout + done.stderr
-
-    dvc("init", "--no-scm", "-q")
-    return dvc
+    with Repo.init(no_scm=True) as repo:
+        yield repo
 
 
 def test_dvc_runs_the_stage_again_when_the_list_of_urls_changes(write, project):
@@ -335,9 +330,9 @@ def test_dvc_runs_the_stage_again_when_the_list_of_urls_changes(write, project):
     urls.parent.mkdir(parents=True)
     with served(Path("tars")) as address:
         urls.write_text(f"{address}/0.tar\n", encoding="utf-8")
-        assert "Running stage 'dataset'" in project("repro")
+        assert [stage.name for stage in project.reproduce()] == ["dataset"]
         assert [path.name for path in Path("data/generated/videos").iterdir()] == ["000000.mp4"]
-        assert "Data and pipelines are up to date." in project("status")
+        assert project.status() == {}
         urls.write_text(f"{address}/{{0,1}}.tar\n", encoding="utf-8")
-        assert "Running stage 'dataset'" in project("repro")
+        assert [stage.name for stage in project.reproduce()] == ["dataset"]
     assert sorted(path.name for path in Path("data/generated/videos").iterdir()) == ["000000.mp4", "000001.mp4"]
