@@ -255,6 +255,7 @@ def test_tar_is_left_out_when_it_is_something_else(write, tmp_path):
     ("{0,1}.tar", r"1.tar: need a tar that can be opened, got: No such file"),
     ("ftp://host/0.tar", "ftp://host/0.tar: need a tar that can be opened, got: ftp://host/0.tar: no gopen handler"),
     ("pipe:cat 0.tar; exit 3", "pipe:cat 0.tar; exit 3: need the whole tar, got: its command ended with status 3. Run"),
+    ("pipe:cat 0.tar; exec >&-; sleep 0.2; exit 5", "need the whole tar, got: its command ended with status 5"),
     ("pipe:head -c 1500 0.tar; exit 4", "need the whole tar, got: its command ended with status 4"),
     ("{2..1", r"dataset.path: need a path, a brace pattern such as \{000..009\}.tar or a URL, got '\{2..1'"),
     ("empty", "empty: need tars or a urls.txt that lists some, got none. Correct dataset.path."),
