@@ -51,7 +51,8 @@ def list_tars(path: str) -> list[str]:
     """
     if os.path.isdir(path):
         tars = [str(file) for file in sorted(Path(path).rglob("*")) if file.name.endswith(TAR_ENDINGS)
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)]
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and not file.is_dir() and not file.is_fifo()]       # opening a pipe would block
         if (Path(path) / LIST).exists():
             tars += _listed(Path(path) / LIST)
     elif path.endswith(".txt") and os.path.isfile(path):

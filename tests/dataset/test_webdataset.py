@@ -5,7 +5,6 @@ import http.server
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from dataset_world import CONFIG, PARAMS
 from dataset_world import build as build_with
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 from video_files import write_grey
 from webdataset import TarWriter
@@ -251,9 +251,11 @@ def test_tar_is_left_out_when_it_is_something_else(write, tmp_path):
 
 @pytest.mark.parametrize(("path", "message"), [
     ("nothing/00000.tar", "nothing/00000.tar: need a tar that can be opened, got: No such file or directory. Correct"),
+    ("link", "link/1.tar: need a tar that can be opened, got: No such file or directory. Correct"),
     ("{0,1}.tar", r"1.tar: need a tar that can be opened, got: No such file"),
     ("ftp://host/0.tar", "ftp://host/0.tar: need a tar that can be opened, got: ftp://host/0.tar: no gopen handler"),
     ("pipe:cat 0.tar; exit 3", "pipe:cat 0.tar; exit 3: need the whole tar, got: its command ended with status 3. Run"),
+    ("pipe:cat 0.tar; exec >&-; sleep 0.2; exit 5", "need the whole tar, got: its command ended with status 5"),
     ("pipe:head -c 1500 0.tar; exit 4", "need the whole tar, got: its command ended with status 4"),
     ("{2..1", r"dataset.path: need a path, a brace pattern such as \{000..009\}.tar or a URL, got '\{2..1'"),
     ("empty", "empty: need tars or a urls.txt that lists some, got none. Correct dataset.path."),
@@ -264,6 +266,8 @@ def test_stage_is_refused_in_one_line_and_changes_nothing_when(write, tmp_path, 
     write("0.tar", sample(0))
     write("only_bad.tar", ("a", {"txt": b"x"}))
     Path("empty").mkdir()
+    Path("link").mkdir()
+    Path("link/1.tar").symlink_to("nowhere.tar")
     Path("latin.txt").write_bytes(b"caf\xe9.tar")
     build("0.tar", tmp_path)
     before = (tmp_path / "manifest/manifest.parquet").read_bytes()
@@ -294,6 +298,8 @@ def test_list_of_tars_is_sorted_and_passes_over_hidden_and_other_files(tmp_path)
     for name in ("b.tar", "a.tar", "sub/c.tgz", ".hidden/d.tar", "a.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "folder.tar").mkdir()
+    os.mkfifo(tmp_path / "pipe.tar")
     (tmp_path / "urls.txt").write_text("https://host/{1..2}.tar\npipe:curl -s https://host/3.tar\n", encoding="utf-8")
     assert list_tars(str(tmp_path)) == [*(f"{tmp_path}/{name}" for name in ("a.tar", "b.tar", "sub/c.tgz")),
                                         "https://host/1.tar", "https://host/2.tar", "pipe:curl -s https://host/3.tar"]
@@ -304,23 +310,18 @@ def test_list_of_tars_is_sorted_and_passes_over_hidden_and_other_files(tmp_path)
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A DVC project whose only stage is the real one, without its deps on code; runs dvc in it."""
+    """A DVC project in the working folder, whose only stage is the real one without its deps on code."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(PARAMS.parent))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     stage = YAML(typ="safe").load(PARAMS.with_name("dvc.yaml"))["stages"]["dataset"]
     stage["deps"] = [name for name in stage["deps"] if not name.startswith("hcmi/")]
     YAML().dump({"stages": {"dataset": stage}}, Path("dvc.yaml"))
     params = YAML(typ="safe").load(PARAMS)
     params["dataset"] |= {"name": "webdataset", "path": "data/raw/remote"}
     YAML().dump(params, Path("params.yaml"))
-    environment = {**os.environ, "PYTHONPATH": str(PARAMS.parent), "DVC_NO_ANALYTICS": "1"}
-
-    def dvc(*arguments: str) -> str:
-        command = [sys.executable, "-m", "dvc", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        return done.stdout + done.stderr
-
-    dvc("init", "--no-scm", "-q")
-    return dvc
+    with Repo.init(no_scm=True) as repo:
+        yield repo
 
 
 def test_dvc_runs_the_stage_again_when_the_list_of_urls_changes(write, project):
@@ -330,9 +331,9 @@ def test_dvc_runs_the_stage_again_when_the_list_of_urls_changes(write, project):
     urls.parent.mkdir(parents=True)
     with served(Path("tars")) as address:
         urls.write_text(f"{address}/0.tar\n", encoding="utf-8")
-        assert "Running stage 'dataset'" in project("repro")
+        assert [stage.name for stage in project.reproduce()] == ["dataset"]
         assert [path.name for path in Path("data/generated/videos").iterdir()] == ["000000.mp4"]
-        assert "Data and pipelines are up to date." in project("status")
+        assert project.status() == {}
         urls.write_text(f"{address}/{{0,1}}.tar\n", encoding="utf-8")
-        assert "Running stage 'dataset'" in project("repro")
+        assert [stage.name for stage in project.reproduce()] == ["dataset"]
     assert sorted(path.name for path in Path("data/generated/videos").iterdir()) == ["000000.mp4", "000001.mp4"]

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from itertools import combinations
+from random import Random
 
 import pytest
 from scene_clips_world import clips_of, steps_of
 
 from hcmi.errors import ConfigError
 from hcmi.scenes import vocabulary
-from hcmi.scenes.vocabulary import parts_of
+from hcmi.scenes.sampling import _UsedMeanings, random_event
+from hcmi.scenes.vocabulary import parts_of, split_of
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -83,3 +85,30 @@ def test_clips_have_the_events_in_time_order_when_read():
 def test_too_many_clips_are_refused_when_there_are_not_enough_meanings():
     with pytest.raises(ConfigError, match=r"need more val clips of different meaning .* got \d+\. Ask for fewer"):
         clips_of("val", 500, max_events=1)
+
+
+def _whole_and_part(split):
+    """A clip of three events and one of two of them, where both may be in the split and no event alone may."""
+    rng = Random(0)
+    while True:
+        events = [random_event(rng) for _ in range(3)]
+        whole = tuple((event,) for event in events)
+        part = (whole[0], whole[2])
+        if {split_of(whole), split_of(part)} == {split} and all(split_of(((event,),)) != split for event in events):
+            return whole, part
+
+
+@pytest.mark.parametrize(("split", "allowed"), [("train", True), ("val", False), ("test", False)])
+def test_clip_is_not_allowed_when_it_is_a_part_of_another_or_the_other_way_round(split, allowed):
+    whole, part = _whole_and_part(split)
+    for first, second in ((whole, part), (part, whole)):
+        used = _UsedMeanings(split)
+        assert used.allow(first)
+        used.add(first)
+        assert not used.allow(first)
+        assert used.allow(second) == allowed
+
+
+def test_clip_is_not_allowed_when_it_belongs_to_another_split():
+    whole, _ = _whole_and_part("test")
+    assert not any(_UsedMeanings(split).allow(whole) for split in ("train", "val", "scenes_same", "scenes_shifted"))

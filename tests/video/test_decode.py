@@ -172,6 +172,19 @@ def test_count_is_of_frames_that_decode_when_the_index_promises_more(tmp_path):
     assert clip.times_s[-1] < clip.num_decodable / 10
 
 
+@pytest.mark.parametrize("lost", [[3], range(3, 20, 7), range(15, 20)])
+def test_everything_is_decoded_when_frames_are_not_those_that_the_packets_promise(tmp_path, monkeypatch, lost):
+    video = write_grey(tmp_path / "v.mp4", num_frames=20, fps=10)
+    decode = frames.decode_frames
+    monkeypatch.setattr(frames, "decode_frames", lambda *arguments: (
+        frame for number, frame in enumerate(decode(*arguments)) if number not in lost))
+    clip = decode_clip(video, 5, 32, decoder="pyav")
+    left = [number for number in range(20) if number not in lost]
+    assert clip.num_decodable == len(left)
+    assert grey_numbers(clip.frames) == [left[(2 * part + 1) * len(left) // 10] for part in range(5)]
+    assert clip.times_s == pytest.approx([number / 10 for number in grey_numbers(clip.frames)])
+
+
 def test_fallback_reads_what_decord_refuses_when_auto(tmp_path):
     video = write_grey(tmp_path / "v.avi", num_frames=20)
     clip = decode_clip(video, 5, 32)
