@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hcmi.files import atomic_file
+from hcmi.files import atomic_file, folders_with_files
 
 Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, times of change of content and of inode
 
 
 def find_batches(incoming: Path) -> list[Path]:
     """Folders that hold a file, by name. Hidden folders are left out: a batch can be copied under a hidden name."""
-    folders = sorted(incoming.iterdir()) if incoming.is_dir() else []
-    return [folder for folder in folders if not folder.name.startswith(".") and folder.is_dir() and look(folder)]
+    return [folder for folder in folders_with_files(incoming) if look(folder)]
 
 
 def look(folder: Path) -> Look:

@@ -24,6 +24,18 @@ def project_path(path: str | Path) -> str:
     return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else whole.as_posix()
 
 
+def folders_with_files(root: str | Path) -> list[Path]:
+    """The folders in `root` that hold a file or cannot be listed, sorted by name; hidden folders are left out."""
+    root = Path(root)
+    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()] if root.is_dir() else []
+    return [folder for folder in folders if not folder.name.startswith(".") and _holds_files(folder)]
+
+
+def _holds_files(folder: Path) -> bool:
+    unlisted: list[OSError] = []
+    return any(files for _, _, files in os.walk(folder, onerror=unlisted.append)) or bool(unlisted)
+
+
 def ask_to_write(*, folders: Iterable[str | Path] = (), files: Iterable[str | Path] = ()) -> None:
     """Check before long work that these outputs can be written; the check leaves nothing behind.
 

@@ -96,11 +96,11 @@ def videos_by_name(folder: Path) -> dict[str, Path]:
     """
     if not os.path.isdir(folder):
         got = "a file" if os.path.exists(folder) else "nothing there"
-        raise DataError(f"{folder}: need a folder of videos, got {got}. Correct --videos.")
+        raise DataError(f"{folder}: need a folder of videos, got {got}. Correct the path.")
     found = {path.relative_to(folder).as_posix(): path for path in find_videos(folder)}
     if not found:
         raise DataError(f"{folder}: need at least one video file (such as .mp4, .mkv or .webm), got none. "
-                        "Correct --videos.")
+                        "Correct the path.")
     return found
 
 

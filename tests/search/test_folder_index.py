@@ -126,7 +126,7 @@ def test_interrupted_visit_is_continued(model, videos, tmp_path, monkeypatch):
 
 
 def test_folder_is_refused_when_there_is_nothing_to_search(model, tmp_path):
-    with pytest.raises(DataError, match=r"need a folder of videos, got nothing there. Correct --videos"):
+    with pytest.raises(DataError, match=r"need a folder of videos, got nothing there. Correct the path"):
         videos_by_name(tmp_path / "nothing")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match="need a folder of videos, got a file"):
