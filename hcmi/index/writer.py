@@ -5,7 +5,6 @@ finds the old generation or the new one. A crash leaves at most a folder that no
 deletes. One writer at a time holds `.lock`.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hcmi.files import atomic_file, writing
+from hcmi.files import atomic_file, lock, writing
 from hcmi.index.search_index import FORMAT, SearchIndex, read_catalog
 from hcmi.index.segment import HNSW_ROWS, build_vectors
 from hcmi.index.store import FILES, TokenStore, TokenWriter, new_array, table_clips, videos_table
@@ -121,8 +120,7 @@ def _writing(folder: Path) -> Iterator[SearchIndex]:
     Raises: MachineError when the block cannot write; the index is then unchanged.
     """
     read_catalog(folder)
-    with writing(folder), open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with writing(folder), lock(folder / ".lock"):
         index = SearchIndex.open(folder)
         _sweep(index)
         yield index
