@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,15 @@ def train_config(**changes) -> TrainConfig:
     return changed(PARAMS.train, **{**values, **changes})
 
 
-def tiny_model(head: str = "hcmi", seed: int = 0, wild: bool = False, **changes) -> HcmiModel:
-    """An untrained model in evaluation mode; a `wild` one has no zero left in it, so nothing hides behind a zero."""
+def tiny_model(head: str = "hcmi", seed: int = 0, wild: bool = False, captions: Sequence[str] = (),
+               **changes) -> HcmiModel:
+    """An untrained model in evaluation mode that knows the words of `captions`, by default those of films.
+
+    A `wild` one has no zero left in its weights, so nothing hides behind a zero.
+    """
     torch.manual_seed(seed)
-    captions = [f"a {one} film then {other}" for one in COLOURS for other in COLOURS]
-    model = new_retriever(section(head=head, **changes), SIZE, captions).eval()
+    films = [f"a {one} film then {other}" for one in COLOURS for other in COLOURS]
+    model = new_retriever(section(head=head, **changes), SIZE, list(captions or films)).eval()
     return shake(model, seed) if wild else model
 
 

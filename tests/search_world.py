@@ -8,28 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model_world import tiny_model
 from video_files import write_pictures
 
-from hcmi.config import load_params
-from hcmi.model import HcmiModel, new_retriever
+from hcmi.model import HcmiModel
 from hcmi.types import Clip, TextTokens, VideoTokens
 
 WORDS = ("red", "blue", "green", "ring", "square", "slides", "grows", "left", "right", "then", "a")
 CAPTIONS = [f"a {c} {s} {a} {d}"
             for c in WORDS[:3] for s in WORDS[3:5] for a in WORDS[5:7] for d in WORDS[7:9]] * 3
 T, C, W, P, D = 6, 2, 8, 4, 32
-PARAMS = load_params(Path(__file__).resolve().parents[1] / "params.yaml")
 
 
-def tiny_model(seed: int = 0, head: str = "hcmi", captions: Sequence[str] = CAPTIONS) -> HcmiModel:
-    """An untrained model of 6 frames of 16 pixels that knows the words of `captions`; seeds are different models."""
-    torch.manual_seed(seed)
-    shape = PARAMS.model.scratch.model_copy(update={"width": D, "vision_layers": 1, "text_layers": 1, "heads": 2,
-                                                    "patch": 8, "vocab_size": 400})
-    section = PARAMS.model.model_copy(update={
-        "head": head, "backbone": "scratch", "num_frames": T, "num_words": 16, "num_clips": C, "num_phrases": P,
-        "temporal_layers": 1, "scratch": shape})
-    return new_retriever(section, 16, list(captions)).eval()
+def searchable_model(seed: int = 0, head: str = "hcmi", captions: Sequence[str] = CAPTIONS) -> HcmiModel:
+    """`tiny_model` in the shape of the tokens made here, knowing the words of `captions`."""
+    return tiny_model(head, seed, captions=captions, num_frames=T, num_clips=C, num_phrases=P)
 
 
 def unit(values: np.ndarray) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import uvicorn
-from search_world import clips, times, tiny_model, video_tokens
+from search_world import clips, searchable_model, times, video_tokens
 
 from hcmi.index import TokenWriter, create_index, model_card, videos_table
 from hcmi.search import Retriever
@@ -33,7 +33,7 @@ def served(retriever: Retriever, **options) -> Iterator[str]:
 
 def write_pair(folder: Path, seed: int, num_videos: int, video: Path) -> None:
     """models/hcmi and export/ as the stages write them; every clip is in the file `video`."""
-    model = tiny_model(seed)
+    model = searchable_model(seed)
     model.save_pretrained(folder / "models/hcmi")
     writer = TokenWriter(folder / "export/embeddings", num_videos)
     writer.append(video_tokens(num_videos, np.random.default_rng(seed)), times(num_videos))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from search_world import tiny_model
+from search_world import searchable_model
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 from video_files import write_grey, write_odd_folder
@@ -37,7 +37,7 @@ def odd(tmp_path_factory):
     params["dataset"] |= {"name": "folder", "path": "mine"}
     params["shards"] |= {"size": 16, "num_frames": 6, "max_skip_fraction": 0.7}
     YAML().dump(params, project / "params.yaml")
-    tiny_model().save_pretrained(project / "model")
+    searchable_model().save_pretrained(project / "model")
     return project, good, bad
 
 
@@ -142,13 +142,13 @@ def test_search_goes_on_when_a_video_vanishes_after_it_was_listed(tmp_path, monk
         return found
 
     monkeypatch.setattr(hcmi.search.folder_index, "videos_by_name", find_and_remove)
-    found = index_folder(tiny_model(), tmp_path / "videos", tmp_path / "cache")
+    found = index_folder(searchable_model(), tmp_path / "videos", tmp_path / "cache")
     assert list(found.news) == ["v1.mp4"]
     assert "got no such file" in found.skipped["v1.mp4"]
 
 
 def test_search_names_what_it_may_not_read_and_finds_it_once_it_may(tmp_path, plain_user):
-    tiny_model().save_pretrained(tmp_path / "model")
+    searchable_model().save_pretrained(tmp_path / "model")
     for number, name in enumerate(("good.mp4", "locked.mp4", "folder/inside.mp4")):
         write_grey(tmp_path / "videos" / name, num_frames=20 + number)
     locked = [tmp_path / "videos/locked.mp4", tmp_path / "videos/folder"]

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from search_world import clips, times, tiny_model, video_tokens
+from search_world import clips, searchable_model, times, video_tokens
 
 from hcmi.index import Filter, SearchIndex, add_videos, create_index, model_card, remove_videos
 from hcmi.model.processor import HcmiProcessor
@@ -28,7 +28,7 @@ DEADLINE_S = 250
 def world(tmp_path_factory) -> Path:
     """Folder with model/ and index/ of 80 videos."""
     root = tmp_path_factory.mktemp("world")
-    model = tiny_model()
+    model = searchable_model()
     model.save_pretrained(root / "model")
     create_index(root / "index", model_card(model))
     add_videos(root / "index", clips([f"v{n}" for n in range(80)]), [(video_tokens(80, np.random.default_rng(0)),
@@ -39,7 +39,7 @@ def world(tmp_path_factory) -> Path:
 @pytest.fixture
 def own(world, tmp_path) -> Retriever:
     """A retriever over an index that the test may change."""
-    model = tiny_model()
+    model = searchable_model()
     create_index(tmp_path / "index", model_card(model))
     add_videos(tmp_path / "index", clips([f"v{n}" for n in range(80)]), [(video_tokens(80, np.random.default_rng(0)),
                                                                           times(80))])
@@ -179,7 +179,7 @@ import faulthandler, multiprocessing, os, sys, threading
 import numpy as np
 import torch
 sys.path.insert(0, {tests!r})
-from search_world import clips, times, tiny_model, video_tokens
+from search_world import clips, times, searchable_model, video_tokens
 import hcmi.index
 from hcmi.index import add_videos
 from hcmi.search import Retriever
@@ -225,7 +225,7 @@ def captions():
 captions()
 tell("many captions", in_child(captions))
 
-model = tiny_model()
+model = searchable_model()
 def encode():
     with torch.inference_mode():
         model.encode_videos(torch.rand(4, 6, 3, 16, 16), torch.ones(4, 6, dtype=torch.bool))
@@ -247,7 +247,7 @@ CASES = ("before any search", "after a search", "after a child", "from a thread"
 
 def test_forked_children_answer_as_their_parent_does(world):
     """A child has none of the threads that torch and FAISS share work with, and waited for them for ever."""
-    create_index(world / "changing", model_card(tiny_model()))
+    create_index(world / "changing", model_card(searchable_model()))
     program = CHILDREN.format(tests=str(Path(__file__).parent), root=str(world), deadline=60, query=QUERY,
                               expected=Retriever(world / "model", world / "index").search(QUERY)[0].video_id)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from search_world import tiny_model, write_video
+from search_world import searchable_model, write_video
 
 from hcmi.config import Params, load_params
 from hcmi.dataset import read_folder, write_manifest
@@ -38,7 +38,7 @@ def make_world(root: Path) -> World:
     clips, _ = read_folder(root / "raw", dataset)
     write_manifest(sorted(clips, key=lambda clip: clip.video_id), root / "manifest.parquet")
     write_shards(manifest_path=root / "manifest.parquet", out_dir=root / "shards", config=shards)
-    tiny_model().save_pretrained(root / "model")
+    searchable_model().save_pretrained(root / "model")
     export(model_dir=root / "model", shards_dir=root / "shards", out_dir=root / "export", config=params.export)
     incoming = root / "incoming"
     make_folder(incoming / "same", 24, 60, 120, seed=2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from drift_world import World
 from PIL import Image
-from search_world import tiny_model
+from search_world import searchable_model
 
 from hcmi.drift import Reference
 from hcmi.drift.pictures import FRAMES_EACH, NUM_EXAMPLES, SIZE, draw_examples, histograms, map_points
@@ -41,7 +41,7 @@ def test_histograms_share_their_bins_and_sum_to_one_when_values_are_missing():
 
 def test_examples_are_clips_of_the_sample_and_show_the_middle_frame_when_a_file_is_missing(world: World):
     root, _ = world
-    sample = Reference(tiny_model(), root / "export", root / "shards", np.random.default_rng(0)).sample
+    sample = Reference(searchable_model(), root / "export", root / "shards", np.random.default_rng(0)).sample
     moved = root / "raw" / "moved"
     (root / "raw" / "videos").rename(moved)
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from drift_world import World
-from search_world import tiny_model
+from search_world import searchable_model
 
 from hcmi.drift import Reference
 from hcmi.drift.reference import _draw_captions
@@ -15,7 +15,7 @@ from hcmi.errors import DriftError
 
 def reference(world: World, export: str = "export", seed: int = 0) -> Reference:
     root, _ = world
-    return Reference(tiny_model(), root / export, root / "shards", np.random.default_rng(seed))
+    return Reference(searchable_model(), root / export, root / "shards", np.random.default_rng(seed))
 
 
 def test_sample_is_the_held_out_clips_and_the_gallery_the_others(world):

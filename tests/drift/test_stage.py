@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from drift_world import of, run
 from made_scores import scores
-from search_world import tiny_model, write_video
+from search_world import searchable_model, write_video
 from video_files import write_odd_folder
 
 from hcmi.drift import Scores, drift
@@ -59,7 +59,7 @@ def test_batch_gets_the_same_answer_and_bytes_when_asked_for_alone(world, result
 
 def test_export_of_another_model_is_refused_and_nothing_is_written(world):
     root, params = world
-    tiny_model(seed=1).save_pretrained(root / "other")
+    searchable_model(seed=1).save_pretrained(root / "other")
     with pytest.raises(DriftError, match=r"export: need the export of this model \(\w{12}\), got one of model \w{12}"):
         drift(incoming_dir=root / "incoming", model_dir=root / "other", export_dir=root / "export",
               shards_dir=root / "shards", out_dir=root / "refused", params=params)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from search_world import tiny_model
+from search_world import searchable_model
 
 from hcmi.config import load_params
 from hcmi.errors import DataError
@@ -77,7 +77,7 @@ def write_shards(folder, sizes=(("train", 12), ("test", 20)), captions=(2,), ord
 def world(tmp_path_factory, repo_root):
     """A model folder, shards, and the parameters."""
     folder = tmp_path_factory.mktemp("evaluate")
-    tiny_model().save_pretrained(folder / "model")
+    searchable_model().save_pretrained(folder / "model")
     write_shards(folder / "shards")
     params = load_params(repo_root / "params.yaml")
     return folder, params.model_copy(update={"evaluate": params.evaluate.model_copy(

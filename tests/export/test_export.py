@@ -8,7 +8,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
-from search_world import PARAMS, D, T, changes_until_killed, tiny_model, write_video
+from search_world import PARAMS, D, T, changes_until_killed, searchable_model, write_video
 
 from hcmi.config import ExportConfig
 from hcmi.dataset import write_manifest
@@ -37,7 +37,7 @@ def world(tmp_path_factory):
     write_shards(manifest_path=root / "manifest.parquet", out_dir=root / "shards",
                  config=PARAMS.shards.model_copy(update={"size": 16, "num_frames": 2 * T, "max_clips_per_shard": 2,
                                                   "num_workers": 1}))
-    tiny_model().save_pretrained(root / "model")
+    searchable_model().save_pretrained(root / "model")
     run(root)
     return root
 
@@ -54,7 +54,7 @@ def test_rows_of_all_files_agree_with_the_model(world):
     store = TokenStore(world / "export/embeddings")
     for split in ("train", "val", "test"):
         reader = ShardReader(world / "shards", split)
-        encoded = encode_split(tiny_model(), reader, 4)
+        encoded = encode_split(searchable_model(), reader, 4)
         for video_id, tokens_row in zip(encoded.video_ids, range(len(reader)), strict=True):
             row = table["video_id"].to_pylist().index(video_id)
             assert table["split"][row].as_py() == split
@@ -73,7 +73,7 @@ def test_arrays_are_memory_mapped_and_half_precision(world):
 
 def test_meta_says_which_model_made_it(world):
     meta = json.loads((world / "export/meta.json").read_text())
-    assert meta["fingerprint"] == tiny_model().fingerprint
+    assert meta["fingerprint"] == searchable_model().fingerprint
     assert meta["splits"] == {"train": 2, "val": 1, "test": 3}
     assert meta["dim"] == D
     assert meta["levels"] == ["frame_word", "clip_phrase", "video_sentence"]
@@ -84,7 +84,7 @@ def test_meta_says_which_model_made_it(world):
 def test_reference_holds_the_held_out_videos_and_texts(world):
     folder = world / "export/reference"
     reader = ShardReader(world / "shards", "test")
-    encoded = encode_split(tiny_model(), reader, 4)
+    encoded = encode_split(searchable_model(), reader, 4)
     videos = pq.read_table(folder / "videos.parquet")
     assert videos["video_id"].to_pylist() == encoded.video_ids
     queries = pq.read_table(folder / "queries.parquet")
@@ -131,9 +131,9 @@ def test_int8_halves_the_vectors_and_says_its_cost(world):
 
 
 def test_precision_cost_counts_a_changed_first_place(world):
-    encoded = encode_split(tiny_model(), ShardReader(world / "shards", "test"), 4)
-    cost = precision_cost(tiny_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos[[1, 2, 0]])
-    same = precision_cost(tiny_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos)
+    encoded = encode_split(searchable_model(), ShardReader(world / "shards", "test"), 4)
+    cost = precision_cost(searchable_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos[[1, 2, 0]])
+    same = precision_cost(searchable_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos)
     assert same["max_score_difference"] == 0
     assert same["t2v_R@1_exact"] == same["t2v_R@1_stored"]
     assert cost["max_score_difference"] > 0
@@ -170,7 +170,7 @@ def test_export_is_whole_or_absent_when_the_stage_is_killed(world):
     for _ in changes_until_killed(SETUP.format(world=str(world)), 'run(world, "killed")', kills):
         if (world / "killed").exists():
             found += 1
-            retriever = Retriever(tiny_model(), world / "killed" / "index")
+            retriever = Retriever(searchable_model(), world / "killed" / "index")
             assert len(retriever.search("a ring", top=6)) == 6
             assert pq.read_table(world / "killed/videos.parquet").num_rows == 6
             assert json.loads((world / "killed/meta.json").read_text())["num_videos"] == 6

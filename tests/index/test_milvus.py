@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from search_world import clips, times, tiny_model, video_tokens
+from search_world import clips, searchable_model, times, video_tokens
 from serve_world import served
 
 pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
@@ -23,7 +23,7 @@ QUERY = "a red ring slides left"
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return searchable_model()
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_int8_tokens_are_unchanged(model, tmp_path):
 
 def test_milvus_refuses_another_model(world, tmp_path):
     with pytest.raises(SearchIndexError, match="need an index made by this model"):
-        Retriever(tiny_model(seed=1), str(world / "videos.db"))
-    create_index(tmp_path / "index", model_card(tiny_model(seed=1)))
+        Retriever(searchable_model(seed=1), str(world / "videos.db"))
+    create_index(tmp_path / "index", model_card(searchable_model(seed=1)))
     with pytest.raises(SearchIndexError, match="need an index made by this model"):
         push(SearchIndex.open(tmp_path / "index"), str(world / "videos.db"))
 
@@ -100,12 +100,12 @@ def test_an_open_retriever_refuses_a_collection_that_another_model_replaced(mode
     assert len(retriever.search(QUERY)) == 10
     for name in (VIDEOS, MODEL):
         retriever.index.client.drop_collection(name)
-    create_index(tmp_path / "index", model_card(tiny_model(seed=1)))
+    create_index(tmp_path / "index", model_card(searchable_model(seed=1)))
     add_videos(tmp_path / "index", clips(["a", "b"]), [(video_tokens(2, np.random.default_rng(1)), times(2))])
     push(SearchIndex.open(tmp_path / "index"), uri)
     with pytest.raises(SearchIndexError, match="need an index made by this model"):
         retriever.search(QUERY)
-    assert len(Retriever(tiny_model(seed=1), uri).search(QUERY)) == 2
+    assert len(Retriever(searchable_model(seed=1), uri).search(QUERY)) == 2
 
 
 def test_threads_get_their_own_answers_from_milvus(pair):

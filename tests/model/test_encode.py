@@ -4,7 +4,7 @@ import model_world
 import numpy as np
 import pytest
 import torch
-from search_world import text_tokens, tiny_model, video_tokens
+from search_world import searchable_model, text_tokens, video_tokens
 
 from hcmi.evaluate import encode_split
 from hcmi.model import encode_texts, encode_videos, score
@@ -15,7 +15,7 @@ from hcmi.types import EvalBatch
 
 @pytest.mark.parametrize("head", HEADS)
 def test_score_agrees_with_the_head_when_it_works_in_tiles(head):
-    model, generator = tiny_model(head=head), np.random.default_rng(0)
+    model, generator = searchable_model(head=head), np.random.default_rng(0)
     videos, texts = video_tokens(20, generator), text_tokens(15, generator)
     with torch.no_grad():
         expected = model.similarities(texts, videos)
@@ -32,7 +32,7 @@ CAPTIONS = ["a red film", "a", "first blue and then much later white and black",
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 def test_encode_split_is_the_model_clip_by_clip_when_batches_end_anywhere(films, head):
-    model, reader = model_world.tiny_model(head, wild=True), ShardReader(films, "train")
+    model, reader = model_world.searchable_model(head, wild=True), ShardReader(films, "train")
     encoded = encode_split(model, reader, batch_size=7)
     assert encoded.video_ids == [clip.video_id for clip in reader.clips]
     assert encoded.captions == [caption for clip in reader.clips for caption in clip.captions]
@@ -52,7 +52,7 @@ def test_encode_split_is_the_model_clip_by_clip_when_batches_end_anywhere(films,
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 def test_encode_texts_gives_the_same_scores_when_batches_are_small(head):
-    model, videos = model_world.tiny_model(head, wild=True), video_tokens(6, np.random.default_rng(0))
+    model, videos = model_world.searchable_model(head, wild=True), video_tokens(6, np.random.default_rng(0))
     whole, by_one = encode_texts(model, CAPTIONS), encode_texts(model, CAPTIONS, batch_size=1)
     assert len(by_one) == len(CAPTIONS)
     for level, sims_QV in score(model, whole, videos).items():
@@ -60,7 +60,7 @@ def test_encode_texts_gives_the_same_scores_when_batches_are_small(head):
 
 
 def test_encode_videos_joins_batches_when_their_numbers_of_frames_differ():
-    model, generator = model_world.tiny_model(), np.random.default_rng(0)
+    model, generator = model_world.searchable_model(), np.random.default_rng(0)
     batches = []
     for lengths, longest in (([2, 1], 2), ([4], 4), ([3, 3, 2], 3)):
         frames = torch.from_numpy(generator.integers(0, 256, (len(lengths), longest, 16, 16, 3), np.uint8))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from search_world import T, clips, times, tiny_model, video_tokens
+from search_world import T, clips, searchable_model, times, video_tokens
 
 from hcmi.errors import ModelError
 from hcmi.index import add_videos, create_index, model_card
@@ -16,7 +16,7 @@ TEXTS = ["a red ring slides left", "a square", "a blue ring grows then a green s
 @pytest.fixture(scope="module", params=["hcmi", "xclip"])
 def saved(request, tmp_path_factory):
     """A model and the folder it was saved in."""
-    model = tiny_model(head=request.param)
+    model = searchable_model(head=request.param)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
     return model, folder

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from search_world import clips, times, tiny_model, video_tokens
+from search_world import clips, searchable_model, times, video_tokens
 
 from hcmi.index import add_videos, create_index, model_card
 from hcmi.search import Retriever
@@ -10,7 +10,7 @@ from hcmi.search import Retriever
 
 @pytest.fixture(scope="session")
 def model():
-    return tiny_model()
+    return searchable_model()
 
 
 @pytest.fixture

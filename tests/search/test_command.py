@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from search_world import tiny_model, write_video
+from search_world import searchable_model, write_video
 
 from hcmi.cli import main
 from hcmi.index import create_index, model_card
@@ -15,7 +15,7 @@ from hcmi.index import create_index, model_card
 def world(tmp_path_factory):
     """Folder with model/, videos/ and a cache."""
     root = tmp_path_factory.mktemp("world")
-    tiny_model().save_pretrained(root / "model")
+    searchable_model().save_pretrained(root / "model")
     for grey in (60, 160, 240):
         write_video(root / "videos" / f"g{grey}.mp4", grey)
     return root
@@ -101,12 +101,12 @@ def test_search_says_what_is_wrong_in_one_line(run, arguments, message):
 
 
 def test_search_refuses_an_index_of_another_model(run, tmp_path):
-    create_index(tmp_path / "index", model_card(tiny_model(seed=1)))
+    create_index(tmp_path / "index", model_card(searchable_model(seed=1)))
     assert "need an index made by this model" in run("ring", "--index", tmp_path / "index", code=1).stderr
 
 
 def test_search_says_so_when_nothing_is_there(run, world, tmp_path):
-    create_index(tmp_path / "index", model_card(tiny_model()))
+    create_index(tmp_path / "index", model_card(searchable_model()))
     assert run("ring", "--index", tmp_path / "index").stdout.startswith("Nothing found")
     assert run("ring", "--index", tmp_path / "index", "--json").stdout.strip() == "[]"
 

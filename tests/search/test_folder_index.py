@@ -1,7 +1,7 @@
 """A folder of small real videos, searched while files are added, deleted, renamed and broken."""
 
 import pytest
-from search_world import T, tiny_model, write_video
+from search_world import T, searchable_model, write_video
 
 import hcmi.search.folder_index
 from hcmi.errors import DataError
@@ -12,7 +12,7 @@ from hcmi.search.folder_index import cut, index_folder, videos_by_name
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return searchable_model()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from search_world import clips, times, tiny_model, video_tokens
+from search_world import clips, searchable_model, times, video_tokens
 
 from hcmi.errors import ConfigError
 from hcmi.index import add_videos, create_index, model_card
@@ -34,7 +34,7 @@ def test_search_answers_when_the_query_is_only_odd(world, query):
 
 
 def test_query_in_the_language_of_the_captions_is_accepted_when_it_is_full_of_punctuation(tmp_path):
-    model = tiny_model(captions=["красное кольцо", "синее кольцо"] * 3)
+    model = searchable_model(captions=["красное кольцо", "синее кольцо"] * 3)
     create_index(tmp_path / "index", model_card(model))
     add_videos(tmp_path / "index", clips(["v0"]), [(video_tokens(1, np.random.default_rng(0)), times(1))])
     retriever = Retriever(model, tmp_path / "index")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from search_world import T, clips, times, tiny_model
+from search_world import T, clips, searchable_model, times
 
 import hcmi
 from hcmi.errors import ConfigError, DataError, SearchIndexError
@@ -44,7 +44,7 @@ def test_second_stage_reorders_only_the_candidates_when_they_are_few(model, worl
 
 @pytest.mark.parametrize("head", ["mean_pool", "wti", "xclip"])
 def test_search_works_for_other_heads(head, tmp_path):
-    model = tiny_model(head=head)
+    model = searchable_model(head=head)
     with torch.inference_mode():
         tokens = model.encode_videos(torch.rand(4, T, 3, 16, 16), torch.ones(4, T, dtype=torch.bool))
     create_index(tmp_path / "index", model_card(model))
@@ -114,7 +114,7 @@ def test_a_query_finds_the_same_when_its_words_are_quoted_or_joined(world, query
 
 def test_retriever_refuses_an_index_of_another_model(world):
     with pytest.raises(SearchIndexError, match="need an index made by this model"):
-        Retriever(tiny_model(seed=1), world[0].index.folder)
+        Retriever(searchable_model(seed=1), world[0].index.folder)
 
 
 def test_empty_index_answers_nothing(model, tmp_path):

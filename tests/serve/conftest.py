@@ -2,7 +2,7 @@
 
 import httpx
 import pytest
-from search_world import tiny_model, write_video
+from search_world import searchable_model, write_video
 from serve_world import served
 
 from hcmi.search import Retriever
@@ -14,7 +14,7 @@ GREYS = (60, 160, 240)
 def world(tmp_path_factory):
     """Folder with model/, videos/ and a cache."""
     root = tmp_path_factory.mktemp("world")
-    tiny_model().save_pretrained(root / "model")
+    searchable_model().save_pretrained(root / "model")
     for grey in GREYS:
         write_video(root / "videos" / f"g{grey}.mp4", grey, seconds=4.0)
     return root
