@@ -88,12 +88,12 @@ def main() -> None:
     model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
     clips = [json.loads(line) for line in options.annotation.read_text(encoding="utf-8").splitlines()]
     asked, generator = events(clips, options.split), np.random.default_rng(0)
-    batches = list(encode_batches(model, reader, BACKGROUND_VIDEOS))
-    others = background(batches[0][0])
+    batches = list(encode_batches(model, reader.index, BACKGROUND_VIDEOS))
+    others = background(batches[0][1])
     scores: dict[str, list[float]] = defaultdict(list)
     all_queries: list[str] = []
     row = 0
-    for tokens, times_BT in batches:
+    for _, tokens, times_BT in batches:
         for at in range(len(tokens)):
             clip = reader.clips[row]
             row += 1

@@ -44,7 +44,7 @@ def world(tmp_path_factory):
 
 def run(root, out="export", precision="float16"):
     config = ExportConfig(batch_size=2, precision=precision, parquet=True)
-    return export(model_dir=root / "model", shards_dir=root / "shards", out_dir=root / out, config=config)
+    return export(model_dir=root / "model", shards=root / "shards", out_dir=root / out, config=config)
 
 
 def test_rows_of_all_files_agree_with_the_model(world):
@@ -150,7 +150,7 @@ def test_old_export_stays_when_the_new_one_fails(world, tmp_path):
     tar = tmp_path / "shards/val-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\x00"))
     with pytest.raises(DataError, match=r"need a JPEG as frame 0 of clip v\d"):
-        export(model_dir=world / "model", shards_dir=tmp_path / "shards", out_dir=world / "export",
+        export(model_dir=world / "model", shards=tmp_path / "shards", out_dir=world / "export",
                config=ExportConfig(batch_size=2, precision="float16", parquet=False))
     assert (world / "export/meta.json").read_bytes() == before
     assert not list(world.glob(".export*"))
@@ -193,5 +193,5 @@ def test_export_holds_nothing_of_the_one_whose_place_it_takes(world):
 
 def test_export_refuses_when_there_are_no_shards(world, tmp_path):
     with pytest.raises(DataError, match=r"need at least one clip to export, got none. Run `hcmi shards`"):
-        export(model_dir=world / "model", shards_dir=tmp_path, out_dir=tmp_path / "export",
+        export(model_dir=world / "model", shards=tmp_path, out_dir=tmp_path / "export",
                config=ExportConfig(batch_size=2, precision="float16", parquet=False))

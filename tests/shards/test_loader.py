@@ -20,7 +20,7 @@ from PIL import Image
 
 from hcmi.errors import ConfigError, DataError
 from hcmi.shards import ShardReader, TrainLoader, eval_batches, pick_frames
-from hcmi.shards.sampler import _taken_for_same, marginal_order, plan_epoch
+from hcmi.shards.sampler import _same_meaning_as, marginal_order, plan_epoch
 from hcmi.train.loss import same_meaning
 from hcmi.types import Clip
 
@@ -221,7 +221,7 @@ def test_marginal_order_agrees_with_the_loss_when_it_takes_clips_for_the_same():
              for _ in range(2)]
     one_way_BB = same_meaning(*views).numpy()
     views_2ND, others = torch.stack(views).numpy(), np.arange(40)
-    found_BB = np.stack([_taken_for_same(clip, others, views_2ND) for clip in range(40)])
+    found_BB = np.stack([_same_meaning_as(clip, others, views_2ND) for clip in range(40)])
     np.fill_diagonal(found_BB, True)
     assert 0.05 < one_way_BB.mean() < 0.5
     assert (found_BB == (one_way_BB | one_way_BB.T)).all()
@@ -246,7 +246,7 @@ def test_train_loader_gathers_marginal_clips_for_one_epoch_when_told_to(shards):
 
     loader = TrainLoader(reader, 5, num_frames=2)
     plain = [of_one_kind(batch) for batch in loader]
-    loader.gather(embeddings_ND, 5)
+    loader.group_marginal_clips(embeddings_ND, 5)
     gathered = list(loader)
     assert sum(map(of_one_kind, gathered)) >= sum(plain) + 6
     again = TrainLoader(reader, 5, num_frames=2)
@@ -254,7 +254,7 @@ def test_train_loader_gathers_marginal_clips_for_one_epoch_when_told_to(shards):
     assert_same_batches(list(loader), list(again))      # the epoch after it is any epoch again
     resumed, stopped = (TrainLoader(reader, 5, num_frames=2) for _ in range(2))
     stopped.epoch = 1
-    stopped.gather(embeddings_ND, 5)
+    stopped.group_marginal_clips(embeddings_ND, 5)
     first = next(iter(stopped))
     resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
     assert_same_batches([first, *resumed], gathered)

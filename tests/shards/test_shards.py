@@ -30,9 +30,8 @@ from hcmi.dataset import write_manifest
 from hcmi.errors import ConfigError, DataError
 from hcmi.shards import write_shards
 from hcmi.shards.journal import Journal
-from hcmi.shards.shard_file import INDEX
-from hcmi.shards.stage import leaves
-from hcmi.shards.tar import clip_members, end_of_tar
+from hcmi.shards.shard_index import INDEX
+from hcmi.shards.clip_table import split_by_hash
 from hcmi.types import Clip
 
 CONFIG = ShardsConfig(size=32, num_frames=5, quality=95, max_clips_per_shard=8, max_skip_fraction=0.5,
@@ -128,10 +127,10 @@ def test_tar_bytes_are_webdatasets_when_written_by_both():
 
 
 @given(st.sets(st.integers(0, 2**64 - 1), max_size=60), st.integers(1, 10), st.integers(0, 2**64 - 1))
-def test_leaves_change_in_one_place_when_a_clip_is_added(numbers, most, extra):
+def test_shards_change_in_one_place_when_a_clip_is_added(numbers, most, extra):
     def groups(values):
         digests = np.array(sorted(values), np.uint64)
-        return [frozenset(digests[leaf].tolist()) for leaf in leaves(digests, np.arange(len(digests)), most)]
+        return [frozenset(digests[leaf].tolist()) for leaf in split_by_hash(digests, np.arange(len(digests)), most)]
 
     before, after = groups(numbers), groups(numbers | {extra})
     assert sorted(value for group in before for value in group) == sorted(numbers)

@@ -315,13 +315,13 @@ def test_meanings_are_none_when_a_data_set_does_not_know_them():
 def test_train_gathers_marginal_clips_when_groups_are_asked_for(films, tmp_path, monkeypatch):
     """From the end of the warm-up on, by what the model itself saw; a vector for each clip it was shown."""
     given = []
-    gather = subject.TrainLoader.gather
+    gather = subject.TrainLoader.group_marginal_clips
 
     def watched(loader, embeddings_ND, size, views_2ND):
         given.append((loader.epoch, size, np.linalg.norm(embeddings_ND, axis=1), np.linalg.norm(views_2ND, axis=2)))
         gather(loader, embeddings_ND, size, views_2ND)
 
-    monkeypatch.setattr(subject.TrainLoader, "gather", watched)
+    monkeypatch.setattr(subject.TrainLoader, "group_marginal_clips", watched)
     run(films, tmp_path, epochs=3, marginal_group=4, warmup_epochs=1, denoise="positive", denoise_by="text")
     assert [(epoch, size) for epoch, size, *_ in given] == [(1, 4), (2, 4)]
     assert given[0][2] == pytest.approx(np.ones(24), abs=1e-5)
