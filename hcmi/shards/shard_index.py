@@ -93,12 +93,11 @@ def open_shard(shards: str | Path, name: str) -> BinaryIO | Any:
 
 def unreadable(shards: str | Path, name: str, need: str, error: Exception) -> DataError:
     """One line for a file of the shards that cannot be read."""
-    if not is_remote(shards):
-        got, next_step = getattr(error, "strerror", None) or str(error), MAKE_AGAIN
-    elif code := re.search(r": exit (-?\d+)", str(error)):      # webdataset names the whole command
-        got, next_step = f"exit code {code[1]} of the command that reads it", _FETCH_AGAIN
+    next_step = _FETCH_AGAIN if is_remote(shards) else MAKE_AGAIN
+    if code := re.search(r": exit (-?\d+)", str(error)):      # webdataset names the whole command
+        got = f"exit code {code[1]} of the command that reads it"
     else:
-        got, next_step = str(error), _FETCH_AGAIN
+        got = getattr(error, "strerror", None) or str(error)
     return DataError(f"{shards}/{name}: need {need}, got: {' '.join(got.split())}. {next_step}")
 
 

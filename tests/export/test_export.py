@@ -192,6 +192,6 @@ def test_export_holds_nothing_of_the_one_whose_place_it_takes(world):
 
 
 def test_export_refuses_when_there_are_no_shards(world, tmp_path):
-    with pytest.raises(DataError, match=r"need at least one clip to export, got none. Run `hcmi shards`"):
+    with pytest.raises(DataError, match=r"index.parquet: need the index of the shards, got no file\. Run `hcmi"):
         export(model_dir=world / "model", shards=tmp_path, out_dir=tmp_path / "export",
                config=ExportConfig(batch_size=2, precision="float16", parquet=False))
