@@ -82,7 +82,18 @@ class ExistingShard:
         """What determines the bytes of the tar: split, video_id, content key and record hash of each clip."""
         return [(row["split"], row["video_id"], row["key"], row["record"]) for row in self.rows]
 
-    def read(self, number: int) -> Decoded[tuple[bytes, ...]]:
+    def has_members(self, number: int, video_id: str, record_hash: str) -> bool:
+        """Whether the members of a clip are those of this name and record, byte for byte."""
+        row = self.rows[number]
+        return (row["video_id"], row["record"]) == (video_id, record_hash)
+
+    def read_members(self, number: int) -> bytes:
+        """All of a clip's members, with their headers."""
+        row = self.rows[number]
+        with open(self.path, "rb") as file:
+            return os.pread(file.fileno(), row["num_bytes"], row["json_offset"] - tarfile.BLOCKSIZE)
+
+    def read_frames(self, number: int) -> Decoded[tuple[bytes, ...]]:
         """The frames of a clip, as files."""
         row = self.rows[number]
         with open(self.path, "rb") as file:

@@ -105,7 +105,7 @@ def _read_shard(index: SplitIndex, name: str) -> Iterator[dict[str, Any]]:
     try:
         yield from group_by_keys(tar_file_expander([{"url": name, "stream": stream}]))
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise unreadable(index.shards, name, f"{need}, whole", error) from error
+        raise unreadable(index.shards, name, f"{need}, whole", error, stream) from error
     finally:
         with suppress(OSError):     # a command that is stopped before it has written all
             stream.close()

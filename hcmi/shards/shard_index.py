@@ -29,6 +29,7 @@ INDEX = pa.schema([
     ("record", pa.string())])           # hash of what the manifest contributes to the JSON
 MAKE_AGAIN = "Run `hcmi shards` again, or copy the whole folder again."
 _FETCH_AGAIN = "Correct the address, or try again."
+_EXIT_CODE = re.compile(r": exit (\d+)")      # as webdataset's `Pipe` reports it; negative: stopped by a signal
 _COLUMNS = ["split", "shard", "video_id", "json_offset", "json_size", "frame_offsets", "frame_sizes"]
 
 
@@ -91,13 +92,18 @@ def open_shard(shards: str | Path, name: str) -> BinaryIO | Any:
     return gopen(place)
 
 
-def unreadable(shards: str | Path, name: str, need: str, error: Exception) -> DataError:
-    """One line for a file of the shards that cannot be read."""
-    next_step = _FETCH_AGAIN if is_remote(shards) else MAKE_AGAIN
-    if code := re.search(r": exit (-?\d+)", str(error)):      # webdataset names the whole command
+def unreadable(shards: str | Path, name: str, need: str, error: Exception, stream: Any = None) -> DataError:
+    """One line for a file of the shards that cannot be read from its `stream`, which is closed."""
+    try:
+        if stream is not None:
+            stream.close()
+    except OSError as failed:       # a command that failed: the reason why too few bytes came
+        error = failed if _EXIT_CODE.search(str(failed)) else error
+    if code := _EXIT_CODE.search(str(error)):
         got = f"exit code {code[1]} of the command that reads it"
     else:
-        got = getattr(error, "strerror", None) or str(error)
+        got = getattr(error, "strerror", None) or str(error.args[0])    # webdataset adds objects to `args`
+    next_step = _FETCH_AGAIN if is_remote(shards) else MAKE_AGAIN
     return DataError(f"{shards}/{name}: need {need}, got: {' '.join(got.split())}. {next_step}")
 
 

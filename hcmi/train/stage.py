@@ -106,7 +106,8 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
                 started = time.monotonic()
                 if loader.batch == 0 and group_size(model, config, epoch) > 1:
                     views_2ND = None if config.loss.denoise == "off" else progress.seen_3ND[1:].numpy()
-                    loader.group_marginal_clips(progress.seen_3ND[0].numpy(), group_size(model, config, epoch), views_2ND)
+                    loader.group_marginal_clips(progress.seen_3ND[0].numpy(), group_size(model, config, epoch),
+                                                views_2ND)
                 for batch in loader:
                     set_learning_rate(optimizers, progress.step / total_steps, config.warmup_fraction)
                     figures, seen_KBD = training_step(

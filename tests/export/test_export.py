@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from search_world import PARAMS, D, T, changes_until_killed, tiny_model, write_video
 
+from hcmi.cli import main
 from hcmi.config import ExportConfig
 from hcmi.dataset import write_manifest
 from hcmi.errors import DataError
@@ -189,6 +194,58 @@ def test_export_holds_nothing_of_the_one_whose_place_it_takes(world):
     run(world, "again")
     names = [{path.relative_to(world / out) for path in (world / out).rglob("*")} for out in ("export", "again")]
     assert names[0] == names[1]
+
+
+@pytest.fixture
+def serve():
+    """Start a server of a folder; returns its address."""
+    servers = []
+
+    def start(folder):
+        handler = partial(type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}),
+                          directory=str(folder))
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("kind", ["http", "pipe"])
+def test_export_has_the_same_bytes_when_the_shards_are_behind_a_url(world, tmp_path, serve, kind):
+    base = serve(world / "shards") if kind == "http" else f"pipe:cat {world}/shards"
+    config = ExportConfig(batch_size=2, precision="float16", parquet=True)
+    export(model_dir=world / "model", shards=base, out_dir=tmp_path / "export", config=config)
+    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (world / "export",
+                                                                                     tmp_path / "export")]
+    assert names[0] == names[1]
+    for path in (world / "export").rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "export" / path.relative_to(world / "export")).read_bytes() == path.read_bytes(), path
+
+
+def test_verb_writes_nothing_and_says_so_in_one_line_when_a_download_fails(world, tmp_path, serve, repo_root):
+    shutil.copytree(world / "shards", tmp_path / "shards")
+    (tmp_path / "shards/test-000000.tar").unlink()
+    base = serve(tmp_path / "shards")
+    answer = CliRunner().invoke(main, ["export", "--model", str(world / "model"), "--shards", base, "--out",
+                                       str(tmp_path / "export"), "--params", str(repo_root / "params.yaml")])
+    assert answer.exit_code == 1
+    assert answer.stderr.splitlines()[-1] == (
+        f"hcmi: {base}/test-000000.tar: need the shard that index.parquet names, whole, got: exit code 22 of the "
+        "command that reads it. Correct the address, or try again.")
+    assert not (tmp_path / "export").exists()
+
+
+def test_export_refuses_when_no_clip_is_in_the_index(world, tmp_path):
+    index = pq.read_table(world / "shards/index.parquet")
+    pq.write_table(index.slice(0, 0), tmp_path / "index.parquet")
+    with pytest.raises(DataError, match=r"need at least one clip to export, got none. Run `hcmi shards`"):
+        export(model_dir=world / "model", shards=tmp_path, out_dir=tmp_path / "export",
+               config=ExportConfig(batch_size=2, precision="float16", parquet=False))
 
 
 def test_export_refuses_when_there_are_no_shards(world, tmp_path):
