@@ -22,6 +22,7 @@ from hcmi.shards.shard_index import INDEX, KEY_CHARACTERS, MAKE_AGAIN
 from hcmi.types import CLIP_SCHEMA, Clip
 from hcmi.video import Decoded
 
+BUFFER_BYTES = 1 << 20      # of a tar being written: tarfile writes pieces of 10 KB
 Jpegs = Decoded[tuple[bytes, ...]]
 
 
@@ -45,7 +46,7 @@ def write_shard(path: Path, entries: Sequence[ShardEntry], existing: ExistingSha
     The caller makes sure that the bytes reach the disk.
     """
     places = [existing.find(entry.key) for entry in entries]
-    shards = {place[0]: existing.shard(place[0]) for place in places if place}
+    shards = {number: existing.shard(number) for number in sorted({place[0] for place in places if place})}
     wanted = [(entry.clip.split, entry.clip.video_id, entry.key, entry.record_hash) for entry in entries]
     for shard in shards.values():
         if shard.contents == wanted:
@@ -53,7 +54,8 @@ def write_shard(path: Path, entries: Sequence[ShardEntry], existing: ExistingSha
             names = pa.array([path.name] * len(entries))
             return shard.table.set_column(INDEX.get_field_index("shard"), INDEX.field("shard"), names)
     rows = []
-    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:     # equal input, equal bytes
+    # mtime=0: equal input gives equal bytes
+    with open(path, "wb", buffering=BUFFER_BYTES) as file, TarWriter(file, encoder=False, mtime=0) as tar:
         for entry, place in zip(entries, places, strict=True):
             if not place:
                 row = _add_clip(tar, entry, entry.read_frames())
