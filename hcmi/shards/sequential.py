@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -48,27 +48,25 @@ def eval_batches(reader: ShardReader, batch_size: int, num_frames: int, rank: in
 
 def clip_batches(index: SplitIndex, batch_size: int, num_frames: int, rank: int = 0, world_size: int = 1
                  ) -> Iterator[ClipBatch]:
-    """As `eval_batches`, with the clips, which are read from the tars too: nothing but the index is needed before."""
+    """As `eval_batches`, from the index alone: the clips too are read from the tars, so these may be behind a URL."""
     first, last = (len(index) * part // world_size for part in (rank, rank + 1))
-    clips = _read_clips(index, first, last)
+    num_stored = index.num_stored
+    stream = _read_clips(index, first, last)
     frame_shape: tuple[int, ...] = ()
     for start in range(first, last, batch_size):
-        rows = range(start, min(start + batch_size, last))
-        picks_BT = middle_frames(index.num_stored[rows.start:rows.stop], num_frames)
-        batch: list[tuple[Clip, Decoded[None]]] = []
-        for row, picks_T in zip(rows, picks_BT.tolist(), strict=True):
-            clip, stored, jpegs = next(clips)
-            shard = _path(index, row)
-            if not batch:
-                frame_shape = frame_shape or jpeg_shape(jpegs[0], shard, clip.video_id)
-                frames_BTHXC = np.zeros((len(rows), num_frames, *frame_shape), np.uint8)
-            for frame, slot_HXC in zip(picks_T, frames_BTHXC[len(batch)], strict=True):
+        rows = list(range(start, min(start + batch_size, last)))
+        clips, stored, jpegs = zip(*islice(stream, len(rows)), strict=True)
+        video_ids = [clip.video_id for clip in clips]
+        frame_shape = frame_shape or jpeg_shape(jpegs[0][0], _path(index, start), video_ids[0])
+        picks_BT = middle_frames(num_stored[rows], num_frames)
+        frames_BTHXC = np.zeros((*picks_BT.shape, *frame_shape), np.uint8)
+        for row, picks_T, slots_THXC, files, video_id in zip(rows, picks_BT.tolist(), frames_BTHXC, jpegs, video_ids,
+                                                             strict=True):
+            for frame, slot_HXC in zip(picks_T, slots_THXC, strict=True):
                 if frame >= 0:
-                    decode_into(jpegs[frame], slot_HXC, shard, clip.video_id, frame)
-            batch.append((clip, stored))
-        yield ClipBatch([clip for clip, _ in batch], [stored for _, stored in batch],
-                        EvalBatch(list(rows), [clip.video_id for clip, _ in batch], torch.from_numpy(frames_BTHXC),
-                                  torch.from_numpy(picks_BT >= 0)))
+                    decode_into(files[frame], slot_HXC, _path(index, row), video_id, frame)
+        yield ClipBatch(list(clips), list(stored), EvalBatch(rows, video_ids, torch.from_numpy(frames_BTHXC),
+                                                             torch.from_numpy(picks_BT >= 0)))
 
 
 def _path(index: SplitIndex, row: int) -> str:

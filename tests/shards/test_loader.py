@@ -58,7 +58,7 @@ def test_train_loader_never_repeats_a_video_in_a_batch_when_videos_have_segments
     assert loader.epoch == 5
 
 
-def test_train_loader_takes_copies_for_one_video_when_their_bytes_are_equal(tmp_path):
+def test_train_loader_counts_copies_as_one_video_when_their_bytes_are_equal(tmp_path):
     """Four files, two of them with the same bytes: no batch of three holds both."""
     reader = ShardReader(make_shards(tmp_path, list("abcd")), "train")
     copies = [replace(clip, sha256={"b": "a"}.get(clip.sha256, clip.sha256)) for clip in reader.clips]
@@ -104,7 +104,7 @@ def test_train_loader_gives_each_caption_once_when_no_clip_has_as_many_as_are_as
     assert len(batch.captions) == 2
 
 
-def test_train_loader_shuffles_anew_when_the_epoch_or_the_seed_changes(shards):
+def test_train_loader_shuffles_differently_when_the_epoch_or_the_seed_changes(shards):
     reader = ShardReader(shards, "train")
 
     def rows(seed, epoch):
@@ -161,7 +161,7 @@ def test_train_loader_sees_the_same_batches_when_resumed_in_mid_epoch(segments, 
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_train_loader_goes_on_with_the_next_batch_when_the_loop_was_left(shards, num_workers):
+def test_train_loader_continues_with_the_next_batch_when_the_loop_was_left(shards, num_workers):
     reader = ShardReader(shards, "train")
     oracle = list(TrainLoader(reader, 5, num_frames=2))
     loader = TrainLoader(reader, 5, num_frames=2, num_workers=num_workers)
@@ -183,7 +183,7 @@ def test_train_loader_leaves_torchs_global_generator_alone_when_workers_start(sh
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_train_loader_uses_memory_again_only_when_nothing_looks_at_it_any_more(shards, num_workers):
+def test_train_loader_reuses_memory_only_when_no_view_of_it_is_left(shards, num_workers):
     loader = TrainLoader(ShardReader(shards, "train"), 3, num_frames=2, views=2, num_workers=num_workers)
     places, kept = set(), []
     for _ in range(3):
@@ -223,7 +223,7 @@ def test_train_loader_gives_one_smaller_batch_when_the_set_is_smaller(tmp_path):
         assert [len(batch.rows) for batch in TrainLoader(reader, 128, num_frames=1, world_size=2)] == [1, 1]
 
 
-def test_train_loader_gathers_marginal_clips_for_one_epoch_when_told_to(shards):
+def test_train_loader_groups_marginal_clips_for_one_epoch_when_asked_to(shards):
     reader = ShardReader(shards, "train")
     angles_N = np.arange(len(reader)) % 5 * 2 * np.pi / 5           # five kinds of clips
     embeddings_ND = np.stack([np.cos(angles_N), np.sin(angles_N)], 1)
@@ -235,17 +235,17 @@ def test_train_loader_gathers_marginal_clips_for_one_epoch_when_told_to(shards):
     loader = TrainLoader(reader, 5, num_frames=2)
     plain = [of_one_kind(batch) for batch in loader]
     loader.group_marginal_clips(embeddings_ND, 5)
-    gathered = list(loader)
-    assert sum(map(of_one_kind, gathered)) >= sum(plain) + 6
+    grouped = list(loader)
+    assert sum(map(of_one_kind, grouped)) >= sum(plain) + 6
     again = TrainLoader(reader, 5, num_frames=2)
     again.epoch = 2
-    assert_same_batches(list(loader), list(again))      # the epoch after it is any epoch again
+    assert_same_batches(list(loader), list(again))      # the epoch after it is a plain one
     resumed, stopped = (TrainLoader(reader, 5, num_frames=2) for _ in range(2))
     stopped.epoch = 1
     stopped.group_marginal_clips(embeddings_ND, 5)
     first = next(iter(stopped))
     resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
-    assert_same_batches([first, *resumed], gathered)
+    assert_same_batches([first, *resumed], grouped)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -41,7 +41,7 @@ def test_pick_frames_draws_all_frames_equally_often_when_segments_end_within_a_f
     np.testing.assert_allclose(counts / 20_000, 0.4, atol=0.015)        # 4.3 standard deviations
 
 
-# which clips together
+# which clips share a batch
 
 def test_plan_epoch_deals_clips_in_order_when_each_is_a_video_of_its_own():
     batches = plan_epoch(np.array([4, 0, 3, 1, 2]), np.arange(5), 2)
@@ -84,7 +84,7 @@ def test_plan_epoch_makes_the_most_full_batches_of_different_videos_when_videos_
         assert len(set(videos[batch].tolist())) == batch_size
 
 
-def test_plan_epoch_keeps_neighbours_in_a_batch_when_they_belong_together():
+def test_plan_epoch_keeps_neighbours_in_a_batch_when_asked_to():
     order = np.array([4, 0, 3, 1, 2, 5, 6])
     assert plan_epoch(order, np.arange(7), 3, keep_neighbours=True).tolist() == [[4, 0, 3], [1, 2, 5]]
     videos = np.array([0, 1, 2, 3, 4, 5, 5])        # clips 5 and 6 are of one video, dealt to two batches first
@@ -95,7 +95,7 @@ def test_plan_epoch_keeps_neighbours_in_a_batch_when_they_belong_together():
 def test_marginal_order_groups_what_is_near_when_worked_by_hand():
     angles_N = np.radians([0, 90, 2, 91, 180, 4, 93])
     embeddings_ND = np.stack([np.cos(angles_N), np.sin(angles_N)], 1)
-    embeddings_ND[4] = 0                                # never seen by the model: stands alone
+    embeddings_ND[4] = 0                                # never seen by the model: a group by itself
     for seed in range(5):
         order = marginal_order(embeddings_ND, 3, np.random.default_rng(seed)).tolist()
         alone = order.index(4)
@@ -103,8 +103,8 @@ def test_marginal_order_groups_what_is_near_when_worked_by_hand():
         assert {frozenset(groups[:3]), frozenset(groups[3:])} == {frozenset({0, 2, 5}), frozenset({1, 3, 6})}
 
 
-def test_marginal_order_keeps_apart_what_denoising_takes_for_the_same():
-    """Eight near clips in four pairs whose captions say the same; views of clip 7 are not known."""
+def test_marginal_order_keeps_apart_clips_that_denoising_would_take_for_the_same():
+    """Eight near clips in four pairs with captions of equal meaning; the views of clip 7 are not known."""
     angles_N = np.radians(np.arange(8))
     embeddings_ND = np.stack([np.cos(angles_N), np.sin(angles_N)], 1)
     views_2ND = np.eye(5)[[[0, 0, 1, 1, 2, 2, 3, 3]] * 2]
