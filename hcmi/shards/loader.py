@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from hcmi.errors import ConfigError, DataError
-from hcmi.shards.pipeline import DecodePipeline
+from hcmi.shards.frame_loader import FrameLoader
 from hcmi.shards.reader import ShardReader
 from hcmi.shards.sampler import TrainOrder
 
@@ -63,7 +63,7 @@ class TrainLoader:
                                  min(num_captions, int(captions_N.max())), seed)
         self._epoch, self._batch = 0, 0
         self._clip_order: np.ndarray | None = None
-        self._pipeline = DecodePipeline(reader, num_workers, self.batch_size // world_size * views * num_frames)
+        self._frames = FrameLoader(reader, num_workers, self.batch_size // world_size * views * num_frames)
 
     def _fit(self, batch_size: int, num_videos: int) -> int:
         if num_videos >= batch_size:
@@ -107,7 +107,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[TrainBatch]:
         plans = self._order.plans(self._epoch, self._batch, self.rank, self.world_size, self._clip_order)
-        for plan, frames_KBTHXC, frame_mask_BT in self._pipeline.run(plans):
+        for plan, frames_KBTHXC, frame_mask_BT in self._frames.run(plans):
             self._batch += 1
             clips = [self.reader.clips[row] for row in plan.rows]
             captions = [[clip.captions[number] for clip, number in zip(clips, numbers, strict=True)]

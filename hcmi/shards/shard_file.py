@@ -17,7 +17,7 @@ import simplejpeg
 from webdataset import TarWriter
 
 from hcmi.errors import DataError
-from hcmi.shards.existing import ExistingShard, ExistingShards
+from hcmi.shards.existing_shards import ExistingShard, ExistingShards
 from hcmi.shards.shard_index import INDEX, KEY_CHARACTERS, MAKE_AGAIN
 from hcmi.types import CLIP_SCHEMA, Clip
 from hcmi.video import Decoded
@@ -147,7 +147,7 @@ def jpeg_shape(jpeg: bytes, shard: str, video_id: str) -> tuple[int, int, int]:
 
 
 def decode_into(jpeg: bytes | memoryview, slot_HXC: np.ndarray, shard: str, video_id: str, frame: int) -> None:
-    """Decode a frame into memory of just its size.
+    """Decode a frame into memory of exactly its size.
 
     Raises: DataError naming shard and clip when that cannot be done.
     """

@@ -29,7 +29,7 @@ from hcmi.errors import DataError, DecodeError
 from hcmi.files import ask_to_write, atomic_file, writing
 from hcmi.progress import track
 from hcmi.shards.clip_table import ClipTable, Failures, assign_shards, read_clip_table
-from hcmi.shards.existing import ExistingShards
+from hcmi.shards.existing_shards import ExistingShards
 from hcmi.shards.journal import Journal
 from hcmi.shards.shard_file import Jpegs, ShardEntry, write_shard
 from hcmi.shards.shard_index import INDEX

@@ -189,7 +189,7 @@ def test_train_loader_reuses_memory_only_when_no_view_of_it_is_left(shards, num_
     for _ in range(3):
         for batch in loader:
             places.add(batch.frames_KBTHXC.data_ptr())
-    assert len(places) <= 4                 # two ahead, one in use, one just left
+    assert len(places) <= 4                 # two ahead, one in use, and the one before it
     for _ in range(2):
         for batch in loader:
             kept.append((batch.rows[1], batch.frames_KBTHXC[1, 1]))     # a view of a part

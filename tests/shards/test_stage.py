@@ -342,7 +342,7 @@ def test_bytes_are_those_of_an_undisturbed_run_when_killed_twenty_times(tmp_path
 
 @pytest.fixture
 def ray_cluster(monkeypatch):
-    """Two machines, as far as Ray can tell: a head without work of its own is one more."""
+    """Two nodes for Ray, and a head that does no work."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     pytest.importorskip("ray")

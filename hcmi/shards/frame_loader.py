@@ -20,7 +20,7 @@ from hcmi.shards.sampler import BatchPlan
 _Job = tuple[BatchPlan, int | None]     # and the number of the shared buffer to decode into
 
 
-class DecodePipeline:
+class FrameLoader:
     """Decodes plans of up to `frames_per_batch` frames, in order. Its workers live as long as it does."""
 
     def __init__(self, reader: ShardReader, num_workers: int, frames_per_batch: int):
@@ -115,7 +115,7 @@ class _PlanDecoder(Dataset):
 class _PlanSampler(Sampler):
     """Gives the jobs of one epoch to a DataLoader that is made only once, and remembers those without an answer.
 
-    It knows nothing of `DecodePipeline`: a circle of references would keep the workers alive.
+    It knows nothing of `FrameLoader`: a circle of references would keep the workers alive.
     """
 
     def __init__(self, buffers: _SharedBuffers):
