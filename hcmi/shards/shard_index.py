@@ -30,6 +30,7 @@ INDEX = pa.schema([
 MAKE_AGAIN = "Run `hcmi shards` again, or copy the whole folder again."
 _FETCH_AGAIN = "Correct the address, or try again."
 _EXIT_CODE = re.compile(r": exit (\d+)")      # as webdataset's `Pipe` reports it; negative: stopped by a signal
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d+\.tar")
 _COLUMNS = ["split", "shard", "video_id", "json_offset", "json_size", "frame_offsets", "frame_sizes"]
 
 
@@ -84,7 +85,7 @@ def open_shard(shards: str | Path, name: str) -> BinaryIO | Any:
 
     Raises: OSError; ValueError for a kind of URL that webdataset cannot open.
     """
-    place = f"{shards}/{name}"
+    place = f"{str(shards).rstrip('/')}/{name}"
     if not is_remote(shards):
         return open(place, "rb")
     if place.startswith("s3://"):       # webdataset 1.x has no handler for it
@@ -130,6 +131,10 @@ def _of_split(shards: str, table: pa.Table, split: str) -> SplitIndex:
         known = ", ".join(sorted(table["split"].unique().to_pylist())) or "none: every clip was skipped"
         raise DataError(f"{shards}/index.parquet: need clips of the split {split!r}, got splits: {known}. "
                         f"Name another split, or give the data set one and run `hcmi shards`.")
+    # a name becomes part of a path, of a URL or, after `pipe:`, of a command
+    if wrong := next((name for name in rows["shard"].unique().to_pylist() if not _SHARD_NAME.fullmatch(name)), None):
+        raise DataError(f"{shards}/index.parquet: need names of shards as `hcmi shards` gives them, got {wrong!r}. "
+                        f"{MAKE_AGAIN}")
     first_frames, offsets = _ragged(rows["frame_offsets"])
     also_first, sizes = _ragged(rows["frame_sizes"])
     if not np.array_equal(first_frames, also_first) or (np.diff(first_frames) == 0).any():

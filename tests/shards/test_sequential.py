@@ -6,6 +6,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_pass_gives_the_same_when_the_shards_are_behind_a_url(tmp_path, serve, m
     folder = make_shards(tmp_path / "shards", [f"a{clip}" for clip in range(9)])
     oracle = read(folder)
     assert_same(read(f"pipe:cat {folder}"), oracle)
-    assert_same(read(serve(folder)), oracle)
+    assert_same(read(serve(folder) + "/"), oracle)
     (tmp_path / "bin").mkdir()
     aws = tmp_path / "bin/aws"
     aws.write_text(f'#!/bin/sh\n[ "$1 $2 $4" = "s3 cp -" ] && cat "{tmp_path}/${{3#s3://bucket/}}"\n')
@@ -153,6 +154,14 @@ def test_pass_says_so_when_there_is_nothing_at_the_address(tmp_path, serve):
     assert refusal("gopher://host/shards") == (
         "gopher://host/shards/index.parquet: need the index of the shards, got: "
         "gopher://host/shards/index.parquet: no gopen handler defined. Correct the address, or try again.")
+
+
+def test_pass_runs_no_command_that_an_index_names(fresh, tmp_path):
+    rows = pq.read_table(fresh / "index.parquet").to_pylist()
+    rows[0]["shard"] = f"x.tar; touch {tmp_path}/touched; echo train-000000.tar"
+    pq.write_table(pa.Table.from_pylist(rows), fresh / "index.parquet")
+    assert "need names of shards as `hcmi shards` gives them, got 'x.tar; touch" in refusal(f"pipe:cat {fresh}")
+    assert not (tmp_path / "touched").exists()
 
 
 def damage(folder, frame: int) -> None:
