@@ -86,7 +86,7 @@ def _add_clip(tar: TarWriter, entry: ShardEntry, decoded: Jpegs) -> dict[str, An
 def _copy_clip(tar: TarWriter, shard: ExistingShard, number: int) -> dict[str, Any]:
     """Write a clip's members as they are in another shard; returns the clip's row of the index.
 
-    Through `tar.write`, adding 1 % of clips took 1.5x the CPU seconds, because it touches nearly every shard.
+    Through `tar.write`, adding 1 % to 2,000 clips took 1.4x the CPU seconds: it touches nearly every shard.
     """
     row, content = shard.rows[number], shard.read_members(number)
     shift = tar.tarstream.offset - (row["json_offset"] - tarfile.BLOCKSIZE)
