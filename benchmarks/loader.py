@@ -1,13 +1,16 @@
-"""The training loader against the two things it must not be slower than, or must beat.
+"""The training loader compared with bare JPEG decoding and with decoding the videos in each epoch.
 
-`jpeg_ratio`: its clips/s over bare JPEG decoding of the same bytes, which are in memory already, by the same decoder,
-results thrown away, one process each. `jpeg_ratio_workers`: loader processes on all cores over bare decoding on all
-cores. `opencv_ratio`: the loader over decoding the video files each epoch as much research code does, with OpenCV
-jumping to each frame, one process each. Videos are Scenes clips of 320x240 at 25 frames/s, frames 224 pixels, what
-pretrained towers take; `--videos FOLDER` takes real ones. The figures with `_small` are the same for Scenes as
-params.yaml has it, where writing down the batch weighs more against decoding it.
+- jpeg_ratio: clips/s of the loader over those of bare JPEG decoding: the same bytes, already in memory, the same
+  decoder, results thrown away; one process each
+- jpeg_ratio_workers: the loader with workers on all cores over bare decoding on all cores
+- opencv_ratio: the loader over what much research code does: decode the video files in each epoch with OpenCV, which
+  seeks to each frame; one process each
 
-Both sides of a ratio take turns in one run; a ratio is the median over the rounds.
+Videos are Scenes clips of 320x240 at 25 frames/s, frames have 224 pixels, as pretrained towers take them;
+`--videos FOLDER` takes real videos. Figures with `_small` are the same for Scenes as in params.yaml, where building the
+batch is a larger part of the work.
+
+Both sides of a ratio alternate in one run; a ratio is the median over the rounds.
 
     python benchmarks/loader.py [--quick] [--videos FOLDER]
 """
@@ -41,7 +44,7 @@ LARGE_VIDEOS = {"width": 320, "height": 240, "fps": 25}
 
 
 def make_clips(videos: Path | None, config: DatasetConfig, folder: Path, count: int) -> list[Clip]:
-    """Clips of real videos in the `folder` format, or else generated ones, all in the split `train`."""
+    """Clips of real videos in the `folder` format, or generated ones, all in the split `train`."""
     if videos:
         clips, _ = read_folder(videos, config)
     else:
@@ -51,7 +54,7 @@ def make_clips(videos: Path | None, config: DatasetConfig, folder: Path, count: 
 
 
 def make_shards(clips: list[Clip], folder: Path, params: Params, size: int) -> Path:
-    """Shards that hold just the frames training uses, so that bare decoding can be given the very same bytes."""
+    """Shards with only the frames that training uses, so that bare decoding gets exactly the same bytes."""
     write_manifest(sorted(clips, key=lambda clip: clip.video_id), folder / "manifest.parquet")
     config = params.shards.model_copy(update={"size": size, "num_frames": NUM_FRAMES, "executor": "local"})
     write_shards(manifest_path=folder / "manifest.parquet", out_dir=folder / f"shards{size}", config=config)
@@ -75,7 +78,7 @@ def decode_all(jpegs: list[list[bytes]]) -> None:
 
 
 def decode_on_all_cores(jpegs: list[list[bytes]], cores: int) -> float:
-    """Seconds, the start of the processes not counted."""
+    """Seconds, without the start of the processes."""
     context = multiprocessing.get_context("fork")
     begin, done = context.Barrier(cores + 1), context.Barrier(cores + 1)
 
@@ -96,7 +99,7 @@ def decode_on_all_cores(jpegs: list[list[bytes]], cores: int) -> float:
 
 
 def decode_with_opencv(clips: list[Clip], size: int) -> None:
-    """Jump to the middle of each of 12 equal parts, resize, crop: CLIP4Clip's way and many others'."""
+    """Seek to the middle of each of 12 equal parts, resize, crop, as CLIP4Clip and many others do."""
     for clip in clips:
         video = cv2.VideoCapture(str(ROOT / clip.path))
         fps, frames = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -128,7 +131,7 @@ def some_epochs(loader: TrainLoader, epochs: int) -> None:
 
 
 def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after a round that does not count."""
+    """Seconds of each contender in each round, after one round that is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, function in contenders.items():

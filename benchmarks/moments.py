@@ -90,12 +90,12 @@ def main() -> None:
     model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
     clips = [json.loads(line) for line in options.annotation.read_text(encoding="utf-8").splitlines()]
     asked, generator = events(clips, options.split), np.random.default_rng(0)
-    batches = list(encode_batches(model, reader, BASELINE_VIDEOS))
-    others = batches[0][0]
+    batches = list(encode_batches(model, reader.index, BASELINE_VIDEOS))
+    others = batches[0][1]
     scores: dict[str, list[float]] = defaultdict(list)
     all_queries: list[str] = []
     row = 0
-    for tokens, times_BT in batches:
+    for _, tokens, times_BT in batches:
         for at in range(len(tokens)):
             clip = reader.clips[row]
             row += 1
@@ -114,7 +114,7 @@ def main() -> None:
                 scores["mean_iou"].append(iou(got, truth))
                 scores[f"r1_iou50_{clip.tags['num_events']}_events"].append(scores["r1_iou50"][-1])
     figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()},
-               **shown_among_all(model, all_queries, [tokens for tokens, _ in batches], clips, reader)}
+               **shown_among_all(model, all_queries, [tokens for _, tokens, _ in batches], clips, reader)}
     print(table(["figure", "value"], sorted(figures.items())))
     write_result("moments", figures, options.quick)
 

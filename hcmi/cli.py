@@ -201,7 +201,7 @@ def export(model: str, shards: str, out: str, push: str | None, params: str, as_
     from hcmi.config import load_params
     from hcmi.export import export as run
 
-    _show(run(model_dir=model, shards_dir=shards, out_dir=out, config=load_params(params).export), as_json)
+    _show(run(model_dir=model, shards=shards, out_dir=out, config=load_params(params).export), as_json)
 
 
 @main.command()

@@ -17,81 +17,90 @@ from hcmi.index import TokenStore, TokenWriter, create_index, model_card, videos
 from hcmi.model import HcmiModel, concatenate, encode_texts, load_retriever, score
 from hcmi.progress import track
 from hcmi.runtime import pick_device
-from hcmi.shards import ShardReader, eval_batches, pick_frames
-from hcmi.types import SPLITS, Clip, TextTokens, VideoTokens
+from hcmi.shards import SplitIndex, clip_batches, pick_frames, read_splits
+from hcmi.types import Clip, TextTokens, VideoTokens
 
 REFERENCE = "test"      # held out: no choice was made on it
 COST_ITEMS = 1000       # videos and texts that the cost of storing is measured on
 
+Encoded = tuple[list[Clip], VideoTokens, np.ndarray]    # B clips, their tokens on the CPU, times_BT in seconds
 
-def export(*, model_dir: str | Path, shards_dir: str | Path, out_dir: str | Path, config: ExportConfig
-           ) -> dict[str, Any]:
+
+def export(*, model_dir: str | Path, shards: str | Path, out_dir: str | Path, config: ExportConfig) -> dict[str, Any]:
     """Encode the clips of every split; write videos.parquet, embeddings/, index/, reference/ and meta.json.
 
-    `out_dir` appears whole or not at all.
-    Raises: ModelError, DataError (no clips in the shards), MachineError (`out_dir` cannot be written; this is checked
-    before the work).
+    `shards` is a folder, or the base URL of one that is read through webdataset, such as `https://host/shards`,
+    `s3://bucket/shards` or `pipe:cat /dir/shards`. `out_dir` appears whole or not at all.
+    Raises: ModelError; DataError (no clips in the shards, or broken ones); MachineError (`out_dir` cannot be written,
+    which is checked before the work).
     """
     ask_to_write(folders=[out_dir])
     model = load_retriever(model_dir, pick_device("auto"))
-    splits = [split for split in SPLITS if any(Path(shards_dir).glob(f"{split}-*.tar"))]
-    readers = {split: ShardReader(shards_dir, split) for split in splits}
-    num_videos = sum(map(len, readers.values()))
+    splits = read_splits(shards)
+    num_videos = sum(map(len, splits.values()))
     if not num_videos:
-        raise DataError(f"{shards_dir}: need at least one clip to export, got none. Run `hcmi shards`.")
-    videos = videos_table(clip for reader in readers.values() for clip in reader.clips)
+        raise DataError(f"{shards}: need at least one clip to export, got none. Run `hcmi shards`.")
     card = model_card(model)
-    held_out: list[tuple[VideoTokens, np.ndarray]] = []
+    meta = {**card, "precision": config.precision, "num_videos": num_videos,
+            "splits": {split: len(index) for split, index in splits.items()}}
     with atomic_dir(out_dir) as folder:
-        writer = TokenWriter(folder / "embeddings", num_videos, config.precision)
-        with track(description="export", total=num_videos, unit="clip") as bar:
-            for split, reader in readers.items():
-                for tokens, times_BT in encode_batches(model, reader, config.batch_size):
-                    writer.append(tokens, times_BT)
-                    held_out += [(tokens, times_BT)] if split == REFERENCE else []
-                    bar.update(len(tokens))
-        writer.close()
+        videos, reference = _write_tokens(model, splits, folder / "embeddings", config)
         pq.write_table(videos, folder / "videos.parquet", compression="zstd")
         if config.parquet:
             write_parquet(videos, TokenStore(folder / "embeddings"), folder / "embeddings.parquet")
         create_index(folder / "index", card, data="..")
-        meta = {**card, "precision": config.precision, "num_videos": num_videos,
-                "splits": {split: len(reader) for split, reader in readers.items()}}
-        if held_out:
-            meta["precision_cost"] = _write_reference(model, readers[REFERENCE].clips, held_out, folder / "reference",
-                                                      config.precision)
+        if reference:
+            meta["precision_cost"] = _write_reference(model, reference, folder / "reference", config.precision)
         (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return {"videos": num_videos, **meta["splits"], "dim": card["dim"], "out": str(out_dir)}
 
 
+def _write_tokens(model: HcmiModel, splits: dict[str, SplitIndex], folder: Path, config: ExportConfig
+                  ) -> tuple[pa.Table, list[Encoded]]:
+    """Encode every split once into `folder`; returns the table of all clips and the batches of the reference split."""
+    clips: list[Clip] = []
+    reference: list[Encoded] = []
+    num_videos = sum(map(len, splits.values()))
+    writer = TokenWriter(folder, num_videos, config.precision)
+    with track(description="export", total=num_videos, unit="clip") as bar:
+        for split, index in splits.items():
+            for batch in encode_batches(model, index, config.batch_size):
+                batch_clips, tokens, times_BT = batch
+                writer.append(tokens, times_BT)
+                clips += batch_clips
+                reference += [batch] if split == REFERENCE else []
+                bar.update(len(tokens))
+    writer.close()
+    return videos_table(clips), reference
+
+
 @torch.inference_mode()
-def encode_batches(model: HcmiModel, reader: ShardReader, batch_size: int) -> Iterator[tuple[VideoTokens, np.ndarray]]:
-    """(tokens on the CPU, times_BT in seconds) of each clip of the reader, once, in order."""
-    for batch in eval_batches(reader, batch_size, model.config.num_frames):
-        mask_BT = torch.as_tensor(batch.frame_mask_BT)
-        pixels = model.processor.frames(torch.as_tensor(batch.frames_BTHXC).to(model.device))
-        tokens = model.encode_videos(pixels, mask_BT.to(model.device)).to("cpu")
-        yield tokens, np.stack([frame_times(reader.stored[row].times_s, mask_BT.shape[1]) for row in batch.rows])
+def encode_batches(model: HcmiModel, index: SplitIndex, batch_size: int) -> Iterator[Encoded]:
+    """Every clip of a split once, in the shards' order."""
+    for batch in clip_batches(index, batch_size, model.config.num_frames):
+        pixels = model.processor.frames(batch.picked.frames_BTHXC.to(model.device))
+        tokens = model.encode_videos(pixels, batch.picked.frame_mask_BT.to(model.device)).to("cpu")
+        times_BT = np.stack([frame_times(stored.times_s, model.config.num_frames) for stored in batch.stored])
+        yield batch.clips, tokens, times_BT
 
 
 def frame_times(stored_times_s: Sequence[float], num_frames: int) -> np.ndarray:
-    """[T] seconds of the frames that evaluation picks; the last one repeated where a clip has fewer."""
+    """[T] seconds of the frames that evaluation picks; a clip with fewer frames repeats the last one."""
     picked = [stored_times_s[at] for at in pick_frames(len(stored_times_s), num_frames, None)]
     return np.array((picked + picked[-1:] * num_frames)[:num_frames], np.float32)
 
 
-def _write_reference(model: HcmiModel, clips: list[Clip], batches: list[tuple[VideoTokens, np.ndarray]], folder: Path,
-                     precision: str) -> dict[str, float]:
+def _write_reference(model: HcmiModel, batches: list[Encoded], folder: Path, precision: str) -> dict[str, float]:
     """The held-out videos and texts as drift reads them; returns what storing cost.
 
     videos.parquet, embeddings/ as in the export, embeddings/texts_*.npy, and queries.parquet: caption, video_id and
     the row of its video.
     """
+    clips = [clip for batch_clips, _, _ in batches for clip in batch_clips]
     writer = TokenWriter(folder / "embeddings", len(clips), precision)
-    for tokens, times_BT in batches:
+    for _, tokens, times_BT in batches:
         writer.append(tokens, times_BT)
     writer.close()
-    exact = concatenate([tokens for tokens, _ in batches])
     pq.write_table(videos_table(clips), folder / "videos.parquet", compression="zstd")
     captions = [caption for clip in clips for caption in clip.captions]
     rows = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
@@ -102,6 +111,7 @@ def _write_reference(model: HcmiModel, clips: list[Clip], batches: list[tuple[Vi
         return {}
     texts = encode_texts(model, captions)
     write_texts(folder / "embeddings", texts)
+    exact = concatenate([tokens for _, tokens, _ in batches])
     return precision_cost(model, texts, rows, exact, TokenStore(folder / "embeddings").tokens(slice(None)))
 
 

@@ -1,8 +1,15 @@
-"""ROOM shards."""
+"""Stage `shards`, and reading what it wrote.
 
-from hcmi.shards.loader import TrainBatch, TrainLoader, eval_batches
+`write_shards` decodes every clip of the manifest once into JPEG frames in WebDataset tars with an index. `TrainLoader`
+gives them as training batches, `eval_batches` and `clip_batches` in order, once, and `ShardReader` one clip at a time.
+"""
+
+from hcmi.shards.loader import TrainBatch, TrainLoader
 from hcmi.shards.reader import ShardReader
 from hcmi.shards.sampler import pick_frames
+from hcmi.shards.sequential import clip_batches, eval_batches
+from hcmi.shards.shard_index import SplitIndex, read_splits
 from hcmi.shards.stage import write_shards
 
-__all__ = ["ShardReader", "TrainBatch", "TrainLoader", "eval_batches", "pick_frames", "write_shards"]
+__all__ = ["ShardReader", "SplitIndex", "TrainBatch", "TrainLoader", "clip_batches", "eval_batches", "pick_frames",
+           "read_splits", "write_shards"]

@@ -102,7 +102,7 @@ def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiMod
     size = group_size(model, config, epoch)
     if size > 1 and loader.batch == 0:
         views_2ND = None if config.loss.denoise == "off" else progress.views_2ND.numpy()
-        loader.gather(progress.video_ND.numpy(), size, views_2ND)
+        loader.group_marginal_clips(progress.video_ND.numpy(), size, views_2ND)
 
 
 def training_step(model: HcmiModel, optimizers: Sequence[Optimizer], batch: TrainBatch, config: TrainConfig,

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from search_world import PARAMS, D, T, changes_until_killed, searchable_model, write_video
 
+from hcmi.cli import main
 from hcmi.config import ExportConfig
 from hcmi.dataset import write_manifest
 from hcmi.errors import DataError
@@ -44,7 +49,7 @@ def world(tmp_path_factory):
 
 def run(root, out="export", precision="float16"):
     config = ExportConfig(batch_size=2, precision=precision, parquet=True)
-    return export(model_dir=root / "model", shards_dir=root / "shards", out_dir=root / out, config=config)
+    return export(model_dir=root / "model", shards=root / "shards", out_dir=root / out, config=config)
 
 
 def test_rows_of_all_files_agree_with_the_model(world):
@@ -132,7 +137,8 @@ def test_int8_halves_the_vectors_and_says_its_cost(world):
 
 def test_precision_cost_counts_a_changed_first_place(world):
     encoded = encode_split(searchable_model(), ShardReader(world / "shards", "test"), 4)
-    cost = precision_cost(searchable_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos[[1, 2, 0]])
+    cost = precision_cost(searchable_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos[[1,
+                                                                                                                    2, 0]])
     same = precision_cost(searchable_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos)
     assert same["max_score_difference"] == 0
     assert same["t2v_R@1_exact"] == same["t2v_R@1_stored"]
@@ -150,7 +156,7 @@ def test_old_export_stays_when_the_new_one_fails(world, tmp_path):
     tar = tmp_path / "shards/val-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\x00"))
     with pytest.raises(DataError, match=r"need a JPEG as frame 0 of clip v\d"):
-        export(model_dir=world / "model", shards_dir=tmp_path / "shards", out_dir=world / "export",
+        export(model_dir=world / "model", shards=tmp_path / "shards", out_dir=world / "export",
                config=ExportConfig(batch_size=2, precision="float16", parquet=False))
     assert (world / "export/meta.json").read_bytes() == before
     assert not list(world.glob(".export*"))
@@ -189,7 +195,59 @@ def test_export_holds_nothing_of_the_one_whose_place_it_takes(world):
     assert names[0] == names[1]
 
 
-def test_export_refuses_when_there_are_no_shards(world, tmp_path):
+@pytest.fixture
+def serve():
+    """Start a server of a folder; returns its address."""
+    servers = []
+
+    def start(folder):
+        handler = partial(type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}),
+                          directory=str(folder))
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("kind", ["http", "pipe"])
+def test_export_has_the_same_bytes_when_the_shards_are_behind_a_url(world, tmp_path, serve, kind):
+    base = serve(world / "shards") if kind == "http" else f"pipe:cat {world}/shards"
+    config = ExportConfig(batch_size=2, precision="float16", parquet=True)
+    export(model_dir=world / "model", shards=base, out_dir=tmp_path / "export", config=config)
+    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (world / "export",
+                                                                                     tmp_path / "export")]
+    assert names[0] == names[1]
+    for path in (world / "export").rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "export" / path.relative_to(world / "export")).read_bytes() == path.read_bytes(), path
+
+
+def test_verb_writes_nothing_and_says_so_in_one_line_when_a_download_fails(world, tmp_path, serve, repo_root):
+    shutil.copytree(world / "shards", tmp_path / "shards")
+    (tmp_path / "shards/test-000000.tar").unlink()
+    base = serve(tmp_path / "shards")
+    answer = CliRunner().invoke(main, ["export", "--model", str(world / "model"), "--shards", base, "--out",
+                                       str(tmp_path / "export"), "--params", str(repo_root / "params.yaml")])
+    assert answer.exit_code == 1
+    assert answer.stderr.splitlines()[-1] == (
+        f"hcmi: {base}/test-000000.tar: need the shard that index.parquet names, whole, got: exit code 22 of the "
+        "command that reads it. Correct the address, or try again.")
+    assert not (tmp_path / "export").exists()
+
+
+def test_export_refuses_when_no_clip_is_in_the_index(world, tmp_path):
+    index = pq.read_table(world / "shards/index.parquet")
+    pq.write_table(index.slice(0, 0), tmp_path / "index.parquet")
     with pytest.raises(DataError, match=r"need at least one clip to export, got none. Run `hcmi shards`"):
-        export(model_dir=world / "model", shards_dir=tmp_path, out_dir=tmp_path / "export",
+        export(model_dir=world / "model", shards=tmp_path, out_dir=tmp_path / "export",
+               config=ExportConfig(batch_size=2, precision="float16", parquet=False))
+
+
+def test_export_refuses_when_there_are_no_shards(world, tmp_path):
+    with pytest.raises(DataError, match=r"index.parquet: need the index of the shards, got no file\. Run `hcmi"):
+        export(model_dir=world / "model", shards=tmp_path, out_dir=tmp_path / "export",
                config=ExportConfig(batch_size=2, precision="float16", parquet=False))

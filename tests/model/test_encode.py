@@ -32,7 +32,7 @@ CAPTIONS = ["a red film", "a", "first blue and then much later white and black",
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 def test_encode_split_is_the_model_clip_by_clip_when_batches_end_anywhere(films, head):
-    model, reader = model_world.searchable_model(head, wild=True), ShardReader(films, "train")
+    model, reader = model_world.tiny_model(head, wild=True), ShardReader(films, "train")
     encoded = encode_split(model, reader, batch_size=7)
     assert encoded.video_ids == [clip.video_id for clip in reader.clips]
     assert encoded.captions == [caption for clip in reader.clips for caption in clip.captions]
@@ -52,7 +52,7 @@ def test_encode_split_is_the_model_clip_by_clip_when_batches_end_anywhere(films,
 @torch.no_grad()
 @pytest.mark.parametrize("head", HEADS)
 def test_encode_texts_gives_the_same_scores_when_batches_are_small(head):
-    model, videos = model_world.searchable_model(head, wild=True), video_tokens(6, np.random.default_rng(0))
+    model, videos = model_world.tiny_model(head, wild=True), video_tokens(6, np.random.default_rng(0))
     whole, by_one = encode_texts(model, CAPTIONS), encode_texts(model, CAPTIONS, batch_size=1)
     assert len(by_one) == len(CAPTIONS)
     for level, sims_QV in score(model, whole, videos).items():
@@ -60,7 +60,7 @@ def test_encode_texts_gives_the_same_scores_when_batches_are_small(head):
 
 
 def test_encode_videos_joins_batches_when_their_numbers_of_frames_differ():
-    model, generator = model_world.searchable_model(), np.random.default_rng(0)
+    model, generator = model_world.tiny_model(), np.random.default_rng(0)
     batches = []
     for lengths, longest in (([2, 1], 2), ([4], 4), ([3, 3, 2], 3)):
         frames = torch.from_numpy(generator.integers(0, 256, (len(lengths), longest, 16, 16, 3), np.uint8))

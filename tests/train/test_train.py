@@ -181,13 +181,13 @@ def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
 def test_train_gathers_marginal_clips_when_groups_are_asked_for(films, tmp_path, monkeypatch):
     """Groups begin after the warm-up. They go by the vectors of the model itself, which has seen every clip."""
     given = []
-    gather = subject.TrainLoader.gather
+    group = subject.TrainLoader.group_marginal_clips
 
     def watched(loader, embeddings_ND, size, views_2ND):
         given.append((loader.epoch, size, np.linalg.norm(embeddings_ND, axis=1), np.linalg.norm(views_2ND, axis=2)))
-        gather(loader, embeddings_ND, size, views_2ND)
+        group(loader, embeddings_ND, size, views_2ND)
 
-    monkeypatch.setattr(subject.TrainLoader, "gather", watched)
+    monkeypatch.setattr(subject.TrainLoader, "group_marginal_clips", watched)
     run(films, tmp_path, epochs=3, marginal_group=4, warmup_epochs=1, denoise="positive", denoise_by="text")
     assert [(epoch, size) for epoch, size, *_ in given] == [(1, 4), (2, 4)]
     assert given[0][2] == pytest.approx(np.ones(24), abs=1e-5)

@@ -1,4 +1,4 @@
-"""The `shards` stage: what it writes, what it does again, and what being killed does to it."""
+"""The `shards` stage: what it writes, what it repeats, and that it continues after it was killed."""
 
 import fcntl
 import hashlib
@@ -11,7 +11,6 @@ import sys
 import tarfile
 import time
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from video_files import grey_numbers, write_grey, write_sound
 
 from hcmi.cli import main
 from hcmi.config import ShardsConfig
 from hcmi.dataset import write_manifest
 from hcmi.errors import ConfigError, DataError
-from hcmi.shards import write_shards
+from hcmi.shards import ShardReader, write_shards
 from hcmi.shards.journal import Journal
-from hcmi.shards.shard_file import INDEX
-from hcmi.shards.stage import leaves
-from hcmi.shards.tar import clip_members, end_of_tar
+from hcmi.shards.shard_index import INDEX
 from hcmi.types import Clip
 
 CONFIG = ShardsConfig(size=32, num_frames=5, quality=95, max_clips_per_shard=8, max_skip_fraction=0.5,
@@ -110,35 +105,15 @@ def test_shards_are_webdataset_when_its_reader_opens_them(tmp_path, clips):
     assert {"00.jpg", "04.jpg"} <= set(samples["v0001"])
 
 
-def test_tar_bytes_are_webdatasets_when_written_by_both():
-    import webdataset
-
-    record, jpegs = b'{"video_id": "v"}', [b"x" * 700, b"", b"y" * 512]
-    stream = BytesIO()
-    with webdataset.TarWriter(stream, mtime=0, encoder=False) as writer:
-        writer.write({"__key__": "v", "00.jpg": jpegs[0], "01.jpg": jpegs[1], "02.jpg": jpegs[2]})
-        writer.write({"__key__": "v", "json": record})
-    members, offsets = clip_members("v", record, jpegs)
-    size = offsets[1] - 512
-    ours = members[size:] + members[:size]      # webdataset sorts by name: json comes last
-    assert ours + end_of_tar(len(ours)) == stream.getvalue()
-    with tarfile.open(fileobj=BytesIO(members + end_of_tar(len(members)))) as tar:
-        assert [(item.name, item.offset_data) for item in tar] == list(
-            zip(["v.json", "v.00.jpg", "v.01.jpg", "v.02.jpg"], offsets, strict=True))
-
-
-@given(st.sets(st.integers(0, 2**64 - 1), max_size=60), st.integers(1, 10), st.integers(0, 2**64 - 1))
-def test_leaves_change_in_one_place_when_a_clip_is_added(numbers, most, extra):
-    def groups(values):
-        digests = np.array(sorted(values), np.uint64)
-        return [frozenset(digests[leaf].tolist()) for leaf in leaves(digests, np.arange(len(digests)), most)]
-
-    before, after = groups(numbers), groups(numbers | {extra})
-    assert sorted(value for group in before for value in group) == sorted(numbers)
-    assert all(0 < len(group) <= most for group in before)
-    changed = [group for group in before if group not in after]
-    assert len(changed) <= 1
-    assert set().union(*changed) | {extra} == set().union(*(g for g in after if g not in before)) | {extra}
+def test_index_gives_the_places_of_the_members_when_tarfile_reads_them(tmp_path, clips):
+    stage(tmp_path, clips[:6])
+    for row in pq.read_table(tmp_path / "shards/index.parquet").to_pylist():
+        with tarfile.open(tmp_path / "shards" / row["shard"]) as tar:
+            found = [(item.name, item.offset_data, item.size, item.mtime) for item in tar
+                     if item.name.startswith(row["video_id"])]
+        names = [f"{row['video_id']}.{ending}" for ending in ("json", "00.jpg", "01.jpg", "02.jpg", "03.jpg", "04.jpg")]
+        assert found == list(zip(names, [row["json_offset"], *row["frame_offsets"]],
+                                 [row["json_size"], *row["frame_sizes"]], [0] * 6, strict=True))
 
 
 def test_bytes_are_equal_when_runs_are(tmp_path, clips):
@@ -182,6 +157,25 @@ def test_nothing_is_decoded_when_only_the_manifest_changes(tmp_path, clips, chan
     assert contents(tmp_path / "shards") == contents(tmp_path / "fresh")
     assert {clip.video_id: list(clip.captions) for clip in some} == {
         key: record["captions"] for key, (record, _) in read_shards(tmp_path / "shards").items()}
+
+
+def test_frames_are_taken_from_shards_that_an_earlier_version_wrote(tmp_path, clips, monkeypatch):
+    """Its JSON lacked three columns."""
+    to_row, manifest = Clip.to_row, tmp_path / "manifest.parquet"
+    write_manifest(sorted(clips[:12], key=lambda clip: clip.video_id), manifest)
+    later = ("split", "duration_s", "sha256")
+    with monkeypatch.context() as patch:
+        patch.setattr(Clip, "to_row", lambda clip: {
+            name: value for name, value in to_row(clip).items() if name not in later})
+        write_shards(manifest_path=manifest, out_dir=tmp_path / "shards", config=CONFIG)
+    with pytest.raises(DataError, match=r"-000000\.tar: need the JSON of clip v\d+ with all columns of the manifest, "
+                                        r"got none called duration_s, sha256, split: an earlier version wrote these "
+                                        r"shards\. Run `hcmi shards` again\."):
+        ShardReader(tmp_path / "shards", "train")
+    assert stage(tmp_path, clips[:12])["decoded"] == 0
+    stage(tmp_path, clips[:12], name="fresh")
+    assert contents(tmp_path / "shards") == contents(tmp_path / "fresh")
+    assert len(ShardReader(tmp_path / "shards", "train")) == 6
 
 
 def test_everything_is_decoded_when_a_parameter_changes(tmp_path, clips):
@@ -280,31 +274,6 @@ def test_verb_says_in_one_line_when_something_is_wrong(tmp_path, repo_root):
     assert not list(tmp_path.iterdir())
 
 
-def test_journal_keeps_whole_records_when_its_end_is_torn(tmp_path):
-    from hcmi.video import Decoded
-
-    path = tmp_path / "journal"
-    journal = Journal(path)
-    written = [Decoded((b"a" * number, b"\n"), (0.0, 1.5), "pyav", 2, 4, 3) for number in (1, 0, 300)]
-    offsets = [journal.append(f"key{number}", clip) for number, clip in enumerate(written)]
-    journal.close()
-    whole = path.read_bytes()
-    for size in range(offsets[2], len(whole) + 1):
-        path.write_bytes(whole[:size])
-        journal = Journal(path)
-        found = dict(journal.scan())
-        expected = 3 if size == len(whole) else 2
-        assert [journal.read(found[f"key{number}"]) for number in range(expected)] == written[:expected]
-        assert found == {f"key{number}": offsets[number] for number in range(expected)}
-        assert journal.append("more", written[0]) == path.stat().st_size - (offsets[1] - 0) + len("key0") - len("more")
-        journal.close()
-    path.write_bytes(whole.replace(b"aaa", b"aba", 1))
-    journal = Journal(path)
-    with pytest.raises(DataError, match=r"journal: need the frames that were written, got damaged bytes at"):
-        journal.read(dict(journal.scan())["key2"])
-    journal.close()
-
-
 @pytest.mark.parametrize("moment", ["before", "between", "after"])
 def test_swap_is_finished_when_it_was_interrupted(tmp_path, clips, monkeypatch, moment):
     stage(tmp_path, clips[:4])
@@ -373,7 +342,7 @@ def test_bytes_are_those_of_an_undisturbed_run_when_killed_twenty_times(tmp_path
 
 @pytest.fixture
 def ray_cluster(monkeypatch):
-    """Two machines, as far as Ray can tell: a head without work of its own is one more."""
+    """Two nodes for Ray, and a head that does no work."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     pytest.importorskip("ray")

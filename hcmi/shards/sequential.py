@@ -1,0 +1,109 @@
+"""The clips of a split read once, from front to back, through webdataset: evaluation, export and validation.
+
+The tars may lie in a folder or under a URL. webdataset's `tar_file_expander` and `group_by_keys` are used instead of
+its `WebDataset` class, which splits the shards by node and worker, takes a cache from the environment and cuts the path
+of a local file at `#`.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import torch
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from hcmi.shards.reader import ShardReader
+from hcmi.shards.sampler import middle_frames
+from hcmi.shards.shard_file import decode_into, jpeg_shape, parse_record
+from hcmi.shards.shard_index import SplitIndex, open_shard, unreadable
+from hcmi.types import Clip, EvalBatch
+from hcmi.video import Decoded
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """B clips, what is known of their stored frames, and the frames that evaluation picks."""
+
+    clips: list[Clip]
+    stored: list[Decoded[None]]
+    picked: EvalBatch
+
+
+def eval_batches(reader: ShardReader, batch_size: int, num_frames: int, rank: int = 0, world_size: int = 1
+                 ) -> Iterator[EvalBatch]:
+    """Each clip once, in the reader's order, the middle frame of each segment (`pick_frames`).
+
+    Rank r gets the r-th of `world_size` contiguous parts, whose sizes differ by at most one, so the ranks' clips one
+    after the other are the split. The last batch may be smaller.
+
+    Raises: DataError naming shard and clip when a shard is broken.
+    """
+    for batch in clip_batches(reader.index, batch_size, num_frames, rank, world_size):
+        yield batch.picked
+
+
+def clip_batches(index: SplitIndex, batch_size: int, num_frames: int, rank: int = 0, world_size: int = 1
+                 ) -> Iterator[ClipBatch]:
+    """As `eval_batches`, from the index alone: the clips too are read from the tars, so these may be behind a URL."""
+    first, last = (len(index) * part // world_size for part in (rank, rank + 1))
+    num_stored = index.num_stored
+    stream = _read_clips(index, first, last)
+    frame_shape: tuple[int, ...] = ()
+    for start in range(first, last, batch_size):
+        rows = list(range(start, min(start + batch_size, last)))
+        clips, stored, jpegs = zip(*islice(stream, len(rows)), strict=True)
+        video_ids = [clip.video_id for clip in clips]
+        frame_shape = frame_shape or jpeg_shape(jpegs[0][0], _path(index, start), video_ids[0])
+        picks_BT = middle_frames(num_stored[rows], num_frames)
+        frames_BTHXC = np.zeros((*picks_BT.shape, *frame_shape), np.uint8)
+        for row, picks_T, slots_THXC, files, video_id in zip(rows, picks_BT.tolist(), frames_BTHXC, jpegs, video_ids,
+                                                             strict=True):
+            for frame, slot_HXC in zip(picks_T, slots_THXC, strict=True):
+                if frame >= 0:
+                    decode_into(files[frame], slot_HXC, _path(index, row), video_id, frame)
+        yield ClipBatch(list(clips), list(stored), EvalBatch(rows, video_ids, torch.from_numpy(frames_BTHXC),
+                                                             torch.from_numpy(picks_BT >= 0)))
+
+
+def _path(index: SplitIndex, row: int) -> str:
+    return f"{index.shards}/{index.shard_names[row]}"
+
+
+def _read_clips(index: SplitIndex, first: int, last: int) -> Iterator[tuple[Clip, Decoded[None], list[bytes]]]:
+    """The clips of these rows, what is known of their frames, and the frames as files."""
+    num_stored = index.num_stored.tolist()
+    for name, rows in groupby(range(first, last), key=lambda row: index.shard_names[row]):
+        samples = _read_shard(index, name)
+        for row in rows:
+            video_id, shard = index.video_ids[row], _path(index, row)
+            # another rank has the clips before the first one
+            sample = next((sample for sample in samples if sample["__key__"] == video_id), None)
+            if sample is None:
+                raise unreadable(index.shards, name, f"the clip {video_id} that index.parquet names",
+                                 EOFError("the end of the shard: it was cut short or is another one"))
+            clip, stored = parse_record(sample.get("json", b""), shard, video_id, num_stored[row])
+            jpegs = [content for ending, content in sample.items() if ending.endswith(".jpg")]
+            if len(jpegs) != num_stored[row]:
+                raise unreadable(index.shards, name, f"{num_stored[row]} frames of the clip {video_id}",
+                                 EOFError(f"{len(jpegs)}: it was cut short or is another one"))
+            yield clip, stored, jpegs
+
+
+def _read_shard(index: SplitIndex, name: str) -> Iterator[dict[str, Any]]:
+    """A tar's clips as webdataset's samples: `__key__` and each file's content by its ending."""
+    need = "the shard that index.parquet names"
+    try:
+        stream = open_shard(index.shards, name)
+    except (OSError, ValueError) as error:
+        raise unreadable(index.shards, name, need, error) from error
+    try:
+        yield from group_by_keys(tar_file_expander([{"url": name, "stream": stream}]))
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise unreadable(index.shards, name, f"{need}, whole", error, stream) from error
+    finally:
+        with suppress(OSError):     # a command that is stopped before it has written all
+            stream.close()
