@@ -179,7 +179,7 @@ def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, 
 
 @main.command()
 @click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
-@click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
+@click.option("--shards", default="data/shards", show_default=True, help="Folder of shards, or its URL.")
 @click.option("--out", default="export", show_default=True, help="Folder to write.")
 @click.option("--push", metavar="URI", help="Encode nothing: copy the finished export into Milvus.")
 @params_option

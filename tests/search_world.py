@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model_world import tiny_model
+from model_world import section, tiny_model
 from video_files import write_pictures
 
 from hcmi.model import HcmiModel
@@ -22,7 +22,8 @@ T, C, W, P, D = 6, 2, 8, 4, 32
 
 def searchable_model(seed: int = 0, head: str = "hcmi", captions: Sequence[str] = CAPTIONS) -> HcmiModel:
     """`tiny_model` in the shape of the tokens made here, knowing the words of `captions`."""
-    return tiny_model(head, seed, captions=captions, num_frames=T, num_clips=C, num_phrases=P)
+    scratch = {**section().scratch.model_dump(), "vision_layers": 1, "vocab_size": 400}
+    return tiny_model(head, seed, captions=captions, num_frames=T, num_clips=C, num_phrases=P, scratch=scratch)
 
 
 def unit(values: np.ndarray) -> torch.Tensor:

@@ -39,7 +39,7 @@ def make_world(root: Path) -> World:
     write_manifest(sorted(clips, key=lambda clip: clip.video_id), root / "manifest.parquet")
     write_shards(manifest_path=root / "manifest.parquet", out_dir=root / "shards", config=shards)
     searchable_model().save_pretrained(root / "model")
-    export(model_dir=root / "model", shards_dir=root / "shards", out_dir=root / "export", config=params.export)
+    export(model_dir=root / "model", shards=root / "shards", out_dir=root / "export", config=params.export)
     incoming = root / "incoming"
     make_folder(incoming / "same", 24, 60, 120, seed=2)
     make_folder(incoming / "brighter", 24, 190, 240, seed=3)

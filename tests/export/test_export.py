@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from search_world import PARAMS, D, T, changes_until_killed, searchable_model, write_video
+from model_world import PARAMS
+from search_world import D, T, changes_until_killed, searchable_model, write_video
 
 from hcmi.cli import main
 from hcmi.config import ExportConfig
@@ -137,8 +138,8 @@ def test_int8_halves_the_vectors_and_says_its_cost(world):
 
 def test_precision_cost_counts_a_changed_first_place(world):
     encoded = encode_split(searchable_model(), ShardReader(world / "shards", "test"), 4)
-    cost = precision_cost(searchable_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos[[1,
-                                                                                                                    2, 0]])
+    moved = encoded.videos[[1, 2, 0]]
+    cost = precision_cost(searchable_model(), encoded.texts, encoded.caption_video, encoded.videos, moved)
     same = precision_cost(searchable_model(), encoded.texts, encoded.caption_video, encoded.videos, encoded.videos)
     assert same["max_score_difference"] == 0
     assert same["t2v_R@1_exact"] == same["t2v_R@1_stored"]
