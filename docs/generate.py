@@ -39,20 +39,21 @@ def stage_table() -> str:
 
 
 def dvc_yaml() -> str:
-    """dvc.yaml with each stage's modules as its imports are now."""
+    """dvc.yaml with each stage's modules as its imports are now, at the end of its `deps`."""
     sys.path.insert(0, str(ROOT / "tests"))
     from import_graph import code_deps
 
     lines: list[str] = []
-    stage = ""
+    stage, in_deps = "", False
     for line in (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines(keepends=True):
         if found := re.match(r"  (\w+):$", line):
             stage = found[1]
+        if in_deps and not line.startswith("      "):       # the stage's next key
+            lines += [f"      - {path}\n" for path in code_deps(stage)]
+            in_deps = False
+        in_deps = in_deps or line == "    deps:\n"
         if not line.lstrip().startswith("- hcmi/"):
             lines.append(line)
-        elif not lines[-1].lstrip().startswith("- hcmi/"):      # the first of a stage's modules
-            indent = line[:line.index("-")]
-            lines += [f"{indent}- {path}\n" for path in code_deps(stage)]
     return "".join(lines)
 
 

@@ -187,7 +187,7 @@ def randomised(towers: nn.Module, seed: int = 1) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in towers.named_parameters():
-            if "norm" in name:
+            if "norm" in name.lower():
                 weight.fill_(0 if name.endswith("bias") else 1)
             elif weight.dim() > 1:
                 weight.uniform_(-1, 1, generator=generator).mul_((3 / weight[0].numel()) ** 0.5)

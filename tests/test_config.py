@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from hcmi.config import ModelConfig, load_params
+from hcmi.config import DatasetConfig, ModelConfig, load_params
+from hcmi.dataset.stage import DATASETS
 from hcmi.errors import ConfigError
 from hcmi.model.heads import HEADS
 
@@ -49,7 +50,11 @@ def test_shipped_parameters_are_read_when_untouched(repo_root):
 
 
 def test_config_knows_the_heads_that_are_built():
-    assert get_args(ModelConfig.model_fields["head"].annotation) == tuple(HEADS)
+    assert set(get_args(ModelConfig.model_fields["head"].annotation)) == set(HEADS)
+
+
+def test_config_knows_the_data_sets_that_are_read():
+    assert set(get_args(DatasetConfig.model_fields["name"].annotation)) == set(DATASETS)
 
 
 def test_load_reads_yaml_1_2_when_numbers_have_exponents_and_words_look_like_answers(shipped, tmp_path):

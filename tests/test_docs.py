@@ -15,6 +15,7 @@ from import_graph import ROOT, exports, module_file, statements
 from ruamel.yaml import YAML
 
 from hcmi.cli import main as hcmi
+from hcmi.dataset import SOURCES
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md",
          *sorted(page for pattern in ("docs/**/*.md", "data/*.md", "data/*/README.md") for page in ROOT.glob(pattern))]
@@ -121,6 +122,16 @@ def test_every_page_is_in_the_index():
     index = (ROOT / "docs/README.md").read_text("utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages == {name for name in pages if f"]({name})" in index}
+
+
+def test_every_published_data_set_is_described():
+    page = (ROOT / "docs/datasets.md").read_text("utf-8")
+    assert {name for name in SOURCES if f"](#{name})" not in page or f"\n### `{name}`\n" not in page} == set()
+
+
+def test_every_benchmark_is_described():
+    page = (ROOT / "benchmarks/README.md").read_text("utf-8")
+    assert {path.stem for path in ROOT.glob("benchmarks/*.py") if f"`{path.stem}`" not in page} == set()
 
 
 def test_cli_page_is_the_help_texts():

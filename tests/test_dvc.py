@@ -62,8 +62,7 @@ def outs(stage: str) -> list[str]:
             for kind in ("outs", "metrics", "plots") for out in STAGES[stage].get(kind, [])]
 
 
-def test_stages_are_the_six_of_the_design():
-    assert list(STAGES) == ["dataset", "shards", "train", "evaluate", "export", "drift"]
+def test_stage_runs_the_verb_of_its_name():
     assert all(stage["cmd"].split()[:4] == ["python", "-m", "hcmi", name] for name, stage in STAGES.items())
 
 

@@ -18,6 +18,7 @@ from hcmi.config import DatasetConfig
 from hcmi.dataset.build_clips import bare_name, place_of
 from hcmi.dataset.captions import CaptionRow
 from hcmi.errors import ConfigError, DataError
+from hcmi.types import SPLITS
 
 Rows = Iterator[CaptionRow]
 SEGMENT_S = 5.0             # the unit of time of DiDeMo
@@ -305,14 +306,17 @@ def protocol_of(config: DatasetConfig) -> str:
 def read_annotations(config: DatasetConfig) -> Rows:
     """All rows of the data set that `config` names. After the last one the published counts are checked.
 
-    Raises: ConfigError for an unknown protocol; DataError when a file is missing, is not what it should be, or gives
-    other counts than the publication.
+    Raises: ConfigError for an unknown protocol; DataError when a file is missing, is not what it should be, names
+    another split, or gives other counts than the publication.
     """
     source, protocol = SOURCES[config.name], protocol_of(config)
     expected = source.protocols[protocol]
     videos: dict[str, set[str]] = {}
     captions: Counter[str] = Counter()
     for row in source.read(Path(config.path), protocol):
+        if row.split not in (None, *SPLITS):
+            raise DataError(f"{row.where}: need one of the splits {', '.join(SPLITS)}, got {row.split!r:.60}. "
+                            f"Download the annotation again; docs/datasets.md lists the files.")
         split = row.split or ""
         videos.setdefault(split, set()).add(row.video)
         captions[split] += 1

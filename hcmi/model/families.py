@@ -21,12 +21,17 @@ Towers = Any        # a transformers CLIPModel or SiglipModel, or a part of one:
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is used. `text` takes token ids and mask [B, W] and returns [B, W, D] and [B, D]."""
+    """How a family is used. `text` takes token ids and mask [B, W] and returns [B, W, D] and [B, D].
+
+    `transformers` does not give our attention (`layers.ATTENTION`) a padding mask. A family whose text attends in both
+    directions therefore passes one of its own, [B, 1, 1, W] in float32: 0 for a token, -1e9 for padding.
+    """
 
     image: Callable[[Towers, Tensor, bool], Tensor]     # pixels [N, C, H, X] -> [N, D]; True: interpolate positions
     text: Callable[[Towers, Tensor, Tensor], tuple[Tensor, Tensor]]     # states of all tokens, and the sentence anchor
     embedding_dim: Callable[[PretrainedConfig], int]
     vision_parts: tuple[str, ...]                       # attributes that encoding a text does not need
+    text_positions: str = "position_embedding"          # attribute of `text_model.embeddings`
 
 
 def _clip_image(towers: Towers, pixels_NCHX: Tensor, interpolate: bool) -> Tensor:

@@ -62,9 +62,7 @@ def load_towers(backbone: str, num_words: int) -> Towers:
                          f"got: {' '.join(str(error).split())[:300]} Copy or download it again.") from error
     check_loaded(f"model.backbone {backbone!r}", problems | {"unexpected_keys": ()}, "Choose a complete checkpoint.")
     towers.set_attn_implementation(ATTENTION)
-    positions = towers.text_model.embeddings.position_embedding
-    if num_words > positions.num_embeddings:
-        _stretch_text_positions(towers, num_words)
+    _stretch_text_positions(towers, num_words)
     return towers
 
 
@@ -168,10 +166,12 @@ def _check_family(name: str, config: PretrainedConfig) -> None:
 
 
 def _stretch_text_positions(towers: Towers, length: int) -> None:
-    embeddings = towers.text_model.embeddings
-    new_LD = stretch_positions(embeddings.position_embedding.weight.data, length)
-    embeddings.position_embedding = nn.Embedding.from_pretrained(new_LD.contiguous(), freeze=False)
+    """Interpolate the text positions when there are fewer than `length`."""
+    embeddings, name = towers.text_model.embeddings, FAMILIES[towers.config.model_type].text_positions
+    positions = getattr(embeddings, name)
+    if length <= positions.num_embeddings:
+        return
+    new_LD = stretch_positions(positions.weight.data, length)
+    setattr(embeddings, name, nn.Embedding.from_pretrained(new_LD.contiguous(), freeze=False))
     embeddings.register_buffer("position_ids", torch.arange(length)[None], persistent=False)
     towers.config.text_config.max_position_embeddings = length
-
-

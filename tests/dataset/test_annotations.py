@@ -232,6 +232,13 @@ def test_reading_is_refused_when_the_protocol_is_unknown():
     assert protocol_of(config_for("activitynet", "x")) == "paragraph"
 
 
+def test_reading_is_refused_when_a_row_names_another_split(monkeypatch):
+    rows = [annotations.CaptionRow("a", "a cat", split="tset", where="list.json entry 0")]
+    monkeypatch.setitem(SOURCES, "msvd", Source(lambda folder, protocol: iter(rows), {"multi": {}}))
+    with pytest.raises(DataError, match=r"^list.json entry 0: need one of the splits train, val, test, got 'tset'\. D"):
+        list(read_annotations(config_for("msvd", "x")))
+
+
 BROKEN = {
     "not json": ("captions_msvd.json", "{", r"captions_msvd.json: need JSON, got"),
     "a list": ("captions_msvd.json", "[1]", r"captions_msvd.json: need dict, got \[1\]. Download the file again"),
@@ -260,6 +267,10 @@ FILES = {"msrvtt": ("MSRVTT_data.json", "MSRVTT_train.9k.csv", "MSRVTT_JSFUSION_
          "didemo": tuple(f"{split}_{end}" for split in ("train", "val", "test") for end in ("data.json", "list.txt")),
          "activitynet": ("train.json", "val_1.json"),
          "vatex": ("vatex_training_v1.0.json", "vatex_validation_v1.0.json", "val_list.txt", "test_list.txt")}
+
+
+def test_every_published_data_set_is_read_from_random_files():
+    assert set(FILES) == set(SOURCES)
 
 
 @settings(max_examples=150, deadline=None)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from model_world import pictures, randomised, save_small_clip
-from transformers import MetaClip2Config, MetaClip2Model
+from transformers import ChineseCLIPConfig, ChineseCLIPModel, MetaClip2Config, MetaClip2Model
 
 from hcmi.errors import ModelError
-from hcmi.model.families import FAMILIES, clip_class_token
+from hcmi.model.families import FAMILIES, Family, clip_class_token
 from hcmi.model.towers import embedding_dim, frame_features, load_towers, text_features
 
 
@@ -50,7 +50,7 @@ def test_a_new_family_is_read_when_it_has_a_row(tmp_path, monkeypatch):
     config = MetaClip2Config(projection_dim=24, vision_config=dict(common, image_size=32, patch_size=8),
                              text_config=dict(common, vocab_size=50, eos_token_id=2, pad_token_id=1, bos_token_id=0))
     randomised(MetaClip2Model(config)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="need a dual tower of family clip or siglip, got 'metaclip_2'"):
+    with pytest.raises(ModelError, match=r"need a dual tower of family clip or .*, got 'metaclip_2'"):
         load_towers(str(tmp_path), 16)
     monkeypatch.setitem(FAMILIES, "metaclip_2", FAMILIES["clip"])
     towers, own = load_towers(str(tmp_path), 16).eval(), MetaClip2Model.from_pretrained(tmp_path).eval()
@@ -62,3 +62,32 @@ def test_a_new_family_is_read_when_it_has_a_row(tmp_path, monkeypatch):
     states_BWD, anchor_BD = text_features(towers, ids_BW, mask_BW)
     assert states_BWD.shape == (2, 5, embedding_dim(towers.config))
     torch.testing.assert_close(anchor_BD, own.get_text_features(input_ids=ids_BW).pooler_output, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_new_family_is_read_when_its_text_attends_in_both_directions(tmp_path, monkeypatch):
+    """Chinese CLIP has BERT's text tower: its padding needs a mask, and its positions have another name."""
+    def text(towers, ids_BW, mask_BW):
+        seen_B11W = torch.zeros(mask_BW.shape).masked_fill(~mask_BW, -1e9)[:, None, None]
+        states_BWD = towers.text_model(input_ids=ids_BW, token_type_ids=torch.zeros_like(ids_BW),
+                                       attention_mask=seen_B11W).last_hidden_state
+        return towers.text_projection(states_BWD), towers.text_projection(states_BWD[:, 0])
+
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = ChineseCLIPConfig(projection_dim=24, vision_config=dict(common, image_size=32, patch_size=8),
+                               text_config=dict(common, vocab_size=50, max_position_embeddings=8))
+    randomised(ChineseCLIPModel(config)).save_pretrained(tmp_path)
+    like_clip = FAMILIES["clip"]
+    monkeypatch.setitem(FAMILIES, "chinese_clip", Family(like_clip.image, text, like_clip.embedding_dim,
+                                                         like_clip.vision_parts, "position_embeddings"))
+    towers, own = load_towers(str(tmp_path), 8).eval(), ChineseCLIPModel.from_pretrained(tmp_path).eval()
+    images = pixels(3, 32)
+    needed = own.get_image_features(pixel_values=images).pooler_output
+    torch.testing.assert_close(frame_features(towers, images), needed, atol=1e-5, rtol=1e-5)
+    ids_BW = torch.tensor([[2, 7, 8, 9, 3], [2, 5, 3, 0, 0]])
+    mask_BW = ids_BW > 0
+    needed = own.get_text_features(input_ids=ids_BW, attention_mask=mask_BW.long()).pooler_output
+    torch.testing.assert_close(text_features(towers, ids_BW, mask_BW)[1], needed, atol=1e-5, rtol=1e-5)
+    long_BW = torch.arange(3, 15)[None]     # 12 tokens, more than its 8 positions
+    longer = load_towers(str(tmp_path), 12).eval()
+    assert text_features(longer, long_BW, long_BW > 0)[0].shape == (1, 12, 24)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, CLIPConfig, CLIPModel
 
 from hcmi.errors import ModelError
+from hcmi.model.families import FAMILIES
 from hcmi.model.towers import drop_vision_tower, embedding_dim, frame_features, load_towers, text_features
 
 
@@ -178,7 +179,7 @@ def test_load_towers_names_the_families_when_it_is_no_dual_tower(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError) as caught:
         load_towers(str(tmp_path), 32)
-    assert str(caught.value) == (f"model.backbone '{tmp_path}': need a dual tower of family clip or siglip, "
+    assert str(caught.value) == (f"model.backbone '{tmp_path}': need a dual tower of family {' or '.join(FAMILIES)}, "
                                  f"got 'bert'. Choose a CLIP or SigLIP checkpoint.")
 
 
