@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from hcmi.config import ShardsConfig
-from hcmi.dataset import iter_manifest
+from hcmi.dataset import read_manifest_table
 from hcmi.errors import DecodeError
 from hcmi.shards.shard_index import KEY_CHARACTERS
-from hcmi.types import CLIP_SCHEMA, SPLITS, Clip, Skip
+from hcmi.types import SPLITS, Clip, Skip
 
 KEY_VERSION = 1         # raise it when the same video and parameters give other frames than before
 SLICE = 1000            # rows that are turned into `Clip`s at a time
@@ -56,9 +55,8 @@ class ClipTable:
 
 
 def read_clip_table(manifest_path: str | Path, config: ShardsConfig) -> ClipTable:
-    """Raises: DataError when the file is missing or is not a manifest."""
-    next(iter_manifest(manifest_path), None)        # raises the DataError; the table is read without building clips
-    table = pq.read_table(manifest_path, columns=CLIP_SCHEMA.names)
+    """Raises: DataError when the file is missing, damaged or not a manifest."""
+    table = read_manifest_table(manifest_path)
     settings = f"{KEY_VERSION} {config.size} {config.num_frames} {config.quality}"
     keys = []
     for batch in table.select(["sha256", "start_s", "end_s"]).to_batches(10_000):
