@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hcmi.errors import DataError
 from hcmi.shards.shard_index import INDEX
 from hcmi.video import Decoded
 
+REMOVE = "Remove the folder and run `hcmi shards` again."
 _LIGHT = [name for name in INDEX.names if name not in ("frame_offsets", "frame_sizes")]
 
 
@@ -61,8 +63,13 @@ class ExistingShards:
         return self._keys[np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)] == keys
 
     def shard(self, number: int) -> "ExistingShard":
+        """Raises: DataError when its rows of the index are damaged."""
         assert self._file is not None, "find gave no shard"
-        table = self._file.read_row_group(number)
+        try:
+            table = self._file.read_row_group(number)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{self.folder}/index.parquet: need the index as it was written, got: {error}. {REMOVE}"
+                            ) from error
         return ExistingShard(self.folder / table["shard"][0].as_py(), table)
 
 
@@ -94,14 +101,19 @@ class ExistingShard:
             return os.pread(file.fileno(), row["num_bytes"], row["json_offset"] - tarfile.BLOCKSIZE)
 
     def read_frames(self, number: int) -> Decoded[tuple[bytes, ...]]:
-        """The frames of a clip, as files."""
+        """The frames of a clip, as files. Raises: DataError when its JSON is damaged."""
         row = self.rows[number]
         with open(self.path, "rb") as file:
-            record = json.loads(os.pread(file.fileno(), row["json_size"], row["json_offset"]))
+            record = os.pread(file.fileno(), row["json_size"], row["json_offset"])
             jpegs = tuple(os.pread(file.fileno(), size, offset)
                           for size, offset in zip(row["frame_sizes"], row["frame_offsets"], strict=True))
-        return Decoded(jpegs, tuple(record["times_s"]), record["decoder"], record["num_decodable"], record["width"],
-                       record["height"])
+        try:
+            facts = json.loads(record)
+            return Decoded(jpegs, tuple(facts["times_s"]), facts["decoder"], facts["num_decodable"], facts["width"],
+                           facts["height"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path}: need the JSON of clip {row['video_id']} as it was written, got damaged "
+                            f"bytes. {REMOVE}") from error
 
 
 def _is_whole(path: Path, members_bytes: int) -> bool:

@@ -55,7 +55,8 @@ class ShardReader:
 
     def read_into(self, row: int, which: Sequence[int], slots_THXC: np.ndarray) -> None:
         """As `frames`, into the caller's memory; -1 leaves a slot black. Each frame is decoded once."""
-        jpegs = self._read_jpegs(row, set(which) - {-1})
+        stored = set(which) - {-1}
+        jpegs = self._read_jpegs(row, stored) if stored else {}
         done: dict[int, np.ndarray] = {-1: np.zeros(self.frame_shape, np.uint8)} if -1 in which else {}
         for frame, slot_HXC in zip(which, slots_THXC, strict=True):
             if frame in done:
