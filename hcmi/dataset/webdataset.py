@@ -139,7 +139,7 @@ def _read_row(sample: dict[str, Any], ending: str, where: str) -> CaptionRow | t
     try:
         # video2dataset cuts a video that has `clips`, whose times are then those of the original
         start_s, end_s = (None if "clips" in facts else _seconds(facts.get(name)) for name in ("start", "end"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         times = f"{facts.get('start')!r} to {facts.get('end')!r}"
         return "bad_segment", f"{where}: need start and end in seconds from 0, got {times[:60]}."
     return CaptionRow(f"{sample['__key__']}.{ending}", caption, start_s, end_s, where=where)
