@@ -60,7 +60,7 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
     Where the rows give them several, the training videos among them are left out: a model must not be tested on what it
     was trained on, and the evaluation stays as it is given.
 
-    Raises: DataError when rows contradict each other; whatever `rows` and `locate` raise.
+    Raises: DataError when rows contradict each other; and the errors of `rows` and `locate`.
     """
     with _database() as db:
         db.executescript(TABLES)

@@ -1,7 +1,7 @@
 """Random access to the clips in the shards, by their index.
 
 The shards are ordinary WebDataset tars, but WebDataset 1.x has no random access: `index.parquet` says where each clip's
-record and frames lie.
+record and frames are.
 """
 
 import os
@@ -16,7 +16,7 @@ from hcmi.shards.shard_index import MAKE_AGAIN, read_split, unreadable
 from hcmi.types import Clip
 from hcmi.video import Decoded
 
-_ONE_READ = 1 << 16     # bytes up to which reading what lies between frames is faster than another read
+_ONE_READ = 1 << 16     # bytes up to which it is faster to read the gap between frames than to read twice
 
 
 class ShardReader:

@@ -296,7 +296,7 @@ def kill_loop(folder: Path, clips: list[Clip], kills: int, seed: int) -> None:
     assert sorted(path.name for path in (folder / "shards.work").iterdir()) == ["lock"]
 
 
-def test_bytes_are_those_of_an_undisturbed_run_when_killed_thrice(tmp_path, clips):
+def test_bytes_are_those_of_an_undisturbed_run_when_killed_three_times(tmp_path, clips):
     kill_loop(tmp_path, clips[:24], kills=3, seed=0)
 
 
