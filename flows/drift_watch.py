@@ -105,7 +105,9 @@ def judge(named: list[str], quiet_seconds: float) -> State:
     if unknown:
         raise WatchError(f"{INCOMING}: need a batch called {unknown[0]!r}, got {', '.join(found) or 'none'}. "
                          "Correct the name.")
-    ledger, verdicts, waiting = Ledger(REPORTS), {}, [found[name] for name in named] or list(found.values())
+    ledger = Ledger(REPORTS)
+    verdicts: dict[str, str] = {}
+    waiting = [found[name] for name in dict.fromkeys(named)] or list(found.values())
     for folder, seen in complete(waiting, quiet_seconds, PATIENCE_SECONDS):
         content = ledger.content(folder, seen)
         waiting.remove(folder)

@@ -37,7 +37,7 @@ class _Lines(tqdm):
 
 
 def track(items: Iterable | None = None, description: str = "", total: int | None = None, unit: str = "it") -> Any:
-    """`tqdm` set up alike everywhere; without `items` it is driven by `.update(n)`."""
+    """`tqdm` with the same settings everywhere; without `items` it is driven by `.update(n)`."""
     common = {"desc": description, "total": total, "unit": unit, "file": sys.stderr}
     if sys.stderr.isatty():
         return tqdm(items, mininterval=0.2, maxinterval=0.2, dynamic_ncols=True, **common)

@@ -66,7 +66,7 @@ def _torch_library() -> ctypes.CDLL | None:
 def single_after_fork(set_num_threads: Callable[[int], None]) -> None:
     """Make forked children of this process compute with one thread; `set_num_threads` is the library's function.
 
-    A forked child has none of its parent's OpenMP threads, and would wait for them for ever.
+    A forked child has none of its parent's OpenMP threads, and would wait for them forever.
     """
     os.register_at_fork(after_in_child=lambda: set_num_threads(1))
 

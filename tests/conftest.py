@@ -93,7 +93,7 @@ def small_disk(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def plain_user() -> list[str]:
-    """The beginning of a command line that runs a program as somebody to whom permissions apply."""
+    """The beginning of a command line that runs a program as a user to whom permissions apply."""
     if os.geteuid():
         return []
     if shutil.which("setpriv") is None:

@@ -12,7 +12,7 @@ ROOMS = frozenset(path.parent.name for path in ROOT.glob("hcmi/*/__init__.py"))
 
 
 def module_file(module: str) -> Path | None:
-    """The file of a module of this project, or None for anybody else's."""
+    """The file of a module of this project, or None for one of another project."""
     base = ROOT.joinpath(*module.split("."))
     for path in (base.with_suffix(".py"), base / "__init__.py"):
         if path.is_file():

@@ -145,7 +145,7 @@ def test_asking_leaves_nothing_and_makes_nothing(tmp_path):
 
 
 def test_atomic_file_is_another_file_when_it_replaces_one(tmp_path):
-    """A reader that has the old one open goes on reading it whole."""
+    """A reader that has the old one open still reads all of it."""
     target = tmp_path / "out.txt"
     target.write_text("old")
     with open(target) as reader:

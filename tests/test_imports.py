@@ -25,7 +25,7 @@ OWNERS: dict[str, set[str]] = {
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
     "torch": {"types", "runtime", "doctor", "shards", "model", "train", "evaluate", "export", "index", "search"},
     "uvicorn": {"serve"}, "webdataset": {"dataset", "shards"}}
-# Installed and imported by nobody here: held to a version for another library's sake, or needed inside one.
+# Installed but not imported here: pinned for another library's sake, or needed inside one.
 FOR_OTHERS = {"fastapi", "protobuf", "sentencepiece", "sqlalchemy", "milvus-lite"}
 IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "pillow": "PIL", "ruamel.yaml": "ruamel"}
 
@@ -84,7 +84,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 def test_every_listed_library_has_an_owner_who_imports_it():
     assert listed() == set(OWNERS)
     users = {library: {place(path) for path in SOURCES if library in libraries(path)} for library in OWNERS}
-    assert not [library for library, found in users.items() if not found], "listed, and imported by nobody"
+    assert not [library for library, found in users.items() if not found], "listed, but not imported"
 
 
 @pytest.mark.parametrize("library", OWNERS)
@@ -109,11 +109,10 @@ def test_rooms_are_entered_by_their_door_and_imports_point_down(source):
                 assert not (ground and own) or name != "hcmi.cli", f"{module_name(source)} imports the command line"
                 assert not name.startswith("flows") or module_name(source).startswith("flows")
             elif room == own:
-                assert name.count(".") > 1, f"{module_name(source)} imports its own room's door"
+                assert name.count(".") > 1, f"{module_name(source)} imports its own room's __init__"
             else:
                 assert name == f"hcmi.{room}", f"{name}: need hcmi.{room}, which names what others may use"
-                assert own is None or may_import(own,
-                                                 room), f"{module_name(source)} imports {room}, which lies above it"
+                assert own is None or may_import(own, room), f"{module_name(source)} imports {room}, which is above it"
 
 
 def test_ground_imports_no_room():

@@ -191,7 +191,7 @@ def test_run_ends_in_one_line_when_files_may_not_grow(project, tmp_path):
                             r"and run again.", lines[0]), f"{case}: {lines}"
 
 
-# -------------------------------------------------------------------------------------------------- what nobody foresaw
+# ------------------------------------------------------------------------------- system errors that no stage handles
 
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -176,7 +177,7 @@ def lsmdc(folder: Path, protocol: str) -> Rows:
 
 def lsmdc_table(path: Path, split: str) -> Rows:
     """A file of LSMDC: tabs despite its name, no header; clip, two aligned and two extracted times, any sentence."""
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(re.split("\r\n|\r|\n", _text(path)), start=1):    # a sentence may hold U+2028
         if not line.strip():
             continue
         where, cells = f"{path} row {number}", line.split("\t")

@@ -4,6 +4,7 @@ The rows are kept in a temporary SQLite file, so that a million of them in any o
 """
 
 import hashlib
+import math
 import re
 import sqlite3
 from collections import deque
@@ -59,7 +60,7 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
     Where the rows give them several, the training videos among them are left out: a model must not be tested on what it
     was trained on, and the evaluation stays as it is given.
 
-    Raises: DataError when rows contradict each other; whatever `rows` and `locate` raise.
+    Raises: DataError when rows contradict each other; and the errors of `rows` and `locate`.
     """
     with _database() as db:
         db.executescript(TABLES)
@@ -120,6 +121,8 @@ def _problem(row: CaptionRow) -> tuple[str, str] | None:
         return "empty_caption", f"{row.where}: need a caption, got an empty cell."
     if row.caption is not None and not is_text(row.caption):
         return "bad_caption", f"{row.where}: need a caption of text, got {row.caption[:60]}."
+    if not all(time is None or 0 <= time < math.inf for time in (row.start_s, row.end_s)):      # JSON may hold NaN
+        return "bad_segment", f"{row.where}: need start and end in seconds from 0, got {row.start_s} to {row.end_s}."
     if row.end_s is not None and row.end_s <= (row.start_s or 0.0):
         return "bad_segment", f"{row.where}: need end after start, got {row.start_s or 0.0:g} to {row.end_s:g}."
     return None

@@ -1,6 +1,6 @@
 """The manifest, a Parquet file with one row a clip sorted by video_id; and skipped.jsonl, what was left out and why."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -36,30 +36,27 @@ def write_manifest(clips: Iterable[Clip], path: str | Path) -> int:
     return count
 
 
-def iter_manifest(path: str | Path, split: str | None = None) -> Iterator[Clip]:
-    """The clips of the manifest, or of one split of it, in order of video_id; read in groups to save memory.
+def read_manifest_table(path: str | Path) -> pa.Table:
+    """The manifest as a table of `CLIP_SCHEMA`, in order of video_id; a million rows need little memory.
 
-    Raises: DataError when the file is missing or is not a manifest.
+    Raises: DataError when the file is missing, damaged or not a manifest.
     """
     try:
-        file = pq.ParquetFile(path)
+        with pq.ParquetFile(path) as file:
+            missing = set(CLIP_SCHEMA.names) - set(file.schema_arrow.names)
+            if not missing:
+                return file.read(columns=CLIP_SCHEMA.names)
     except FileNotFoundError as error:
         raise DataError(f"{path}: need a manifest, found none. Run `hcmi dataset` first.") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: need a manifest in Parquet, got: {error}. Run `hcmi dataset` again.") from error
-    with file:
-        if missing := set(CLIP_SCHEMA.names) - set(file.schema_arrow.names):
-            raise DataError(f"{path}: need the columns of a manifest, got none called {', '.join(sorted(missing))}. "
-                            f"Run `hcmi dataset` again.")
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=CLIP_SCHEMA.names):
-            for row in batch.to_pylist():
-                if split is None or row["split"] == split:
-                    yield Clip.from_row(row)
+    raise DataError(f"{path}: need the columns of a manifest, got none called {', '.join(sorted(missing))}. "
+                    f"Run `hcmi dataset` again.")
 
 
-def read_manifest(path: str | Path, split: str | None = None) -> list[Clip]:
-    """All of `iter_manifest` at once."""
-    return list(iter_manifest(path, split))
+def read_manifest(path: str | Path) -> list[Clip]:
+    """The clips of the manifest, in order of video_id. Raises: DataError as `read_manifest_table` does."""
+    return [Clip.from_row(row) for row in read_manifest_table(path).to_pylist()]
 
 
 def write_skipped(skips: Iterable[Skip], path: str | Path) -> None:

@@ -139,7 +139,7 @@ def _read_row(sample: dict[str, Any], ending: str, where: str) -> CaptionRow | t
     try:
         # video2dataset cuts a video that has `clips`, whose times are then those of the original
         start_s, end_s = (None if "clips" in facts else _seconds(facts.get(name)) for name in ("start", "end"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         times = f"{facts.get('start')!r} to {facts.get('end')!r}"
         return "bad_segment", f"{where}: need start and end in seconds from 0, got {times[:60]}."
     return CaptionRow(f"{sample['__key__']}.{ending}", caption, start_s, end_s, where=where)
@@ -211,7 +211,7 @@ class _Source:
 
 
 def _samples(tar: str) -> Iterator[dict[str, Any] | Skip]:
-    """The samples of one tar: `__key__`, and bytes by ending; a Skip for each that is doubled or cut off.
+    """The samples of one tar: `__key__`, and bytes by ending; a Skip for each that is repeated or cut off.
 
     Raises: DataError when the tar cannot be opened or transferred as a whole.
     """
@@ -219,7 +219,7 @@ def _samples(tar: str) -> Iterator[dict[str, Any] | Skip]:
 
     member = ""                         # that is being read
     faults: list[Exception] = []        # what ended the reading
-    doubled: dict[str, None] = {}       # keys
+    repeated: dict[str, None] = {}      # keys with a file that comes twice
 
     def note_member(name: str) -> str:
         nonlocal member
@@ -232,21 +232,21 @@ def _samples(tar: str) -> Iterator[dict[str, Any] | Skip]:
         faults.append(error)
         return False                    # read no further
 
-    def note_doubled(error: Exception) -> bool:
-        doubled[base_plus_ext(member)[0]] = None
+    def note_repeated(error: Exception) -> bool:
+        repeated[base_plus_ext(member)[0]] = None
         return True                     # pass over this member
 
     source = _Source(tar)
     try:
         files = tar_file_expander([{"url": tar, "stream": source}], handler=note_fault, rename_files=note_member)
-        for sample in group_by_keys(files, handler=note_doubled):
+        for sample in group_by_keys(files, handler=note_repeated):
             if not (faults and sample["__key__"] == base_plus_ext(member)[0]):
                 yield sample
         source.finish()
         if faults and isinstance(faults[0], OSError):
             raise DataError(f"{tar}: need a tar that can be read, got: {faults[0].strerror}. Run again, or correct "
                             f"dataset.path.") from faults[0]
-        for key in doubled:
+        for key in repeated:
             yield _skip(tar, key, "duplicate_key", f"{tar}, sample {key}: need each file once, got one again.")
         if faults or not source.whole:
             broken = base_plus_ext(member)[0] if faults and member else None

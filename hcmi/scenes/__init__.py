@@ -1,7 +1,7 @@
-"""Scenes, the generated data set: short films of moving shapes, with captions and everything that is true of them.
+"""Scenes, the generated data set: short films of moving shapes, with captions and the times of all events.
 
-Anybody can run and measure the pipeline with it before any download. Clips and captions are a pure function of the
-seed. Galleries are fixed test sets, each of which measures one thing.
+With it the pipeline can be run and measured before any download. Clips and captions are a pure function of the seed.
+Galleries are fixed test sets, each of which measures one thing.
 """
 
 from hcmi.scenes.captions import phrase

@@ -17,7 +17,7 @@ from hcmi.scenes.vocabulary import WORDS, Steps, draw, meaning_of, parts_of, pic
 
 VERSION = "1"
 SEED = 0
-# The galleries are made with these parameters, whatever params.yaml says.
+# The galleries are made with these parameters; params.yaml does not change them.
 STANDARD = ScenesConfig(num_train=4000, num_val=300, num_test=1000, num_incoming=200, max_events=4, captions_per_clip=3,
                         part_captions=2, wording="sentence", duplicate_rate=0.1, neighbour_rate=0.3, width=128,
                         height=128, fps=12)

@@ -1,4 +1,4 @@
-"""The manifest as the `shards` stage needs it: every clip's content key, and the shard that it belongs in.
+"""The manifest as the `shards` stage needs it: every clip's frames key, and the shard that it belongs in.
 
 A clip's shard depends only on the hash of its name: the clips are the leaves of a binary tree over the bits of the
 hash, and a leaf with more than `max_clips_per_shard` clips is split. An added clip therefore changes one shard and
@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from hcmi.config import ShardsConfig
-from hcmi.dataset import iter_manifest
+from hcmi.dataset import read_manifest_table
 from hcmi.errors import DecodeError
 from hcmi.shards.shard_index import KEY_CHARACTERS
-from hcmi.types import CLIP_SCHEMA, SPLITS, Clip, Skip
+from hcmi.types import SPLITS, Clip, Skip
 
 KEY_VERSION = 1         # raise it when the same video and parameters give other frames than before
 SLICE = 1000            # rows that are turned into `Clip`s at a time
@@ -28,9 +27,9 @@ SLICE = 1000            # rows that are turned into `Clip`s at a time
 
 @dataclass(frozen=True)
 class ClipTable:
-    """The rows of the manifest and their content keys, as arrays, because there may be a million rows.
+    """The rows of the manifest and their frames keys, as arrays, because there may be a million rows.
 
-    A content key stands for video bytes, segment and parameters. Clips with equal keys have equal frames, which are
+    A frames key stands for video bytes, segment and parameters. Clips with equal keys have equal frames, which are
     decoded once.
     """
 
@@ -51,14 +50,13 @@ class ClipTable:
     def iter_clips(self, rows: np.ndarray) -> Iterator[tuple[int, Clip]]:
         """Each row with its clip; only a slice of them is in memory at once."""
         for start in range(0, len(rows), SLICE):
-            some = rows[start:start + SLICE]
-            yield from zip(some.tolist(), self.clips(some), strict=True)
+            part = rows[start:start + SLICE]
+            yield from zip(part.tolist(), self.clips(part), strict=True)
 
 
 def read_clip_table(manifest_path: str | Path, config: ShardsConfig) -> ClipTable:
-    """Raises: DataError when the file is missing or is not a manifest."""
-    next(iter_manifest(manifest_path), None)        # raises the DataError; the table is read without building clips
-    table = pq.read_table(manifest_path, columns=CLIP_SCHEMA.names)
+    """Raises: DataError when the file is missing, damaged or not a manifest."""
+    table = read_manifest_table(manifest_path)
     settings = f"{KEY_VERSION} {config.size} {config.num_frames} {config.quality}"
     keys = []
     for batch in table.select(["sha256", "start_s", "end_s"]).to_batches(10_000):
@@ -88,12 +86,12 @@ def split_by_hash(digests: np.ndarray, rows: np.ndarray, max_rows: int) -> list[
     groups = []
     waiting = [(rows, 63)] if len(rows) else []
     while waiting:
-        some, bit = waiting.pop()
-        if len(some) <= max_rows or bit < 0:
-            groups.append(some)
+        group, bit = waiting.pop()
+        if len(group) <= max_rows or bit < 0:
+            groups.append(group)
             continue
-        upper = (digests[some] >> np.uint64(bit) & np.uint64(1)).astype(bool)
-        waiting += [(half, bit - 1) for half in (some[upper], some[~upper]) if len(half)]
+        upper = (digests[group] >> np.uint64(bit) & np.uint64(1)).astype(bool)
+        waiting += [(half, bit - 1) for half in (group[upper], group[~upper]) if len(half)]
     return groups
 
 
@@ -101,23 +99,23 @@ def split_by_hash(digests: np.ndarray, rows: np.ndarray, max_rows: int) -> list[
 class Failures:
     """The clips that could not be decoded, and why."""
 
-    clips: ClipTable
-    errors: Mapping[int, DecodeError]       # by index into `clips.keys`
+    clip_table: ClipTable
+    errors: Mapping[int, DecodeError]       # by index into `clip_table.keys`
 
     def failed(self, rows: np.ndarray) -> np.ndarray:
         """bool [rows]"""
-        failed = np.zeros(len(self.clips.keys), bool)
+        failed = np.zeros(len(self.clip_table.keys), bool)
         failed[list(self.errors)] = True
-        return failed[self.clips.key_of_row[rows]]
+        return failed[self.clip_table.key_of_row[rows]]
 
     def rows(self) -> np.ndarray:
-        return np.flatnonzero(self.failed(np.arange(len(self.clips))))
+        return np.flatnonzero(self.failed(np.arange(len(self.clip_table))))
 
     def reasons(self) -> Counter[str]:
         """How many clips failed for each reason."""
-        return Counter(self.errors[index].reason for index in self.clips.key_of_row[self.rows()].tolist())
+        return Counter(self.errors[index].reason for index in self.clip_table.key_of_row[self.rows()].tolist())
 
     def skips(self) -> Iterator[Skip]:
-        for row, clip in self.clips.iter_clips(self.rows()):
-            error = self.errors[int(self.clips.key_of_row[row])]
+        for row, clip in self.clip_table.iter_clips(self.rows()):
+            error = self.errors[int(self.clip_table.key_of_row[row])]
             yield Skip(clip.video_id, clip.path, "shards", error.reason, str(error))

@@ -11,14 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hcmi.errors import DataError
 from hcmi.shards.shard_index import INDEX
 from hcmi.video import Decoded
 
+REMOVE = "Remove the folder and run `hcmi shards` again."
 _LIGHT = [name for name in INDEX.names if name not in ("frame_offsets", "frame_sizes")]
 
 
 class ExistingShards:
-    """The shards in a folder by content key. A tar is trusted when its length is what the index says.
+    """The shards in a folder by frames key. A tar is trusted when its length is what the index says.
 
     A folder without a readable index counts as empty.
     """
@@ -47,10 +49,10 @@ class ExistingShards:
 
     def find(self, key: str) -> tuple[int, int] | None:
         """The number of a shard that has the key, and the row within it."""
-        place = int(np.searchsorted(self._keys, np.bytes_(key.encode())))
-        if place == len(self._keys) or self._keys[place] != key.encode():
+        at = int(np.searchsorted(self._keys, np.bytes_(key.encode())))
+        if at == len(self._keys) or self._keys[at] != key.encode():
             return None
-        row = self._rows[place]
+        row = self._rows[at]
         shard = int(self._shard_of_row[row])
         return shard, int(row - self._first_rows[shard])
 
@@ -61,8 +63,13 @@ class ExistingShards:
         return self._keys[np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)] == keys
 
     def shard(self, number: int) -> "ExistingShard":
+        """Raises: DataError when its rows of the index are damaged."""
         assert self._file is not None, "find gave no shard"
-        table = self._file.read_row_group(number)
+        try:
+            table = self._file.read_row_group(number)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{self.folder}/index.parquet: need the index as it was written, got: {error}. {REMOVE}"
+                            ) from error
         return ExistingShard(self.folder / table["shard"][0].as_py(), table)
 
 
@@ -79,29 +86,34 @@ class ExistingShard:
 
     @cached_property
     def contents(self) -> list[tuple[str, str, str, str]]:
-        """What determines the bytes of the tar: split, video_id, content key and record hash of each clip."""
+        """What determines the bytes of the tar: split, video_id, frames key and record hash of each clip."""
         return [(row["split"], row["video_id"], row["key"], row["record"]) for row in self.rows]
 
-    def has_members(self, number: int, video_id: str, record_hash: str) -> bool:
+    def has_members(self, row: int, video_id: str, record_hash: str) -> bool:
         """Whether the members of a clip are those of this name and record, byte for byte."""
-        row = self.rows[number]
-        return (row["video_id"], row["record"]) == (video_id, record_hash)
+        found = self.rows[row]
+        return (found["video_id"], found["record"]) == (video_id, record_hash)
 
-    def read_members(self, number: int) -> bytes:
+    def read_members(self, row: int) -> bytes:
         """All of a clip's members, with their headers."""
-        row = self.rows[number]
+        found = self.rows[row]
         with open(self.path, "rb") as file:
-            return os.pread(file.fileno(), row["num_bytes"], row["json_offset"] - tarfile.BLOCKSIZE)
+            return os.pread(file.fileno(), found["num_bytes"], found["json_offset"] - tarfile.BLOCKSIZE)
 
-    def read_frames(self, number: int) -> Decoded[tuple[bytes, ...]]:
-        """The frames of a clip, as files."""
-        row = self.rows[number]
+    def read_frames(self, row: int) -> Decoded[tuple[bytes, ...]]:
+        """The frames of a clip, as files. Raises: DataError when its JSON is damaged."""
+        found = self.rows[row]
         with open(self.path, "rb") as file:
-            record = json.loads(os.pread(file.fileno(), row["json_size"], row["json_offset"]))
+            record = os.pread(file.fileno(), found["json_size"], found["json_offset"])
             jpegs = tuple(os.pread(file.fileno(), size, offset)
-                          for size, offset in zip(row["frame_sizes"], row["frame_offsets"], strict=True))
-        return Decoded(jpegs, tuple(record["times_s"]), record["decoder"], record["num_decodable"], record["width"],
-                       record["height"])
+                          for size, offset in zip(found["frame_sizes"], found["frame_offsets"], strict=True))
+        try:
+            facts = json.loads(record)
+            return Decoded(jpegs, tuple(facts["times_s"]), facts["decoder"], facts["num_decodable"], facts["width"],
+                           facts["height"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path}: need the JSON of clip {found['video_id']} as it was written, got damaged "
+                            f"bytes. {REMOVE}") from error
 
 
 def _is_whole(path: Path, members_bytes: int) -> bool:

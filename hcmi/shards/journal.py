@@ -1,8 +1,8 @@
 """What has been decoded but is not in a shard yet, on disk: a run that was killed continues where it stopped.
 
-An append-only file of records. Each is one JSON line and the bytes of the frames. A torn last record is cut off.
-SQLite instead was no shorter, took 0.1 ms more per clip of 64 pixels, and reports a full disk and a limit on file sizes
-alike, while this stage says in one line what the system refused.
+An append-only file of records. Each is one JSON line and the bytes of the frames. An incomplete last record is cut off.
+SQLite made this no shorter and took 0.1 ms more per clip of 64 pixels. It also reports a full disk and a limit on file
+sizes as the same error, while this stage says in one line what the system refused.
 """
 
 import json
@@ -17,7 +17,7 @@ from hcmi.video import Decoded
 
 
 class Journal:
-    """Clips by content key, in the file `path`. Only one process may use it: the stage holds a lock."""
+    """Clips by frames key, in the file `path`. Only one process may use it: the stage holds a lock."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,7 +1,7 @@
 """Random access to the clips in the shards, by their index.
 
 The shards are ordinary WebDataset tars, but WebDataset 1.x has no random access: `index.parquet` says where each clip's
-record and frames lie.
+record and frames are.
 """
 
 import os
@@ -16,7 +16,7 @@ from hcmi.shards.shard_index import MAKE_AGAIN, read_split, unreadable
 from hcmi.types import Clip
 from hcmi.video import Decoded
 
-_ONE_READ = 1 << 16     # bytes up to which reading what lies between frames is faster than another read
+_ONE_READ = 1 << 16     # bytes up to which it is faster to read the gap between frames than to read twice
 
 
 class ShardReader:
@@ -55,7 +55,8 @@ class ShardReader:
 
     def read_into(self, row: int, which: Sequence[int], slots_THXC: np.ndarray) -> None:
         """As `frames`, into the caller's memory; -1 leaves a slot black. Each frame is decoded once."""
-        jpegs = self._read_jpegs(row, set(which) - {-1})
+        stored = set(which) - {-1}
+        jpegs = self._read_jpegs(row, stored) if stored else {}
         done: dict[int, np.ndarray] = {-1: np.zeros(self.frame_shape, np.uint8)} if -1 in which else {}
         for frame, slot_HXC in zip(which, slots_THXC, strict=True):
             if frame in done:

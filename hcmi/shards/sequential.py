@@ -1,6 +1,6 @@
 """The clips of a split read once, from front to back, through webdataset: evaluation, export and validation.
 
-The tars may lie in a folder or under a URL. webdataset's `tar_file_expander` and `group_by_keys` are used instead of
+The tars may be in a folder or under a URL. webdataset's `tar_file_expander` and `group_by_keys` are used instead of
 its `WebDataset` class, which splits the shards by node and worker, takes a cache from the environment and cuts the path
 of a local file at `#`.
 """

@@ -31,7 +31,7 @@ class ShardEntry:
     """A clip that a shard will hold."""
 
     clip: Clip
-    key: str                                # content key of its frames
+    key: str                                # frames key
     read_frames: Callable[[], Jpegs]        # called only when no existing shard has the key
 
     @cached_property

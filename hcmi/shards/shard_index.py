@@ -1,6 +1,6 @@
 """The index of the shards, `index.parquet`: one row a clip, shard by shard, with the place of each member in its tar.
 
-Index and tars lie in a folder or under a base URL, from which webdataset reads.
+Index and tars are in a folder, or under a base URL from which webdataset reads them.
 """
 
 import re
@@ -18,7 +18,7 @@ from webdataset import gopen
 from hcmi.errors import DataError
 from hcmi.types import SPLITS
 
-KEY_CHARACTERS = 32     # of a content key, and of the hash of a record
+KEY_CHARACTERS = 32     # of a frames key, and of the hash of a record
 INDEX = pa.schema([
     ("split", pa.string()), ("shard", pa.string()), ("video_id", pa.string()),
     ("json_offset", pa.int64()), ("json_size", pa.int32()),

@@ -1,7 +1,7 @@
 """Stage `shards`: manifest in, shards out.
 
 The output is a pure function of the manifest, the bytes of the videos and the parameters. It does not depend on what
-was there before or on how often a run was killed. Clips are known by a content key. Frames that an earlier run decoded
+was there before or on how often a run was killed. Clips are known by a frames key. Frames that an earlier run decoded
 are taken from its shards, or from the journal in the work folder (`<out>.work`). All others are decoded into the
 journal. At the end new shards are written beside the old ones, unchanged shards are linked, and the new folder takes
 the place of the old one at once.
@@ -49,17 +49,17 @@ def write_shards(*, manifest_path: str | Path, out_dir: str | Path, config: Shar
     out_dir = Path(os.path.realpath(out_dir))
     ask_to_write(folders=[out_dir])
     work = out_dir.with_name(out_dir.name + ".work")
-    clips = read_clip_table(manifest_path, config)
+    clip_table = read_clip_table(manifest_path, config)
     with writing(out_dir), _lock(work, out_dir):
         _finish_interrupted_swap(out_dir, work)
         existing = ExistingShards(out_dir)
         with closing(Journal(work / "journal")) as journal:
-            offsets = _find_in_journal(clips, journal)
-            missing = np.flatnonzero((offsets < 0) & ~existing.has(clips.keys))
-            failures = Failures(clips, _decode(clips, missing, journal, offsets, config))
+            offsets = _find_in_journal(clip_table, journal)
+            missing = np.flatnonzero((offsets < 0) & ~existing.has(clip_table.keys))
+            failures = Failures(clip_table, _decode(clip_table, missing, journal, offsets, config))
             _check_failures(failures, work, out_dir, config)
             try:
-                stats = _write_folder(work / "new", clips, failures, existing, journal, offsets, config)
+                stats = _write_folder(work / "new", clip_table, failures, existing, journal, offsets, config)
                 _swap(out_dir, work)
             finally:        # half a folder would take room on a full disk
                 shutil.rmtree(work / "new", ignore_errors=True)
@@ -81,17 +81,17 @@ def _lock(work: Path, out_dir: Path) -> Iterator[None]:
         yield
 
 
-def _find_in_journal(clips: ClipTable, journal: Journal) -> np.ndarray:
-    """For each content key its offset in the journal, int64; -1 where the journal does not have it."""
-    offsets = np.full(len(clips.keys), -1, np.int64)
+def _find_in_journal(clip_table: ClipTable, journal: Journal) -> np.ndarray:
+    """For each frames key its offset in the journal, int64; -1 where the journal does not have it."""
+    offsets = np.full(len(clip_table.keys), -1, np.int64)
     for key, offset in journal.scan():
-        place = int(np.searchsorted(clips.keys, key.encode()))
-        if place < len(clips.keys) and clips.keys[place] == key.encode():
+        place = int(np.searchsorted(clip_table.keys, key.encode()))
+        if place < len(clip_table.keys) and clip_table.keys[place] == key.encode():
             offsets[place] = offset
     return offsets
 
 
-def _decode(clips: ClipTable, missing: np.ndarray, journal: Journal, offsets: np.ndarray, config: ShardsConfig
+def _decode(clip_table: ClipTable, missing: np.ndarray, journal: Journal, offsets: np.ndarray, config: ShardsConfig
             ) -> dict[int, DecodeError]:
     """Decode the clips with the keys `missing` into the journal and write their places into `offsets`.
 
@@ -100,11 +100,11 @@ def _decode(clips: ClipTable, missing: np.ndarray, journal: Journal, offsets: np
     errors: dict[int, DecodeError] = {}
     if not len(missing):
         return errors
-    missing = missing[np.argsort(clips.first_row[missing])]     # the manifest's order: clips of one video side by side
+    missing = missing[np.argsort(clip_table.first_row[missing])]   # manifest order keeps a video's clips together
     with track(None, "shards", len(missing), "clip") as bar:
-        for job, result in _run(_jobs(clips, missing, config), config):
+        for job, result in _run(_jobs(clip_table, missing, config), config):
             if isinstance(result, Decoded):
-                offsets[job.key] = journal.append(clips.key(job.key), result)
+                offsets[job.key] = journal.append(clip_table.key(job.key), result)
             else:
                 errors[job.key] = result
             bar.update()
@@ -119,14 +119,14 @@ def _run(jobs: Iterator[EncodeJob], config: ShardsConfig) -> Iterator[tuple[Enco
             yield from pool.map(jobs)
 
 
-def _jobs(clips: ClipTable, keys: np.ndarray, config: ShardsConfig) -> Iterator[EncodeJob]:
-    for index, (_, clip) in zip(keys.tolist(), clips.iter_clips(clips.first_row[keys]), strict=True):
+def _jobs(clip_table: ClipTable, keys: np.ndarray, config: ShardsConfig) -> Iterator[EncodeJob]:
+    for index, (_, clip) in zip(keys.tolist(), clip_table.iter_clips(clip_table.first_row[keys]), strict=True):
         end_s = clip.end_s if clip.end_s > clip.start_s else None
         yield EncodeJob(index, clip.path, config.num_frames, config.size, clip.start_s, end_s, quality=config.quality)
 
 
 def _check_failures(failures: Failures, work: Path, out_dir: Path, config: ShardsConfig) -> None:
-    total, num_failed = len(failures.clips), len(failures.rows())
+    total, num_failed = len(failures.clip_table), len(failures.rows())
     if num_failed <= config.max_skip_fraction * total and num_failed < total:
         return
     report = work / "skipped.jsonl"
@@ -138,7 +138,7 @@ def _check_failures(failures: Failures, work: Path, out_dir: Path, config: Shard
                     f"See {report}; repair the files or raise shards.max_skip_fraction.")
 
 
-def _write_folder(new: Path, clips: ClipTable, failures: Failures, existing: ExistingShards, journal: Journal,
+def _write_folder(new: Path, clip_table: ClipTable, failures: Failures, existing: ExistingShards, journal: Journal,
                   offsets: np.ndarray, config: ShardsConfig) -> dict[str, Any]:
     """Write the folder `new` with all that `out_dir` will hold. Returns the content of stats.json."""
     shutil.rmtree(new, ignore_errors=True)
@@ -146,7 +146,7 @@ def _write_folder(new: Path, clips: ClipTable, failures: Failures, existing: Exi
     num_clips, numbers, decoders = Counter[str](), Counter[str](), Counter[str]()
     seconds: defaultdict[str, float] = defaultdict(float)
     size_bytes = 0
-    shards = assign_shards(clips.table, config.max_clips_per_shard)
+    shards = assign_shards(clip_table.table, config.max_clips_per_shard)
     on_disk: list[Future[None]] = []        # the disk writes one shard while the next is put together
     with ThreadPoolExecutor(1) as disk, pq.ParquetWriter(new / "index.parquet", INDEX, compression="zstd") as index:
         for split, all_rows in track(shards, "shard files", unit="shard"):
@@ -155,13 +155,13 @@ def _write_folder(new: Path, clips: ClipTable, failures: Failures, existing: Exi
                 continue
             path = new / f"{split}-{numbers[split]:06d}.tar"
             numbers[split] += 1
-            some = clips.clips(rows)
-            table = write_shard(path, _entries(some, clips, rows, journal, offsets), existing)
+            clips = clip_table.clips(rows)
+            table = write_shard(path, _entries(clips, clip_table, rows, journal, offsets), existing)
             on_disk.append(disk.submit(_sync, path))
             index.write_table(table)
             size_bytes += path.stat().st_size
-            num_clips[split] += len(some)
-            seconds[split] += sum(clip.duration_s for clip in some)
+            num_clips[split] += len(clips)
+            seconds[split] += sum(clip.duration_s for clip in clips)
             decoders.update(table["decoder"].to_pylist())
     for written in on_disk:
         written.result()
@@ -175,11 +175,11 @@ def _write_folder(new: Path, clips: ClipTable, failures: Failures, existing: Exi
     return stats
 
 
-def _entries(some: list[Clip], clips: ClipTable, rows: np.ndarray, journal: Journal, offsets: np.ndarray
+def _entries(clips: list[Clip], clip_table: ClipTable, rows: np.ndarray, journal: Journal, offsets: np.ndarray
              ) -> list[ShardEntry]:
-    indices = clips.key_of_row[rows].tolist()
-    return [ShardEntry(clip, clips.key(index), functools.partial(journal.read, int(offsets[index])))
-            for clip, index in zip(some, indices, strict=True)]
+    indices = clip_table.key_of_row[rows].tolist()
+    return [ShardEntry(clip, clip_table.key(index), functools.partial(journal.read, int(offsets[index])))
+            for clip, index in zip(clips, indices, strict=True)]
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ Callers that read files of unknown quality use `DecoderPool` or `run_one`: decod
 deadline, because native decoders hang and crash. A file that cannot be used is a `DecodeError` with one of `REASONS`.
 """
 
-from hcmi.video.decoded import REASONS, Decoded, VideoInfo
+from hcmi.video.decoded import REASONS, Decoded
 from hcmi.video.files import VIDEO_ENDINGS, check_file, check_name, find_videos, is_text, refusal, sha256
 from hcmi.video.jobs import DecodeJob, EncodeJob, Measured, ProbeJob, encode_job, measure_job, probe_job
 from hcmi.video.packets import probe
@@ -20,7 +20,6 @@ __all__ = [
     "EncodeJob",
     "Measured",
     "ProbeJob",
-    "VideoInfo",
     "check_file",
     "check_name",
     "encode_job",

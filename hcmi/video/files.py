@@ -36,7 +36,7 @@ def refusal(reason: str, path: str | Path, detail: str = "") -> DecodeError:
 
 @contextmanager
 def one_file(path: str | Path) -> Iterator[None]:
-    """Attribute whatever fails in the block to this file, unless the machine lacks something.
+    """Attribute every failure of the block to this file, unless the machine lacks something.
 
     Raises: DecodeError, MachineError.
     """
@@ -91,7 +91,7 @@ def sha256(path: str | Path) -> str:
 
 
 def find_videos(folder: str | Path) -> list[Path]:
-    """Everything below `folder` with one of `VIDEO_ENDINGS`, sorted, whatever it is; and folders that cannot be read.
+    """Sorted paths below `folder` with one of `VIDEO_ENDINGS`, of any kind of file, and folders that cannot be read.
 
     Hidden files and folders are left out. Links to folders are not followed.
 

@@ -62,7 +62,7 @@ class DecoderPool:
         self.timeout_s = timeout_s
         self.function = function
         self._workers: list[_Worker] = []
-        self._killed = 0                    # processes killed by somebody else since the last answer
+        self._killed = 0                    # processes killed from outside since the last answer
         self._killed_once: list[Any] = []   # jobs whose process was killed once
 
     def __enter__(self) -> "DecoderPool":

@@ -150,6 +150,14 @@ def test_lsmdc_reads_tabs_without_header_when_there_are_six_or_five_columns(tmp_
     assert [row.caption for row in blind if row.split == "test"] == [None]
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0c"])
+def test_lsmdc_row_ends_only_where_the_line_does(tmp_path, odd):
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"one\t0\t1\t0\t1\ta{odd}b\r\ntwo\t0\t1\t0\t1\tc\n".encode())
+    rows = annotations.lsmdc_table(path, "test")
+    assert [(row.video, row.caption) for row in rows] == [("one", f"a{odd}b"), ("two", "c")]
+
+
 @pytest.fixture
 def vatex(tmp_path):
     """25,991 + 3,000 + 6,000 videos with ten captions each."""

@@ -149,3 +149,12 @@ def test_skips_among_the_rows_are_passed_on(film):
     found = list(build_clips(rows, lambda row: str(film), CONFIG))
     assert found[0] is skip
     assert [clip.captions for clip in found[1:]] == [("a dog", "a cat")]
+
+
+@pytest.mark.parametrize(("start_s", "end_s"), [(float("nan"), 1.0), (0.0, float("nan")), (-1.0, 1.0),
+                                                (0.0, float("inf"))])
+def test_a_row_is_left_out_when_its_times_are_no_times(film, start_s, end_s):
+    rows = [CaptionRow("a.mp4", "good"), CaptionRow("a.mp4", "bad", start_s, end_s, where="row 2")]
+    skip, clip = build_clips(rows, lambda row: str(film), CONFIG)
+    assert (skip.reason, clip.captions) == ("bad_segment", ("good",))
+    assert skip.detail.startswith("row 2: need start and end in seconds from 0, got ")

@@ -169,6 +169,8 @@ BAD = {
     "no text": ({"mp4": 20, "txt": b"caf\xe9"}, "bad_caption", "need UTF-8 in its .txt, got the byte 0xe9"),
     "no time": ({"mp4": 20, "txt": b"x", "json": b'{"start": "soon"}'}, "bad_segment",
                 "need start and end in seconds from 0, got 'soon' to None"),
+    "huge time": ({"mp4": 20, "txt": b"x", "json": b'{"start": 1' + b"0" * 400 + b"}"}, "bad_segment",
+                  "need start and end in seconds from 0, got 1000"),
     "turned time": ({"mp4": 20, "txt": b"x", "json": b'{"start": 1.5, "end": 1}'}, "bad_segment",
                     "need end after start, got 1.5 to 1"),
     "late": ({"mp4": 20, "txt": b"x", "json": b'{"start": 9}'}, "too_short", "before the end at 2 s, got start 9"),

@@ -8,7 +8,7 @@ import pytest
 
 from flows.batches import Ledger, complete, find_batches, look
 
-HOUR = 3600.0           # no file of a test is as old: completeness is told by two looks alone
+HOUR = 3600.0           # no file of a test is as old: only two equal looks can show that a batch is complete
 
 
 def make_batch(incoming: Path, name: str, clips: int = 2) -> Path:
@@ -70,7 +70,7 @@ def test_a_batch_is_judged_again_when_its_content_changes_and_size_and_time_do_n
 
 
 def test_a_growing_batch_is_not_complete_until_its_copy_ends(tmp_path):
-    """The copy goes on between the looks; each look but the last finds more."""
+    """The copy continues between the looks; each look except the last finds more."""
     batch = make_batch(tmp_path, "growing", clips=1)
     steps = iter([lambda: (batch / "videos/1.mp4").write_bytes(b"half"),
                   lambda: (batch / "videos/1.mp4").write_bytes(b"half and half"),
@@ -108,7 +108,7 @@ def test_a_quiet_batch_is_complete_at_once_when_it_has_long_been_there(tmp_path)
 def test_contents_are_read_once_when_nothing_changes(tmp_path, monkeypatch):
     batch = make_batch(tmp_path / "in", "first")
     content = Ledger(tmp_path).content(batch, look(batch))
-    monkeypatch.setattr("flows.batches._digest", None)      # whoever reads the files now fails
+    monkeypatch.setattr("flows.batches._digest", None)      # reading the files fails from now on
     assert Ledger(tmp_path).content(batch, look(batch)) == content
 
 

@@ -50,18 +50,18 @@ def test_lines_reach_the_log_when_the_child_prints(sleeper):
     assert lines == ["a", "50%", "b"]       # a progress bar's carriage returns become lines
 
 
-def test_child_error_tells_code_and_last_line_when_it_fails(sleeper):
+def test_child_error_names_code_and_last_line_when_it_fails(sleeper):
     with pytest.raises(ChildError) as failure:
         run_in_child("sh", "-c", "echo need 12 frames, decoded 3; exit 3", log=lambda line: None)
     assert str(failure.value).endswith("exit 3: need exit code 0, got 3. Its last line: need 12 frames, decoded 3")
 
 
-def test_child_error_tells_when_there_is_no_such_command():
+def test_child_error_says_so_when_there_is_no_such_command():
     with pytest.raises(ChildError, match=r"got 127\. Its last line: nonesuch: No such file"):
         run_in_child("nonesuch", log=lambda line: None)
 
 
-def test_child_error_tells_when_the_command_is_killed():
+def test_child_error_says_so_when_the_command_is_killed():
     with pytest.raises(ChildError, match="got 137"):
         run_in_child("sh", "-c", "kill -9 $$", log=lambda line: None)
 

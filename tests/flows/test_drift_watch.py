@@ -54,6 +54,13 @@ def test_every_batch_is_judged_once_and_the_run_ends_as_the_worst(world):
     assert watch().message == "ok: ok. reports/watch/ok/index.html"
 
 
+def test_a_batch_is_judged_once_when_it_is_named_twice(world, monkeypatch):
+    judged = []
+    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: judged.append(batch) or "ok")
+    watch("ok", "ok")
+    assert judged == ["ok"]
+
+
 def test_there_is_nothing_to_say_when_there_is_no_batch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert watch().message == "data/incoming: every batch has been judged"

@@ -37,7 +37,7 @@ def wait_for(what, seconds: float):
 
 
 class Flows:
-    """`make flows` of one project. Every process that it starts, directly or not, bears a mark in its environment."""
+    """`make flows` of one project. Every process that it starts, directly or not, has a mark in its environment."""
 
     def __init__(self, project: Path):
         self.project, self.port, self.log = project, free_port(), project / "up.log"
@@ -86,7 +86,7 @@ class Flows:
             return False
 
     def find(self, *words: str) -> psutil.Process:
-        """The process whose command line holds these words and that no `flows.child` stands for."""
+        """The process whose command line holds these words and that is not the `flows.child` that started it."""
         return next(process for process in self.processes()
                     if set(words) <= set(process.cmdline()) and "flows.child" not in process.cmdline())
 

@@ -1,4 +1,4 @@
-"""The journal gives back what was written, whatever a killed run left at its end."""
+"""The journal gives back what was written, also when a killed run left half a record at its end."""
 
 import pytest
 

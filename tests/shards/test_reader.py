@@ -27,6 +27,11 @@ def test_reader_returns_the_pixels_webdataset_reads_when_frames_are_asked_for(sh
         np.testing.assert_array_equal(reader.frames(row, [4, 0, 4]), oracle)
 
 
+def test_reader_gives_no_frames_when_none_are_asked_for(shards):
+    reader = ShardReader(shards, "train")
+    assert reader.frames(3, []).shape == (0, *reader.frame_shape)
+
+
 def test_reader_works_the_same_when_pickled_or_used_from_threads(shards):
     reader = pickle.loads(pickle.dumps(ShardReader(shards, "train")))
     with ThreadPoolExecutor(8) as pool:

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from click.testing import CliRunner
-from video_files import grey_numbers, write_grey, write_sound
+from stage_world import CONFIG, contents, make_clip, stage
+from video_files import grey_numbers, write_sound
 
 from hcmi.cli import main
 from hcmi.config import ShardsConfig
@@ -30,31 +31,11 @@ from hcmi.shards.journal import Journal
 from hcmi.shards.shard_index import INDEX
 from hcmi.types import Clip
 
-CONFIG = ShardsConfig(size=32, num_frames=5, quality=95, max_clips_per_shard=8, max_skip_fraction=0.5,
-                      decode_timeout_s=60, num_workers=1, executor="local", ray_address="auto")
-
-
-def make_clip(folder: Path, number: int, split: str = "train", num_frames: int = 20, **changes) -> Clip:
-    path = write_grey(folder / f"v{number}.mp4", num_frames=num_frames + number % 3, width=64, height=64)
-    info = {"video_id": f"v{number:04d}", "path": str(path), "split": split, "captions": (f"clip {number}", "grün"),
-            "start_s": 0.0, "end_s": 0.0, "duration_s": 2.0, "tags": {"b": "1", "a": "2"},
-            "sha256": hashlib.sha256(path.read_bytes() + bytes([number % 256])).hexdigest()}
-    return Clip(**{**info, **changes})
-
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[Clip]:
     folder = tmp_path_factory.mktemp("videos")
     return [make_clip(folder, number, ("train", "train", "val", "test")[number % 4]) for number in range(40)]
-
-
-def stage(folder: Path, clips: list[Clip], config: ShardsConfig = CONFIG, name: str = "shards") -> dict:
-    write_manifest(sorted(clips, key=lambda clip: clip.video_id), folder / "manifest.parquet")
-    return write_shards(manifest_path=folder / "manifest.parquet", out_dir=folder / name, config=config)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def inodes(folder: Path) -> dict[bytes, int]:
@@ -183,19 +164,6 @@ def test_everything_is_decoded_when_a_parameter_changes(tmp_path, clips):
     assert stage(tmp_path, clips[:6], replace_config(quality=80))["decoded"] == 6
     changed = [replace(clips[0], sha256="0" * 64), *clips[1:6]]
     assert stage(tmp_path, changed, replace_config(quality=80))["decoded"] == 1
-
-
-def test_shards_are_made_again_when_they_were_damaged(tmp_path, clips):
-    stage(tmp_path, clips[:12])
-    whole = contents(tmp_path / "shards")
-    victim = next((tmp_path / "shards").glob("*.tar"))
-    victim.write_bytes(victim.read_bytes()[:-512])
-    summary = stage(tmp_path, clips[:12])
-    assert 0 < summary["decoded"] < 12
-    assert contents(tmp_path / "shards") == whole
-    (tmp_path / "shards/index.parquet").write_bytes(b"junk")
-    assert stage(tmp_path, clips[:12])["decoded"] == 12
-    assert contents(tmp_path / "shards") == whole
 
 
 def test_clip_is_one_segment_when_the_manifest_says_so(tmp_path, clips):
@@ -328,7 +296,7 @@ def kill_loop(folder: Path, clips: list[Clip], kills: int, seed: int) -> None:
     assert sorted(path.name for path in (folder / "shards.work").iterdir()) == ["lock"]
 
 
-def test_bytes_are_those_of_an_undisturbed_run_when_killed_thrice(tmp_path, clips):
+def test_bytes_are_those_of_an_undisturbed_run_when_killed_three_times(tmp_path, clips):
     kill_loop(tmp_path, clips[:24], kills=3, seed=0)
 
 

@@ -165,7 +165,7 @@ def test_old_export_stays_when_the_new_one_fails(world, tmp_path):
 
 SETUP = """
 from pathlib import Path
-from test_export import run
+from test_export_stage import run
 world = Path({world!r})
 run(world, "killed", "int8")
 """
