@@ -191,5 +191,3 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Hc
     check_loaded(f"model folder {folder}", problems,
                  "config.json does not belong to these weights; copy both from one training run.")
     return model.to(device).eval()
-
-

@@ -173,5 +173,3 @@ def _stretch_text_positions(towers: Towers, length: int) -> None:
     embeddings.position_embedding = nn.Embedding.from_pretrained(new_LD.contiguous(), freeze=False)
     embeddings.register_buffer("position_ids", torch.arange(length)[None], persistent=False)
     towers.config.text_config.max_position_embeddings = length
-
-
