@@ -1,4 +1,4 @@
-"""Adaptive label denoising: which clips of a batch count as the same (method section 5).
+"""Adaptive label denoising: which clips of a batch count as the same (docs/method.md).
 
 Each clip has two views. Two clips count as the same when they agree as well as the two views of one clip do
 (`loss.same_meaning`).
