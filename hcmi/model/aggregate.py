@@ -11,7 +11,7 @@ from hcmi.model.layers import attention, stretch_positions
 
 AGGREGATIONS = ("assign", "queries")
 PADDING_LOGIT = -1e4    # finite: a row of nothing but padding must not give NaN
-UNIFORM_SHARE = 0.2     # [ours] share of the initial assignment that is spread over all tokens; the rest goes by time
+UNIFORM_SHARE = 0.2     # [ours] share of the initial assignment that is spread over all tokens; time decides the rest
 
 
 class SelfAttention(nn.Module):
