@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hcmi.errors import DataError, DecodeError, MachineError, SearchIndexError
+from hcmi.errors import DataError, DecodeError, MachineError, SearchIndexError, shown
 from hcmi.files import ask_to_write, atomic_file
 from hcmi.index import SearchIndex, add_videos, create_index, model_card, remove_videos
 from hcmi.model import HcmiModel
@@ -77,8 +77,12 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     before = {name for name, file in files.items() if file.problem}
     files = _hash_files(files)
     index = _follow_files(_open_or_create(home / "index", model), files)
-    problems = _add_files(index, _new_files(index, files), model, num_workers, timeout_s)
-    files = {name: replace(file, problem=problems.get(file.sha256, file.problem)) for name, file in files.items()}
+    new = _new_files(index, files)
+    problems = _add_files(index, new, model, num_workers, timeout_s)
+    for name, file in files.items():
+        if file.sha256 in problems:         # the message names the one of equal files that was read
+            own = problems[file.sha256].replace(shown(new[file.sha256].path), shown(file.path))
+            files[name] = replace(file, problem=own)
     with atomic_file(home / "files.json") as path:
         path.write_text(json.dumps({name: vars(file) for name, file in files.items()}), encoding="utf-8")
     skipped = {name: file.problem for name, file in files.items() if file.problem}

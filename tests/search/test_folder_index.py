@@ -84,6 +84,7 @@ def test_copies_of_a_broken_file_are_all_named_on_the_first_visit(model, videos,
         (videos / name).write_bytes(b"no video at all")
     found = index_folder(model, videos, tmp_path / "cache")
     assert sorted(found.skipped) == sorted(found.news) == ["broken.mp4", "copy of broken.mp4"]
+    assert all(reason.startswith(f"{videos / name}: need a video") for name, reason in found.skipped.items())
     assert index_folder(model, videos, tmp_path / "cache").news == {}
 
 
