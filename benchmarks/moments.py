@@ -33,7 +33,7 @@ def iou(one: tuple[float, float], other: tuple[float, float]) -> float:
     return max(shared, 0.0) / max(max(one[1], other[1]) - min(one[0], other[0]), 1e-9)
 
 
-def told(event: dict) -> str:
+def event_text(event: dict) -> str:
     return phrase(Event(**event))
 
 
@@ -41,7 +41,7 @@ def events(clips: list[dict], split: str) -> dict[str, list[tuple[str, tuple[flo
     """video_id -> (query, true moment) of each event with unique words in its clip, for clips of several events."""
     found = {}
     for clip in clips:
-        texts = [told(event) for event in clip["events"]]
+        texts = [event_text(event) for event in clip["events"]]
         if clip["split"] == split and len(texts) > 1:
             found[clip["video_id"]] = [(text, (event["start_s"], event["end_s"])) for text, event
                                        in zip(texts, clip["events"], strict=True) if texts.count(text) == 1]
@@ -65,7 +65,7 @@ def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoToke
                     reader: ShardReader) -> dict[str, float]:
     """Per cent of the queries for which the first clip, or one of the first ten, shows the event; and per cent of the
     captions of whole clips that find their clip first."""
-    shows = {clip["video_id"]: {told(event) for event in clip["events"]} for clip in clips}
+    shows = {clip["video_id"]: {event_text(event) for event in clip["events"]} for clip in clips}
     right_QV = np.array([[query in shows[clip.video_id] for clip in reader.clips] for query in queries])
     figures = {"random_hit_shows_it": float(100 * right_QV.mean())}
     for name, sims_QV in rankings(model, queries, videos).items():

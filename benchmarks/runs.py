@@ -1,9 +1,9 @@
 """Training runs that several benchmarks share: make Scenes once, train a configuration, measure it, remember it.
 
 Every finished run is a line of `results/runs.jsonl`: what was trained, on which machine, and R@1 on each gallery. A run
-with the same parameters, data, device and code is never made twice, and one that was stopped goes on from its last
-checkpoint; so a benchmark that was interrupted is simply started again. Two runs at once, one thread each, are quicker
-on two cores than one after the other.
+with the same parameters, data, device and code is never made twice, and one that was stopped continues from its last
+checkpoint, so an interrupted benchmark is started again with the same command. On two cores, two runs at once with one
+thread each are quicker than one after the other.
 """
 
 import argparse
@@ -251,7 +251,7 @@ def gain(ours: Sequence[dict], others: Sequence[dict], gallery: str) -> tuple[fl
 
 
 def arguments(doc: str | None, quick: str, seeds: int) -> argparse.Namespace:
-    """The options of a benchmark of training runs; `seeds` unless told, with --quick 2."""
+    """The options of a benchmark of training runs; `seeds` is the default of --seeds; with --quick it is 2."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--seeds", type=int, help=f"default {seeds}, with --quick 2")

@@ -19,7 +19,7 @@ import numpy as np
 
 NUM_TRIALS = 400            # damaged random draws of the reference
 NUM_NEIGHBOURS = 40         # the trials whose share of answered texts is nearest to the batch's
-MAX_DISTORTION = 5.0              # in standard deviations of the scores; R@1 is at chance level below this
+MAX_DISTORTION = 5.0        # in standard deviations of the scores; R@1 is at chance level below this
 MAX_RANK = 32               # of the distortion: real damage distorts the scores of many clips in the same way
 
 

@@ -70,10 +70,10 @@ def query_columns(own_Q: np.ndarray, others_QG: np.ndarray, temperature: float) 
     """Rank, scores, margin and entropy of each query when its own clip competes with G others.
 
     Ranks, margins and entropies depend on which clips compete. The G others are therefore the same for the batch and
-    the reference, and belong to neither. (With a part of the reference as the gallery, its likeness to the rest of the
-    reference was reported as drift. With each reference clip among all the rest of the reference, there were 16 % false
-    alarms instead of 5 % with 40 reference clips.) `rank` is 1 + the number of strictly better others; `margin` is the
-    best score minus the second best; `entropy` is that of the softmax over the G + 1 scores, in nats.
+    the reference, and belong to neither. (With a part of the reference as the gallery, its similarity to the rest of
+    the reference was reported as drift. With each reference clip among all the rest of the reference, there were 16 %
+    false alarms instead of 5 % with 40 reference clips.) `rank` is 1 + the number of strictly better others; `margin`
+    is the best score minus the second best; `entropy` is that of the softmax over the G + 1 scores, in nats.
     """
     all_QG = np.concatenate([own_Q[:, None], others_QG], axis=1).astype(np.float64)
     second_Q, first_Q = np.partition(all_QG, -2, axis=1)[:, -2:].T

@@ -82,7 +82,7 @@ class MilvusIndex:
         return tokens_of(self._arrays(rows))
 
     def times(self, rows: np.ndarray) -> np.ndarray:
-        """[N, T] seconds into each file of the frames behind `tokens(rows)`."""
+        """[N, T] seconds into each file of the frames that `tokens(rows)` holds."""
         return self._arrays(rows)["times_s"]
 
     def clips(self, rows: np.ndarray) -> list[Clip]:

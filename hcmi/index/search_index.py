@@ -105,7 +105,7 @@ class SearchIndex:
         return tokens_of(self.stored(rows, FIELDS))
 
     def times(self, rows: np.ndarray) -> np.ndarray:
-        """[N, T] seconds into each file of the frames behind `tokens(rows)`; at least one row."""
+        """[N, T] seconds into each file of the frames that `tokens(rows)` holds; at least one row."""
         return self.stored(rows, ("times_s",))["times_s"]
 
     def clips(self, rows: np.ndarray) -> list[Clip]:

@@ -1,4 +1,4 @@
-"""From fine tokens to coarse ones: frames -> clips -> video, words -> phrases -> sentence (method section 2).
+"""From fine tokens to coarse ones: frames -> clips -> video, words -> phrases -> sentence (docs/method.md).
 
 Every residual branch ends in a layer that starts at zero, so that the untrained branches do not change the features of
 pretrained towers.
@@ -11,7 +11,7 @@ from hcmi.model.layers import attention, stretch_positions
 
 AGGREGATIONS = ("assign", "queries")
 PADDING_LOGIT = -1e4    # finite: a row of nothing but padding must not give NaN
-UNIFORM_SHARE = 0.2     # [ours] share of the initial assignment that is spread over all tokens; the rest goes by time
+UNIFORM_SHARE = 0.2     # [ours] share of the initial assignment that is spread over all tokens; time decides the rest
 
 
 class SelfAttention(nn.Module):
@@ -46,7 +46,7 @@ class FeedForward(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Self-attention over frames with learned positions, and a residual connection around it all (method section 2.1).
+    """Self-attention over frames with learned positions, and a residual connection around it all.
 
     Positions enter the branches but not the residual stream: with zero branches the frames pass unchanged.
     """
@@ -75,7 +75,7 @@ class TemporalTransformer(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """One aggregation layer, which turns N tokens into `slots` tokens (method section 2.2).
+    """One aggregation layer, which turns N tokens into `slots` tokens.
 
         X' = X + MHSA(LN(X));  A = softmax over members of logits(X');  Y = A^T X';  Y = Y + FFN(LN(Y))
 

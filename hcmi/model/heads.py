@@ -1,4 +1,4 @@
-"""The heads: HCMI, and the peers it is compared with on the same towers (method sections 2, 3, 9).
+"""The heads: HCMI, and the peers it is compared with on the same towers (docs/method.md).
 
 A head turns frame features into `VideoTokens` and token states into `TextTokens`, and gives their similarities at its
 levels. A head that does not use clips or phrases leaves those token sets empty.
@@ -127,7 +127,7 @@ class XClip(SeqTransf):
 
 
 class Hcmi(Wti):
-    """Three levels of video and text: frame-word, clip-phrase, video-sentence (method sections 2 and 3).
+    """Three levels of video and text: frame-word, clip-phrase, video-sentence.
 
     Before any training step the video-sentence score is CLIP's own: mean of the unit frame embeddings against the
     end-of-text embedding. The sentence is the anchor plus a gated aggregate of the phrases. The gate starts at zero.

@@ -1,4 +1,4 @@
-"""Similarities between token sets (method section 3). Tokens have length 1; weights sum to 1, and are 0 on padding."""
+"""Similarities between token sets (docs/method.md). Tokens have length 1; weights sum to 1, and are 0 on padding."""
 
 import torch
 from torch import Tensor

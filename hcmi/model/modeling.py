@@ -40,7 +40,7 @@ VOCABULARIES = ("tokenizer.json", "spiece.model")       # a folder has one of th
 class HcmiConfig(PretrainedConfig):
     """What config.json holds: the head's options, and the towers' own configuration in `towers`.
 
-    `level_weights` are beta of method section 3, chosen on validation.
+    `level_weights` were chosen on validation.
     """
 
     model_type = "hcmi"
@@ -191,5 +191,3 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Hc
     check_loaded(f"model folder {folder}", problems,
                  "config.json does not belong to these weights; copy both from one training run.")
     return model.to(device).eval()
-
-

@@ -131,7 +131,7 @@ def _fill(sims_QV: Tensor, text: _Tile, videos: list[_Tile]) -> None:
 
 
 def _interact(text: _Tile, video: _Tile, buffer: Tensor) -> Tensor:
-    """Weighted token interaction (method section 3) of one tile, float32 [q, v]; `buffer` holds all token scores."""
+    """Weighted token interaction of one tile, float32 [q, v]; `buffer` holds all token scores."""
     num_words, num_texts, dim = text.tokens_NBD.shape
     num_frames, num_videos, _ = video.tokens_NBD.shape
     flat = buffer[:num_words * num_texts * num_frames * num_videos].view(num_words * num_texts, -1)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hcmi.errors import DataError, DecodeError, MachineError, SearchIndexError
+from hcmi.errors import DataError, DecodeError, MachineError, SearchIndexError, shown
 from hcmi.files import ask_to_write, atomic_file
 from hcmi.index import SearchIndex, add_videos, create_index, model_card, remove_videos
 from hcmi.model import HcmiModel
@@ -57,7 +57,7 @@ class _File:
 class _EncodedFile:
     """The clips of one new file with their tokens and frame times; none, and a problem, when no clip can be decoded."""
 
-    path: str
+    sha256: str
     rows: list[tuple[Clip, VideoTokens, np.ndarray]]
     problem: str | None = None
 
@@ -77,8 +77,12 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     before = {name for name, file in files.items() if file.problem}
     files = _hash_files(files)
     index = _follow_files(_open_or_create(home / "index", model), files)
-    problems = _add_files(index, _new_files(index, files), model, num_workers, timeout_s)
-    files = {name: replace(file, problem=problems.get(file.path, file.problem)) for name, file in files.items()}
+    new = _new_files(index, files)
+    problems = _add_files(index, new, model, num_workers, timeout_s)
+    for name, file in files.items():
+        if file.sha256 in problems:         # the message names the one of equal files that was read
+            own = problems[file.sha256].replace(shown(new[file.sha256].path), shown(file.path))
+            files[name] = replace(file, problem=own)
     with atomic_file(home / "files.json") as path:
         path.write_text(json.dumps({name: vars(file) for name, file in files.items()}), encoding="utf-8")
     skipped = {name: file.problem for name, file in files.items() if file.problem}
@@ -90,7 +94,7 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
 
 
 def videos_by_name(folder: Path) -> dict[str, Path]:
-    """Relative name -> path of all below `folder` that is called like a video, hidden files left out.
+    """Relative name -> path of every file below `folder` whose name is that of a video; hidden files are left out.
 
     Raises: DataError when the folder is missing or holds none.
     """
@@ -155,14 +159,14 @@ def _hash_files(files: dict[str, _File]) -> dict[str, _File]:
 def _open_or_create(folder: Path, model: HcmiModel) -> SearchIndex:
     """The index in `folder`. A broken one is deleted and created again, because it is only a cache."""
     try:
-        return SearchIndex.open(folder)
+        return SearchIndex.open(folder, load=True)      # every file is opened, so that any broken one is found here
     except SearchIndexError:
         shutil.rmtree(folder, ignore_errors=True)
         return create_index(folder, model_card(model))
 
 
 def _follow_files(index: SearchIndex, files: dict[str, _File]) -> SearchIndex:
-    """Remove files that are gone; renamed ones keep their tokens under the new path."""
+    """The index without the files that are gone; renamed ones keep their tokens under the new path."""
     if not len(index):
         return index
     path_of = {file.sha256: file.path for file in reversed(files.values())}
@@ -188,12 +192,12 @@ def _new_files(index: SearchIndex, files: dict[str, _File]) -> dict[str, _File]:
 
 def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, num_workers: int, timeout_s: float
                ) -> dict[str, str]:
-    """Decode, encode and index new files, given by sha256; path -> problem of those that cannot be searched."""
+    """Decode, encode and index new files, given by sha256; sha256 -> problem of those that cannot be searched."""
     with DecoderPool(num_workers, timeout_s, probe) as probers, DecoderPool(num_workers, timeout_s) as decoders:
         jobs, problems = _decode_jobs(list(new.values()), probers, model)
         encoded = _encode(model, decoders, jobs, new)
         while chunk := list(islice(encoded, COMMIT)):
-            problems |= {file.path: file.problem for file in chunk if file.problem is not None}
+            problems |= {file.sha256: file.problem for file in chunk if file.problem is not None}
             if rows := [row for file in chunk for row in file.rows]:
                 clips, tokens, times = zip(*rows, strict=True)
                 add_videos(index.folder, clips, zip(tokens, times, strict=True))
@@ -201,7 +205,7 @@ def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, num_
 
 
 def _decode_jobs(files: list[_File], probers: DecoderPool, model: HcmiModel) -> tuple[list[DecodeJob], dict[str, str]]:
-    """One job for each clip of each file, and path -> problem of the files that cannot be probed.
+    """One job for each clip of each file, and sha256 -> problem of the files that cannot be probed.
 
     A job's key is (sha256, number of the clip, duration in seconds that the container claims).
     """
@@ -209,7 +213,7 @@ def _decode_jobs(files: list[_File], probers: DecoderPool, model: HcmiModel) -> 
     sha256_of = {file.path: file.sha256 for file in files}
     for path, info in track(probers.map(sha256_of), "probe", total=len(files), unit="file") if files else ():
         if isinstance(info, DecodeError):
-            problems[path] = str(info)
+            problems[sha256_of[path]] = str(info)
             continue
         for number, (start_s, end_s) in enumerate(cut(info.duration_s)):
             jobs.append(DecodeJob((sha256_of[path], number, info.duration_s), path, model.config.num_frames,
@@ -219,7 +223,7 @@ def _decode_jobs(files: list[_File], probers: DecoderPool, model: HcmiModel) -> 
 
 def _encode(model: HcmiModel, decoders: DecoderPool, jobs: list[DecodeJob], files: dict[str, _File]
             ) -> Iterator[_EncodedFile]:
-    """One file after the other, each once all of its clips have been decoded. `files`: by sha256."""
+    """Each file as soon as all of its clips have been decoded. `files`: by sha256."""
     num_clips = Counter(job.key[0] for job in jobs)
     waiting = Counter(num_clips)
     done: dict[str, list[tuple[Clip, VideoTokens, np.ndarray]]] = {sha256: [] for sha256 in num_clips}
@@ -238,7 +242,7 @@ def _encode(model: HcmiModel, decoders: DecoderPool, jobs: list[DecodeJob], file
                 errors.setdefault(sha256, str(decoded))
             if not waiting[sha256]:
                 rows = done.pop(sha256)
-                yield _EncodedFile(files[sha256].path, rows, None if rows else errors[sha256])
+                yield _EncodedFile(sha256, rows, None if rows else errors[sha256])
 
 
 def _tokens(model: HcmiModel, decoded: list[Decoded]) -> list[VideoTokens]:

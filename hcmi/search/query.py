@@ -13,7 +13,6 @@ MAX_TOP = 1000
 MAX_QUERY_CHARS = 2000
 
 
-
 def check_query(query: str) -> str:
     """The query, if it is text that a person can read.
 

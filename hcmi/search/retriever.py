@@ -86,14 +86,15 @@ class Retriever:
                 min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
         """Videos like an indexed one, best first. Its frames and clips are used as words and phrases. [ours]
 
-        Raises: DataError when no such video is indexed.
+        Raises: ConfigError when `top` is out of range; DataError when no such video is indexed.
         """
+        check_top(top)
         index = self._newest()
         video = index.tokens(_row_of(index, video_id))
         text = TextTokens(video.video_BD, video.frames_BTD, video.clips_BCD, video.frame_weights_BT,
                           video.clip_weights_BC)
         where = Filter(tuple((tags or {}).items()), min_seconds, max_seconds)
-        hits = self._rank(index, text, check_top(top) + 1, where)
+        hits = self._rank(index, text, top + 1, where)
         others = [hit for hit in hits if hit.video_id != video_id][:top]
         return [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, 1)]
 
@@ -102,9 +103,9 @@ class Retriever:
         """(caption, score), best first: how well each of `captions` describes this video.
 
         `captions`: default all captions in the index.
-
-        Raises: DataError when no such video is indexed or there are no captions.
+        Raises: ConfigError when `top` is out of range; DataError when no such video is indexed or there is no caption.
         """
+        check_top(top)
         index = self._newest()
         if captions is None:
             captions = index.captions()
@@ -116,7 +117,7 @@ class Retriever:
             for start in range(0, len(captions), 256):
                 texts = encode_texts(self.model, list(captions[start:start + 256]))
                 scores += self.model.combine(self.model.similarities(texts, video))[:, 0].tolist()
-        order = np.argsort(-np.array(scores), kind="stable")[:check_top(top)]
+        order = np.argsort(-np.array(scores), kind="stable")[:top]
         return [(captions[at], scores[at]) for at in order]
 
     def explain(self, query: str, hit: Hit) -> Explanation:

@@ -7,8 +7,8 @@
     GET /frame/ID?start_s=&end_s=             the middle frame of a moment as JPEG, for files that a browser cannot play
 
 Errors are `{"error": one line}`: 400 for a wrong query, 404 for an unknown video, 503 when Milvus does not answer or
-the machine lacks something. A retrained model and its index are taken up between two requests
-(`hcmi/serve/following.py`).
+the machine lacks something. A retrained model and its index replace the loaded ones between two
+requests (`hcmi/serve/following.py`).
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error
 from hcmi.search import Retriever, check_query, hit_record, parse_tags
-from hcmi.serve.following import Following
+from hcmi.serve.following import FollowingRetriever
 from hcmi.types import Hit
 from hcmi.video import EncodeJob, check_file, encode_job, run_one
 
@@ -53,7 +53,7 @@ def make_app(retriever: Retriever, hosts: tuple[str, ...] = LOOPBACK,
     `say` is called with a line about each replacement. Requests for names other than `hosts` are refused; otherwise a
     web site could point its own name at this machine and read the page of its visitor (DNS rebinding).
     """
-    page = Page(Following(retriever, say))
+    page = Page(FollowingRetriever(retriever, say))
     routes = [Route("/api/about", page.about), Route("/api/search", page.search), Route("/api/explain", page.explain),
               Route("/video/{video_id}", page.video), Route("/frame/{video_id}", page.frame),
               Mount("/", StaticFiles(directory=STATIC, html=True))]
@@ -67,7 +67,7 @@ class Page:
     Searches run one after the other; files are served at the same time.
     """
 
-    def __init__(self, following: Following):
+    def __init__(self, following: FollowingRetriever):
         self._following = following
         self._searching, self._decoding = asyncio.Lock(), asyncio.Lock()
 

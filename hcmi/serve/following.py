@@ -17,13 +17,13 @@ from hcmi.search import Retriever
 Stamp = tuple[tuple[str, int, int, int] | None, ...]
 
 
-class Following:
+class FollowingRetriever:
     """`current()` returns the retriever to answer one request with. It is in memory, so its folders may be deleted.
 
-    A newer index of the same model (videos were added or removed) is taken up at once, as a retriever itself does. An
-    index of another model is loaded together with that model in a thread; requests are answered by the old pair in the
-    meantime. A model that was given as an object, as for a folder of videos, is kept. So is a model whose index is in
-    Milvus, which serves its newest rows itself.
+    A newer index of the same model (videos were added or removed) is used from the next request on. An index of another
+    model is loaded together with that model in a thread; until then, the old model and index answer requests. A model
+    that was given as an object, as for a folder of videos, is kept. So is a model whose index is in Milvus: Milvus
+    serves its newest rows itself.
     """
 
     def __init__(self, retriever: Retriever, say: Callable[[str], None] = lambda line: None):
@@ -42,7 +42,7 @@ class Following:
         return self._now
 
     def _look(self, index: SearchIndex) -> None:
-        """Take up a newer state of the index, or begin to load another model and its index."""
+        """Change to a newer state of the index, or begin to load another model and its index."""
         if self._loader is not None and self._loader.is_alive():
             return
         stamp = self._stamp(index.folder)

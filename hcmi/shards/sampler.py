@@ -26,7 +26,7 @@ def pick_frames(num_stored: int, num_frames: int, generator: np.random.Generator
     Segments need not begin at whole frames, so over many draws every frame is taken equally often. When a segment has
     an even number of frames, the later one of the two in the middle is taken.
 
-    Source: method section 5 (segments and views); TSN's evaluation rule for the middle.
+    Source: one frame of each segment as in TSN, which takes the middle one for evaluation.
     """
     uniform_T = np.full(num_frames, 0.5) if generator is None else generator.random(num_frames)
     return [int(frame) for frame in spread_frames(np.array([num_stored]), uniform_T[None])[0] if frame >= 0]
@@ -103,7 +103,7 @@ def marginal_order(embeddings_ND: np.ndarray, size: int, generator: np.random.Ge
     no clip is left and follow each other in that order. Vectors have length 1; a clip with a zero vector is a group by
     itself. With `views_2ND`, no two clips of a group are ones that label denoising would take for the same, in either
     direction.
-    Source: ours, for marginal sample enhancement (method section 6): a random batch holds few marginal samples, and
+    Source: ours, for marginal sample enhancement: a random batch holds few marginal samples, and
     pairs that denoising calls positive are never mined.
     """
     num_clips = len(embeddings_ND)

@@ -61,7 +61,7 @@ class Checkpoints:
                 progress: Progress) -> bool:
         """Load `last.pt` and return True; False when there is none, or it is of other data or parameters.
 
-        Raises: ModelError when it is damaged, or was written by another version of hcmi.
+        Raises: ModelError when it is damaged, was written by another version of hcmi, or `best.pt` is damaged or lost.
         """
         if not self.last.exists():
             return False
@@ -72,6 +72,8 @@ class Checkpoints:
             raise ModelError(f"checkpoint {self.last}: need format {FORMAT}, got {state.get('format', 1)}. "
                              f"{OTHER_VERSION}")
         _check_shapes(self.last, model.state_dict(), state["model"])
+        if state["progress"]["best_epoch"] >= 0:
+            self._best_weights(model)       # a lost one is found here, and not after the last epoch
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -80,7 +82,12 @@ class Checkpoints:
         return True
 
     def load_best(self, model: HcmiModel) -> None:
-        model.load_state_dict(_load(self.best))
+        model.load_state_dict(self._best_weights(model))
+
+    def _best_weights(self, model: HcmiModel) -> dict[str, Tensor]:
+        weights = _load(self.best)
+        _check_shapes(self.best, model.state_dict(), weights)
+        return weights
 
     def clear(self) -> None:
         for path in (self.last, self.best):
@@ -100,8 +107,8 @@ def _save(state: dict, path: Path) -> None:
 
 
 def _load(path: Path) -> dict:
-    """What `_save` wrote. Raises: ModelError when the file is damaged or something else."""
-    found: object = "another or a damaged file"
+    """What `_save` wrote. Raises: ModelError when the file is missing, damaged or something else."""
+    found: object = "another or a damaged file" if path.exists() else "no such file"
     if zipfile.is_zipfile(path):        # torch reads anything else as a bare pickle, which can raise any error
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Adaptive label denoising: which clips of a batch count as the same (method section 5).
+"""Adaptive label denoising: which clips of a batch count as the same (docs/method.md).
 
 Each clip has two views. Two clips count as the same when they agree as well as the two views of one clip do
 (`loss.same_meaning`).
@@ -31,7 +31,7 @@ def denoise_mode(model: HcmiModel, config: TrainConfig, epoch: int) -> str:
 def clip_meanings(reader: ShardReader, config: TrainConfig) -> Tensor | None:
     """A number for each clip, equal for clips with the same tag `meaning`; None where clips have no such tag.
 
-    Raises: DataError when a clip has no tag and denoising goes by the tag.
+    Raises: DataError when a clip has no tag and `denoise_by` is `tag`.
     """
     tags = [clip.tags.get("meaning") for clip in reader.clips]
     if None not in tags:

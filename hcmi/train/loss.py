@@ -1,4 +1,4 @@
-"""The training losses (method sections 4 to 6): pure functions of similarity matrices.
+"""The training losses (docs/method.md): pure functions of similarity matrices.
 
 Matrices [N * B, B] have texts as rows and videos as columns. The first B rows are one caption of each clip, the next B
 rows another caption of each, and so on; N is the number of captions per clip. `positives_BB[i, j]`: video j counts as
@@ -17,7 +17,7 @@ def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = No
         L_v2t = -(1/B) sum_i (1/|P_i|) sum_{j in P_i} log softmax_j(scale * S[j, i])
 
     P_i are the captions of clip i, and with `positive` also those of the clips that count as the same.
-    Source: paper, method section 4. `mask` and several captions per clip are [ours].
+    Source: the paper. `mask` and several captions per clip are [ours].
     """
     own_QB, same_QB = _own_and_same(sims_QB, positives_BB)
     logits_QB = scale * sims_QB
@@ -47,7 +47,7 @@ def same_meaning(view1_BD: Tensor, view2_BD: Tensor) -> Tensor:
 
     The threshold is the agreement between the anchor's two views, so the matrix need not be symmetric. There is no
     gradient.
-    Source: the paper's authors, method section 5.
+    Source: the paper's authors (docs/method.md).
     """
     views = [torch.nn.functional.normalize(view.detach().float(), dim=-1) for view in (view1_BD, view2_BD)]
     cosines_KBB = torch.stack([a @ b.T for a in views for b in views])
@@ -62,7 +62,7 @@ def margin(sims_QB: Tensor, theta: float, positives_BB: Tensor | None = None) ->
         1/2 ([S(V_i, T_j) - S(V_i, T_i) + theta]_+ + [S(T_i, V_k) - S(T_i, V_i) + theta]_+)
 
     Pairs that denoising counts as positive are never negatives. A batch of one clip has no negatives and gives 0.
-    Source: the paper's authors, method section 6; theta is [ours].
+    Source: the paper's authors (docs/method.md); theta is [ours].
     """
     own_QB, same_QB = _own_and_same(sims_QB, positives_BB)
     own_Q = sims_QB[own_QB]

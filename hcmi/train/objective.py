@@ -15,7 +15,7 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig,
     `levels` are similarities [N * B, B] with N captions of each clip; `positives_BB` are the pairs that denoising
     counts as the same. The loss on the sum of the levels is there because search ranks by that sum [ours]. The sum and
     the margin are HCMI's own; the other heads are trained with the plain loss.
-    Source: method section 4.
+    Source: the levels are those of the paper; the rest is ours (docs/method.md).
     """
     weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
     scales = {level: model.head.logit_scale(level) for level in weights}

@@ -156,7 +156,7 @@ def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
 def inference_weights(model: HcmiModel, trained: Iterable[str], reader: ShardReader) -> dict[str, float]:
     """Level -> its weight at inference, chosen on a split that is not the test split; 0 if it was not trained.
 
-    Source: method section 3.
+    Source: ours (docs/method.md).
     """
     encoded = encode_split(model, reader, VALIDATION_BATCH)
     levels = score(model, encoded.texts, encoded.videos)

@@ -302,7 +302,7 @@ def test_head_takes_more_frames_when_it_was_made_for_fewer(name):
 
 @pytest.mark.parametrize("name", ["mean_pool", "seq_transf", "xclip", "hcmi"])
 def test_head_scores_mean_frame_against_anchor_when_untrained(name):
-    """Identity at the start (method section 2.3), for lengths that clips do not divide."""
+    """Identity at the start (decision 6), for lengths that clips do not divide."""
     head, inputs = made_head(name, wild=False), made_inputs()
     needed = oracle_scores(head, "mean_pool", inputs)["video_sentence"]
     torch.testing.assert_close(scores(head, inputs)["video_sentence"], needed, atol=1e-6, rtol=0)

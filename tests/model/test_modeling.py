@@ -78,7 +78,7 @@ def siglip_ids(folder):
     return lambda text: ids(text)[:64]
 
 
-# identity at the start (method section 2.3)
+# identity at the start (decision 6)
 
 @pytest.mark.parametrize("head", ["hcmi", "mean_pool", "seq_transf", "xclip"])
 def test_untrained_score_is_clips_own_when_clips_are_padded(tmp_path, head):

@@ -79,6 +79,22 @@ def test_broken_files_are_named_once_and_not_tried_again(model, videos, tmp_path
     assert notes == [f"{videos}: 2 of 5 files cannot be searched, such as broken.mp4."]
 
 
+def test_copies_of_a_broken_file_are_all_named_on_the_first_visit(model, videos, tmp_path):
+    for name in ("broken.mp4", "copy of broken.mp4"):
+        (videos / name).write_bytes(b"no video at all")
+    found = index_folder(model, videos, tmp_path / "cache")
+    assert sorted(found.skipped) == sorted(found.news) == ["broken.mp4", "copy of broken.mp4"]
+    assert all(reason.startswith(f"{videos / name}: need a video") for name, reason in found.skipped.items())
+    assert index_folder(model, videos, tmp_path / "cache").news == {}
+
+
+def test_folder_of_copies_of_a_broken_file_is_refused(model, tmp_path):
+    for name in ("broken.mp4", "copy of broken.mp4"):
+        (tmp_path / name).write_bytes(b"no video at all")
+    with pytest.raises(DataError, match="need a video that can be decoded, got 2 that cannot"):
+        index_folder(model, tmp_path, tmp_path / "cache")
+
+
 def test_long_video_is_cut_into_clips(model, tmp_path, monkeypatch):
     monkeypatch.setattr(hcmi.search.folder_index, "CLIP_SECONDS", 2.0)
     monkeypatch.setattr(hcmi.search.folder_index, "COMMIT", 1)
@@ -106,6 +122,14 @@ def test_broken_cache_is_made_again(model, videos, tmp_path):
     (found.path / "index.json").write_text("{")
     (found.path.parent / "files.json").write_text("[]")
     assert len(indexed(index_folder(model, videos, tmp_path / "cache"))) == 3
+
+
+@pytest.mark.parametrize("name", ["*/videos.parquet", "*/embeddings/frames.npy", "*/vectors.faiss"])
+def test_cache_with_a_damaged_file_of_the_right_size_is_made_again(model, videos, tmp_path, name):
+    found = index_folder(model, videos, tmp_path / "cache")
+    damaged, = (found.path / "segments").glob(name)
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    assert len(Retriever.from_folder(videos, model, cache=tmp_path / "cache").search("a red ring")) == 3
 
 
 def test_interrupted_visit_is_continued(model, videos, tmp_path, monkeypatch):

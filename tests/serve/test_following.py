@@ -1,4 +1,4 @@
-"""The page answers while its model and index are deleted, copied and replaced, and takes up the new pair."""
+"""The page answers while its model and index are deleted, copied and replaced, and changes to the new ones."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from hcmi.errors import SearchIndexError
 from hcmi.files import atomic_dir
 from hcmi.index import add_videos, remove_videos
 from hcmi.search import Retriever
-from hcmi.serve.following import Following
+from hcmi.serve.following import FollowingRetriever
 
 QUERY = "a red ring slides left"
 MODEL, EXPORT = "models/hcmi", "export"
@@ -187,7 +187,7 @@ def test_every_request_is_answered_by_the_old_or_the_new_pair(project, pairs, st
 
 def test_page_says_once_that_it_answers_from_memory(project):
     said: list[str] = []
-    following = Following(opened(project), said.append)
+    following = FollowingRetriever(opened(project), said.append)
     before = following.current().search(QUERY)
     for _ in range(3):
         shutil.rmtree(project / EXPORT, ignore_errors=True)
@@ -209,14 +209,14 @@ def test_a_pair_that_does_not_fit_is_tried_once_while_its_files_stay_as_they_are
 
     monkeypatch.setattr("hcmi.serve.following.Retriever", loading)
 
-    def tries(following: Following) -> int:
+    def tries(following: FollowingRetriever) -> int:
         for _ in range(3):
             following.current()
             for thread in tried:
                 thread.join()
         return len(tried)
 
-    following = Following(opened(project))
+    following = FollowingRetriever(opened(project))
     replaced(pairs / "third" / MODEL, project / MODEL, lambda: None)
     assert tries(following) == 0        # the index is still the old model's
     replaced(pairs / "new" / EXPORT, project / EXPORT, lambda: None)
@@ -229,7 +229,7 @@ def test_a_pair_that_does_not_fit_is_tried_once_while_its_files_stay_as_they_are
 
 
 def test_next_request_finds_added_videos_and_no_removed_ones(project):
-    following = Following(opened(project))
+    following = FollowingRetriever(opened(project))
     assert len(following.current().index) == NUM_OLD
     add_videos(project / EXPORT / "index", clips(["late"]), [(video_tokens(1, np.random.default_rng(9)), times(1))])
     assert len(following.current().index) == NUM_OLD + 1
@@ -256,7 +256,8 @@ def test_nothing_is_read_from_the_folders_once_they_are_loaded(project):
 def test_folder_of_videos_is_still_searched_when_cache_and_model_are_deleted(pairs, tmp_path):
     shutil.copytree(pairs / "old" / MODEL, tmp_path / "model")
     write_video(tmp_path / "videos/film.mp4", 120)
-    following = Following(Retriever.from_folder(tmp_path / "videos", tmp_path / "model", cache=tmp_path / "cache"))
+    retriever = Retriever.from_folder(tmp_path / "videos", tmp_path / "model", cache=tmp_path / "cache")
+    following = FollowingRetriever(retriever)
     before = following.current().search(QUERY)
     shutil.rmtree(tmp_path / "model")
     shutil.rmtree(tmp_path / "cache")

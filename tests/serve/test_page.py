@@ -69,6 +69,8 @@ def test_page_shows_why_and_goes_to_a_frame(tab, retriever):
     assert cells == [f"{value:.2f}" for value in why.frame_word_TW[:, 1]]
     tab.locator(".reason thead button").last.click()
     tab.wait_for_function("at => document.querySelector('video').currentTime >= at - 0.1", arg=float(why.times_s[-1]))
+    tab.set_viewport_size({"width": 380, "height": 800})
+    assert tab.locator(".legend").evaluate("text => text.scrollWidth <= text.parentElement.clientWidth")
     tab.locator(".why").first.click()
     assert tab.locator(".reason").first.is_hidden()
 

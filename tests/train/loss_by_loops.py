@@ -7,7 +7,7 @@ import torch
 
 
 def contrastive_by_loops(sims, scale, positives, mode) -> float:
-    """Method section 4, term by term. Text q, a row, is of clip q % B; `positives[i][j]`: j is the same as i."""
+    """The contrastive loss, term by term. Text q, a row, is of clip q % B; `positives[i][j]`: j is the same as i."""
     size = len(sims[0])
     clips = [q % size for q in range(len(sims))]
     if mode == "off":
@@ -27,7 +27,7 @@ def contrastive_by_loops(sims, scale, positives, mode) -> float:
 
 
 def same_by_loops(view1, view2) -> list[list[bool]]:
-    """Method section 5, pair by pair."""
+    """`same_meaning`, pair by pair."""
     def cos(a, b):
         return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
@@ -39,7 +39,7 @@ def same_by_loops(view1, view2) -> list[list[bool]]:
 
 
 def margin_by_loops(sims, theta, positives=None) -> float:
-    """Method section 6, text by text."""
+    """The margin loss, text by text."""
     size, total = len(sims[0]), 0.0
     for q, row in enumerate(sims):
         i = q % size

@@ -130,6 +130,23 @@ def test_checkpoint_names_tensor_and_both_shapes_when_it_does_not_fit(tmp_path):
         f"start.")
 
 
+@pytest.mark.parametrize(("spoil", "got"), [
+    (lambda path: path.unlink(), "got: no such file"),
+    (lambda path: path.write_bytes(b"x"), "got: another or a damaged file"),
+    (lambda path: torch.save({}, path), "need shape .* got None")])
+def test_run_is_not_continued_when_its_best_epoch_is_lost(tmp_path, spoil, got):
+    """Otherwise it would train to its end and only then find that there is nothing to keep."""
+    model, checkpoint, progress = tiny_model("mean_pool"), Checkpoints(tmp_path, "same"), Progress.start(24, 32)
+    progress.best_epoch = 1
+    checkpoint.save_best(model)
+    loader = types.SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)
+    checkpoint.save(model, [], loader, progress)
+    assert checkpoint.restore(model, [], loader, Progress.start(24, 32))
+    spoil(checkpoint.best)
+    with pytest.raises(ModelError, match=rf"best\.pt.*{got}"):
+        checkpoint.restore(model, [], loader, Progress.start(24, 32))
+
+
 def as_version_1(path, model, optimizers, identity: str) -> None:
     """`last.pt` as it was before it had a format: all vectors in one tensor."""
     progress = {"seen_3ND": torch.zeros(3, 24, 32), "step": 4, "best_score": 1.0, "best_epoch": 0, "sums": {},

@@ -151,7 +151,7 @@ async function why(item, hit) {
   wanted.set("video_id", hit.video_id);
   try {
     const found = await get("/api/explain", wanted);
-    reason.replaceChildren(sum(hit, found), heat(item, hit, found), phrases(found));
+    reason.replaceChildren(sum(hit, found), make("p", "legend", LEGEND), heat(item, hit, found), phrases(found));
   } catch (error) {
     reason.replaceChildren(make("p", "", error.message));
   }
@@ -163,11 +163,13 @@ function sum(hit, found) {
   return make("p", "", `Score ${hit.score.toFixed(2)} = ${parts.join(" + ")}`);
 }
 
+const LEGEND = "How well each frame matches each word (cosine). Words with a larger weight are darker; the times of the moment "
+  + "have a border. Click a time to play from there.";
+
 // Rows are words, columns are frames. The last row is all words together, compared with other videos.
 function heat(item, hit, found) {
   const table = make("table"), head = table.createTHead().insertRow(), body = table.createTBody();
-  table.createCaption().textContent = "How well each frame matches each word (cosine). Words with a larger weight are darker; "
-    + "the times of the moment have a border. Click a time to play from there.";
+  table.ariaLabel = "How well each frame matches each word";
   head.append(make("th"));
   for (const time of found.times_s) {
     const cell = make("th", time >= hit.start_s && time <= hit.end_s ? "in" : ""), button = make("button", "", `${time.toFixed(1)} s`);
@@ -186,7 +188,7 @@ function heat(item, hit, found) {
       const cell = row.insertCell(), share = (value - low) / span;
       cell.textContent = value.toFixed(2);
       cell.style.background = `rgb(var(--heat) / ${share.toFixed(3)})`;
-      cell.classList.toggle("strong", share > .55);
+      cell.classList.toggle("strong", share > .75);     // where both text colours have the same contrast
     }
     return row;
   };
