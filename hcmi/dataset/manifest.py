@@ -37,7 +37,7 @@ def write_manifest(clips: Iterable[Clip], path: str | Path) -> int:
 
 
 def read_manifest_table(path: str | Path) -> pa.Table:
-    """The manifest as a table of `CLIP_SCHEMA`, in order of video_id; a million rows need little memory.
+    """The manifest as a table of `CLIP_SCHEMA`, in order of video_id; a million rows take about 250 MB.
 
     Raises: DataError when the file is missing, damaged or not a manifest.
     """

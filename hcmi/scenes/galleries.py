@@ -49,7 +49,7 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
         return list(scene_clips(STANDARD.model_copy(update=size), "test", SEED, SIZES[name]))
     base = (LONG if name == "long" else STANDARD).model_copy(update=size)
     if name in GROUPS:
-        found = _grouped(name, base)
+        found = _grouped(name)
     else:
         sampler = StepSampler("test", base, min_events=LONG_FROM if name == "long" else 1)
         found = ((rng, *sampler.next(rng), str(i)) for i, rng in enumerate(_rngs(name, SIZES[name])))
@@ -65,7 +65,7 @@ def _rngs(name: str, count: int) -> Iterator[Random]:
     return (Random(f"{VERSION}/{SEED}/{name}/{index}") for index in range(count))
 
 
-def _grouped(name: str, config: ScenesConfig) -> Iterator[tuple[Random, Steps, str, str]]:
+def _grouped(name: str) -> Iterator[tuple[Random, Steps, str, str]]:
     """Generator, steps, tag `near` and tag `group` of each clip."""
     make, size = GROUPS[name]
     whole: set[str] = set()         # meanings of the clips
