@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".bench" / "scenes"
 RUNS = RESULTS / "runs.jsonl"
 QUICK = STANDARD.model_copy(update={"num_train": 1800, "num_val": 200})
-# What can be trained on. Galleries are never trained on, whatever the data. With noise all captions tell the whole
-# film: label denoising takes a clip's captions to mean the same.
+# What can be trained on. Galleries are never trained on, whatever the data. With noise all captions describe the
+# whole clip, because label denoising takes a clip's captions to mean the same.
 DATA = {"standard": STANDARD, "long": LONG, "quick": QUICK,
         **{f"noise_{rate}": STANDARD.model_copy(update={"duplicate_rate": rate / 100, "part_captions": 0})
            for rate in (0, 20, 40)}}
@@ -81,7 +81,7 @@ class Spec:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def folder(self, gallery: str | None = None) -> Path:
-        """Where the films and shards lie that this run is trained on, or measured on; another one for other data."""
+        """The folder of the videos and shards that this run is trained on, or measured on; other data have another."""
         shards = self.resolved().shards.model_dump(include={"size", "num_frames", "quality"})
         parts = [VERSION if gallery else DATA[self.data].model_dump(), shards, code_identity(DATA_CODE)]
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
@@ -136,7 +136,7 @@ def run_all(specs: Sequence[Spec], device: str, jobs: int) -> list[dict]:
         running = {pool.submit(_run_process, spec, device, jobs): key for key, spec in missing.items()}
         for number, finished in enumerate(as_completed(running), 1):
             if finished.exception() is not None:
-                pool.shutdown(wait=False, cancel_futures=True)      # else what is left runs on and is not remembered
+                pool.shutdown(wait=False, cancel_futures=True)      # the others would not be remembered
             record = finished.result()
             done[record["key"]] = record
             with open(RUNS, "a", encoding="utf-8") as file:     # one write of one line: whole or not at all
@@ -148,7 +148,7 @@ def run_all(specs: Sequence[Spec], device: str, jobs: int) -> list[dict]:
 
 
 def make_data(names: Iterable[str]) -> None:
-    """Films and shards of the training sets and their galleries, unless they are there."""
+    """Videos and shards of the training sets and their galleries, unless they are there."""
     from hcmi.dataset import write_manifest
     from hcmi.scenes import write_gallery, write_scenes
     from hcmi.shards import write_shards
@@ -188,9 +188,9 @@ def run(spec: Spec, device: str) -> dict:
     key = spec.key(device)
     params = spec.resolved()
     folder = ROOT / ".bench" / "runs" / key
-    begun = (folder / "model").exists() or (folder / "checkpoints" / "last.pt").exists()
+    continued = (folder / "model").exists() or (folder / "checkpoints" / "last.pt").exists()
     config = params.train.model_copy(update={"device": device, "num_workers": 0})
-    if not (folder / "model").exists():     # else it was trained, and stopped before it was measured
+    if not (folder / "model").exists():     # if it is there, the run was stopped before it was measured
         train(shards_dir=spec.folder() / "shards", model_dir=folder / "model", metrics_dir=folder / "metrics",
               checkpoint_dir=folder / "checkpoints", model_config=params.model, config=config)
     cpu = resource.getrusage(resource.RUSAGE_SELF)
@@ -208,7 +208,7 @@ def run(spec: Spec, device: str) -> dict:
             "r5": r5, "levels_r1": levels, "val_r1": round(max(logged["val/R@1"]), 2),
             "level_weights": model.level_weights, "curves": logged,
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "cpu_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 2) if not begun else None,
+            "cpu_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 2) if not continued else None,
             "wall_minutes": round((time.monotonic() - started) / 60, 2),
             "precision": pick_precision(config.precision, pick_device(device)),
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": machine(), "versions": versions()}

@@ -1,4 +1,4 @@
-"""Two-stage search in a million synthetic videos: recall against the exact ranking, time, memory, adding meanwhile.
+"""Two-stage search in a million synthetic videos: recall against the exact ranking, time, memory, additions.
 
 The videos are clustered vectors: neighbours in a cluster, frames around their video, words around the frames of the
 video that they describe. Their cosines follow a model trained on Scenes (`--calibrate EXPORT` prints those of a model).
@@ -109,9 +109,9 @@ def build(folder: Path, num_videos: int, card: dict) -> None:
             writer.append(chunk_tokens(start // CHUNK, count, num_videos), times(count))
             rows.write_table(videos_rows(start, count))
     writer.close()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     create_index(folder / "index", card, data="..")
-    (folder / "done.json").write_text(json.dumps({"build_seconds": time.perf_counter() - begun}))
+    (folder / "done.json").write_text(json.dumps({"build_seconds": time.perf_counter() - started}))
 
 
 def exact_top(store: TokenStore, texts: TextTokens, model: HcmiModel, count: int) -> np.ndarray:
@@ -128,13 +128,13 @@ def exact_top(store: TokenStore, texts: TextTokens, model: HcmiModel, count: int
 
 def timed(retriever: Retriever, texts: TextTokens) -> Iterator[tuple[float, list]]:
     for query in range(len(texts)):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         hits = retriever.rank(texts[query:query + 1], 10, Filter())
-        yield 1000 * (time.perf_counter() - begun), hits
+        yield 1000 * (time.perf_counter() - started), hits
 
 
 def add_while_searching(retriever: Retriever, texts: TextTokens, num_videos: int) -> dict[str, float]:
-    """Seconds to add 1,000 videos, and the number and the slowest of the searches answered meanwhile."""
+    """Seconds to add 1,000 videos, and the number and the slowest of the searches answered during that time."""
     added, tokens = table_clips(videos_rows(num_videos, 1000)), chunk_tokens(10**6, 1000, num_videos)
     spent: list[float] = []
     stop = threading.Event()
@@ -146,9 +146,9 @@ def add_while_searching(retriever: Retriever, texts: TextTokens, num_videos: int
 
     searcher = threading.Thread(target=search)
     searcher.start()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     add_videos(retriever.index.folder, added, [(tokens, times(1000))])
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     stop.set()
     searcher.join()
     found = retriever.similar(f"v{num_videos + 7:07d}", 1)

@@ -156,7 +156,7 @@ def draw_recall_curve(curve: pd.DataFrame, path: Path) -> None:
 
 
 def draw_rank_histogram(histogram: pd.DataFrame, path: Path) -> None:
-    axes = _axes(path, "Where the right answer stands")
+    axes = _axes(path, "Rank of the right answer")
     places = np.arange(len(histogram))
     for shift, name in ((-0.2, "t2v"), (0.2, "v2t")):
         bars = axes.bar(places + shift, histogram[name], 0.4, color=COLOURS[name], label=NAMES[name])

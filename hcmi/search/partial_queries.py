@@ -32,7 +32,7 @@ def part_similarities(texts: TextTokens, videos: VideoTokens, levels: Iterable[s
 
         S = sum_w u_w max_t cos(w, t)
 
-    The level of whole videos is left out, because its one vector stands for everything that a video shows.
+    The level of whole videos is left out, because its one vector describes everything that a video shows.
     Source: ours.
     """
     def by_text(tokens_QWD: Tensor, weights_QW: Tensor, others_VTD: Tensor, others_VT: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class FollowingRetriever:
             self._wait(error)
 
     def _load(self, stamp: Stamp, folder: Path) -> None:
-        """Load the next pair. If the files changed meanwhile, it is dropped, and the next request tries again."""
+        """Load the other model and its index. If the files change meanwhile, drop both: the next request retries."""
         assert self._now.model_folder is not None, "_look checks this"
         try:
             following = Retriever(self._now.model_folder, folder, self._now.candidates).as_loaded()

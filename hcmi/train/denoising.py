@@ -24,8 +24,8 @@ def denoise_mode(model: HcmiModel, config: TrainConfig, epoch: int) -> str:
 
     Denoising is HCMI's own. It is off in the warm-up epochs, where embeddings do not mean anything yet.
     """
-    begun = epoch >= config.loss.warmup_epochs
-    return config.loss.denoise if begun and model.head.hcmi_training else "off"
+    after_warmup = epoch >= config.loss.warmup_epochs
+    return config.loss.denoise if after_warmup and model.head.hcmi_training else "off"
 
 
 def clip_meanings(reader: ShardReader, config: TrainConfig) -> Tensor | None:

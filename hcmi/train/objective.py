@@ -43,5 +43,5 @@ def group_size(model: HcmiModel, config: TrainConfig, epoch: int) -> int:
 
     Such groups are part of HCMI's marginal sample enhancement, which begins after the warm-up epochs.
     """
-    begun = epoch >= config.loss.warmup_epochs
-    return config.loss.marginal_group if begun and model.head.hcmi_training else 1
+    after_warmup = epoch >= config.loss.warmup_epochs
+    return config.loss.marginal_group if after_warmup and model.head.hcmi_training else 1

@@ -1,4 +1,4 @@
-"""The state of a training run besides its weights: how far it is and how it went."""
+"""What a training run keeps beside its weights: the step, the best epoch, and the figures of all epochs."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ class StepResult:
 
 @dataclass
 class Progress:
-    """How far training is and how it went: what a checkpoint holds besides weights, optimisers and loader.
+    """The step, the best epoch and the figures so far: what a checkpoint holds beside weights, optimisers and loader.
 
     The vectors of a clip are those of the last step that saw it, and 0 before any step did.
     """
