@@ -44,7 +44,7 @@ serve: $(STAMP)  ## Show the search page on 127.0.0.1 (PORT=8000; Ctrl-C stops)
 	hcmi serve $(if $(PORT),--port $(PORT))
 
 test: $(STAMP)  ## Run the tests
-	pytest
+	pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## Run the tests that take minutes as well
 	pytest -m 'slow or not slow'
