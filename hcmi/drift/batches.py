@@ -16,8 +16,9 @@ def find_batches(incoming_dir: str | Path, names: Sequence[str] = ()) -> list[Pa
     """
     root = Path(incoming_dir)
     found = folders_with_files(root)
+    known = {folder.name for folder in root.iterdir() if folder.is_dir()} if root.is_dir() else set()
     for name in names:
-        if not (root / name).is_dir():
+        if name not in known:       # `..` and `a/b` are folders too, but no names of batches
             raise DriftError(f"{root}: need a batch called {name!r}, got {', '.join(f.name for f in found) or 'none'}. "
                              f"Put its videos into {root / name}.")
     return [folder for folder in found if not names or folder.name in names]

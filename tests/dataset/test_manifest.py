@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from damaged_files import damage_column
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,12 +54,7 @@ def test_manifest_is_whole_when_it_is_written_in_several_groups(tmp_path):
 def test_reading_says_what_to_do_when_the_bytes_of_a_column_are_damaged(tmp_path):
     path = tmp_path / "m.parquet"
     write_manifest([replace(CLIP, video_id=f"{i:06d}", sha256=f"{i:064d}") for i in range(1000)], path)
-    column = pq.ParquetFile(path).metadata.row_group(0).column(CLIP_SCHEMA.names.index("path"))
-    start = column.dictionary_page_offset
-    content = bytearray(path.read_bytes())
-    for at in range(start + 22, start + column.total_compressed_size):
-        content[at] ^= 0xFF
-    path.write_bytes(content)
+    damage_column(path, CLIP_SCHEMA.names.index("path"))
     with pytest.raises(DataError, match=r"need a manifest in Parquet, got.* Run `hcmi dataset` again"):
         read_manifest(path)
 
@@ -73,7 +69,6 @@ def test_reading_says_what_to_do_when_there_is_no_manifest(tmp_path):
 
 def test_reading_names_the_column_when_one_is_missing(tmp_path):
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = {name: pa.array([], CLIP_SCHEMA.field(name).type) for name in CLIP_SCHEMA.names if name != "sha256"}
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")

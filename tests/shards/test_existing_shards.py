@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from damaged_files import damage_column
 from stage_world import contents, make_clip, stage
 
 from hcmi.errors import DataError
@@ -45,11 +46,6 @@ def test_refuses_in_one_line_when_the_json_of_a_shard_of_the_right_length_is_dam
 def test_refuses_in_one_line_when_the_places_of_the_frames_are_damaged(tmp_path, clips):
     stage(tmp_path, clips[:12])
     index = tmp_path / "shards/index.parquet"
-    column = pq.ParquetFile(index).metadata.row_group(0).column(INDEX.get_field_index("frame_offsets"))
-    start = column.dictionary_page_offset
-    content = bytearray(index.read_bytes())
-    for at in range(start + 22, start + column.total_compressed_size):
-        content[at] ^= 0xFF
-    index.write_bytes(content)
+    damage_column(index, INDEX.get_field_index("frame_offsets"))
     with pytest.raises(DataError, match=r"need the index as it was written, got.* Remove the folder and run"):
         stage(tmp_path, clips[:12])
