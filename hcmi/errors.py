@@ -5,7 +5,10 @@ Messages read `<subject>: need <X>, got <Y>. <next step>.`
 
 import errno
 import os
+import signal
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Control characters, bytes that are not UTF-8 (surrogates in Python's file names), line and paragraph separators.
 HIDDEN = frozenset(("Cc", "Cs", "Zl", "Zp"))
@@ -112,3 +115,18 @@ def machine_error(subject: object, need: str, error: OSError) -> MachineError:
     else:
         got = " ".join(str(error.strerror).split())
     return MachineError(f"{subject}: need {need}, got: {got}. {NEXT_STEPS.get(number, 'Run again.')}")
+
+
+@contextmanager
+def hold_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back inside the block, which forks child processes.
+
+    Ctrl-C reaches all processes of the terminal. A child inherits the mask, so Ctrl-C never meets it in the middle of
+    Python's own work after a fork, which would print a traceback. The parent gets the signal after the block and ends
+    its children.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

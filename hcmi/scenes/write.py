@@ -8,7 +8,6 @@ import csv
 import hashlib
 import json
 import os
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +18,7 @@ import av
 import numpy as np
 
 from hcmi.config import ScenesConfig
+from hcmi.errors import hold_interrupts
 from hcmi.files import atomic_dir, project_path
 from hcmi.progress import track
 from hcmi.scenes.galleries import STANDARD, gallery
@@ -58,8 +58,9 @@ def write_videos(clips: Iterable[SceneClip], folder: Path, config: ScenesConfig,
 @contextmanager
 def _workers():
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Ctrl-C reaches all processes of the terminal; the workers ignore it, and this process ends them
-    with get_context().Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with hold_interrupts():         # the thread that replaces workers inherits the mask too
+        pool = get_context().Pool(workers)
+    with pool:
         yield partial(pool.imap, chunksize=8)
 
 

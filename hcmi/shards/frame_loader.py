@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hcmi.errors import DataError
+from hcmi.errors import DataError, hold_interrupts
 from hcmi.shards.reader import ShardReader
 from hcmi.shards.sampler import BatchPlan
 
@@ -38,7 +38,7 @@ class FrameLoader:
     def run(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, Tensor, Tensor]]:
         """Each plan with its frames [K,B,T,H,X,3] and mask [B,T]."""
         self._sampler.plans = plans
-        for decoded in map(self._decoder.__getitem__, self._sampler) if self._workers is None else self._workers:
+        for decoded in self._decoded():
             plan, buffer = self._sampler.sent.popleft()
             if isinstance(decoded, DataError):
                 try:
@@ -49,6 +49,12 @@ class FrameLoader:
             assert frames_BKTHXC is not None, "a job without a buffer returns its frames"
             yield plan, frames_BKTHXC.transpose(0, 1), torch.from_numpy(plan.frame_indices_KBT[0] >= 0)
             del frames_BKTHXC
+
+    def _decoded(self) -> Iterator:
+        if self._workers is None:
+            return map(self._decoder.__getitem__, self._sampler)
+        with hold_interrupts():         # the first iteration starts the workers
+            return iter(self._workers)
 
 
 class _SharedBuffers:
