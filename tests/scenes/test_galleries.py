@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from hcmi.scenes import (
     write_gallery,
 )
 from hcmi.scenes.galleries import SIZES, Query, gallery
-from hcmi.scenes.vocabulary import parts_of, split_of
+from hcmi.scenes.sampling import change_word
+from hcmi.scenes.vocabulary import WORDS, meaning_of, parts_of, split_of
 from hcmi.scenes.write import annotation_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +167,20 @@ def test_crowd_is_main_among_others_for_which_no_caption_of_main_is_true(galleri
     assert set(numbers) == {1, 2, 3, 4}
     for number in (2, 3, 4):        # of one event there are not enough
         assert numbers[len(main):].count(number) / 9000 == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_crowd_has_near_neighbours_of_main_as_the_page_says(galleries):
+    main, others = galleries["crowd"][:1000], galleries["crowd"][1000:]
+    near = set()
+    for steps in map(steps_of, main):
+        places = [(step, event) for step, events in enumerate(steps) for event in range(len(events))]
+        near |= {meaning_of(change_word(steps, place, kind, word))
+                 for place in places for kind, words in WORDS.items() for word in words}
+        for one, other in combinations(range(len(steps)), 2):
+            swapped = list(steps)
+            swapped[one], swapped[other] = steps[other], steps[one]
+            near.add(meaning_of(tuple(swapped)))
+    assert sum(clip.meaning in near for clip in others) == 771
 
 
 def test_unknown_gallery_is_refused_when_asked_for():
