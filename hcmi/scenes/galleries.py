@@ -80,7 +80,7 @@ def gallery_queries(name: str) -> list[Query]:
     """The queries of a gallery: its captions, each of them true of one clip only. `event` and `crowd` have others.
 
     - event: as `event_queries` says
-    - crowd: the captions of `main`; no caption is true of one of the 9,000 other clips
+    - crowd: the captions of `main`, none of which is true of any of the 9,000 other clips
 
     Raises: ConfigError for an unknown name.
     """
