@@ -4,8 +4,8 @@
   is given, as is usual for moment retrieval. Also by number of events, and for two trivial answers: the whole clip
   (`whole_clip_r1_iou50`) and a random moment (`random_r1_iou50`).
 - `first_hit_shows_it`, `one_of_ten_shows_it`: for the same queries over all clips, the share whose first hit, or one of
-  the first ten, shows the event. `whole_captions_r1`: R@1 of captions of whole clips. Each by the usual ranking and by
-  the ranking for parts (`part_...`).
+  the first ten, shows the event; on the test split these are R@1 and R@10 of the gallery `event`. `whole_captions_r1`:
+  R@1 of captions of whole clips. Each by the usual ranking and by the ranking for parts (`part_...`).
 
     python benchmarks/moments.py [--quick] [--model DIR] [--shards DIR] [--annotation FILE]
 """
@@ -13,6 +13,7 @@
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from common import table, write_result
 from hcmi.evaluate import ranks
 from hcmi.export import encode_batches
 from hcmi.model import HcmiModel, encode_texts, load_retriever, score
-from hcmi.scenes import Event, phrase
+from hcmi.scenes import Event, event_queries, phrase, single_events
 from hcmi.search import BASELINE_VIDEOS, PART_HEADS, find_moment, measure_baseline, part_similarities
 from hcmi.shards import ShardReader
 from hcmi.types import VideoTokens
@@ -33,19 +34,10 @@ def iou(one: tuple[float, float], other: tuple[float, float]) -> float:
     return max(shared, 0.0) / max(max(one[1], other[1]) - min(one[0], other[0]), 1e-9)
 
 
-def event_text(event: dict) -> str:
-    return phrase(Event(**event))
-
-
-def events(clips: list[dict], split: str) -> dict[str, list[tuple[str, tuple[float, float]]]]:
-    """video_id -> (query, true moment) of each event with unique words in its clip, for clips of several events."""
-    found = {}
-    for clip in clips:
-        texts = [event_text(event) for event in clip["events"]]
-        if clip["split"] == split and len(texts) > 1:
-            found[clip["video_id"]] = [(text, (event["start_s"], event["end_s"])) for text, event
-                                       in zip(texts, clip["events"], strict=True) if texts.count(text) == 1]
-    return found
+def shown_events(annotation: Path, split: str) -> dict[str, list[Event]]:
+    """video_id -> its events, of each clip of a split."""
+    clips = [json.loads(line) for line in annotation.read_text(encoding="utf-8").splitlines()]
+    return {clip["video_id"]: [Event(**event) for event in clip["events"]] for clip in clips if clip["split"] == split}
 
 
 def rankings(model: HcmiModel, queries: list[str], videos: list[VideoTokens], chunk: int = 64) -> dict[str, np.ndarray]:
@@ -61,17 +53,19 @@ def rankings(model: HcmiModel, queries: list[str], videos: list[VideoTokens], ch
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens], clips: list[dict],
-                    reader: ShardReader) -> dict[str, float]:
+def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens],
+                    shown: Mapping[str, Sequence[Event]], reader: ShardReader) -> dict[str, float]:
     """Per cent of the queries for which the first clip, or one of the first ten, shows the event; and per cent of the
     captions of whole clips that find their clip first."""
-    shows = {clip["video_id"]: {event_text(event) for event in clip["events"]} for clip in clips}
-    right_QV = np.array([[query in shows[clip.video_id] for clip in reader.clips] for query in queries])
-    figures = {"random_hit_shows_it": float(100 * right_QV.mean())}
+    rows = {clip.video_id: row for row, clip in enumerate(reader.clips)}
+    right = {query.text: [rows[video_id] for video_id in query.right]
+             for query in event_queries({video_id: shown[video_id] for video_id in rows})}
+    right_Q = [right[query] for query in queries]
+    figures = {"random_hit_shows_it": 100 * sum(map(len, right_Q)) / (len(right_Q) * len(rows))}
     for name, sims_QV in rankings(model, queries, videos).items():
-        found_QK = np.take_along_axis(right_QV, np.argsort(-sims_QV, axis=1, kind="stable")[:, :10], 1)
-        figures |= {f"{name}first_hit_shows_it": float(100 * found_QK[:, 0].mean()),
-                    f"{name}one_of_ten_shows_it": float(100 * found_QK.any(1).mean())}
+        found = ranks(sims_QV, right_Q)
+        figures |= {f"{name}first_hit_shows_it": float(100 * found.hits_at(1).mean()),
+                    f"{name}one_of_ten_shows_it": float(100 * found.hits_at(10).mean())}
     captions = [caption for clip in reader.clips for caption in clip.captions]
     own_Q = np.repeat(np.arange(len(reader)), [len(clip.captions) for clip in reader.clips])
     for name, sims_QV in rankings(model, captions, videos).items():
@@ -88,8 +82,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="choose settings on val, never on test")
     options = parser.parse_args()
     model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
-    clips = [json.loads(line) for line in options.annotation.read_text(encoding="utf-8").splitlines()]
-    asked, generator = events(clips, options.split), np.random.default_rng(0)
+    shown, generator = shown_events(options.annotation, options.split), np.random.default_rng(0)
     batches = list(encode_batches(model, reader.index, BASELINE_VIDEOS))
     others = batches[0][1]
     scores: dict[str, list[float]] = defaultdict(list)
@@ -99,14 +92,15 @@ def main() -> None:
         for at in range(len(tokens)):
             clip = reader.clips[row]
             row += 1
-            if clip.video_id not in asked or (options.quick and row > 100):
+            asked = single_events(shown[clip.video_id])
+            if not asked or (options.quick and row > 100):
                 continue
             whole = (clip.start_s, clip.end_s)
-            queries = asked[clip.video_id]
-            all_queries += [text for text, _ in queries]
-            texts = encode_texts(model, [text for text, _ in queries])
-            for number, (_, truth) in enumerate(queries):
-                text = texts[number:number + 1]
+            queries = [phrase(event) for event in asked]
+            all_queries += queries
+            texts = encode_texts(model, queries)
+            for number, event in enumerate(asked):
+                text, truth = texts[number:number + 1], (event.start_s, event.end_s)
                 got = find_moment(text, tokens[at:at + 1], times_BT[at], *whole, measure_baseline(text, others))
                 random = tuple(np.sort(generator.uniform(*whole, 2)))
                 for name, answer in (("r1_iou50", got), ("whole_clip_r1_iou50", whole), ("random_r1_iou50", random)):
@@ -114,7 +108,7 @@ def main() -> None:
                 scores["mean_iou"].append(iou(got, truth))
                 scores[f"r1_iou50_{clip.tags['num_events']}_events"].append(scores["r1_iou50"][-1])
     figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()},
-               **shown_among_all(model, all_queries, [tokens for _, tokens, _ in batches], clips, reader)}
+               **shown_among_all(model, all_queries, [tokens for _, tokens, _ in batches], shown, reader)}
     print(table(["figure", "value"], sorted(figures.items())))
     write_result("moments", figures, options.quick)
 

@@ -1,9 +1,9 @@
 """Training runs that several benchmarks share: make Scenes once, train a configuration, measure it, remember it.
 
-Every finished run is a line of `results/runs.jsonl`: what was trained, on which machine, and R@1 on each gallery. A run
-with the same parameters, data, device and code is never made twice, and one that was stopped continues from its last
-checkpoint, so an interrupted benchmark is started again with the same command. On two cores, two runs at once with one
-thread each are quicker than one after the other.
+Every finished run is a line of `results/runs.jsonl`: what was trained, on which machine, and the figures of each
+gallery. A run with the same parameters, data, device and code is never made twice, and one that was stopped continues
+from its last checkpoint, so an interrupted benchmark is started again with the same command. On two cores, two runs at
+once with one thread each are quicker than one after the other.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -39,8 +39,10 @@ QUICK = STANDARD.model_copy(update={"num_train": 1800, "num_val": 200})
 DATA = {"standard": STANDARD, "long": LONG, "quick": QUICK,
         **{f"noise_{rate}": STANDARD.model_copy(update={"duplicate_rate": rate / 100, "part_captions": 0})
            for rate in (0, 20, 40)}}
-GALLERIES = {**dict.fromkeys(DATA, ("main", "attribute", "order", "count", "paraphrase")), "long": ("long",),
-             "quick": ("main", "attribute", "order")}
+_USUAL = ("main", "event", "attribute", "order", "count", "paraphrase")
+GALLERIES = {**dict.fromkeys(DATA, _USUAL), "standard": (*_USUAL, "crowd"), "long": ("long",),
+             "quick": ("main", "event", "attribute", "order")}
+SAME_FILMS = {"event": "main"}      # these galleries ask other things of the same clips
 # Beyond params.yaml: clips of up to 6 events need more frames and words, and as many clips and phrases more.
 LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
                "model.num_phrases": 16}
@@ -82,6 +84,7 @@ class Spec:
 
     def folder(self, gallery: str | None = None) -> Path:
         """The folder of the videos and shards that this run is trained on, or measured on; other data have another."""
+        gallery = SAME_FILMS.get(gallery or "", gallery)
         shards = self.resolved().shards.model_dump(include={"size", "num_frames", "quality"})
         parts = [VERSION if gallery else DATA[self.data].model_dump(), shards, code_identity(DATA_CODE)]
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
@@ -178,10 +181,8 @@ def _run_process(spec: Spec, device: str, jobs: int) -> dict:
 
 def run(spec: Spec, device: str) -> dict:
     """Train and measure, in this process."""
-    from hcmi.evaluate import encode_split, ranks
-    from hcmi.model import load_retriever, score
+    from hcmi.model import load_retriever
     from hcmi.runtime import pick_device, pick_precision
-    from hcmi.shards import ShardReader
     from hcmi.train import train
 
     started = time.monotonic()
@@ -195,23 +196,56 @@ def run(spec: Spec, device: str) -> dict:
               checkpoint_dir=folder / "checkpoints", model_config=params.model, config=config)
     cpu = resource.getrusage(resource.RUSAGE_SELF)
     model = load_retriever(folder / "model", device)
-    r1, r5, levels = {}, {}, {}
-    for name in GALLERIES[spec.data]:
-        encoded = encode_split(model, ShardReader(spec.folder(name) / "shards", "test"), 64)
-        scores = score(model, encoded.texts, encoded.videos)
-        found = ranks(model.combine(scores).numpy(), encoded.caption_video)
-        r1[name], r5[name] = (round(float(100 * found.hits_at(k).mean()), 2) for k in (1, 5))
-        levels[name] = {level: round(float(100 * ranks(sims_QV.numpy(), encoded.caption_video).hits_at(1).mean()), 2)
-                        for level, sims_QV in scores.items()}
+    figures = measure(model, {name: spec.folder(name) / "shards" for name in GALLERIES[spec.data]})
     logged = curves(folder / "metrics")
-    return {"key": key, "data": spec.data, "seed": spec.seed, "params": spec.params, "device": device, "r1": r1,
-            "r5": r5, "levels_r1": levels, "val_r1": round(max(logged["val/R@1"]), 2),
+    return {"key": key, "data": spec.data, "seed": spec.seed, "params": spec.params, "device": device,
+            **figures, "val_r1": round(max(logged["val/R@1"]), 2),
             "level_weights": model.level_weights, "curves": logged,
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "cpu_minutes": round((cpu.ru_utime + cpu.ru_stime) / 60, 2) if not continued else None,
             "wall_minutes": round((time.monotonic() - started) / 60, 2),
             "precision": pick_precision(config.precision, pick_device(device)),
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": machine(), "versions": versions()}
+
+
+def measure(model: Any, shards: Mapping[str, Path]) -> dict[str, dict]:
+    """Figure -> gallery -> its value in per cent; for `levels_r1`, R@1 by the scores of each level alone.
+
+    `shards`: gallery -> the folder of its shards. Each folder is encoded once. Where one answer is right, mAP is the
+    mean of 1 / rank.
+    """
+    import torch
+
+    from hcmi.evaluate import average_precision, ranks
+    from hcmi.model import encode_texts, encode_videos, score
+    from hcmi.scenes import gallery_queries
+    from hcmi.shards import ShardReader, eval_batches
+
+    figures: dict[str, dict] = {name: {} for name in ("r1", "r5", "r10", "map", "levels_r1")}
+    encoded: dict[Path, Any] = {}
+    for gallery, folder in shards.items():
+        reader = ShardReader(folder, "test")
+        if folder not in encoded:
+            encoded[folder] = encode_videos(model, eval_batches(reader, 64, model.config.num_frames), len(reader))
+        queries = gallery_queries(gallery)
+        rows = {clip.video_id: row for row, clip in enumerate(reader.clips)}
+        right = [[rows[video_id] for video_id in query.right] for query in queries]
+        texts = encode_texts(model, [query.text for query in queries])
+        # a thousand videos at a time: some heads hold every word and frame of 256 texts and all videos at once
+        parts = [score(model, texts, encoded[folder][first:first + 1000]) for first in range(0, len(reader), 1000)]
+        scores = {level: torch.cat([part[level] for part in parts], 1) for level in parts[0]}
+        sims_QV = model.combine(scores).numpy()
+        found = ranks(sims_QV, right)
+        for k in (1, 5, 10):
+            figures[f"r{k}"][gallery] = _per_cent(found.hits_at(k))
+        figures["map"][gallery] = _per_cent(average_precision(sims_QV, right))
+        figures["levels_r1"][gallery] = {level: _per_cent(ranks(level_sims_QV.numpy(), right).hits_at(1))
+                                         for level, level_sims_QV in scores.items()}
+    return figures
+
+
+def _per_cent(values: np.ndarray) -> float:
+    return round(float(100 * values.mean()), 2)
 
 
 def curves(metrics_dir: Path) -> dict[str, list[float]]:
@@ -232,8 +266,12 @@ def interval(values: Sequence[float]) -> list[float] | None:
     return [float(array.mean() - half), float(array.mean() + half)]
 
 
+def mean_of(runs: Sequence[dict], figure: str, gallery: str) -> float:
+    return float(np.mean([run[figure][gallery] for run in runs]))
+
+
 def mean_r1(runs: Sequence[dict], gallery: str) -> float:
-    return float(np.mean([run["r1"][gallery] for run in runs]))
+    return mean_of(runs, "r1", gallery)
 
 
 def paired(ours: Iterable[dict], others: Iterable[dict], gallery: str) -> list[float]:

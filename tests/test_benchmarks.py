@@ -5,6 +5,14 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from model_world import PARAMS, SIZE, changed, tiny_model
+
+import hcmi.model
+from hcmi.dataset import write_manifest
+from hcmi.model import encode_texts, score
+from hcmi.scenes import phrase, single_events, write_gallery
+from hcmi.scenes.galleries import SIZES, gallery
+from hcmi.shards import ShardReader, eval_batches, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +62,69 @@ def test_runs_are_paired_where_both_were_made_when_some_are_missing(benchmarks):
     ours = [record(2, main=9.0), record(0, main=5.0), {**record(1, main=7.0), "device": "cuda"}]
     others = [record(0, main=1.0), record(1, main=2.0), {**record(1, main=4.0), "device": "cuda"}]
     assert runs.paired(ours, others, "main") == [4.0, 3.0]      # seed 0 on the processor, seed 1 on the GPU
+
+
+def test_galleries_of_the_same_films_share_their_folder(benchmarks):
+    _, runs = benchmarks
+    spec = runs.Spec("standard")
+    assert spec.folder("event") == spec.folder("main") != spec.folder("crowd")
+    measured = {name for names in runs.GALLERIES.values() for name in names}
+    assert measured == set(SIZES), "every gallery is measured by some run, and no other name is there"
+    assert {data for data, names in runs.GALLERIES.items() if "crowd" in names} == {"standard"}, "it is large"
+
+
+def test_table_of_single_events_has_the_mean_figures_when_some_runs_lack_them(benchmarks):
+    heads, _ = benchmarks
+    def measured(r1, r10, precision):
+        return {"r1": {"event": r1}, "r10": {"event": r10}, "map": {"event": precision}}
+    records = {"hcmi": [measured(70.0, 97.0, 60.0), measured(72.0, 99.0, 63.0)], "wti": [record(0, long=9.0)]}
+    assert heads.event_rows(records) == [("hcmi", 2, 71.0, 98.0, 61.5)]
+
+
+@pytest.fixture
+def eight_clips(tmp_path, monkeypatch):
+    """Shards of the galleries `main` and `event`, cut to 8 clips."""
+    for name in ("main", "event"):
+        monkeypatch.setitem(SIZES, name, 8)
+    write_manifest(write_gallery("main", tmp_path / "films"), tmp_path / "manifest.parquet")
+    write_shards(manifest_path=tmp_path / "manifest.parquet", out_dir=tmp_path / "shards",
+                 config=changed(PARAMS.shards, size=SIZE, num_frames=4, num_workers=1))
+    return tmp_path / "shards"
+
+
+def precision_by_loops(scores, right):
+    """Average precision of a query without ties."""
+    order = sorted(range(len(scores)), key=lambda column: -scores[column])
+    places = [place for place, column in enumerate(order, start=1) if column in right]
+    return sum(found / place for found, place in enumerate(places, start=1)) / len(places)
+
+
+def test_measured_figures_are_those_of_a_loop_over_the_queries(benchmarks, eight_clips, monkeypatch):
+    _, runs = benchmarks
+    clips = gallery("main")
+    model = tiny_model(wild=True, captions=[caption for clip in clips for caption in clip.captions])
+    encodings = []
+    encode = hcmi.model.encode_videos
+    monkeypatch.setattr(hcmi.model, "encode_videos", lambda *args: encodings.append(args) or encode(*args))
+    figures = runs.measure(model, {"main": eight_clips, "event": eight_clips})
+    assert len(encodings) == 1, "both galleries have the same films"
+
+    reader = ShardReader(eight_clips, "test")
+    videos = encode(model, eval_batches(reader, 8, model.config.num_frames))
+    asked = {"main": [(caption, {row}) for row, clip in enumerate(clips) for caption in clip.captions],
+             "event": [(phrase(event), {row for row, other in enumerate(clips)
+                                        if phrase(event) in map(phrase, other.events)})
+                       for clip in clips for event in single_events(clip.events)]}
+    for name, queries in asked.items():
+        sims_QV = model.combine(score(model, encode_texts(model, [text for text, _ in queries]), videos)).tolist()
+        firsts = [max(range(8), key=scores.__getitem__) in right
+                  for scores, (_, right) in zip(sims_QV, queries, strict=True)]
+        precisions = [precision_by_loops(scores, right)
+                      for scores, (_, right) in zip(sims_QV, queries, strict=True)]
+        assert figures["r1"][name] == pytest.approx(100 * sum(firsts) / len(queries), abs=0.01)
+        assert figures["map"][name] == pytest.approx(100 * sum(precisions) / len(queries), abs=0.01)
+        assert figures["r10"][name] == 100
+        assert set(figures["levels_r1"][name]) == set(model.head.levels)
 
 
 def test_spec_key_follows_what_is_trained_and_not_where(benchmarks):

@@ -63,9 +63,7 @@ def ranks(sims_QV: NDArray, relevant: Relevant) -> Ranks:
     Source: rank = 1 + strictly greater scores + half the ties; ours for several tied right answers.
     """
     sims_QV = np.asarray(sims_QV)
-    if sims_QV.ndim != 2 or 0 in sims_QV.shape:
-        raise DataError(f"scores: need a matrix of queries by gallery, got shape {sims_QV.shape}. Check the inputs.")
-    query, answer = _relevant_pairs(relevant, *sims_QV.shape)
+    query, answer = _relevant_pairs(relevant, sims_QV)
     greater, equal = (np.empty(len(sims_QV), np.int64) for _ in range(2))
     own = sims_QV[query, answer]
     starts = np.searchsorted(query, np.arange(len(sims_QV)))
@@ -79,6 +77,35 @@ def ranks(sims_QV: NDArray, relevant: Relevant) -> Ranks:
     return Ranks(greater, equal - winners, winners)
 
 
+def average_precision(sims_QV: NDArray, relevant: Relevant) -> NDArray[np.float64]:
+    """[Q] average precision of each query, from 0 to 1; the mean over queries is mAP.
+
+    At each right answer, count the share of right ones among the answers up to it; the mean of these shares is the
+    average precision. With one right answer it is 1 / rank. `relevant` and ties are as for `ranks`.
+
+    Raises: DataError as `ranks` does. Source: the usual definition without interpolation; ours for ties.
+    """
+    sims_QV = np.asarray(sims_QV)
+    query, answers_N = _relevant_pairs(relevant, sims_QV)
+    harmonic_V = np.concatenate([[0], np.cumsum(1 / np.arange(1, sims_QV.shape[1] + 1))])
+    precision_Q = np.empty(len(sims_QV))
+    for row, answers in enumerate(np.split(answers_N, np.searchsorted(query, np.arange(1, len(sims_QV))))):
+        _refuse_nan(sims_QV[row:row + 1], row)
+        # one entry for each different score of a right answer: right ones with this score, and answers above it
+        own, winners = np.unique(sims_QV[row, answers], return_counts=True)
+        ascending_V = np.sort(sims_QV[row])
+        above = sims_QV.shape[1] - np.searchsorted(ascending_V, own, "right")
+        total = sims_QV.shape[1] - np.searchsorted(ascending_V, own, "left") - above
+        winners_above = len(answers) - np.cumsum(winners)
+        # Places above + 1 ... above + total are equally likely for each of the tied answers. At the p-th of them stands
+        # a right one with chance winners / total, and then a share of the p - 1 before it is right too.
+        share = (winners - 1) / np.maximum(total - 1, 1)
+        inverse = harmonic_V[above + total] - harmonic_V[above]         # sum of 1 / place
+        sums = (winners_above + 1) * inverse + share * (total - (above + 1) * inverse)
+        precision_Q[row] = (winners / total * sums).sum() / len(answers)
+    return precision_Q
+
+
 def _refuse_nan(block: NDArray, first_row: int) -> None:
     if np.issubdtype(block.dtype, np.floating) and np.isnan(block).any():
         row, column = np.argwhere(np.isnan(block))[0]
@@ -86,8 +113,11 @@ def _refuse_nan(block: NDArray, first_row: int) -> None:
                         "The model or its inputs are broken; do not trust any score of this run.")
 
 
-def _relevant_pairs(relevant: Relevant, num_queries: int, num_items: int) -> tuple[NDArray, NDArray]:
+def _relevant_pairs(relevant: Relevant, sims_QV: NDArray) -> tuple[NDArray, NDArray]:
     """(query, answer) pairs, each once and sorted by query. Every query has at least one."""
+    if sims_QV.ndim != 2 or 0 in sims_QV.shape:
+        raise DataError(f"scores: need a matrix of queries by gallery, got shape {sims_QV.shape}. Check the inputs.")
+    num_queries, num_items = sims_QV.shape
     if isinstance(relevant, np.ndarray) and relevant.dtype == bool:
         if relevant.shape != (num_queries, num_items):
             raise DataError(f"right answers: need a boolean matrix of shape {(num_queries, num_items)}, "

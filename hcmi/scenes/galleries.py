@@ -1,19 +1,22 @@
-"""Small test sets of Scenes, each of which measures one thing: words, order, number, length or wording.
+"""Fixed test sets of Scenes, each of which measures one thing: words, order, number, length, wording, parts or size.
 
-A gallery is a list of clips. The events of one clip occur together in no training set of Scenes, with any seed. Clips
-with the same tag `group` are hard to tell apart; clips of different groups are similar only by chance. A test pins the
-version and the hashes, so that figures stay comparable over the years.
+A gallery is a list of clips, and a list of queries with their right answers. The events of one clip occur together in
+no training set of Scenes, with any seed. Clips with the same tag `group` are hard to tell apart; clips of different
+groups are similar only by chance. A test pins the version and the hashes, so that figures stay comparable over the
+years.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 
 from hcmi.config import ScenesConfig
 from hcmi.errors import ConfigError
-from hcmi.scenes.captions import things_happen
+from hcmi.scenes.captions import phrase, things_happen
 from hcmi.scenes.sampling import SceneClip, StepSampler, change_word, make_clip, random_event, random_steps, scene_clips
-from hcmi.scenes.vocabulary import WORDS, Steps, draw, meaning_of, parts_of, pick, split_of
+from hcmi.scenes.vocabulary import WORDS, Event, Steps, draw, meaning_of, parts_of, pick, split_of
 
 VERSION = "1"
 SEED = 0
@@ -26,13 +29,25 @@ LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})
 LONG_FROM = 4
 
 Group = list[tuple[Steps, str]]         # of each clip: its steps and its tag `near`
-SIZES = {"main": 1000, "attribute": 600, "order": 600, "count": 400, "long": 600, "paraphrase": 600}
+# The first three are the first clips of one split, so each of them holds the clips of the one before it.
+SIZES = {"main": 1000, "event": 1000, "crowd": 10000,
+         "attribute": 600, "order": 600, "count": 400, "long": 600, "paraphrase": 600}
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of a gallery, and every clip that is a right answer; one line of queries.jsonl."""
+
+    text: str
+    right: tuple[str, ...]      # video_ids, at least one
 
 
 def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
     """The clips of a gallery, all of split `test`. Only frame size and rate of `config` are used.
 
     - main: the test split of the standard data set
+    - event: the clips of `main`, asked for by single events
+    - crowd: the clips of `main` and 9,000 more of the same split, asked for by the captions of `main`
     - attribute: groups of 4 that differ in one word of one event
     - order: groups of 6, three events in all their orders
     - count: groups of 4 with one to four events, either the same event repeated or one more each time; the captions say
@@ -45,7 +60,7 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
     if name not in SIZES:
         raise ConfigError(f"gallery: need one of {', '.join(SIZES)}, got {name!r}. Choose one of them.")
     size = {"width": config.width, "height": config.height, "fps": config.fps}
-    if name == "main":
+    if name in ("main", "event", "crowd"):
         return list(scene_clips(STANDARD.model_copy(update=size), "test", SEED, SIZES[name]))
     base = (LONG if name == "long" else STANDARD).model_copy(update=size)
     if name in GROUPS:
@@ -59,6 +74,39 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
         clips.append(make_clip(f"{name}_{index:06d}", "test", steps, rng, base, SEED, captions=captions,
                                wording="unseen" if name == "paraphrase" else "", near=near, group=group))
     return clips
+
+
+def gallery_queries(name: str) -> list[Query]:
+    """The queries of a gallery: its captions, each of them true of one clip only. `event` and `crowd` have others.
+
+    - event: as `event_queries` says
+    - crowd: the captions of `main`, none of which is true of any of the 9,000 other clips
+
+    Raises: ConfigError for an unknown name.
+    """
+    if name == "event":
+        return event_queries({clip.video_id: clip.events for clip in gallery(name)})
+    return [Query(caption, (clip.video_id,)) for clip in gallery("main" if name == "crowd" else name)
+            for caption in clip.captions]
+
+
+def event_queries(shown: Mapping[str, Sequence[Event]]) -> list[Query]:
+    """A query for each of the `single_events` of each clip. Every clip that shows such an event is right.
+
+    `shown`: video_id -> the events of the clip. Two clips that show the same event give two equal queries.
+    """
+    clips_of: dict[str, list[str]] = defaultdict(list)
+    for video_id, events in shown.items():
+        for text in {phrase(event) for event in events}:
+            clips_of[text].append(video_id)
+    return [Query(phrase(event), tuple(clips_of[phrase(event)]))
+            for events in shown.values() for event in single_events(events)]
+
+
+def single_events(events: Sequence[Event]) -> list[Event]:
+    """The events that a clip is asked for: those with words that no other event of it has, if it has several events."""
+    times = Counter(map(phrase, events))
+    return [event for event in events if len(events) > 1 and times[phrase(event)] == 1]
 
 
 def _rngs(name: str, count: int) -> Iterator[Random]:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +22,7 @@ from hcmi.config import ScenesConfig
 from hcmi.errors import hold_interrupts
 from hcmi.files import atomic_dir, project_path
 from hcmi.progress import track
-from hcmi.scenes.galleries import STANDARD, gallery
+from hcmi.scenes.galleries import STANDARD, gallery, gallery_queries
 from hcmi.scenes.render import render
 from hcmi.scenes.sampling import SceneClip, scene_clips
 from hcmi.types import Clip
@@ -85,7 +86,10 @@ def write_scenes(config: ScenesConfig, seed: int, folder: str | Path) -> list[Cl
 
 
 def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD) -> list[Clip]:
-    """Write one of `galleries.SIZES` to `folder`: videos/, annotation.jsonl, and captions.csv of the `folder` format.
+    """Write one of `galleries.SIZES` to `folder`: videos/, annotation.jsonl, queries.jsonl and captions.csv.
+
+    queries.jsonl holds one `Query` a line: what is asked, and which clips are right. captions.csv is the table of the
+    `folder` format, with the captions of all clips.
 
     Returns the clips of the manifest, all of split `test`. Raises: ConfigError for an unknown name.
     """
@@ -93,6 +97,8 @@ def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD
     with atomic_dir(folder) as temporary:
         clips = _write_all(scenes, temporary, Path(folder), config, f"drawing {name}")
         write_captions(temporary / "captions.csv", scenes, ("video", "caption", "split"))
+        lines = (json.dumps(asdict(query), ensure_ascii=False) + "\n" for query in gallery_queries(name))
+        (temporary / "queries.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
     return clips
 
 

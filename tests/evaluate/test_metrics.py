@@ -1,6 +1,7 @@
 """Metrics against hand-worked values, a brute-force oracle, public figures, and the mistakes that other code makes."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcmi.errors import DataError
-from hcmi.evaluate import difference_of_rates, ranks, wilson
+from hcmi.evaluate import average_precision, difference_of_rates, ranks, wilson
 from hcmi.evaluate.metrics import Ranks, bootstrap_interval, by_item, paired_difference, summary
 
 TIES = np.array([[0.5, 0.5, 0.1], [0.9, 0.2, 0.2], [0.3, 0.3, 0.3]], np.float32)
@@ -18,12 +19,17 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+def orders_of(scores):
+    """Every order of the gallery that the scores of one query allow."""
+    return [order for order in itertools.permutations(range(len(scores)))
+            if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order))]
+
+
 def oracle(sims, relevant, ks=(1, 2, 3)):
     """Mean rank and hit rates over every order of the gallery that the scores allow."""
     expected, hits = [], {k: [] for k in ks}
     for scores, right in zip(sims, relevant, strict=True):
-        orders = [o for o in itertools.permutations(range(len(scores)))
-                  if all(scores[a] >= scores[b] for a, b in itertools.pairwise(o))]
+        orders = orders_of(scores)
         places = [1 + min(order.index(answer) for answer in right) for order in orders]
         expected.append(np.mean(places))
         for k in ks:
@@ -141,6 +147,96 @@ def test_summary_brackets_the_truth_when_half_precision_makes_ties(shared_data, 
     low, high = figures["R@1_tie_range"]
     assert low <= 48.0 <= high
     assert figures["R@1"] == pytest.approx(48.0, abs=1.0)
+
+
+def precision_of(order, right):
+    """Average precision of one order of the gallery."""
+    shares, found = [], 0
+    for place, answer in enumerate(order, start=1):
+        if answer in right:
+            found += 1
+            shares.append(found / place)
+    return sum(shares) / len(shares)
+
+
+def assert_precision_matches_oracle(found, sims, relevant) -> None:
+    expected = [np.mean([precision_of(order, right) for order in orders_of(scores)])
+                for scores, right in zip(sims, relevant, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_average_precision_is_that_worked_out_by_hand_when_scores_tie():
+    # places of the two right ones: 2 and 4, or 3 and 4
+    expected = ((1 / 2 + 2 / 4) / 2 + (1 / 3 + 2 / 4) / 2) / 2
+    found = average_precision(np.array([[0.9, 0.5, 0.5, 0.1], [0.1, 0.2, 0.3, 0.4]]), [[1, 3], [0, 3]])
+    assert found.tolist() == pytest.approx([expected, (1 + 2 / 4) / 2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, st.data())
+def test_average_precision_matches_the_oracle_when_ties_and_several_right_answers_mix(rows, data):
+    relevant = [data.draw(st.sets(st.integers(0, 4), min_size=1, max_size=5)) for _ in rows]
+    assert_precision_matches_oracle(average_precision(np.array(rows), [list(r) for r in relevant]), rows, relevant)
+
+
+def precision_by_stable_order(scores, right):
+    return precision_of(np.argsort(-scores, kind="stable").tolist(), right)
+
+
+def precision_with_ties_won(scores, right):
+    return np.mean([(scores[list(right)] >= scores[r]).sum() / ((scores > scores[r]).sum() + 1) for r in right])
+
+
+def precision_at_mean_places(scores, right):
+    places = np.sort([(scores > scores[r]).sum() + ((scores == scores[r]).sum() + 1) / 2 for r in right])
+    return np.mean(np.arange(1, len(places) + 1) / places)
+
+
+@pytest.mark.parametrize("wrong", [precision_by_stable_order, precision_with_ties_won, precision_at_mean_places])
+def test_assert_precision_matches_oracle_fails_when_ties_are_broken_another_way(wrong):
+    row, right = np.array([0.5, 0.1, 0.5, 0.5, 0.5]), {0, 1, 2}
+    with pytest.raises(AssertionError):
+        assert_precision_matches_oracle([wrong(row, right)], [row], [right])
+    distinct = np.array([0.5, 0.9, 0.3, 0.4, 0.1])
+    assert_precision_matches_oracle([wrong(distinct, right)], [distinct], [right])
+
+
+def test_average_precision_is_one_over_the_rank_when_one_answer_is_right():
+    sims, right = rng().normal(size=(30, 200)), rng().integers(0, 200, 30)
+    np.testing.assert_allclose(average_precision(sims, right), 1 / ranks(sims, right).expected)
+
+
+@pytest.mark.parametrize("change", ["gallery", "scale", "infinite"])
+def test_average_precision_is_unchanged_when_scores_are_permuted_or_scaled(change):
+    generator = rng()
+    sims, right_QV = generator.normal(size=(40, 30)).round(1), generator.random((40, 30)) < 0.2
+    right_QV[:, 0] = True
+    order = generator.permutation(30)
+    changed = {"gallery": sims[:, order], "scale": 8 * sims - 2, "infinite": np.where(sims < -1, -np.inf, sims)}[change]
+    before = average_precision(np.maximum(sims, -1.1) if change == "infinite" else sims, right_QV)
+    np.testing.assert_allclose(average_precision(changed, right_QV[:, order] if change == "gallery" else right_QV),
+                               before)
+
+
+def test_average_precision_takes_little_memory_when_the_gallery_is_large():
+    generator = rng()
+    sims_QV, right_QV = generator.random((2000, 1000), np.float32), generator.random((2000, 1000)) < 0.006
+    right_QV[:, 7] = True
+    tracemalloc.start()
+    found = average_precision(sims_QV, right_QV)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < sims_QV.nbytes / 4
+    assert found.mean() == pytest.approx(average_precision(sims_QV.astype(np.float64), right_QV).mean(), abs=1e-12)
+
+
+def test_average_precision_refuses_what_ranks_refuse():
+    with pytest.raises(DataError, match="query 1: need numbers, got NaN for gallery item 2"):
+        average_precision(np.array([[0, 1, 2], [0, 1, np.nan]]), [0, 1])
+    with pytest.raises(DataError, match="query 0: need at least one right answer, got none"):
+        average_precision(TIES, [[], [1], [2]])
+    with pytest.raises(DataError, match="need a matrix of queries by gallery"):
+        average_precision(np.zeros(3), [0])
 
 
 def test_ranks_refuse_nan_and_name_the_place_when_one_score_is_nan():

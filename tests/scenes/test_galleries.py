@@ -1,7 +1,9 @@
 """The galleries: what each promises, and hashes that keep figures comparable over the years."""
 
 import hashlib
+import json
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -10,20 +12,38 @@ from scene_clips_world import steps_of
 from hcmi.config import load_params
 from hcmi.dataset import read_folder
 from hcmi.errors import ConfigError
-from hcmi.scenes import LONG, STANDARD, VERSION, scene_clips, write_gallery
-from hcmi.scenes.galleries import SIZES, gallery
-from hcmi.scenes.vocabulary import parts_of, split_of
+from hcmi.scenes import (
+    LONG,
+    STANDARD,
+    VERSION,
+    Event,
+    event_queries,
+    gallery_queries,
+    scene_clips,
+    single_events,
+    write_gallery,
+)
+from hcmi.scenes.galleries import SIZES, Query, gallery
+from hcmi.scenes.sampling import change_word
+from hcmi.scenes.vocabulary import WORDS, meaning_of, parts_of, split_of
 from hcmi.scenes.write import annotation_line
 
 ROOT = Path(__file__).resolve().parents[2]
 # sha256 of annotation.jsonl. A change makes published figures incomparable: raise galleries.VERSION with it.
 PINNED = {
     "main": "a1168e3812a1f0624ac55979658a46eaeeaa6d66f80c781b130d84d95f14da55",
+    "event": "a1168e3812a1f0624ac55979658a46eaeeaa6d66f80c781b130d84d95f14da55",
+    "crowd": "c17d72db5bdce2210c3ab966bc9aba6529577d8c1dc832c2e06bc140dbc66329",
     "attribute": "acbd72aa4d4946d660da190756116b673200cb28eb9c8fc10eacdc54f56889d1",
     "order": "74e1ead8bd7bc545c70a832415c16d5bfe08d039e44d454499a0be5ca1b05164",
     "count": "ed0f7d5f450813686abca3e1024d5cc82f9253fe29385c36c10dd79dd1cc4f7f",
     "long": "86c9afb075b5ac5e3a8d809259631d15a964dfa6bd6b67179f5d4e0c40ab0204",
     "paraphrase": "4f1910f77b18477070407146d1c43fb7c0279be7cee20fafe50493b7c4ec0267",
+}
+# Number of queries, and sha256 of their lines, where they are not the captions of the gallery.
+PINNED_QUERIES = {
+    "event": (2599, "e85833df7405ae12fd0822df2739a26b5d1f9b031f843c101bbfc45024be8472"),
+    "crowd": (3000, "472227fd9e966067d95f36993b043c3197f33ee722f79b220b96585754e1cd8f"),
 }
 
 
@@ -37,6 +57,13 @@ def test_annotation_is_the_published_one_when_made_again(galleries, name):
     text = "".join(map(annotation_line, galleries[name]))
     assert (VERSION, hashlib.sha256(text.encode()).hexdigest()) == ("1", PINNED[name])
     assert len(galleries[name]) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", PINNED_QUERIES)
+def test_queries_are_the_published_ones_when_made_again(name):
+    queries = gallery_queries(name)
+    text = "".join(f'{{"text": "{query.text}", "right": {json.dumps(query.right)}}}\n' for query in queries)
+    assert (len(queries), hashlib.sha256(text.encode()).hexdigest()) == PINNED_QUERIES[name]
 
 
 def test_default_test_split_is_the_main_gallery_when_parameters_are_the_shipped_ones(galleries):
@@ -92,9 +119,75 @@ def test_paraphrases_use_no_wording_of_training_when_read(galleries):
     assert openings.isdisjoint({caption.split()[0] for clip in galleries["paraphrase"] for caption in clip.captions})
 
 
+def assert_right_answers_are_complete(queries, clips):
+    """Each query asks for one event of a clip of several, and its right answers are the clips that show this event."""
+    for query in queries:
+        showing = [clip for clip in clips if any(f"a {e.name}" == query.text.replace("an ", "a ") for e in clip.events)]
+        assert query.right == tuple(clip.video_id for clip in showing)
+        assert any(len(clip.events) > 1 for clip in showing)
+
+
+def test_right_answers_are_all_clips_that_show_the_event_when_one_event_is_asked_for(galleries):
+    assert galleries["event"] == galleries["main"]
+    queries = gallery_queries("event")
+    assert_right_answers_are_complete(queries[::20], galleries["event"])
+    assert len({query.text for query in queries}) == 602
+    chance = sum(len(query.right) for query in queries) / len(queries) / SIZES["event"]
+    assert chance == pytest.approx(0.0059, abs=1e-4)
+
+
+def test_assert_right_answers_are_complete_fails_when_one_is_left_out(galleries):
+    query = next(query for query in gallery_queries("event") if len(query.right) > 1)
+    with pytest.raises(AssertionError):
+        assert_right_answers_are_complete([Query(query.text, query.right[1:])], galleries["event"])
+
+
+def test_event_is_asked_for_when_its_words_are_unique_in_a_clip_of_several():
+    grows, blinks = (Event("red", "ring", action) for action in ("grows", "blinks"))
+    jumps = Event("orange", "ring", "jumps")
+    again = Event("red", "ring", "grows", order=2, start_s=1.0, end_s=2.0)
+    assert single_events([grows]) == []
+    assert single_events([grows, again]) == []
+    assert single_events([grows, jumps, again]) == [jumps]
+    shown = {"one": [grows], "two": [grows, jumps, again], "three": [grows, blinks], "four": [jumps, blinks]}
+    assert event_queries(shown) == [
+        Query("an orange ring jumps", ("two", "four")), Query("a red ring grows", ("one", "two", "three")),
+        Query("a red ring blinks", ("three", "four")), Query("an orange ring jumps", ("two", "four")),
+        Query("a red ring blinks", ("three", "four"))]
+
+
+def test_crowd_is_main_among_others_for_which_no_caption_of_main_is_true(galleries):
+    main, crowd = galleries["main"], galleries["crowd"]
+    assert crowd[:len(main)] == main
+    assert gallery_queries("crowd") == gallery_queries("main") == [
+        Query(caption, (clip.video_id,)) for clip in main for caption in clip.captions]
+    shown_by_others = {part for clip in crowd[len(main):] for part in parts_of(steps_of(clip))}
+    assert shown_by_others.isdisjoint(clip.meaning for clip in main)
+    numbers = [len(clip.events) for clip in crowd]
+    assert set(numbers) == {1, 2, 3, 4}
+    for number in (2, 3, 4):        # of one event there are not enough
+        assert numbers[len(main):].count(number) / 9000 == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_crowd_has_near_neighbours_of_main_as_the_page_says(galleries):
+    main, others = galleries["crowd"][:1000], galleries["crowd"][1000:]
+    near = set()
+    for steps in map(steps_of, main):
+        places = [(step, event) for step, events in enumerate(steps) for event in range(len(events))]
+        near |= {meaning_of(change_word(steps, place, kind, word))
+                 for place in places for kind, words in WORDS.items() for word in words}
+        for one, other in combinations(range(len(steps)), 2):
+            swapped = list(steps)
+            swapped[one], swapped[other] = steps[other], steps[one]
+            near.add(meaning_of(tuple(swapped)))
+    assert sum(clip.meaning in near for clip in others) == 771
+
+
 def test_unknown_gallery_is_refused_when_asked_for():
-    with pytest.raises(ConfigError, match=r"gallery: need one of main, attribute, .*, got 'colour'"):
+    with pytest.raises(ConfigError, match=r"gallery: need one of main, event, crowd, attribute, .*, got 'colour'"):
         gallery("colour")
+    with pytest.raises(ConfigError, match="need one of main"):
+        gallery_queries("colour")
 
 
 def test_gallery_is_a_folder_data_set_when_written(tmp_path, monkeypatch):
@@ -104,3 +197,14 @@ def test_gallery_is_a_folder_data_set_when_written(tmp_path, monkeypatch):
     assert skipped == []
     assert [(clip.video_id, clip.captions, clip.split) for clip in found] == [
         (clip.video_id, clip.captions, "test") for clip in clips]
+    lines = [json.loads(line) for line in (tmp_path / "order" / "queries.jsonl").read_text("utf-8").splitlines()]
+    assert lines == [{"text": caption, "right": [clip.video_id]} for clip in clips for caption in clip.captions]
+
+
+def test_everything_to_score_a_model_is_there_when_the_event_gallery_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "event", 8)
+    clips = write_gallery("event", tmp_path / "event")
+    lines = [json.loads(line) for line in (tmp_path / "event" / "queries.jsonl").read_text("utf-8").splitlines()]
+    assert [Query(line["text"], tuple(line["right"])) for line in lines] == gallery_queries("event")
+    assert {video_id for line in lines for video_id in line["right"]} <= {clip.video_id for clip in clips}
+    assert len(list((tmp_path / "event" / "videos").iterdir())) == 8
