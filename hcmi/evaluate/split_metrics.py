@@ -1,13 +1,21 @@
 """The figures of one split from its scores: raw, after post-processing, and with shared captions counted as right."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hcmi.evaluate.metrics import Ranks, by_item, ranks, summary
-from hcmi.evaluate.postprocess import DEPLOYABLE, dsl, qb_norm, sinkhorn, sinkhorn_single
+from hcmi.evaluate.postprocess import (
+    DEPLOYABLE,
+    SCALES,
+    choose_scale,
+    dsl,
+    qb_norm,
+    sinkhorn,
+    sinkhorn_single,
+)
 
 SEED = 0        # of the bootstrap: the same in all runs that are compared
 
@@ -50,16 +58,40 @@ class SplitMetrics:
         return {"t2v": self.t2v_summary(self.t2v_ranks(sims_QV)), "v2t": self.v2t_summary(self.v2t_ranks(sims_QV.T))}
 
 
-def post_processed(split: SplitMetrics, sims_QV: NDArray, bank_NV: NDArray | None) -> dict:
-    """Method -> figures. The methods with a bank of captions give text to video only: there is no bank of videos."""
+def post_processed(split: SplitMetrics, sims_QV: NDArray, bank_NV: NDArray | None,
+                   chosen: dict[str, dict[str, float]] | None = None) -> dict:
+    """Method -> figures. The methods with a bank of captions give text to video only: there is no bank of videos.
+
+    `chosen`: method -> direction -> scale, from `choose_scales` on another split; without it, the scales of `SCALES`.
+    """
     figures: dict[str, dict] = {}
+    for name, directions in _methods(sims_QV, bank_NV).items():
+        scales = chosen[name] if chosen else dict.fromkeys(directions, SCALES[name])
+        entry = {"deployable": DEPLOYABLE[name], "scale": scales, "scale_from": "validation" if chosen else "default"}
+        for direction, at_scale in directions.items():
+            scores_QV = at_scale(scales[direction])
+            entry[direction] = (split.t2v_summary(split.t2v_ranks(scores_QV)) if direction == "t2v" else
+                                split.v2t_summary(split.v2t_ranks(scores_QV.T)))
+        figures[name] = entry
+    return figures
+
+
+def choose_scales(caption_video: NDArray, sims_QV: NDArray, bank_NV: NDArray | None) -> dict[str, dict[str, float]]:
+    """Method -> direction -> scale, chosen by the scores of the validation split."""
+    return {name: {direction: choose_scale(at_scale, caption_video, direction, SCALES[name])
+                   for direction, at_scale in directions.items()}
+            for name, directions in _methods(sims_QV, bank_NV).items()}
+
+
+def _methods(sims_QV: NDArray, bank_NV: NDArray | None) -> dict[str, dict[str, Callable[[float], NDArray]]]:
+    """Method -> direction -> the scores [Q, V] that it gives at a scale."""
+    methods: dict[str, dict[str, Callable[[float], NDArray]]] = {}
     if bank_NV is not None:
-        for name, method in (("qb_norm", qb_norm), ("sinkhorn_single", sinkhorn_single)):
-            figures[name] = {"t2v": split.t2v_summary(split.t2v_ranks(method(sims_QV, bank_NV)))}
-    figures["dsl"] = {"t2v": split.t2v_summary(split.t2v_ranks(dsl(sims_QV))),
-                      "v2t": split.v2t_summary(split.v2t_ranks(dsl(sims_QV.T)))}
-    figures["sinkhorn"] = split.both(sinkhorn(sims_QV))
-    return {name: {"deployable": DEPLOYABLE[name], **entry} for name, entry in figures.items()}
+        methods["qb_norm"] = {"t2v": lambda scale: qb_norm(sims_QV, bank_NV, scale)}
+        methods["sinkhorn_single"] = {"t2v": lambda scale: sinkhorn_single(sims_QV, bank_NV, scale)}
+    methods["dsl"] = {"t2v": lambda scale: dsl(sims_QV, scale), "v2t": lambda scale: dsl(sims_QV.T, scale).T}
+    methods["sinkhorn"] = dict.fromkeys(("t2v", "v2t"), lambda scale: sinkhorn(sims_QV, scale))
+    return methods
 
 
 def shared_captions(split: SplitMetrics, captions: Sequence[str], sims_QV: NDArray) -> dict | None:

@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 from hcmi.config import Params
 from hcmi.errors import DataError
 from hcmi.evaluate.plots import write_plots
+from hcmi.evaluate.postprocess import FEWEST_CLIPS
 from hcmi.evaluate.split import EncodedSplit, encode_split
-from hcmi.evaluate.split_metrics import SplitMetrics, post_processed, shared_captions
+from hcmi.evaluate.split_metrics import SplitMetrics, choose_scales, post_processed, shared_captions
 from hcmi.files import ask_to_write, atomic_dir, atomic_file
 from hcmi.model import HcmiModel, encode_texts, load_retriever, score
 from hcmi.runtime import pick_device, tune_allocator
 from hcmi.shards import ShardReader
+from hcmi.types import TextTokens
 
 BANK_SEED = 0               # of the choice of training captions: the same in all runs that are compared
-SELECTION_SPLIT = "val"     # the split on which training chose its best epoch and its level weights
+SELECTION_SPLIT = "val"     # chooses the best epoch and the level weights (stage `train`), and here the scales
 PRECISION = "float32"
 HEADLINE = {"t2v": ("R@1", "R@5", "R@10"), "v2t": ("R@1",)}     # more would not fit 100 columns of `dvc exp show`
 
@@ -49,12 +51,14 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     encoded = encode_split(model, reader, params.evaluate.batch_size)
     levels = score(model, encoded.texts, encoded.videos)
     sims_QV = model.combine(levels).numpy()
+    bank = bank_texts(model, shards_dir, params.evaluate.bank_size)
     split = SplitMetrics(encoded.caption_video, len(reader), params.evaluate.bootstrap_samples)
     protocol = protocol_card(model, reader, encoded, params)
     report = {"protocol": protocol, "raw": split.both(sims_QV),
               "levels": {name: split.both(level_QV.numpy()) for name, level_QV in levels.items()},
               "post": post_processed(split, sims_QV / sum(model.level_weights.values()),
-                                     bank_scores(model, shards_dir, encoded, params.evaluate.bank_size))}
+                                     None if bank is None else mean_cosines(model, bank, encoded),
+                                     validation_scales(model, shards_dir, bank, params))}
     if shared := shared_captions(split, encoded.captions, sims_QV):
         report["shared_captions"] = shared
     with atomic_dir(plots_dir) as folder:
@@ -111,14 +115,34 @@ def split_sha256(reader: ShardReader) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
-def bank_scores(model: HcmiModel, shards_dir: str | Path, encoded: EncodedSplit, size: int) -> NDArray | None:
-    """Mean cosines [N, V] of `size` training captions with the gallery; None when there is no training split."""
+def bank_texts(model: HcmiModel, shards_dir: str | Path, size: int) -> TextTokens | None:
+    """`size` training captions, encoded; None when there is no training split."""
     if not any(Path(shards_dir).glob("train-*.tar")):
         return None
     captions = sorted({caption for clip in ShardReader(shards_dir, "train").clips for caption in clip.captions})
     chosen = np.random.default_rng(BANK_SEED).permutation(len(captions))[:size]
-    texts = encode_texts(model, [captions[row] for row in sorted(chosen)])
+    return encode_texts(model, [captions[row] for row in sorted(chosen)])
+
+
+def mean_cosines(model: HcmiModel, texts: TextTokens, encoded: EncodedSplit) -> NDArray:
+    """Mean cosines [N, V] of texts with the clips of a split."""
     return model.combine(score(model, texts, encoded.videos)).numpy() / sum(model.level_weights.values())
+
+
+def validation_scales(model: HcmiModel, shards_dir: str | Path, bank: TextTokens | None,
+                      params: Params) -> dict[str, dict[str, float]] | None:
+    """Method -> direction -> scale, chosen on the validation split.
+
+    None when validation is the split that is measured, or has fewer than `FEWEST_CLIPS` captioned clips.
+    """
+    if params.evaluate.split == SELECTION_SPLIT or not any(Path(shards_dir).glob(f"{SELECTION_SPLIT}-*.tar")):
+        return None
+    reader = ShardReader(shards_dir, SELECTION_SPLIT)
+    if sum(bool(clip.captions) for clip in reader.clips) < FEWEST_CLIPS:
+        return None
+    encoded = encode_split(model, reader, params.evaluate.batch_size)
+    return choose_scales(encoded.caption_video, mean_cosines(model, encoded.texts, encoded),
+                         None if bank is None else mean_cosines(model, bank, encoded))
 
 
 def run_card(model: HcmiModel, shards_dir: str | Path, protocol: dict, params: Params) -> dict:

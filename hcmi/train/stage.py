@@ -5,6 +5,7 @@ The best epoch is chosen on the validation split alone.
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
 from hcmi.errors import ModelError
-from hcmi.evaluate import choose_level_weights, encode_split, ranks
+from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split, ranks
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.model import HcmiModel, new_retriever, score
 from hcmi.progress import track
@@ -156,9 +157,14 @@ def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
 def inference_weights(model: HcmiModel, trained: Iterable[str], reader: ShardReader) -> dict[str, float]:
     """Level -> its weight at inference, chosen on a split that is not the test split; 0 if it was not trained.
 
+    Warns when the split is too small to choose by, and the weights are therefore equal.
     Source: ours (docs/method.md).
     """
     encoded = encode_split(model, reader, VALIDATION_BATCH)
     levels = score(model, encoded.texts, encoded.videos)
     chosen = choose_level_weights({level: levels[level].numpy() for level in trained}, encoded.caption_video)
+    clips = len(np.unique(encoded.caption_video))
+    if len(chosen) > 1 and clips < FEWEST_CLIPS:
+        warnings.warn(f"split {reader.split}: need {FEWEST_CLIPS} captioned clips to choose level weights, got "
+                      f"{clips}. All levels count the same.", stacklevel=2)
     return {level: chosen.get(level, 0.0) for level in model.head.levels}

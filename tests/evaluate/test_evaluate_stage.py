@@ -16,7 +16,7 @@ from search_world import searchable_model
 
 from hcmi.config import load_params
 from hcmi.errors import DataError
-from hcmi.evaluate import evaluate, report_text
+from hcmi.evaluate import evaluate, report_text, stage
 from hcmi.evaluate.metrics import RECALL_AT
 from hcmi.evaluate.split_metrics import SplitMetrics
 from hcmi.evaluate.stage import split_sha256
@@ -113,6 +113,9 @@ def test_evaluate_writes_the_contracts_keys_in_order(done):
     assert list(written["levels"]) == ["frame_word", "clip_phrase", "video_sentence"]
     assert {name: entry["deployable"] for name, entry in written["post"].items()} == {
         "qb_norm": True, "sinkhorn_single": True, "dsl": False, "sinkhorn": False}
+    assert {name: (entry["scale"], entry["scale_from"]) for name, entry in written["post"].items()} == {
+        "qb_norm": ({"t2v": 20}, "default"), "sinkhorn_single": ({"t2v": 50}, "default"),
+        "dsl": ({"t2v": 100, "v2t": 100}, "default"), "sinkhorn": ({"t2v": 100, "v2t": 100}, "default")}
     for entry in (written["raw"], *written["levels"].values(), written["post"]["dsl"]):
         assert set(entry["t2v"]) == set(entry["v2t"]) == FIGURES
         assert (entry["t2v"]["n"], entry["v2t"]["n"]) == (40, 20)
@@ -195,6 +198,28 @@ def test_evaluate_counts_every_caption_when_clips_have_unequal_numbers(world, tm
     assert (report["protocol"]["num_videos"], report["protocol"]["captions_per_video"]) == (10, 1.5)
     assert list(report["post"]) == ["dsl", "sinkhorn"]      # no training captions, no bank
     assert (out / "plots" / "worst_queries.png").exists()
+
+
+def test_evaluate_chooses_scales_on_the_validation_clips_when_they_are_enough(world, tmp_path, monkeypatch):
+    """It never chooses on the split that it measures."""
+    shards = write_shards(tmp_path / "shards", (("train", 12), ("val", 7), ("test", 20)))
+    seen = []
+
+    def choose(caption_video, sims_QV, bank_NV):
+        seen.append((len(np.unique(caption_video)), sims_QV.shape, bank_NV.shape))
+        return {"qb_norm": {"t2v": 5.0}, "sinkhorn_single": {"t2v": 10.0}, "dsl": {"t2v": 20.0, "v2t": 50.0},
+                "sinkhorn": {"t2v": 200.0, "v2t": 500.0}}
+
+    monkeypatch.setattr(stage, "choose_scales", choose)
+    for name, fewest, split in (("few", 8, "test"), ("same", 7, "val")):
+        monkeypatch.setattr(stage, "FEWEST_CLIPS", fewest)
+        report = run(world, name, shards, split=split)[1]
+        assert {entry["scale_from"] for entry in report["post"].values()} == {"default"}
+    assert not seen
+    report = run(world, "enough", shards)[1]
+    assert seen == [(7, (14, 7), (9, 7))]
+    assert report["post"]["sinkhorn"]["scale"] == {"t2v": 200, "v2t": 500}
+    assert {entry["scale_from"] for entry in report["post"].values()} == {"validation"}
 
 
 def test_evaluate_says_what_shared_captions_change_when_there_are_some(world, tmp_path):

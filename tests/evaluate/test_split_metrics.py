@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hcmi.evaluate.split_metrics import SplitMetrics, post_processed, shared_captions
+from hcmi.evaluate.postprocess import dsl, sinkhorn
+from hcmi.evaluate.split_metrics import SplitMetrics, choose_scales, post_processed, shared_captions
 
 
 def test_shared_captions_count_every_clip_with_the_same_words_when_worked_by_hand():
@@ -29,3 +30,26 @@ def test_post_processed_keeps_deployable_methods_unchanged_when_other_queries_ar
     for name in ("qb_norm", "sinkhorn_single"):
         mean = sum(part[name]["t2v"]["n"] * part[name]["t2v"]["MnR"] for part in parts) / 30
         assert whole[name]["t2v"]["MnR"] == pytest.approx(mean, abs=1e-3)
+
+
+def test_post_processed_uses_the_scale_of_each_direction_when_scales_were_chosen():
+    generator = np.random.default_rng(6)
+    sims_QV, truth = generator.uniform(-0.2, 0.5, (40, 20)), np.arange(40) // 2
+    split = SplitMetrics(truth, 20, 20)
+    chosen = {"dsl": {"t2v": 5.0, "v2t": 500.0}, "sinkhorn": {"t2v": 500.0, "v2t": 5.0}}
+    found = post_processed(split, sims_QV, None, chosen)
+    assert {name: entry["scale"] for name, entry in found.items()} == chosen
+    assert found["dsl"]["t2v"] == split.t2v_summary(split.t2v_ranks(dsl(sims_QV, 5)))
+    assert found["dsl"]["v2t"] == split.v2t_summary(split.v2t_ranks(dsl(sims_QV.T, 500)))
+    assert found["sinkhorn"]["t2v"] == split.t2v_summary(split.t2v_ranks(sinkhorn(sims_QV, 500)))
+    assert found["sinkhorn"]["v2t"] == split.v2t_summary(split.v2t_ranks(sinkhorn(sims_QV, 5).T))
+
+
+def test_choose_scales_follow_the_spread_of_the_scores_when_these_are_shrunk():
+    """Twelve clips are hubs. With a tenth of the spread, a higher scale is needed to see them."""
+    generator = np.random.default_rng(7)
+    truth = np.arange(240) // 2
+    sims_QV = generator.normal(0, 0.05, (240, 120)) + 0.2 * (truth[:, None] == np.arange(120))
+    sims_QV[:, generator.permutation(120)[:12]] += 0.1
+    wide, narrow = (choose_scales(truth, spread * sims_QV, None)["sinkhorn"]["t2v"] for spread in (1, 0.1))
+    assert (wide, narrow) == (100, 500)
