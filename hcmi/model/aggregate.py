@@ -17,10 +17,10 @@ UNIFORM_SHARE = 0.2     # [ours] share of the initial assignment that is spread 
 class SelfAttention(nn.Module):
     """X + MHSA(LN(X)) with padding masked. The residual branch starts at zero."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, norm_eps: float = 1e-5):
         super().__init__()
         self.heads = heads
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, norm_eps)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = zero_init(nn.Linear(dim, dim))
 
@@ -34,12 +34,12 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """X + W2 gelu(W1 LN(X)). The residual branch starts at zero."""
+    """X + W2 f(W1 LN(X)), where f is the tanh form of GELU by default. The residual branch starts at zero."""
 
-    def __init__(self, dim: int, factor: int = 4):
+    def __init__(self, dim: int, activation: nn.Module | None = None, norm_eps: float = 1e-5):
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, factor * dim), nn.GELU(approximate="tanh"),
-                                    zero_init(nn.Linear(factor * dim, dim)))
+        self.layers = nn.Sequential(nn.LayerNorm(dim, norm_eps), nn.Linear(dim, 4 * dim),
+                                    activation or nn.GELU(approximate="tanh"), zero_init(nn.Linear(4 * dim, dim)))
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         return tokens_BND + self.layers(tokens_BND)
@@ -57,21 +57,26 @@ class TemporalTransformer(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleList((SelfAttention(dim, heads), FeedForward(dim))) for _ in range(layers))
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor, position_T: Tensor | None = None) -> Tensor:
-        """`position_T`: index of each frame among the clip's frames, for when some frames are left out.
-
-        Fewer frames than the model was trained with use the first positions. For more, positions are interpolated.
-        """
+        """`position_T`: as for `frame_positions`."""
         if not self.layers:
             return frames_BTD
-        if position_T is None:
-            positions_TD = stretch_positions(self.positions_TD, frames_BTD.shape[1])[:frames_BTD.shape[1]]
-        else:
-            positions_TD = self.positions_TD[position_T]
+        positions_TD = frame_positions(self.positions_TD, frames_BTD.shape[1], position_T)
         hidden_BTD = frames_BTD + positions_TD
         for layer in self.layers:
             mix, feed_forward = layer.children()
             hidden_BTD = feed_forward(mix(hidden_BTD, mask_BT))
         return hidden_BTD - positions_TD
+
+
+def frame_positions(learned_TD: Tensor, num_frames: int, position_T: Tensor | None = None) -> Tensor:
+    """The learned position of each of `num_frames` frames.
+
+    `position_T`: index of each frame among the clip's frames, for when some frames are left out. Fewer frames than the
+    model was trained with use the first positions. For more, positions are interpolated.
+    """
+    if position_T is not None:
+        return learned_TD[position_T]
+    return stretch_positions(learned_TD, num_frames)[:num_frames]
 
 
 class Aggregation(nn.Module):

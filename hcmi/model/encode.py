@@ -10,7 +10,7 @@ from torch import Tensor
 from hcmi.model.modeling import HcmiModel
 from hcmi.model.tiles import tiled_similarities
 from hcmi.progress import track
-from hcmi.types import LEVELS, EvalBatch, TextTokens, VideoTokens
+from hcmi.types import EvalBatch, TextTokens, VideoTokens
 
 Tokens = TypeVar("Tokens", VideoTokens, TextTokens)
 
@@ -41,18 +41,23 @@ def encode_texts(model: HcmiModel, texts: list[str], batch_size: int = 256) -> T
 
 
 @torch.inference_mode()
-def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, tile: int = 256) -> dict[str, Tensor]:
-    """Level -> float32 [Q, V] on the CPU, in bounded memory.
+def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, part: int = 128) -> dict[str, Tensor]:
+    """Level -> float32 [Q, V] on the CPU, equal to `model.similarities`, in bounded memory.
 
-    A head with levels of another kind than HCMI's is scored in tiles of `tile` texts.
+    A head that `tiles` does not know is asked for `part` texts and `part` videos at a time.
     """
     device = next(model.parameters()).device
-    on_device = videos.to(device)
-    if set(model.head.levels) <= set(LEVELS):
-        return tiled_similarities(texts.to(device), on_device, model.head.levels)
-    parts = [model.similarities(texts[start:start + tile].to(device), on_device)
-             for start in range(0, len(texts), tile)]
-    return {level: torch.cat([part[level].float().cpu() for part in parts]) for level in parts[0]}
+    if model.head.scored_in_tiles:
+        return tiled_similarities(texts.to(device), videos.to(device), model.head.levels)
+    found = {level: torch.empty(len(texts), len(videos)) for level in model.head.levels}
+    for video_start in range(0, len(videos), part):
+        chosen = slice(video_start, video_start + part)
+        some_videos = videos[chosen].to(device)
+        for text_start in range(0, len(texts), part):
+            queries = slice(text_start, text_start + part)
+            for level, sims_QV in model.similarities(texts[queries].to(device), some_videos).items():
+                found[level][queries, chosen] = sims_QV.float().cpu()
+    return found
 
 
 def concatenate(parts: list[Tokens]) -> Tokens:

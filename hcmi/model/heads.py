@@ -4,7 +4,7 @@ A head turns frame features into `VideoTokens` and token states into `TextTokens
 levels. A head that does not use clips or phrases leaves those token sets empty.
 
 To add a head: a class here and its row in `HEADS`, its name in `hcmi.config.ModelConfig.head`, and its oracle in
-`tests/model/test_heads.py`.
+`tests/model/heads_by_loops.py`.
 """
 
 import math
@@ -15,29 +15,26 @@ from torch import Tensor, nn
 
 from hcmi.errors import ModelError
 from hcmi.model.aggregate import Aggregation, TemporalTransformer, TokenWeights, masked_mean, masked_softmax
-from hcmi.model.interaction import cosine, weighted_token_interaction
+from hcmi.model.interaction import cosine, padded_token_interaction, weighted_token_interaction
+from hcmi.model.peers import ReluTokenWeights, ResidualTransformer, SimilarityAttention
 from hcmi.types import TextTokens, VideoTokens
-
-XCLIP_TEMPERATURE = 0.01    # of the attention over the similarity matrix; X-CLIP's value
 
 
 class Head(nn.Module):
-    """What all heads share: unit-variance tokens in, unit vectors out, and a logit scale per level [ours]."""
+    """What all heads share: the towers' features in, unit vectors out, and a logit scale per level [ours]."""
 
     levels: tuple[str, ...] = ()
     # Whether training adds what HCMI has beside the plain contrastive loss: weights of the levels, a loss on their sum,
     # the margin loss, label denoising and marginal groups. Such a head needs the level `video_sentence`.
     hcmi_training = False
+    # Whether `tiles` computes the same similarities. If not, inference calls `similarities` on parts of the matrix.
+    scored_in_tiles = True
 
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
         self.logit_scales = nn.ParameterDict({level: nn.Parameter(torch.tensor(math.log(1 / 0.07)))
                                               for level in self.levels})
-
-    def to_unit_variance(self, features: Tensor) -> Tensor:
-        """Features of length sqrt(D), so that one step of a new layer is small beside a pretrained feature. [ours]"""
-        return F.normalize(features.float(), dim=-1).to(features.dtype) * math.sqrt(self.dim)
 
     def logit_scale(self, level: str) -> Tensor:
         return self.logit_scales[level].clamp(max=math.log(100)).exp()
@@ -47,15 +44,14 @@ class Head(nn.Module):
 
     def text(self, states_BWD: Tensor, anchor_BD: Tensor, mask_BW: Tensor) -> TextTokens:
         """Words and sentence exactly as the tower gives them."""
-        uniform_BW = masked_softmax(torch.zeros_like(mask_BW, dtype=torch.float32), mask_BW)
-        return _text_tokens(anchor_BD, states_BWD, uniform_BW)
+        return _text_tokens(anchor_BD, states_BWD, _uniform(mask_BW))
 
     def similarities(self, texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
         raise NotImplementedError
 
 
 class MeanPool(Head):
-    """CLIP4Clip-meanP: cosine of the mean frame and the sentence."""
+    """CLIP4Clip-meanP: cosine of the mean frame and the sentence, where every frame counts by its direction alone."""
 
     levels: tuple[str, ...] = ("video_sentence",)
 
@@ -63,70 +59,85 @@ class MeanPool(Head):
         super().__init__(dim)
 
     def video(self, features_BTD, mask_BT, position_T=None):
-        frames_BTD = self.to_unit_variance(features_BTD)
-        uniform_BT = masked_softmax(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT)
-        return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, uniform_BT)
+        return _video_tokens(_mean_direction(features_BTD, mask_BT), features_BTD, _uniform(mask_BT))
 
     def similarities(self, texts, videos):
         return {"video_sentence": cosine(texts.sentence_BD, videos.video_BD)}
 
 
 class SeqTransf(MeanPool):
-    """CLIP4Clip-seqTransf: a temporal transformer with a residual around it, then the mean."""
+    """CLIP4Clip-seqTransf: a temporal transformer with a residual connection around it, then the mean."""
 
     def __init__(self, dim: int, heads: int, temporal_layers: int, num_frames: int, **_):
         super().__init__(dim)
-        self.temporal = TemporalTransformer(dim, heads, temporal_layers, num_frames)
+        self.temporal = ResidualTransformer(dim, heads, temporal_layers, num_frames)
 
     def video(self, features_BTD, mask_BT, position_T=None):
-        frames_BTD = self.temporal(self.to_unit_variance(features_BTD), mask_BT, position_T)
-        uniform_BT = masked_softmax(torch.zeros_like(mask_BT, dtype=torch.float32), mask_BT)
-        return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, uniform_BT)
+        return super().video(self.temporal(features_BTD, mask_BT, position_T), mask_BT)
 
 
 class Wti(SeqTransf):
     """DRL: frame-word weighted token interaction on the temporal transformer's output."""
 
     levels: tuple[str, ...] = ("frame_word",)
+    scored_in_tiles = False
 
-    def __init__(self, dim: int, **options):
-        super().__init__(dim, **options)
-        self.frame_weights, self.word_weights = TokenWeights(dim), TokenWeights(dim)
+    def __init__(self, dim: int, num_frames: int, num_words: int, **options):
+        super().__init__(dim, num_frames=num_frames, **options)
+        self.num_frames, self.num_words = num_frames, num_words
+        self.frame_weights, self.word_weights = ReluTokenWeights(dim), ReluTokenWeights(dim)
 
     def video(self, features_BTD, mask_BT, position_T=None):
-        frames_BTD = self.temporal(self.to_unit_variance(features_BTD), mask_BT, position_T)
-        return _video_tokens(masked_mean(frames_BTD, mask_BT), frames_BTD, self.frame_weights(frames_BTD, mask_BT))
+        frames_BTD = self.temporal(features_BTD, mask_BT, position_T)
+        return _video_tokens(_mean_direction(frames_BTD, mask_BT), frames_BTD, self.frame_weights(frames_BTD, mask_BT))
 
     def text(self, states_BWD, anchor_BD, mask_BW):
-        words_BWD = self.to_unit_variance(states_BWD)
-        return _text_tokens(anchor_BD, words_BWD, self.word_weights(words_BWD, mask_BW))
+        return _text_tokens(anchor_BD, states_BWD, self.word_weights(states_BWD, mask_BW))
 
     def similarities(self, texts, videos):
-        return {"frame_word": weighted_token_interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
-                                                         videos.frame_weights_BT)}
+        return {"frame_word": padded_token_interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
+                                                       videos.frame_weights_BT, self.num_words, self.num_frames)}
 
 
 class XClip(SeqTransf):
-    """X-CLIP (arXiv 2207.07285): coarse and cross-grained similarities, each weighted by attention over itself."""
+    """X-CLIP: four similarities of word and sentence with frame and video; all but the last attend over themselves.
+
+    Frames are those of the tower. Only the vector of the whole video has passed the temporal transformer.
+    """
 
     levels = ("video_sentence", "video_word", "frame_sentence", "frame_word")
+    scored_in_tiles = False
+
+    def __init__(self, dim: int, num_frames: int, num_words: int, **options):
+        super().__init__(dim, num_frames=num_frames, **options)
+        self.sentence_to_video_DD, self.word_to_frame_DD = (nn.Parameter(torch.eye(dim)) for _ in range(2))
+        self.over_video_words, self.over_frame_words, self.over_best_words = (
+            SimilarityAttention(num_words) for _ in range(3))
+        self.over_sentence_frames, self.over_word_frames, self.over_best_frames = (
+            SimilarityAttention(num_frames) for _ in range(3))
+
+    def video(self, features_BTD, mask_BT, position_T=None):
+        frames_BTD = self.temporal(features_BTD, mask_BT, position_T)
+        return _video_tokens(_mean_direction(frames_BTD, mask_BT), features_BTD, _uniform(mask_BT))
 
     def similarities(self, texts, videos):
-        words_QWD, frames_VTD = texts.words_BWD, videos.frames_BTD
         word_mask_QW, frame_mask_VT = texts.word_weights_BW > 0, videos.frame_weights_BT > 0
-        video_word_QVW = torch.einsum("qwd,vd->qvw", words_QWD, videos.video_BD)
-        frame_sentence_QVT = torch.einsum("qd,vtd->qvt", texts.sentence_BD, frames_VTD)
-        frame_word_QVWT = torch.einsum("qwd,vtd->qvwt", words_QWD, frames_VTD)
-        by_words_QVT = _attend(frame_word_QVWT.transpose(2, 3), word_mask_QW[:, None, None, :])
-        by_frames_QVW = _attend(frame_word_QVWT, frame_mask_VT[None, :, None, :])
-        return {"video_sentence": cosine(texts.sentence_BD, videos.video_BD),
-                "video_word": _attend(video_word_QVW, word_mask_QW[:, None, :]),
-                "frame_sentence": _attend(frame_sentence_QVT, frame_mask_VT[None]),
-                "frame_word": (_attend(by_words_QVT, frame_mask_VT[None])
-                               + _attend(by_frames_QVW, word_mask_QW[:, None, :])) / 2}
+        word_mask_Q1W, frame_mask_1VT = word_mask_QW[:, None], frame_mask_VT[None]
+        # bfloat16 would round a similarity by up to 0.004, and the attention divides it by 0.01
+        with torch.autocast(texts.words_BWD.device.type, enabled=False):
+            video_word_QVW = torch.einsum("qwd,vd->qvw", texts.words_BWD, videos.video_BD)
+            frame_sentence_QVT = torch.einsum("qd,vtd->qvt", texts.sentence_BD, videos.frames_BTD)
+            frame_word_QVTW = torch.einsum("qwd,vtd->qvtw", texts.words_BWD @ self.word_to_frame_DD, videos.frames_BTD)
+            by_words_QVT = self.over_frame_words(frame_word_QVTW, word_mask_Q1W[:, None])
+            by_frames_QVW = self.over_word_frames(frame_word_QVTW.transpose(2, 3), frame_mask_1VT[:, :, None])
+            return {"video_sentence": cosine(texts.sentence_BD @ self.sentence_to_video_DD, videos.video_BD),
+                    "video_word": self.over_video_words(video_word_QVW, word_mask_Q1W),
+                    "frame_sentence": self.over_sentence_frames(frame_sentence_QVT, frame_mask_1VT),
+                    "frame_word": (self.over_best_frames(by_words_QVT, frame_mask_1VT)
+                                   + self.over_best_words(by_frames_QVW, word_mask_Q1W)) / 2}
 
 
-class Hcmi(Wti):
+class Hcmi(Head):
     """Three levels of video and text: frame-word, clip-phrase, video-sentence.
 
     Before any training step the video-sentence score is CLIP's own: mean of the unit frame embeddings against the
@@ -139,14 +150,20 @@ class Hcmi(Wti):
     levels = ("frame_word", "clip_phrase", "video_sentence")
     hcmi_training = True
 
-    def __init__(self, dim: int, heads: int, num_clips: int, num_phrases: int, aggregation: str = "assign",
-                 coarse_gradient: float = 1.0, **options):
-        super().__init__(dim, heads=heads, **options)
+    def __init__(self, dim: int, heads: int, temporal_layers: int, num_frames: int, num_clips: int, num_phrases: int,
+                 aggregation: str = "assign", coarse_gradient: float = 1.0, **_):
+        super().__init__(dim)
         self.coarse_gradient = coarse_gradient
+        self.temporal = TemporalTransformer(dim, heads, temporal_layers, num_frames)
+        self.frame_weights, self.word_weights = TokenWeights(dim), TokenWeights(dim)
         self.to_clips, self.to_video, self.to_phrases, self.to_sentence = (
             Aggregation(dim, heads, slots, aggregation) for slots in (num_clips, 1, num_phrases, 1))
         self.sentence_gate_D = nn.Parameter(torch.zeros(dim))
         self.clip_weights, self.phrase_weights = TokenWeights(dim), TokenWeights(dim)
+
+    def to_unit_variance(self, features: Tensor) -> Tensor:
+        """Features of length sqrt(D), so that one step of a new layer is small beside a pretrained feature. [ours]"""
+        return F.normalize(features.float(), dim=-1).to(features.dtype) * math.sqrt(self.dim)
 
     def video(self, features_BTD, mask_BT, position_T=None):
         frames_BTD = self.temporal(self.to_unit_variance(features_BTD), mask_BT, position_T)
@@ -166,7 +183,8 @@ class Hcmi(Wti):
                             self.phrase_weights(phrases_BPD, all_BP))
 
     def similarities(self, texts, videos):
-        return {**super().similarities(texts, videos),
+        return {"frame_word": weighted_token_interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
+                                                         videos.frame_weights_BT),
                 "clip_phrase": weighted_token_interaction(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
                                                           videos.clip_weights_BC),
                 "video_sentence": cosine(texts.sentence_BD, videos.video_BD)}
@@ -183,15 +201,18 @@ def build_head(name: str, **options) -> Head:
     return HEADS[name](**options)
 
 
-def _attend(sims: Tensor, mask: Tensor) -> Tensor:
-    """Softmax-weighted mean over the last dimension, by the similarities themselves."""
-    weights = (sims / XCLIP_TEMPERATURE).masked_fill(~mask, -1e9).softmax(-1)
-    return (weights * sims).sum(-1)
-
-
 def _scale_gradient(tokens: Tensor, share: float) -> Tensor:
     """The same tokens, with their gradient multiplied by `share`."""
     return torch.lerp(tokens.detach(), tokens, share)
+
+
+def _uniform(mask_BN: Tensor) -> Tensor:
+    """Equal weights for all valid tokens."""
+    return masked_softmax(torch.zeros_like(mask_BN, dtype=torch.float32), mask_BN)
+
+
+def _mean_direction(frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    return masked_mean(_unit(frames_BTD), mask_BT)
 
 
 def _video_tokens(video_BD, frames_BTD, frame_weights_BT, clips_BCD=None, clip_weights_BC=None) -> VideoTokens:

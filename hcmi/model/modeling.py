@@ -83,7 +83,7 @@ class HcmiModel(PreTrainedModel):
         dim = embedding_dim(towers.config)
         heads = next(heads for heads in range(max(dim // 64, 1), 0, -1) if dim % heads == 0)
         self.head = build_head(config.head, dim=dim, heads=heads, temporal_layers=config.temporal_layers,
-                               num_frames=config.num_frames, num_clips=config.num_clips,
+                               num_frames=config.num_frames, num_words=config.num_words, num_clips=config.num_clips,
                                num_phrases=config.num_phrases, aggregation=config.aggregation,
                                coarse_gradient=config.coarse_gradient)
         self.post_init()

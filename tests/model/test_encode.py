@@ -1,5 +1,7 @@
 """Encoding and scoring whole splits: batches, padding and tiles change no number."""
 
+from dataclasses import replace
+
 import model_world
 import numpy as np
 import pytest
@@ -13,17 +15,38 @@ from hcmi.shards import ShardReader
 from hcmi.types import EvalBatch
 
 
+def cut(weights_BN: torch.Tensor) -> torch.Tensor:
+    """The same weights with the first rows as they are, and all others cut to 1, 2, 3 ... tokens."""
+    lengths = [weights_BN.shape[1]] * 2 + [1 + row % weights_BN.shape[1] for row in range(len(weights_BN) - 2)]
+    kept_BN = weights_BN * model_world.mask_of(lengths, weights_BN.shape[1])
+    return kept_BN / kept_BN.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("head", HEADS)
-def test_score_agrees_with_the_head_when_it_works_in_tiles(head):
-    model, generator = searchable_model(head=head), np.random.default_rng(0)
+def test_score_agrees_with_the_head_when_it_works_in_parts(head, padded):
+    model, generator = model_world.shake(searchable_model(head=head)), np.random.default_rng(0)
     videos, texts = video_tokens(20, generator), text_tokens(15, generator)
+    if padded:
+        videos = replace(videos, frame_weights_BT=cut(videos.frame_weights_BT))
+        texts = replace(texts, word_weights_BW=cut(texts.word_weights_BW))
     with torch.no_grad():
         expected = model.similarities(texts, videos)
-    found = score(model, texts, videos, tile=4)
+    found = score(model, texts, videos, part=4)
     assert list(found) == list(expected)
     for level, sims_QV in found.items():
         assert sims_QV.dtype == torch.float32
         assert (sims_QV - expected[level]).abs().max() < 1e-5
+
+
+def test_score_of_a_head_without_tiles_differs_when_tiles_are_used(monkeypatch):
+    """What the test above would not see if no score depended on padding."""
+    model, generator = searchable_model(head="wti"), np.random.default_rng(0)
+    videos, texts = video_tokens(20, generator), text_tokens(15, generator)
+    videos = replace(videos, frame_weights_BT=cut(videos.frame_weights_BT))
+    own = score(model, texts, videos)["frame_word"]
+    monkeypatch.setattr(model.head, "scored_in_tiles", True)
+    assert (score(model, texts, videos)["frame_word"] - own).abs().max() > 0.01
 
 
 CAPTIONS = ["a red film", "a", "first blue and then much later white and black", "a green film then yellow", ""]

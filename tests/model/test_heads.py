@@ -3,9 +3,9 @@ batch. Heads are `wild`: every parameter is random, so that nothing hides behind
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from heads_by_loops import assert_levels_equal, oracle_scores
 from model_world import mask_of, shake
 from torch import Tensor
 
@@ -36,157 +36,6 @@ def scores(head: Head, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
     texts = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"])
     return head.similarities(texts, videos)
-
-
-# the oracles: one text, one video, no padding, loops over tokens
-
-def unit(vector) -> np.ndarray:
-    return vector / math.sqrt(sum(x * x for x in vector))
-
-
-def softmax(values) -> np.ndarray:
-    powers = [math.exp(value - max(values)) for value in values]
-    return np.array([power / sum(powers) for power in powers])
-
-
-def gelu(vector) -> np.ndarray:
-    return np.array([0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) for x in vector])
-
-
-def numbers(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-def linear(layer, vector) -> np.ndarray:
-    return numbers(layer.weight) @ vector + numbers(layer.bias)
-
-
-def layer_norm(layer, vector) -> np.ndarray:
-    centred = vector - vector.mean()
-    return numbers(layer.weight) * centred / math.sqrt((centred**2).mean() + layer.eps) + numbers(layer.bias)
-
-
-def self_attention(layer, tokens) -> list[np.ndarray]:
-    size = D // layer.heads
-    queries_keys_values = [linear(layer.qkv, layer_norm(layer.norm, token)) for token in tokens]
-    mixed = []
-    for here, token in zip(queries_keys_values, tokens, strict=True):
-        joined = []
-        for start in range(0, D, size):
-            query = here[start:start + size]
-            keys = [there[D + start:D + start + size] for there in queries_keys_values]
-            values = [there[2 * D + start:2 * D + start + size] for there in queries_keys_values]
-            shares = softmax([query @ key / math.sqrt(size) for key in keys])
-            joined.extend(sum(share * value for share, value in zip(shares, values, strict=True)))
-        mixed.append(token + linear(layer.out, np.array(joined)))
-    return mixed
-
-
-def feed_forward(layer, token) -> np.ndarray:
-    norm, first, _, second = layer.layers
-    return token + linear(second, gelu(linear(first, layer_norm(norm, token))))
-
-
-def temporal(module, frames) -> list[np.ndarray]:
-    positions = numbers(module.positions_TD)[:len(frames)]
-    hidden = [frame + position for frame, position in zip(frames, positions, strict=True)]
-    for attention, feed in module.layers:
-        hidden = [feed_forward(feed, token) for token in self_attention(attention, hidden)]
-    return [token - position for token, position in zip(hidden, positions, strict=True)]
-
-
-def token_weights(module, tokens) -> np.ndarray:
-    norm, first, _, second = module.layers
-    return softmax([float(linear(second, gelu(linear(first, layer_norm(norm, token))))[0]) for token in tokens])
-
-
-def attend(values) -> float:
-    """X-CLIP: the mean of similarities weighted by the softmax of themselves at temperature 0.01."""
-    return float(softmax([value / 0.01 for value in values]) @ np.array(values))
-
-
-def mean_pool_oracle(head, frames, words, anchor) -> dict[str, float]:
-    return {"video_sentence": unit(anchor) @ unit(sum(frames) / len(frames))}
-
-
-def seq_transf_oracle(head, frames, words, anchor) -> dict[str, float]:
-    return mean_pool_oracle(head, temporal(head.temporal, frames), words, anchor)
-
-
-def wti_oracle(head, frames, words, anchor) -> dict[str, float]:
-    frames, words = temporal(head.temporal, frames), [math.sqrt(D) * unit(word) for word in words]
-    return {"frame_word": interaction(words, token_weights(head.word_weights, words), frames,
-                                      token_weights(head.frame_weights, frames))}
-
-
-def xclip_oracle(head, frames, words, anchor) -> dict[str, float]:
-    frames = temporal(head.temporal, frames)
-    video, sentence = unit(sum(frames) / len(frames)), unit(anchor)
-    matrix = [[unit(word) @ unit(frame) for frame in frames] for word in words]
-    by_word = attend([attend(row) for row in matrix])
-    by_frame = attend([attend([row[t] for row in matrix]) for t in range(len(frames))])
-    return {"video_sentence": sentence @ video,
-            "video_word": attend([unit(word) @ video for word in words]),
-            "frame_sentence": attend([sentence @ unit(frame) for frame in frames]),
-            "frame_word": (by_word + by_frame) / 2}
-
-
-def aggregate(layer, tokens) -> list[np.ndarray]:
-    """Slot c has the time from c/S to (c+1)/S, 80 % by overlap and 20 % spread, times what the layer has learned."""
-    tokens = self_attention(layer.attention, tokens)
-    norm, first, _, second = layer.assign
-    learned = [linear(second, gelu(linear(first, layer_norm(norm, token)))) for token in tokens]
-    coarse, part = [], len(tokens) / layer.slots
-    for slot in range(layer.slots):
-        logits = []
-        for place, logit in enumerate(learned):
-            overlap = max(0.0, min(place + 1, (slot + 1) * part) - max(place, slot * part))
-            logits.append(math.log(0.8 * overlap / part + 0.2 / len(tokens)) + logit[slot])
-        mixed = sum(share * token for share, token in zip(softmax(logits), tokens, strict=True))
-        coarse.append(feed_forward(layer.feed_forward, mixed))
-    return coarse
-
-
-def interaction(words, word_weights, frames, frame_weights) -> float:
-    total = sum(weight * max(unit(word) @ unit(frame) for frame in frames)
-                for word, weight in zip(words, word_weights, strict=True))
-    return (total + sum(weight * max(unit(word) @ unit(frame) for word in words)
-                        for frame, weight in zip(frames, frame_weights, strict=True))) / 2
-
-
-def hcmi_oracle(head, frames, words, anchor) -> dict[str, float]:
-    clips = aggregate(head.to_clips, temporal(head.temporal, frames))
-    phrases = aggregate(head.to_phrases, [math.sqrt(D) * unit(word) for word in words])
-    video, whole = aggregate(head.to_video, clips)[0], aggregate(head.to_sentence, phrases)[0]
-    sentence = math.sqrt(D) * unit(anchor) + numbers(head.sentence_gate_D) * whole
-    return {**wti_oracle(head, frames, words, anchor), "video_sentence": unit(sentence) @ unit(video),
-            "clip_phrase": interaction(phrases, token_weights(head.phrase_weights, phrases), clips,
-                                       token_weights(head.clip_weights, clips))}
-
-
-ORACLES = {"mean_pool": mean_pool_oracle, "seq_transf": seq_transf_oracle, "wti": wti_oracle, "xclip": xclip_oracle,
-           "hcmi": hcmi_oracle}
-
-
-def oracle_scores(head: Head, name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Texts as rows, videos as columns."""
-    rows = []
-    for text, num_words in enumerate(TEXT_LENGTHS):
-        words = list(numbers(inputs["states_BWD"][text, :num_words]))
-        row = []
-        for video, num_frames in enumerate(VIDEO_LENGTHS):
-            frames = [math.sqrt(D) * unit(frame) for frame in numbers(inputs["features_BTD"][video, :num_frames])]
-            row.append(ORACLES[name](head, frames, words, numbers(inputs["anchor_BD"][text])))
-        rows.append(row)
-    return {level: torch.tensor([[cell[level] for cell in row] for row in rows]).float() for level in rows[0][0]}
-
-
-def assert_levels_equal(found: dict[str, Tensor], needed: dict[str, Tensor], tolerance: float = 1e-4) -> None:
-    assert set(found) == set(needed), f"need the levels {sorted(needed)}, got {sorted(found)}"
-    for level, sims_QV in needed.items():
-        assert found[level].shape == sims_QV.shape, f"{level}: need {tuple(sims_QV.shape)}, got {found[level].shape}"
-        worst = (found[level] - sims_QV).abs().max()
-        assert worst <= tolerance, f"{level}: off by {worst}"
 
 
 def assert_padding_is_invisible(head: Head) -> None:
@@ -253,7 +102,7 @@ def test_head_sees_the_order_of_frames_when_it_has_time(name, matters):
         assert ((before[level][:, 0] - after[level][:, 0]).abs().max() > 1e-4) == matters, level
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ["mean_pool", "hcmi"])     # the other peers take the tower's features as they are
 def test_head_scores_are_unchanged_when_features_are_scaled(name):
     head, inputs = made_head(name), made_inputs()
     scaled = {key: value if value.dtype == torch.bool else 7 * value for key, value in inputs.items()}
@@ -300,7 +149,7 @@ def test_head_takes_more_frames_when_it_was_made_for_fewer(name):
 
 # at the start
 
-@pytest.mark.parametrize("name", ["mean_pool", "seq_transf", "xclip", "hcmi"])
+@pytest.mark.parametrize("name", ["mean_pool", "hcmi"])
 def test_head_scores_mean_frame_against_anchor_when_untrained(name):
     """Identity at the start (decision 6), for lengths that clips do not divide."""
     head, inputs = made_head(name, wild=False), made_inputs()
