@@ -23,7 +23,8 @@ from hcmi.shards import TrainBatch
 from hcmi.train import make_optimizers, training_step
 
 ROOT = Path(__file__).resolve().parents[1]
-VIT = {"width": 512, "vision_layers": 12, "text_layers": 12, "heads": 8, "patch": 32, "vocab_size": 1000}
+VIT = {"width": 512, "vision_layers": 12, "text_layers": 12, "heads": 8, "stem": "patch", "patch": 32,
+       "vocab_size": 1000}
 VIT_BATCH = {"cpu": 32, "cuda": 128}
 WARM_AND_STEPS = {("small", "cpu"): (3, 8), ("vit", "cpu"): (1, 1),
                   ("small", "cuda"): (5, 30), ("vit", "cuda"): (3, 10)}

@@ -65,13 +65,20 @@ class ScratchConfig(Section):
     vision_layers: Positive
     text_layers: Positive
     heads: Positive
-    patch: Positive                 # pixels
+    stem: Literal["conv", "patch"]  # how pixels become tokens: overlapping convolutions, or CLIP's patch embedding
+    patch: Positive                 # pixels between two tokens; an even number for conv
     vocab_size: Positive            # upper limit; the tokenizer is trained on the training captions
 
     @model_validator(mode="after")
     def _heads_divide(self):
         if self.width % self.heads:
             raise ValueError(f"heads: need a divisor of width={self.width}, got {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _stem_halves(self):
+        if self.stem == "conv" and (self.patch % 2 or self.width % 2):
+            raise ValueError(f"patch and width: need even numbers for stem=conv, got {self.patch} and {self.width}")
         return self
 
 

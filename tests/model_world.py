@@ -38,7 +38,8 @@ def changed(config, **changes):
 
 def section(**changes) -> ModelConfig:
     """A model that trains in a moment: 4 frames of 16 pixels, width 32."""
-    scratch = {"width": 32, "vision_layers": 2, "text_layers": 1, "heads": 2, "patch": PATCH, "vocab_size": 320}
+    scratch = {"width": 32, "vision_layers": 2, "text_layers": 1, "heads": 2, "stem": "patch", "patch": PATCH,
+               "vocab_size": 320}
     values = {"head": "hcmi", "num_frames": FRAMES, "num_words": WORDS, "num_clips": 3, "num_phrases": 3,
               "temporal_layers": 1, "scratch": {**PARAMS.model.scratch.model_dump(), **scratch}}
     return changed(PARAMS.model, **{**values, **changes})

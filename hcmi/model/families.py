@@ -87,6 +87,8 @@ def _siglip_text(towers: Towers, input_ids_BW: Tensor, _: Tensor) -> tuple[Tenso
 FAMILIES = {
     "clip": Family(_clip_image, _clip_text, lambda config: config.projection_dim,
                    ("vision_model", "visual_projection")),
+    "clip_conv_stem": Family(_clip_image, _clip_text, lambda config: config.projection_dim,
+                             ("vision_model", "visual_projection")),       # towers from scratch, see stem.py
     "siglip": Family(_siglip_image, _siglip_text, lambda config: config.text_config.projection_size,
                      ("vision_model",)),
 }
