@@ -37,7 +37,8 @@ QUICK = STANDARD.model_copy(update={"num_train": 1800, "num_val": 200})
 # What can be trained on. Galleries are never trained on, whatever the data. With noise all captions describe the
 # whole clip, because label denoising takes a clip's captions to mean the same.
 DATA = {"standard": STANDARD, "long": LONG, "quick": QUICK,
-        **{f"noise_{rate}": STANDARD.model_copy(update={"duplicate_rate": rate / 100, "part_captions": 0})
+        **{f"noise_{rate}": STANDARD.model_copy(update={"duplicate_rate": rate / 100, "part_captions": 0,
+                                               "event_captions": 0})
            for rate in (0, 20, 40)}}
 _USUAL = ("main", "event", "attribute", "order", "count", "paraphrase")
 GALLERIES = {**dict.fromkeys(DATA, _USUAL), "standard": (*_USUAL, "crowd"), "long": ("long",),

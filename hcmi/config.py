@@ -27,7 +27,8 @@ class ScenesConfig(Section):
     num_incoming: Positive          # clips in each of the two batches for data/incoming/
     max_events: Annotated[int, Field(ge=1, le=6)]
     captions_per_clip: Annotated[int, Field(ge=1, le=4)]    # each worded differently
-    part_captions: Annotated[int, Field(ge=0, le=4)]        # more captions of a training clip, each of a part of it
+    part_captions: Annotated[int, Field(ge=0, le=4)]        # more of a training clip, each of some of its steps
+    event_captions: Annotated[int, Field(ge=0, le=6)]       # and of single events of it
     wording: Literal["sentence", "paragraph"]               # paragraph: one sentence per step
     duplicate_rate: Fraction        # share of the training clips that show the events of an earlier one
     neighbour_rate: Fraction        # share of the clips that differ from an earlier one in one word or in order only

@@ -156,7 +156,7 @@ def test_data_lie_elsewhere_when_they_are_made_in_another_way(benchmarks, monkey
     folder, key, gallery = spec.folder(), spec.key("cpu"), spec.folder("main")
     assert runs.Spec("standard", 2, {"train.epochs": 3}).folder() == folder != runs.Spec("quick").folder()
     assert runs.Spec("noise_20").folder("main") == gallery != spec.folder("order")
-    monkeypatch.setitem(runs.DATA, "standard", runs.STANDARD.model_copy(update={"part_captions": 0}))
+    monkeypatch.setitem(runs.DATA, "standard", runs.STANDARD.model_copy(update={"event_captions": 0}))
     assert spec.folder() != folder
     assert spec.key("cpu") != key
     assert spec.folder("main") == gallery, "galleries are made in one way only"

@@ -214,6 +214,7 @@ def make_clip(video_id: str, split: str, steps: Steps, rng: Random, config: Scen
     captions = captions or captions_for(rng, steps, config.captions_per_clip, wording or config.wording)
     if split == "train":
         captions += part_captions(rng, steps, config.part_captions)
+        captions += event_captions(rng, steps, config.event_captions)
     return SceneClip(
         video_id=video_id, split=split, meaning=meaning, captions=captions,
         style="shifted" if split == "scenes_shifted" else "plain",
@@ -236,11 +237,25 @@ def part_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
     return tuple(part_caption(rng, part) for part in chosen)
 
 
+def event_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
+    """Up to `count` captions of different single events of a training clip that shows more than one event.
+
+    People mostly search for one thing that happens. Events that another split may show by themselves are left out.
+    """
+    events = list(dict.fromkeys(event for step in steps for event in step))
+    singles = [((event,),) for event in events if split_of(((event,),)) == "train"] if len(events) > 1 else []
+    chosen: list[Steps] = []
+    while singles and len(chosen) < count:
+        chosen.append(draw(rng, singles))
+    return tuple(part_caption(rng, single) for single in chosen)
+
+
 def scene_clips(config: ScenesConfig, split: str, seed: int, count: int) -> Iterator[SceneClip]:
     """The first `count` clips of a split: train, val, test, scenes_same or scenes_shifted.
 
     A caption of val and test is true of one clip only and not of a part of another. A train clip also has up to
-    `config.part_captions` captions of a part of it, since people who search have not seen the rest. In train,
+    `config.part_captions` captions of some of its steps and `config.event_captions` of single events, since people who
+    search have not seen the rest. In train,
     `config.duplicate_rate` of the clips have the meaning of an earlier one (tag near=duplicate), mostly of a few
     popular ones, as everyday videos do. Equal tags["meaning"] is the ground truth for label denoising.
 

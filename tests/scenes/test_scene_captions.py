@@ -63,9 +63,27 @@ def test_part_captions_describe_some_neighbouring_steps_when_a_clip_has_several(
     assert set(lengths) == {1, 2, 3}
 
 
-def test_only_training_clips_have_part_captions():
+@pytest.mark.parametrize("words", ["sentence", "paragraph"])
+def test_event_captions_describe_different_single_events_when_a_clip_has_several(words):
+    pairs = 0
+    for clip in clips_of("train", 300, part_captions=0, event_captions=6, wording=words):
+        steps = steps_of(clip)
+        events = {meaning_of(((event,),)) for step in steps for event in step}
+        allowed = {meaning for meaning, event in ((meaning_of(((event,),)), event) for step in steps for event in step)
+                   if split_of(((event,),)) == "train"}
+        found = [understood(caption) for caption in clip.captions[3:]]
+        assert len(found) == len(set(found)), "no event twice"
+        assert set(found) == (allowed if sum(map(len, steps)) > 1 and len(clip.events) > 1 else set()), events
+        assert not any(re.match(r"\w+ things? happen|first ", caption) for caption in clip.captions[3:])
+        pairs += any(len(step) == 2 for step in steps)
+    assert pairs > 10, "events of a pair are described one by one too"
+    assert all(len(clip.captions) <= 5 for clip in clips_of("train", 50, part_captions=0, event_captions=2))
+
+
+def test_only_training_clips_have_captions_of_parts():
+    none = {"part_captions": 0, "event_captions": 0}
     for split in ("val", "test", "scenes_same", "scenes_shifted"):
-        assert clips_of(split, 50, part_captions=2) == clips_of(split, 50, part_captions=0)
+        assert clips_of(split, 50, part_captions=2, event_captions=3) == clips_of(split, 50, **none)
 
 
 def test_captions_all_parse_to_one_meaning_when_every_wording_is_used():
