@@ -78,8 +78,9 @@ class ScratchConfig(Section):
 
     @model_validator(mode="after")
     def _stem_halves(self):
-        if self.stem == "conv" and (self.patch % 2 or self.width % 2):
-            raise ValueError(f"patch and width: need even numbers for stem=conv, got {self.patch} and {self.width}")
+        if self.stem == "conv" and (self.patch % 2 or self.width % 4):
+            raise ValueError(f"patch and width: need multiples of 2 and 4 for stem=conv, got {self.patch} and "
+                             f"{self.width}")
         return self
 
 

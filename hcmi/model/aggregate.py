@@ -45,8 +45,29 @@ class FeedForward(nn.Module):
         return tokens_BND + self.layers(tokens_BND)
 
 
+class NeighbourMix(nn.Module):
+    """X + W [LN(X_t-1), LN(X_t), LN(X_t+1)]: each frame with the ones before and after it. It starts at zero. [ours]
+
+    Motion is the difference of neighbouring frames. Attention has to find the neighbours by their learned positions
+    first, which takes training that small sets do not give. The first and the last frame are their own neighbours.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.mix = zero_init(nn.Linear(3 * dim, dim))
+
+    def forward(self, frames_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Masks are left-aligned: valid frames first."""
+        normed_BTD = self.norm(frames_BTD)
+        before_BTD = torch.cat([normed_BTD[:, :1], normed_BTD[:, :-1]], 1)
+        has_next_BT1 = torch.cat([mask_BT[:, 1:], torch.zeros_like(mask_BT[:, :1])], 1)[..., None]
+        after_BTD = torch.where(has_next_BT1, torch.cat([normed_BTD[:, 1:], normed_BTD[:, -1:]], 1), normed_BTD)
+        return frames_BTD + self.mix(torch.cat([before_BTD, normed_BTD, after_BTD], -1))
+
+
 class TemporalTransformer(nn.Module):
-    """Self-attention over frames with learned positions, and a residual connection around it all.
+    """Blocks of `NeighbourMix`, self-attention and feed-forward over frames with learned positions.
 
     Positions enter the branches but not the residual stream: with zero branches the frames pass unchanged.
     """
@@ -54,7 +75,8 @@ class TemporalTransformer(nn.Module):
     def __init__(self, dim: int, heads: int, layers: int, length: int):
         super().__init__()
         self.positions_TD = nn.Parameter(torch.randn(length, dim) * 0.5)
-        self.layers = nn.ModuleList(nn.ModuleList((SelfAttention(dim, heads), FeedForward(dim))) for _ in range(layers))
+        self.layers = nn.ModuleList(nn.ModuleList((NeighbourMix(dim), SelfAttention(dim, heads), FeedForward(dim)))
+                                    for _ in range(layers))
 
     def forward(self, frames_BTD: Tensor, mask_BT: Tensor, position_T: Tensor | None = None) -> Tensor:
         """`position_T`: as for `frame_positions`."""
@@ -63,8 +85,8 @@ class TemporalTransformer(nn.Module):
         positions_TD = frame_positions(self.positions_TD, frames_BTD.shape[1], position_T)
         hidden_BTD = frames_BTD + positions_TD
         for layer in self.layers:
-            mix, feed_forward = layer.children()
-            hidden_BTD = feed_forward(mix(hidden_BTD, mask_BT))
+            mix, attend, feed_forward = layer.children()
+            hidden_BTD = feed_forward(attend(mix(hidden_BTD, mask_BT), mask_BT))
         return hidden_BTD - positions_TD
 
 

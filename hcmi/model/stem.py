@@ -1,13 +1,18 @@
-"""A CLIP whose image tower begins with convolutions, for towers that are trained from scratch.
+"""A CLIP for towers that are trained from scratch: it begins with convolutions, and its class token knows places.
 
-A patch embedding sees each patch once and through one matrix. Small towers trained on few clips learn shapes and
-positions several times as fast from overlapping convolutions (Xiao et al. 2021, arXiv 2106.14881). Everything else is
-`transformers`' CLIP, and so are the model folder and its loading.
+Small towers that are trained on few clips lose two things with CLIP's own image tower. A patch embedding sees each
+patch once and through one matrix, and learns shapes late (Xiao et al. 2021, arXiv 2106.14881). And the class token is
+an average of what it attends to: on Scenes, the position of a shape explained 3 % of it, so that the direction of a
+motion was lost (docs/experiments.md). Everything else is `transformers`' CLIP, and so are the model folder and its
+loading.
 """
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
+
+MAP_CHANNELS = 16       # of the map that the class token is made of [ours]
 
 
 class ConvStemClipConfig(CLIPConfig):
@@ -17,15 +22,46 @@ class ConvStemClipConfig(CLIPConfig):
 
 
 class ConvStemClipModel(CLIPModel):
-    """CLIP with `ConvStem` in place of the patch embedding."""
+    """CLIP whose image tower begins with `ConvStemEmbeddings`."""
 
     config_class = ConvStemClipConfig
 
     def __init__(self, config: ConvStemClipConfig):
         super().__init__(config)
-        vision = config.vision_config
-        self.vision_model.embeddings.patch_embedding = ConvStem(vision.num_channels, vision.hidden_size,
-                                                                vision.patch_size)
+        self.vision_model.embeddings = ConvStemEmbeddings(config.vision_config)
+
+
+class ConvStemEmbeddings(CLIPVisionEmbeddings):
+    """Tokens of a `ConvStem`, and a class token that starts from a map of them: their places are not averaged away.
+
+    Positions start as sines and cosines of both coordinates. [ours]
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.hidden_size
+        self.patch_embedding = ConvStem(config.num_channels, width, config.patch_size)
+        self.map = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, MAP_CHANNELS), nn.GELU(approximate="tanh"),
+                                 nn.Flatten(1), nn.Linear(MAP_CHANNELS * self.num_patches, width))
+        with torch.no_grad():
+            self.class_embedding.zero_()
+            self.position_embedding.weight.zero_()
+            self.position_embedding.weight[1:] = sine_positions(config.image_size // config.patch_size, width)
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """Pixels [N, 3, H, X] of the size that the tower was made for, to [N, 1 + patches, D]."""
+        assert not interpolate_pos_encoding, f"need images of {self.image_size} pixels"
+        tokens_NLD = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        class_N1D = (self.class_embedding + self.map(tokens_NLD))[:, None]
+        return torch.cat([class_N1D, tokens_NLD], 1) + self.position_embedding(self.position_ids)
+
+
+def sine_positions(side: int, width: int) -> Tensor:
+    """[side * side, width]: sines and cosines of column and row, with wavelengths from 0.8 sides upwards."""
+    frequencies = 100 ** -(torch.arange(width // 4) / (width // 4))
+    row, column = (torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side))
+    angles = [place[:, None] * 8 / side * frequencies for place in (column, row)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1) * 0.5**0.5
 
 
 class ConvStem(nn.Module):

@@ -137,11 +137,17 @@ def xclip(head, frames, words, anchor) -> dict[str, float]:
 
 # HCMI
 
+def neighbour_mix(layer, frames) -> list[np.ndarray]:
+    normed, last = [layer_norm(layer.norm, frame) for frame in frames], len(frames) - 1
+    return [frame + linear(layer.mix, np.concatenate([normed[max(at - 1, 0)], normed[at], normed[min(at + 1, last)]]))
+            for at, frame in enumerate(frames)]
+
+
 def temporal(module, frames) -> list[np.ndarray]:
     positions = numbers(module.positions_TD)[:len(frames)]
     hidden = [frame + position for frame, position in zip(frames, positions, strict=True)]
-    for attention, feed in module.layers:
-        hidden = [feed_forward(feed, token) for token in self_attention(attention, hidden)]
+    for neighbours, attention, feed in module.layers:
+        hidden = [feed_forward(feed, token) for token in self_attention(attention, neighbour_mix(neighbours, hidden))]
     return [token - position for token, position in zip(hidden, positions, strict=True)]
 
 

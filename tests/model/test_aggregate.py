@@ -10,6 +10,7 @@ from hcmi.model.aggregate import (
     AGGREGATIONS,
     Aggregation,
     FeedForward,
+    NeighbourMix,
     SelfAttention,
     TemporalTransformer,
     TokenWeights,
@@ -76,7 +77,7 @@ def test_time_prior_sums_to_one_over_tokens_when_lengths_vary(num_valid, slots, 
 
 # layers start as the identity
 
-@pytest.mark.parametrize("layer", [SelfAttention(D, 2), TemporalTransformer(D, 2, 2, 6)])
+@pytest.mark.parametrize("layer", [NeighbourMix(D), SelfAttention(D, 2), TemporalTransformer(D, 2, 2, 6)])
 def test_layer_passes_tokens_unchanged_when_untrained(layer):
     tokens_BND = tokens(2, 5)
     torch.testing.assert_close(layer(tokens_BND, mask_of([5, 3], 5)), tokens_BND, atol=1e-6, rtol=0)
@@ -112,7 +113,8 @@ def test_aggregation_learns_from_the_first_step_when_untrained(kind):
 
 # padding and order
 
-WILD = {"self_attention": SelfAttention(D, 2), "temporal": TemporalTransformer(D, 2, 2, 6)}
+WILD = {"neighbour_mix": NeighbourMix(D), "self_attention": SelfAttention(D, 2),
+        "temporal": TemporalTransformer(D, 2, 2, 6)}
 
 
 @pytest.mark.parametrize("name", WILD)
@@ -146,6 +148,19 @@ def test_self_attention_follows_its_tokens_when_permuted():
     layer, order = shake(SelfAttention(D, 2)), torch.tensor([3, 0, 2, 1])
     before = layer(tokens(2, 4), mask_of([4, 4], 4))
     torch.testing.assert_close(layer(tokens(2, 4)[:, order], mask_of([4, 4], 4)), before[:, order])
+
+
+def test_neighbour_mix_takes_the_difference_of_neighbours_when_its_weights_say_so():
+    """Weights -1, 0, 1: each frame gets the frame after it minus the frame before it, both normalised."""
+    layer, frames_BTD = NeighbourMix(D), tokens(2, 4)
+    eye_DD = torch.eye(D)
+    layer.mix.weight.data = torch.cat([-eye_DD, 0 * eye_DD, eye_DD], 1)
+    normed_BTD = torch.nn.functional.layer_norm(frames_BTD, (D,))
+    moved_BTD = layer(frames_BTD, mask_of([4, 3], 4)) - frames_BTD
+    torch.testing.assert_close(moved_BTD[:, 1], normed_BTD[:, 2] - normed_BTD[:, 0])
+    torch.testing.assert_close(moved_BTD[:, 0], normed_BTD[:, 1] - normed_BTD[:, 0])
+    torch.testing.assert_close(moved_BTD[0, 3], normed_BTD[0, 3] - normed_BTD[0, 2])
+    torch.testing.assert_close(moved_BTD[1, 2], normed_BTD[1, 2] - normed_BTD[1, 1])     # the last valid frame
 
 
 # positions
