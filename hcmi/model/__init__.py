@@ -4,12 +4,12 @@ It takes pixels and strings, and gives tokens (`VideoTokens`, `TextTokens`) and 
 folder: configuration, weights, tokenizer and preprocessing.
 """
 
-from hcmi.model.encode import concatenate, encode_texts, encode_videos, score
+from hcmi.model.encode import bucketed_similarities, concatenate, encode_texts, encode_videos, score
 from hcmi.model.modeling import FILES, HcmiModel, load_retriever, new_retriever
 from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
-    "BLOCK", "FILES", "HcmiModel", "concatenate", "encode_texts", "encode_videos", "load_retriever",
-    "load_text_encoder", "new_retriever", "score", "similarity_blocks", "tiled_similarities",
+    "BLOCK", "FILES", "HcmiModel", "bucketed_similarities", "concatenate", "encode_texts", "encode_videos",
+    "load_retriever", "load_text_encoder", "new_retriever", "score", "similarity_blocks", "tiled_similarities",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hcmi.errors import ModelError
 from hcmi.model.aggregate import Aggregation, TemporalTransformer, TokenWeights, masked_mean, masked_softmax
-from hcmi.model.interaction import cosine, padded_token_interaction, weighted_token_interaction
+from hcmi.model.interaction import cosine, padded_token_interaction, weighted_max_sim
 from hcmi.model.peers import ReluTokenWeights, ResidualTransformer, SimilarityAttention
 from hcmi.types import TextTokens, VideoTokens
 
@@ -140,6 +140,9 @@ class XClip(SeqTransf):
 class Hcmi(Head):
     """Three levels of video and text: frame-word, clip-phrase, video-sentence.
 
+    Frame-word and clip-phrase are scored by the text's side alone: every word and every phrase must be found, and what
+    else the video shows costs nothing. So a text of one event finds a video of many. [ours]
+
     Before any training step the video-sentence score is CLIP's own: mean of the unit frame embeddings against the
     end-of-text embedding. The sentence is the anchor plus a gated aggregate of the phrases. The gate starts at zero.
 
@@ -155,11 +158,10 @@ class Hcmi(Head):
         super().__init__(dim)
         self.coarse_gradient = coarse_gradient
         self.temporal = TemporalTransformer(dim, heads, temporal_layers, num_frames)
-        self.frame_weights, self.word_weights = TokenWeights(dim), TokenWeights(dim)
+        self.word_weights, self.phrase_weights = TokenWeights(dim), TokenWeights(dim)
         self.to_clips, self.to_video, self.to_phrases, self.to_sentence = (
             Aggregation(dim, heads, slots, aggregation) for slots in (num_clips, 1, num_phrases, 1))
         self.sentence_gate_D = nn.Parameter(torch.zeros(dim))
-        self.clip_weights, self.phrase_weights = TokenWeights(dim), TokenWeights(dim)
 
     def to_unit_variance(self, features: Tensor) -> Tensor:
         """Features of length sqrt(D), so that one step of a new layer is small beside a pretrained feature. [ours]"""
@@ -170,8 +172,8 @@ class Hcmi(Head):
         clips_BCD = self.to_clips(_scale_gradient(frames_BTD, self.coarse_gradient), mask_BT)
         all_BC = torch.ones(clips_BCD.shape[:2], dtype=torch.bool, device=clips_BCD.device)
         video_BD = self.to_video(clips_BCD, all_BC)[:, 0]
-        return _video_tokens(video_BD, frames_BTD, self.frame_weights(frames_BTD, mask_BT), clips_BCD,
-                             self.clip_weights(clips_BCD, all_BC))
+        # the video's weights only mark padding
+        return _video_tokens(video_BD, frames_BTD, _uniform(mask_BT), clips_BCD, _uniform(all_BC))
 
     def text(self, states_BWD, anchor_BD, mask_BW):
         words_BWD = self.to_unit_variance(states_BWD)
@@ -183,10 +185,10 @@ class Hcmi(Head):
                             self.phrase_weights(phrases_BPD, all_BP))
 
     def similarities(self, texts, videos):
-        return {"frame_word": weighted_token_interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
-                                                         videos.frame_weights_BT),
-                "clip_phrase": weighted_token_interaction(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
-                                                          videos.clip_weights_BC),
+        return {"frame_word": weighted_max_sim(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
+                                               videos.frame_weights_BT > 0),
+                "clip_phrase": weighted_max_sim(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
+                                                videos.clip_weights_BC > 0),
                 "video_sentence": cosine(texts.sentence_BD, videos.video_BD)}
 
 

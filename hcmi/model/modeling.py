@@ -189,5 +189,6 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Hc
         raise ModelError(f"model folder {folder}: need a model that `hcmi train` saved, got: "
                          f"{' '.join(str(error).split())[:300]} Train again or copy the whole folder.") from error
     check_loaded(f"model folder {folder}", problems,
-                 "config.json does not belong to these weights; copy both from one training run.")
+                 "config.json does not belong to these weights, or another version of hcmi wrote them. Train again, or "
+                 "copy both from one training run.")
     return model.to(device).eval()

@@ -1,10 +1,9 @@
 """The three levels' similarities for inference, in bounded memory and at nearly the speed of the matrix product itself.
 
 The results equal those of `interaction`. The full token tensor [Q, W, V, T] is never allocated. Blocks of queries and
-videos are cut into tiles that stay in cache. Tokens are laid out token-major ([W, Q, D]), so that both maxima run over
-a tile's outer dimensions, where they are plain vector maxima (measured: 2-4 % of the product; `.max(-1)` and `.max(-2)`
-of a full tensor take half as long as the product in float32, twice as long in bfloat16). Each CPU thread multiplies its
-own tiles: threads that share every small product wait for each other at each of them, which made a busy machine three
+videos are cut into tiles that stay in cache. Tokens are laid out token-major ([T, V, D]), so that the maximum over
+frames runs over an outer dimension of a tile, where it is a plain vector maximum. Each CPU thread multiplies its own
+tiles: threads that share every small product wait for each other at each of them, which made a busy machine three
 times slower.
 """
 
@@ -27,7 +26,7 @@ class _Tile:
     """Token sets of about equal length, token-major. Padding repeats a valid token, which changes no maximum."""
 
     tokens_NBD: Tensor
-    weights_NB: Tensor      # float32
+    weights_NB: Tensor      # float32; those of videos only mark padding
     rows_B: Tensor          # of the block
     empty_B: Tensor         # bool: token sets without a valid token
 
@@ -131,17 +130,12 @@ def _fill(sims_QV: Tensor, text: _Tile, videos: list[_Tile]) -> None:
 
 
 def _interact(text: _Tile, video: _Tile, buffer: Tensor) -> Tensor:
-    """Weighted token interaction of one tile, float32 [q, v]; `buffer` holds all token scores."""
+    """Weighted MaxSim of one tile, float32 [q, v]; `buffer` holds all token scores."""
     num_words, num_texts, dim = text.tokens_NBD.shape
     num_frames, num_videos, _ = video.tokens_NBD.shape
     flat = buffer[:num_words * num_texts * num_frames * num_videos].view(num_words * num_texts, -1)
     torch.mm(text.tokens_NBD.view(-1, dim), video.tokens_NBD.view(-1, dim).T, out=flat)
-    sims_WQTV = flat.view(num_words, num_texts, num_frames, num_videos)
-    per_frame_QTV, per_word_WQV = sims_WQTV.amax(0).float(), sims_WQTV.amax(2).float()
-    words_QV = per_word_WQV.mul_(text.weights_NB[:, :, None]).sum(0)
-    frames_QV = per_frame_QTV.mul_(video.weights_NB).sum(1)
-    sims_QV = words_QV.add_(frames_QV).div_(2)
-    # As in training: a side of nothing but padding matches nothing, so the other side's tokens score -1.
-    sims_QV[text.empty_B] = -video.weights_NB.sum(0) / 2
-    sims_QV[:, video.empty_B] = -text.weights_NB.sum(0)[:, None] / 2
+    best_WQV = flat.view(num_words, num_texts, num_frames, num_videos).amax(2).float()
+    sims_QV = best_WQV.mul_(text.weights_NB[:, :, None]).sum(0)
+    sims_QV[:, video.empty_B] = -text.weights_NB.sum(0)[:, None]    # as in training: no word finds a match
     return sims_QV

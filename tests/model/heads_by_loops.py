@@ -172,11 +172,9 @@ def aggregate(layer, tokens) -> list[np.ndarray]:
     return coarse
 
 
-def interaction(words, word_weights, frames, frame_weights) -> float:
-    total = sum(weight * max(unit(word) @ unit(frame) for frame in frames)
-                for word, weight in zip(words, word_weights, strict=True))
-    return (total + sum(weight * max(unit(word) @ unit(frame) for word in words)
-                        for frame, weight in zip(frames, frame_weights, strict=True))) / 2
+def max_sim(words, word_weights, frames) -> float:
+    return sum(weight * max(unit(word) @ unit(frame) for frame in frames)
+               for word, weight in zip(words, word_weights, strict=True))
 
 
 def hcmi(head, frames, words, anchor) -> dict[str, float]:
@@ -184,10 +182,8 @@ def hcmi(head, frames, words, anchor) -> dict[str, float]:
     clips, phrases = aggregate(head.to_clips, frames), aggregate(head.to_phrases, words)
     video, whole = aggregate(head.to_video, clips)[0], aggregate(head.to_sentence, phrases)[0]
     sentence = unit_variance([anchor])[0] + numbers(head.sentence_gate_D) * whole
-    return {"frame_word": interaction(words, token_weights(head.word_weights, words), frames,
-                                      token_weights(head.frame_weights, frames)),
-            "clip_phrase": interaction(phrases, token_weights(head.phrase_weights, phrases), clips,
-                                       token_weights(head.clip_weights, clips)),
+    return {"frame_word": max_sim(words, token_weights(head.word_weights, words), frames),
+            "clip_phrase": max_sim(phrases, token_weights(head.phrase_weights, phrases), clips),
             "video_sentence": unit(sentence) @ unit(video)}
 
 

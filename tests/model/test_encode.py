@@ -9,7 +9,7 @@ import torch
 from search_world import searchable_model, text_tokens, video_tokens
 
 from hcmi.evaluate import encode_split
-from hcmi.model import encode_texts, encode_videos, score
+from hcmi.model import bucketed_similarities, encode_texts, encode_videos, score
 from hcmi.model.heads import HEADS
 from hcmi.shards import ShardReader
 from hcmi.types import EvalBatch
@@ -80,6 +80,38 @@ def test_encode_texts_gives_the_same_scores_when_batches_are_small(head):
     assert len(by_one) == len(CAPTIONS)
     for level, sims_QV in score(model, whole, videos).items():
         torch.testing.assert_close(score(model, by_one, videos)[level], sims_QV, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("num_buckets", [1, 3, 9])      # 9: more buckets than captions
+def test_bucketed_similarities_equal_those_of_all_texts_at_once_with_their_gradients(head, num_buckets):
+    model, videos = model_world.tiny_model(head, wild=True), video_tokens(6, np.random.default_rng(0))
+    ids_QW, mask_QW = model.processor.texts(CAPTIONS)
+    assert len(set(mask_QW.sum(1).tolist())) > 3
+
+    def found(levels, sentence_BD):
+        loss = sum(sims_QV.square().sum() for sims_QV in levels.values()) + sentence_BD[:, 0].sum()
+        leaves = [weight for weight in model.parameters() if weight.requires_grad]
+        return {**levels, "sentence": sentence_BD}, torch.autograd.grad(loss, leaves, allow_unused=True)
+
+    texts = model.encode_texts(ids_QW, mask_QW)
+    plain, plain_gradients = found(model.similarities(texts, videos), texts.sentence_BD)
+    bucketed, gradients = found(*bucketed_similarities(model, ids_QW, mask_QW, videos, num_buckets))
+    assert list(bucketed) == list(plain)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(bucketed[name], tensor, atol=1e-6, rtol=0)
+    for one, other in zip(gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_bucketed_similarities_cut_each_bucket_to_its_longest_text(monkeypatch):
+    model, seen = model_world.tiny_model(), []
+    ids_QW, mask_QW = model.processor.texts(CAPTIONS)
+    whole = model.encode_texts
+    monkeypatch.setattr(model, "encode_texts", lambda ids, mask: seen.append(mask.sum(1).tolist()) or whole(ids, mask))
+    bucketed_similarities(model, ids_QW, mask_QW, video_tokens(2, np.random.default_rng(0)), 3)
+    lengths = sorted(mask_QW.sum(1).tolist())
+    assert seen == [lengths[:2], lengths[2:4], lengths[4:]]
 
 
 def test_encode_videos_joins_batches_when_their_numbers_of_frames_differ():

@@ -2,6 +2,7 @@
 batch. Heads are `wild`: every parameter is random, so that nothing hides behind a layer that starts at zero."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -210,6 +211,24 @@ def test_assert_levels_equal_fails_when_one_level_is_dropped():
     found = scores(made_head("hcmi"), made_inputs())
     with pytest.raises(AssertionError, match="need the levels"):
         assert_levels_equal({level: found[level] for level in LEVELS[1:]}, found)
+
+
+@pytest.mark.parametrize("name", ["frame_word", "clip_phrase"])
+def test_hcmi_scores_a_text_by_its_own_side_alone(name):
+    """More frames that match nothing never lower its fine levels, and leave the level of whole videos as it is."""
+    head, inputs = made_head("hcmi"), made_inputs()
+    videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
+    texts = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"])
+    before = head.similarities(texts, videos)
+    tokens, weights = ("frames_BTD", "frame_weights_BT") if name == "frame_word" else ("clips_BCD", "clip_weights_BC")
+    opposite_D = torch.nn.functional.normalize(-texts.words_BWD[0].sum(0), dim=0)
+    longer = replace(videos, **{
+        tokens: torch.cat([getattr(videos, tokens), opposite_D.expand(3, 4, D)], 1),
+        weights: torch.full((3, getattr(videos, weights).shape[1] + 4), 0.1)})
+    after = head.similarities(texts, longer)
+    assert (after[name] >= before[name] - 1e-6).all()
+    for level in set(LEVELS) - {name}:
+        assert torch.equal(after[level], before[level])
 
 
 def test_coarse_levels_reach_frames_and_words_by_their_share_alone():

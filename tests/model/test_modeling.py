@@ -235,7 +235,8 @@ def test_load_names_tensor_and_both_shapes_when_a_shape_does_not_fit(saved):
         load_retriever(saved)
     assert str(caught.value) == (
         f"model folder {saved}, tensor towers.text_projection.weight: need shape (32, 32), got (32, 40). "
-        f"config.json does not belong to these weights; copy both from one training run.")
+        f"config.json does not belong to these weights, or another version of hcmi wrote them. Train again, or "
+        f"copy both from one training run.")
 
 
 @pytest.mark.parametrize(("change", "problem"), [

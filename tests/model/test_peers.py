@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from hcmi.model import heads
 from hcmi.model.aggregate import TemporalTransformer, masked_mean
 from hcmi.model.heads import Head, build_head
-from hcmi.model.interaction import padded_token_interaction, weighted_token_interaction
+from hcmi.model.interaction import padded_token_interaction
 from hcmi.model.peers import ReluTokenWeights, ResidualTransformer, SimilarityAttention
 
 PEERS = ("mean_pool", "seq_transf", "wti", "xclip")
@@ -76,7 +76,7 @@ def let_padding_into_the_mean(head, patch):
 
 
 def leave_padding_out_of_the_maxima(head, patch):
-    patch.setattr(heads, "padded_token_interaction", lambda *given: weighted_token_interaction(*given[:4]))
+    patch.setattr(heads, "padded_token_interaction", lambda *given: padded_token_interaction(*given[:4], 0, 0))
 
 
 def pad_to_the_longest_of_the_batch(head, patch):

@@ -1,12 +1,14 @@
 """Tiled similarities against the training version and a slow oracle; padding, types and memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcmi.model import similarity_blocks, tiled_similarities
-from hcmi.model.interaction import cosine, weighted_token_interaction
+from hcmi.model.interaction import cosine, weighted_max_sim
 from hcmi.types import LEVELS, TextTokens, VideoTokens
 
 
@@ -35,19 +37,16 @@ def made(num_texts=70, num_videos=150, frames=5, words=7, dim=16, pad=True, seed
 
 def in_full(texts: TextTokens, videos: VideoTokens) -> dict[str, torch.Tensor]:
     """The training version, all pairs at once."""
-    return {"frame_word": weighted_token_interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
-                                                     videos.frame_weights_BT),
-            "clip_phrase": weighted_token_interaction(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
-                                                      videos.clip_weights_BC),
+    return {"frame_word": weighted_max_sim(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
+                                           videos.frame_weights_BT > 0),
+            "clip_phrase": weighted_max_sim(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
+                                            videos.clip_weights_BC > 0),
             "video_sentence": cosine(texts.sentence_BD, videos.video_BD)}
 
 
-def slow_interaction(a_ND, a_weights, b_ND, b_weights) -> float:
-    cosines = [[float(a @ b) for b in b_ND] for a in a_ND]
-    rows = [i for i, w in enumerate(a_weights) if w > 0]
-    columns = [j for j, w in enumerate(b_weights) if w > 0]
-    return 0.5 * (sum(float(a_weights[i]) * max(cosines[i][j] for j in columns) for i in rows)
-                  + sum(float(b_weights[j]) * max(cosines[i][j] for i in rows) for j in columns))
+def slow_max_sim(words_WD, weights_W, frames_TD, mask_T) -> float:
+    return sum(float(weight) * max(float(word @ frame) for frame, valid in zip(frames_TD, mask_T, strict=True) if valid)
+               for word, weight in zip(words_WD, weights_W, strict=True) if weight > 0)
 
 
 def assert_close(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
@@ -61,8 +60,8 @@ def test_tiled_similarities_match_the_oracle_when_sets_are_padded():
     found = tiled_similarities(texts, videos)["frame_word"]
     for q in range(4):
         for v in range(5):
-            expected = slow_interaction(texts.words_BWD[q], texts.word_weights_BW[q], videos.frames_BTD[v],
-                                        videos.frame_weights_BT[v])
+            expected = slow_max_sim(texts.words_BWD[q], texts.word_weights_BW[q], videos.frames_BTD[v],
+                                    videos.frame_weights_BT[v] > 0)
             assert float(found[q, v]) == pytest.approx(expected, abs=1e-5)
 
 
@@ -91,10 +90,9 @@ def test_tiled_similarities_do_not_see_what_stands_in_padding():
 
 def test_assert_close_fails_when_padding_enters_the_maximum():
     texts, videos = made()
-    planted = TextTokens(texts.sentence_BD, texts.words_BWD, texts.phrases_BPD, texts.word_weights_BW + 1e-12,
-                         texts.phrase_weights_BP)
+    planted = replace(videos, frame_weights_BT=videos.frame_weights_BT + 1e-12)
     with pytest.raises(AssertionError, match="frame_word"):
-        assert_close(tiled_similarities(planted, videos), in_full(texts, videos))
+        assert_close(tiled_similarities(texts, planted), in_full(texts, videos))
 
 
 def test_similarity_blocks_cover_every_pair_once_when_blocks_are_small():
