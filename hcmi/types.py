@@ -112,7 +112,7 @@ class VideoTokens(_Tokens):
 class TextTokens(_Tokens):
     """A batch of texts at three levels, as `VideoTokens`."""
 
-    sentence_BD: "Tensor"
+    sentence_BD: "Tensor"          # its length is the weight of this level for this text: 1, or what the head estimates
     words_BWD: "Tensor"
     phrases_BPD: "Tensor"
     word_weights_BW: "Tensor"

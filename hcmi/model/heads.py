@@ -8,13 +8,21 @@ To add a head: a class here and its row in `HEADS`, its name in `hcmi.config.Mod
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from hcmi.errors import ModelError
-from hcmi.model.aggregate import Aggregation, TemporalTransformer, TokenWeights, masked_mean, masked_softmax
+from hcmi.model.aggregate import (
+    Aggregation,
+    TemporalTransformer,
+    TokenWeights,
+    masked_mean,
+    masked_softmax,
+    zero_init,
+)
 from hcmi.model.interaction import cosine, padded_token_interaction, weighted_max_sim
 from hcmi.model.peers import ReluTokenWeights, ResidualTransformer, SimilarityAttention
 from hcmi.types import TextTokens, VideoTokens
@@ -146,6 +154,10 @@ class Hcmi(Head):
     Before any training step the video-sentence score is CLIP's own: mean of the unit frame embeddings against the
     end-of-text embedding. The sentence is the anchor plus a gated aggregate of the phrases. The gate starts at zero.
 
+    One vector cannot hold every part of a video, so video-sentence ranks a text of a whole video well and a text of a
+    part badly. `coverage` estimates from the sentence how much of a video it tells, from 0 to 2. It is the length of
+    the sentence's vector, so it weighs that level in the sum. It starts at 1. [ours]
+
     Words and frames get only the share `coarse_gradient` of the coarser levels' gradient, because in shared features
     the coarser levels pull apart what the finest one needs. [ours]
     """
@@ -162,6 +174,7 @@ class Hcmi(Head):
         self.to_clips, self.to_video, self.to_phrases, self.to_sentence = (
             Aggregation(dim, heads, slots, aggregation) for slots in (num_clips, 1, num_phrases, 1))
         self.sentence_gate_D = nn.Parameter(torch.zeros(dim))
+        self.coverage = zero_init(nn.Linear(dim, 1))
 
     def to_unit_variance(self, features: Tensor) -> Tensor:
         """Features of length sqrt(D), so that one step of a new layer is small beside a pretrained feature. [ours]"""
@@ -181,8 +194,10 @@ class Hcmi(Head):
         all_BP = torch.ones(phrases_BPD.shape[:2], dtype=torch.bool, device=phrases_BPD.device)
         anchor_BD = _scale_gradient(self.to_unit_variance(anchor_BD), self.coarse_gradient)
         sentence_BD = anchor_BD + self.sentence_gate_D * self.to_sentence(phrases_BPD, all_BP)[:, 0]
-        return _text_tokens(sentence_BD, words_BWD, self.word_weights(words_BWD, mask_BW), phrases_BPD,
-                            self.phrase_weights(phrases_BPD, all_BP))
+        coverage_B1 = 2 * self.coverage(self.to_unit_variance(sentence_BD).detach()).float().sigmoid()
+        texts = _text_tokens(sentence_BD, words_BWD, self.word_weights(words_BWD, mask_BW), phrases_BPD,
+                             self.phrase_weights(phrases_BPD, all_BP))
+        return replace(texts, sentence_BD=texts.sentence_BD * coverage_B1)
 
     def similarities(self, texts, videos):
         return {"frame_word": weighted_max_sim(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,

@@ -68,8 +68,8 @@ class ConvStem(nn.Module):
     """Pixels [N, 3, H, X] to tokens [N, D, H / stride, X / stride]. [ours]
 
     The first convolution works on blocks of `stride / 2` pixels square as channels (space-to-depth): at full
-    resolution the same convolutions took twice as long on a CPU. The second one has stride 2, the third a residual
-    connection.
+    resolution the same convolutions took twice as long on a CPU. The second one has stride 2, and two residual ones
+    follow.
     """
 
     def __init__(self, channels: int, width: int, stride: int):
@@ -78,22 +78,31 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(
             nn.PixelUnshuffle(block),
             nn.Conv2d(channels * block**2, half, kernel_size=3, padding=1),
-            *_normalised(half),
-            nn.Conv2d(half, width, kernel_size=3, stride=2, padding=1))
-        self.residual = nn.Sequential(*_normalised(width), nn.Conv2d(width, width, kernel_size=3, padding=1))
+            nn.GroupNorm(1, half),
+            nn.GELU(approximate="tanh"),
+            nn.Conv2d(half, width, kernel_size=3, stride=2, padding=1),
+            ResidualConvolution(width),
+            ResidualConvolution(width))
 
     @property
     def weight(self) -> Tensor:
         """The first weights, whose type `transformers` gives the pixels."""
-        return self.residual[-1].weight
+        return self.layers[1].weight
 
     def forward(self, pixels_NCHX: Tensor) -> Tensor:
-        tokens_NDHX = self.layers(pixels_NCHX.contiguous(memory_format=torch.channels_last))
-        return tokens_NDHX + self.residual(tokens_NDHX)
+        return self.layers(pixels_NCHX.contiguous(memory_format=torch.channels_last))
 
 
-def _normalised(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.GroupNorm(1, channels), nn.GELU(approximate="tanh")
+class ResidualConvolution(nn.Module):
+    """X + conv(gelu(norm(X))), 3 by 3."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.branch = nn.Sequential(nn.GroupNorm(1, width), nn.GELU(approximate="tanh"),
+                                    nn.Conv2d(width, width, kernel_size=3, padding=1))
+
+    def forward(self, tokens_NDHX: Tensor) -> Tensor:
+        return tokens_NDHX + self.branch(tokens_NDHX)
 
 
 AutoConfig.register(ConvStemClipConfig.model_type, ConvStemClipConfig)

@@ -22,7 +22,7 @@ VERSION = "1"
 SEED = 0
 # The galleries are made with these parameters; params.yaml does not change them.
 STANDARD = ScenesConfig(num_train=4000, num_val=300, num_test=1000, num_incoming=200, max_events=4, captions_per_clip=3,
-                        part_captions=1, event_captions=3, wording="sentence", duplicate_rate=0.1,
+                        part_captions=1, event_captions=4, wording="sentence", duplicate_rate=0.1,
                         neighbour_rate=0.3, width=128, height=128, fps=12)
 # A model for the gallery `long` is trained with these: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
 LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})

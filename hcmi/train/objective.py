@@ -8,21 +8,26 @@ from hcmi.model import HcmiModel
 from hcmi.train.loss import contrastive, margin
 
 
-def total_loss(model: HcmiModel, levels: dict[str, Tensor], config: TrainConfig, positives_BB: Tensor | None,
-               denoise: str) -> tuple[Tensor, dict[str, float]]:
+def total_loss(model: HcmiModel, levels: dict[str, Tensor], sentence_QD: Tensor, config: TrainConfig,
+               positives_BB: Tensor | None, denoise: str) -> tuple[Tensor, dict[str, float]]:
     """The loss to minimise, and the value of each of its terms for the log.
 
-    `levels` are similarities [N * B, B] with N captions of each clip; `positives_BB` are the pairs that denoising
-    counts as the same. The loss on the sum of the levels is there because search ranks by that sum [ours]. The sum and
-    the margin are HCMI's own; the other heads are trained with the plain loss.
+    `levels` are similarities [Q, B] with Q = N * B texts, N captions of each clip; `sentence_QD` are the texts'
+    sentence vectors; `positives_BB` are the pairs that denoising counts as the same. The loss on the sum of the levels
+    is there because search ranks by that sum [ours]. The sum alone trains the sentences' lengths, which are weights in
+    it; video-sentence by itself is the plain cosine. The sum and the margin are HCMI's own; the other heads are trained
+    with the plain loss.
     Source: the levels are those of the paper; the rest is ours (docs/method.md).
     """
+    summed = levels
+    if model.head.hcmi_training:
+        levels = levels | {"video_sentence": levels["video_sentence"] / sentence_QD.norm(dim=1, keepdim=True)}
     weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
     scales = {level: model.head.logit_scale(level) for level in weights}
     terms = {level: weight * contrastive(levels[level], scales[level], positives_BB, denoise)
              for level, weight in weights.items()}
     if model.head.hcmi_training and config.loss.sum_weight > 0:
-        sum_QB = torch.stack([levels[level] for level in weights]).sum(0)
+        sum_QB = torch.stack([summed[level] for level in weights]).sum(0)
         mean_scale = torch.stack(list(scales.values())).mean()
         terms["sum"] = config.loss.sum_weight * contrastive(sum_QB, mean_scale, positives_BB, denoise)
     if model.head.hcmi_training and config.loss.margin_weight > 0:

@@ -20,7 +20,7 @@ from hcmi.config import ModelConfig, TrainConfig
 from hcmi.errors import ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split, ranks
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, new_retriever, score
+from hcmi.model import HcmiModel, bucketed_similarities, new_retriever, score
 from hcmi.progress import track
 from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
 from hcmi.shards import ShardReader, TrainBatch, TrainLoader
@@ -123,13 +123,11 @@ def training_step(model: HcmiModel, optimizers: Sequence[Optimizer], batch: Trai
     with autocast:
         features_BTD = model.frame_features(pixels_BTCHX)
         videos = model.head.video(features_BTD, mask_BT)
-        texts = model.encode_texts(ids_QW, word_mask_QW)
-        levels = model.similarities(texts, videos)
-        sentences = texts.sentence_BD.detach().split(len(batch.rows))
-        views = [] if denoise == "off" else clip_views(model, config.loss.denoise_by, features_BTD, mask_BT, sentences,
-                                                       meaning_B)
+        levels, sentence_QD = bucketed_similarities(model, ids_QW, word_mask_QW, videos)
+        views = [] if denoise == "off" else clip_views(model, config.loss.denoise_by, features_BTD, mask_BT,
+                                                       sentence_QD.detach().split(len(batch.rows)), meaning_B)
     positives_BB = same_clips(views) if views else None
-    total, figures = total_loss(model, levels, config, positives_BB, denoise)
+    total, figures = total_loss(model, levels, sentence_QD, config, positives_BB, denoise)
     if not math.isfinite(figures["loss"]):
         raise ModelError(f"training: need a finite loss, got {figures['loss']}. Lower train.lr or train.backbone_lr, "
                          f"or set train.precision to float32.")

@@ -184,7 +184,11 @@ def hcmi(head, frames, words, anchor) -> dict[str, float]:
     sentence = unit_variance([anchor])[0] + numbers(head.sentence_gate_D) * whole
     return {"frame_word": max_sim(words, token_weights(head.word_weights, words), frames),
             "clip_phrase": max_sim(phrases, token_weights(head.phrase_weights, phrases), clips),
-            "video_sentence": unit(sentence) @ unit(video)}
+            "video_sentence": coverage(head.coverage, sentence) * (unit(sentence) @ unit(video))}
+
+
+def coverage(layer, sentence) -> float:
+    return 2 / (1 + math.exp(-linear(layer, unit_variance([sentence])[0])[0]))
 
 
 ORACLES = {"mean_pool": mean_pool, "seq_transf": seq_transf, "wti": wti, "xclip": xclip, "hcmi": hcmi}
