@@ -15,8 +15,8 @@ from hcmi.video import DecodeJob, run_one
 
 INK, SOFT, MOMENT = "#22303c", "#8795a1", "#d9822b"
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fafc", "#cfe3f1", "#7fb2d9", "#1b6ca8", "#0b3558"])
-COLUMNS = 0.12, 0.68, 1.24      # inches to the right of the heat map
-RIGHT = 1.85                    # the margin that holds them
+COLUMNS = 0.12, 0.66, 1.32      # inches to the right of the heat map: cosine, weight, share
+RIGHT = 1.85                    # inches of the margin that holds them
 FRAME_PIXELS = 160
 TIMEOUT_S = 20.0
 
@@ -98,19 +98,14 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
     for word, frame in enumerate(explanation.word_frames_W):
         axes.add_patch(Rectangle((frame - 0.47, word - 0.42), 0.94, 0.84, fill=False, edgecolor=INK, linewidth=1.6,
                                  zorder=4))
-    columns = {"cosine": explanation.word_cosines_W, "× weight": explanation.word_weights_W}
+    columns = [explanation.word_cosines_W, explanation.word_weights_W]
     if len(explanation.word_shares_W):
-        columns["share"] = explanation.word_shares_W
-    for inches, (name, values_W) in zip(COLUMNS, columns.items(), strict=False):
-        at = {"xycoords": ("axes fraction", "data"), "xytext": (72 * inches, 0), "textcoords": "offset points",
-              "va": "center", "annotation_clip": False}
-        axes.annotate(name, (1, -0.85), fontsize=8, color=SOFT, **at)
-        for word, value in enumerate(values_W):
-            axes.annotate(f"{value:.2f}", (1, word), fontsize=9, color=HEAT(0.75) if name == "share" else INK,
-                          weight="bold" if name == "share" else "normal", **at)
+        columns.append(explanation.word_shares_W)
+    _columns(axes, -0.85, *("cosine", "× weight", "share")[:len(columns)], color=SOFT)
+    for word, amounts in enumerate(zip(*columns, strict=True)):
+        _columns(axes, word, *(f"{amount:.2f}" for amount in amounts))
     if abs(explanation.marks_share) >= 0.005:
-        axes.annotate(f"start and end {explanation.marks_share:.2f}", (1, len(explanation.words)), fontsize=8,
-                      color=SOFT, **at)
+        _columns(axes, len(explanation.words), "start and end", "", f"{explanation.marks_share:.2f}", color=SOFT)
     axes.set_xticks([])
     axes.set_yticks(range(len(explanation.words)), explanation.words, fontsize=10.5)
     most = max(float(explanation.word_weights_W.max()), 1e-9)
@@ -124,6 +119,14 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
     axes.set_yticks(np.arange(len(explanation.words) - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
+
+
+def _columns(axes: Axes, y: float, *texts: str, color: str = INK) -> None:
+    """Texts in the columns to the right of the axes, at the height `y`; the third is bold."""
+    for inches, text in zip(COLUMNS, texts, strict=False):
+        axes.annotate(text, (1, y), xycoords=("axes fraction", "data"), xytext=(72 * inches, 0), va="center",
+                      textcoords="offset points", annotation_clip=False, fontsize=9, color=color,
+                      weight="bold" if inches == COLUMNS[2] and color == INK else "normal")
 
 
 def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
@@ -165,14 +168,12 @@ def _levels(axes: Axes, explanation: Explanation) -> None:
         spine.set_visible(False)
     matches = explanation.phrases[:4]
     if matches:
-        axes.text(0.53, 0.72, "phrases, and the clip that answers each: cosine × weight, share", fontsize=9, color=SOFT,
-                  va="bottom")
+        axes.text(0.53, 0.72, "phrases, and the clip that answers each", fontsize=9, color=SOFT, va="bottom")
     for row, match in enumerate(matches):
         y = 0.60 - 0.72 * row / 4
         axes.text(0.53, y, " … ".join(match.words), fontsize=9.5, color=INK, va="center")
-        axes.text(0.74, y, f"clip {match.clip + 1}, at {match.time_s:.1f} s", fontsize=9.5, color=INK, va="center")
-        axes.text(0.93, y, f"{match.cosine:.2f} × {match.weight:.2f}", fontsize=9.5, color=INK, va="center", ha="right")
-        axes.text(1.0, y, f"{match.share:.2f}", fontsize=9.5, color=HEAT(0.75), va="center", ha="right", weight="bold")
+        axes.text(0.80, y, f"clip {match.clip + 1}, at {match.time_s:.1f} s", fontsize=9.5, color=INK, va="center")
+        _columns(axes, y, f"{match.cosine:.2f}", f"{match.weight:.2f}", f"{match.share:.2f}")
 
 
 def _runs(chosen_T: np.ndarray) -> list[tuple[int, int]]:
