@@ -5,7 +5,7 @@
   (`whole_clip_r1_iou50`) and a random moment (`random_r1_iou50`).
 - `first_hit_shows_it`, `one_of_ten_shows_it`: for the same queries over all clips, the share whose first hit, or one of
   the first ten, shows the event; on the test split these are R@1 and R@10 of the gallery `event`. `whole_captions_r1`:
-  R@1 of captions of whole clips. Each by the usual ranking and by the ranking for parts (`part_...`).
+  R@1 of captions of whole clips.
 
     python benchmarks/moments.py [--quick] [--model DIR] [--shards DIR] [--annotation FILE]
 """
@@ -23,7 +23,7 @@ from hcmi.evaluate import ranks
 from hcmi.export import encode_batches
 from hcmi.model import HcmiModel, encode_texts, load_retriever, score
 from hcmi.scenes import Event, event_queries, phrase, single_events
-from hcmi.search import BASELINE_VIDEOS, PART_HEADS, find_moment, measure_baseline, part_similarities
+from hcmi.search import BASELINE_VIDEOS, find_moment, measure_baseline
 from hcmi.shards import ShardReader
 from hcmi.types import VideoTokens
 
@@ -40,17 +40,13 @@ def shown_events(annotation: Path, split: str) -> dict[str, list[Event]]:
     return {clip["video_id"]: [Event(**event) for event in clip["events"]] for clip in clips if clip["split"] == split}
 
 
-def rankings(model: HcmiModel, queries: list[str], videos: list[VideoTokens], chunk: int = 64) -> dict[str, np.ndarray]:
-    """Scores [Q, V] of the usual ranking (`""`), and of the ranking for queries that describe a part (`part_`)."""
-    levels = {"": lambda texts, tokens: score(model, texts, tokens)}
-    if model.config.head in PART_HEADS:
-        levels["part_"] = lambda texts, tokens: part_similarities(texts, tokens, model.head.levels)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in levels}
+def scores_of(model: HcmiModel, queries: list[str], videos: list[VideoTokens], chunk: int = 64) -> np.ndarray:
+    """[Q, V], as search ranks."""
+    found = []
     for start in range(0, len(queries), chunk):
         texts = encode_texts(model, queries[start:start + chunk])
-        for name, compare in levels.items():
-            found[name].append(np.concatenate([model.combine(compare(texts, some)).numpy() for some in videos], 1))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+        found.append(np.concatenate([model.combine(score(model, texts, some)).numpy() for some in videos], 1))
+    return np.concatenate(found)
 
 
 def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens],
@@ -61,16 +57,13 @@ def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoToke
     right = {query.text: [rows[video_id] for video_id in query.right]
              for query in event_queries({video_id: shown[video_id] for video_id in rows})}
     right_Q = [right[query] for query in queries]
-    figures = {"random_hit_shows_it": 100 * sum(map(len, right_Q)) / (len(right_Q) * len(rows))}
-    for name, sims_QV in rankings(model, queries, videos).items():
-        found = ranks(sims_QV, right_Q)
-        figures |= {f"{name}first_hit_shows_it": float(100 * found.hits_at(1).mean()),
-                    f"{name}one_of_ten_shows_it": float(100 * found.hits_at(10).mean())}
     captions = [caption for clip in reader.clips for caption in clip.captions]
     own_Q = np.repeat(np.arange(len(reader)), [len(clip.captions) for clip in reader.clips])
-    for name, sims_QV in rankings(model, captions, videos).items():
-        figures[f"{name}whole_captions_r1"] = float(100 * ranks(sims_QV, own_Q).hits_at(1).mean())
-    return figures
+    found, whole = ranks(scores_of(model, queries, videos), right_Q), ranks(scores_of(model, captions, videos), own_Q)
+    return {"random_hit_shows_it": 100 * sum(map(len, right_Q)) / (len(right_Q) * len(rows)),
+            "first_hit_shows_it": float(100 * found.hits_at(1).mean()),
+            "one_of_ten_shows_it": float(100 * found.hits_at(10).mean()),
+            "whole_captions_r1": float(100 * whole.hits_at(1).mean())}
 
 
 def main() -> None:

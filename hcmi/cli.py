@@ -236,12 +236,11 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
 @click.option("--min-seconds", type=float, help="Only videos at least this long.")
 @click.option("--max-seconds", type=float, help="Only videos at most this long.")
-@click.option("--part", is_flag=True, help="QUERY describes a part of a video; the rest of the video does not count.")
 @click.option("--explain", metavar="FILE", help="Write why the first answer was found: .png, .svg, .pdf or .json.")
 @params_option
 @json_option
 def search(query: str, top: int, videos: str | None, index: str | None, model: str, tags: tuple[str, ...],
-           min_seconds: float | None, max_seconds: float | None, part: bool, explain: str | None, params: str,
+           min_seconds: float | None, max_seconds: float | None, explain: str | None, params: str,
            as_json: bool) -> None:
     """Find the videos, and the moments in them, that QUERY describes.
 
@@ -250,8 +249,6 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
       hcmi search "a dog jumps into water" --top 5 --json
 
       hcmi search "red car" --videos ./my_videos
-
-      hcmi search "a red car turns left" --part
 
       hcmi search "red car" --tag place=street --explain why.png
     """
@@ -263,9 +260,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
         searching.check_explanation_path(explain, "--explain")
     wanted = searching.parse_tags(tags, "--tag")
     retriever = searching.open_retriever(model, index, videos, params)
-    if part:
-        searching.check_part(retriever.model, "--part")
-    hits = retriever.search(query, top, wanted, min_seconds, max_seconds, part)
+    hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
     for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)
     if as_json:

@@ -123,7 +123,7 @@ def test_threads_get_what_they_would_get_alone_when_they_ask_at_once(world, hast
         lambda: retriever.search(QUERIES[0], tags=SEA), lambda: retriever.search(QUERIES[1], tags=WOOD),
         lambda: retriever.search(QUERIES[2], top=3), lambda: retriever.similar("v7", tags=WOOD),
         lambda: [retriever.search(QUERIES[3]), retriever.query_notes(QUERIES[3])],
-        lambda: retriever.rank_captions("v3", list(QUERIES)), lambda: retriever.search(QUERY, part=True),
+        lambda: retriever.rank_captions("v3", list(QUERIES)),
         lambda: retriever.explain(QUERY, retriever.search(QUERY)[0]).record()]
     alone = [call() for call in calls]
     for number, found in enumerate(in_threads(calls, rounds=25)):

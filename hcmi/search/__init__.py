@@ -7,12 +7,10 @@ can be explained: which frames match which words. The rest are checks of what is
 from hcmi.search.answers import check_explanation_path, hit_record, hits_text, missing_files, write_explanation
 from hcmi.search.command import open_retriever
 from hcmi.search.moments import BASELINE_VIDEOS, find_moment, measure_baseline
-from hcmi.search.partial_queries import PART_HEADS, check_part, part_similarities
 from hcmi.search.query import check_query, check_top, parse_tags
 from hcmi.search.retriever import Retriever
 
 __all__ = [
-    "BASELINE_VIDEOS", "PART_HEADS", "Retriever", "check_explanation_path", "check_part", "check_query", "check_top",
-    "find_moment", "hit_record", "hits_text", "measure_baseline", "missing_files", "open_retriever", "parse_tags",
-    "part_similarities", "write_explanation",
+    "BASELINE_VIDEOS", "Retriever", "check_explanation_path", "check_query", "check_top", "find_moment", "hit_record",
+    "hits_text", "measure_baseline", "missing_files", "open_retriever", "parse_tags", "write_explanation",
 ]

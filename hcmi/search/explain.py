@@ -1,10 +1,11 @@
-"""Why a video answers a query: which frames match which words, and which clips match which phrases."""
+"""Why a video answers a query: what each word adds to the score in its best frame, and each phrase in its best clip."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hcmi.model import HcmiModel
 from hcmi.search.moments import Baseline, frame_relevance, frame_word_matrix
 from hcmi.types import Hit, TextTokens, VideoTokens
 
@@ -18,19 +19,27 @@ class PhraseMatch:
     clip: int
     time_s: float           # of the frame nearest to that clip
     cosine: float
+    share: float            # what it adds to the score: level weight x weight x cosine
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The parts that the score of one hit is made of."""
+    """The parts that the score of one hit is made of.
+
+    With the head `hcmi`, the score is the sum of the shares of words, marks and phrases, and of the weighted level
+    `video_sentence`. Other heads do not compute a sum over words: `word_shares_W` is then empty.
+    """
 
     query: str
     hit: Hit
     level_weights: dict[str, float]
     words: tuple[str, ...]
     word_weights_W: np.ndarray
+    word_frames_W: np.ndarray       # the frame that matches each word best, as its place in `times_s`
+    word_cosines_W: np.ndarray      # with that frame
+    word_shares_W: np.ndarray       # what each word adds to the score: level weight x weight x cosine
+    marks_share: float              # the same for the marks at the start and the end of the text, which are tokens too
     times_s: np.ndarray             # [T] seconds into the file
-    frame_weights_T: np.ndarray
     frame_word_TW: np.ndarray       # cosines
     relevance_T: np.ndarray         # of each frame to all words, above the baseline; the moment is found in it
     phrases: tuple[PhraseMatch, ...]
@@ -40,30 +49,37 @@ class Explanation:
         lists = {name.split("_T")[0].split("_W")[0]: value.round(5).tolist() for name, value in vars(self).items()
                  if isinstance(value, np.ndarray)}
         return {"query": self.query, "hit": vars(self.hit), "level_weights": self.level_weights, "words": self.words,
-                **lists, "phrases": [vars(phrase) for phrase in self.phrases]}
+                **lists, "marks_share": self.marks_share, "phrases": [vars(phrase) for phrase in self.phrases]}
 
 
-def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, times_T: np.ndarray,
-                words: list[tuple[str, list[int]]], level_weights: dict[str, float],
+def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, times_T: np.ndarray, model: HcmiModel,
                 baseline: Baseline | None = None) -> Explanation:
-    """The explanation of one hit. `words`: each word of the query and the positions of its tokens in the text.
+    """The explanation of one hit. `text` and `video` hold one row: the encoded query and the tokens of the hit.
 
-    A word's cosine with a frame is the largest of its tokens' cosines; its weight is the sum of theirs. Padding frames
-    are left out.
+    The weight of a word of several tokens is the sum of theirs, and its cosine is their mean by weight. Each token
+    counts in its own best frame, as in the score. Padding frames are left out.
     """
+    words = query_words(model.processor.tokenizer, model.processor.known(query)[0], model.processor.num_words)
     valid_T = (video.frame_weights_BT[0] > 0).numpy()
-    pieces_TW = frame_word_matrix(text, video).float().numpy()[valid_T]
-    weights_W = text.word_weights_BW[0].float().numpy()
-    frame_word_TW = np.stack([pieces_TW[:, at].max(1) for _, at in words], 1) if words else np.zeros((valid_T.sum(), 0))
+    cosines_TN = frame_word_matrix(text, video).float().numpy()[valid_T]    # of each token
+    weights_N = text.word_weights_BW[0].float().numpy()
+    weights_NW = np.zeros((len(weights_N), len(words)), np.float32)         # of each token in its word
+    for word, (_, at) in enumerate(words):
+        weights_NW[at, word] = weights_N[at]
+    weights_W, best_N, level_weights = weights_NW.sum(0), cosines_TN.max(0), model.level_weights
+    cosines_W, frame_word_TW = best_N @ weights_NW / weights_W, cosines_TN @ weights_NW / weights_W
+    shares_W, marks_share = np.zeros(0), 0.0
+    if model.config.head == "hcmi":
+        shares_W = level_weights["frame_word"] * weights_W * cosines_W
+        marks_share = float(level_weights["frame_word"] * (best_N @ weights_N) - shares_W.sum())
     return Explanation(
-        query, hit, level_weights, tuple(word for word, _ in words),
-        np.array([weights_W[at].sum() for _, at in words]), times_T[valid_T],
-        video.frame_weights_BT[0].float().numpy()[valid_T], frame_word_TW,
-        frame_relevance(text, video, baseline)[valid_T], _phrase_matches(text, video, times_T, words))
+        query, hit, level_weights, tuple(word for word, _ in words), weights_W, frame_word_TW.argmax(0), cosines_W,
+        shares_W, marks_share, times_T[valid_T], frame_word_TW, frame_relevance(text, video, baseline)[valid_T],
+        _phrase_matches(text, video, times_T, words, level_weights.get("clip_phrase", 0.0)))
 
 
-def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, words: list[tuple[str, list[int]]]
-                    ) -> tuple[PhraseMatch, ...]:
+def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, words: list[tuple[str, list[int]]],
+                    level_weight: float) -> tuple[PhraseMatch, ...]:
     """The phrases, largest weight first; none for heads without phrases or clips. Two words name a phrase. [ours]"""
     if not text.phrases_BPD.shape[1] or not video.clips_BCD.shape[1] or not words:
         return ()
@@ -76,9 +92,11 @@ def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, w
     for phrase, weight in enumerate(text.phrase_weights_BP[0].tolist()):
         if weight > 0:
             clip = int(sims_PC[phrase].argmax())
+            cosine = float(sims_PC[phrase, clip])
             nearest = sorted(np.argsort(-names_PW[phrase])[:2])
             found.append(PhraseMatch(tuple(words[at][0] for at in nearest), weight, clip,
-                                     float(times_T[frame_of_clip[clip].argmax()]), float(sims_PC[phrase, clip])))
+                                     float(times_T[frame_of_clip[clip].argmax()]), cosine,
+                                     level_weight * weight * cosine))
     return tuple(sorted(found, key=lambda match: -match.weight))
 
 

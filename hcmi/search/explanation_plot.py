@@ -15,6 +15,8 @@ from hcmi.video import DecodeJob, run_one
 
 INK, SOFT, MOMENT = "#22303c", "#8795a1", "#d9822b"
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fafc", "#cfe3f1", "#7fb2d9", "#1b6ca8", "#0b3558"])
+COLUMNS = 0.12, 0.66, 1.32      # inches to the right of the heat map: cosine, weight, share
+RIGHT = 1.85                    # inches of the margin that holds them
 FRAME_PIXELS = 160
 TIMEOUT_S = 20.0
 
@@ -27,15 +29,14 @@ def draw_explanation(explanation: Explanation, path: str | Path, frames_THXC: np
     frames_THXC = read_frames(explanation) if frames_THXC is None else frames_THXC
     num_frames, num_words = len(explanation.times_s), max(len(explanation.words), 1)
     column = max(0.92, 9.0 / num_frames)
-    width, strip = 2.6 + column * num_frames, min(column, 1.5)
+    left, width, strip = 1.75, 1.75 + RIGHT + column * num_frames, min(column, 1.5)
     heat, curve, foot = 0.3 * num_words, 0.75, 0.62 + 0.26 * (len(explanation.phrases[:4]) + 1)
     height = 0.95 + strip + heat + curve + foot + 0.5
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    left = 1.75 / width
-    grid = GridSpec(4, 1, figure=figure, height_ratios=[strip, heat, curve, foot], hspace=0.0, left=left,
-                    right=1 - 0.85 / width, top=1 - 0.95 / height, bottom=0.15 / height)
+    grid = GridSpec(4, 1, figure=figure, height_ratios=[strip, heat, curve, foot], hspace=0.0, left=left / width,
+                    right=1 - RIGHT / width, top=1 - 0.95 / height, bottom=0.15 / height)
     axes = [figure.add_subplot(grid[row]) for row in range(4)]
-    _title(figure, explanation, left, width, height)
+    _title(figure, explanation, left / width, width, height)
     chosen_T = (explanation.times_s >= explanation.hit.start_s) & (explanation.times_s <= explanation.hit.end_s)
     _frames(axes[0], frames_THXC, chosen_T)
     _heat(axes[1], explanation)
@@ -66,7 +67,7 @@ def _title(figure: Figure, explanation: Explanation, left: float, width: float, 
     below = 1 - 0.70 / height
     figure.text(left, below, f"{Path(hit.path).name}    rank {hit.rank}    score {hit.score:.3f}", fontsize=9.5,
                 color=SOFT, va="center")
-    figure.text(1 - 0.85 / width, below, f"best moment  {hit.start_s:.1f} – {hit.end_s:.1f} s", fontsize=9.5,
+    figure.text(1 - RIGHT / width, below, f"best moment  {hit.start_s:.1f} – {hit.end_s:.1f} s", fontsize=9.5,
                 color=MOMENT, weight="bold", va="center", ha="right")
 
 
@@ -85,12 +86,27 @@ def _frames(axes: Axes, frames_THXC: np.ndarray, chosen_T: np.ndarray) -> None:
 
 
 def _heat(axes: Axes, explanation: Explanation) -> None:
-    """Cosine of each word and frame; words with a larger weight are darker."""
+    """Cosine of each word and frame; the best frame of a word has a border. Right: what it adds to the score.
+
+    Words with a larger weight are darker.
+    """
     matrix_WT = explanation.frame_word_TW.T
     if not matrix_WT.size:
         axes.axis("off")
         return
     image = axes.imshow(matrix_WT, aspect="auto", cmap=HEAT, interpolation="nearest")
+    for word, frame in enumerate(explanation.word_frames_W):
+        edge = "white" if image.norm(matrix_WT[word, frame]) > 0.7 else INK
+        axes.add_patch(Rectangle((frame - 0.47, word - 0.42), 0.94, 0.84, fill=False, edgecolor=edge,
+                                 linewidth=1.6, zorder=4))
+    columns = [explanation.word_cosines_W, explanation.word_weights_W]
+    if len(explanation.word_shares_W):
+        columns.append(explanation.word_shares_W)
+    _columns(axes, -0.85, *("cosine", "× weight", "share")[:len(columns)], color=SOFT)
+    for word, amounts in enumerate(zip(*columns, strict=True)):
+        _columns(axes, word, *(f"{amount:.2f}" for amount in amounts))
+    if abs(explanation.marks_share) >= 0.005:
+        _columns(axes, len(explanation.words), "start and end", "", f"{explanation.marks_share:.2f}", color=SOFT)
     axes.set_xticks([])
     axes.set_yticks(range(len(explanation.words)), explanation.words, fontsize=10.5)
     most = max(float(explanation.word_weights_W.max()), 1e-9)
@@ -104,11 +120,14 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
     axes.set_yticks(np.arange(len(explanation.words) - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
-    bar = axes.inset_axes((1.015, 0.0, 0.012, 1.0))
-    colours = axes.figure.colorbar(image, cax=bar)
-    colours.outline.set_visible(False)
-    bar.tick_params(length=0, labelsize=8, labelcolor=SOFT)
-    bar.set_title("cosine", fontsize=8, color=SOFT, loc="left")
+
+
+def _columns(axes: Axes, y: float, *texts: str, color: str = INK) -> None:
+    """Texts in the columns to the right of the axes, at the height `y`; the third is bold."""
+    for inches, text in zip(COLUMNS, texts, strict=False):
+        axes.annotate(text, (1, y), xycoords=("axes fraction", "data"), xytext=(72 * inches, 0), va="center",
+                      textcoords="offset points", annotation_clip=False, fontsize=9, color=color,
+                      weight="bold" if inches == COLUMNS[2] and color == INK else "normal")
 
 
 def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
@@ -150,12 +169,12 @@ def _levels(axes: Axes, explanation: Explanation) -> None:
         spine.set_visible(False)
     matches = explanation.phrases[:4]
     if matches:
-        axes.text(0.53, 0.72, "phrases and the clip that answers each", fontsize=9, color=SOFT, va="bottom")
+        axes.text(0.53, 0.72, "phrases, and the clip that answers each", fontsize=9, color=SOFT, va="bottom")
     for row, match in enumerate(matches):
         y = 0.60 - 0.72 * row / 4
         axes.text(0.53, y, " … ".join(match.words), fontsize=9.5, color=INK, va="center")
         axes.text(0.80, y, f"clip {match.clip + 1}, at {match.time_s:.1f} s", fontsize=9.5, color=INK, va="center")
-        axes.text(1.0, y, f"{match.cosine:.2f}", fontsize=9.5, color=HEAT(0.75), va="center", ha="right", weight="bold")
+        _columns(axes, y, f"{match.cosine:.2f}", f"{match.weight:.2f}", f"{match.share:.2f}")
 
 
 def _runs(chosen_T: np.ndarray) -> list[tuple[int, int]]:

@@ -11,9 +11,8 @@ from hcmi.errors import DataError, shown
 from hcmi.index import Filter, MilvusIndex, SearchIndex, is_milvus
 from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder
 from hcmi.runtime import one_thread
-from hcmi.search.explain import Explanation, explain_hit, query_words
+from hcmi.search.explain import Explanation, explain_hit
 from hcmi.search.moments import BASELINE_VIDEOS, Baseline, find_moment, measure_baseline
-from hcmi.search.partial_queries import check_part, part_similarities, supports_partial_queries
 from hcmi.search.query import check_query, check_top, check_words
 from hcmi.types import Clip, Hit, TextTokens, VideoTokens
 
@@ -27,7 +26,6 @@ class Retriever:
         retriever = Retriever("models/hcmi", "export/index")
         retriever.search("a red ring slides left", top=5)
         retriever.search("a dog", tags={"place": "beach"}, max_seconds=30)
-        retriever.search("a dog jumps into water", part=True)
         retriever.similar("video_0001")
         retriever.rank_captions("video_0001", ["a dog runs", "a cat sleeps"])
 
@@ -72,15 +70,14 @@ class Retriever:
         return retriever
 
     def search(self, query: str, top: int = 10, tags: dict[str, str] | None = None,
-               min_seconds: float | None = None, max_seconds: float | None = None, part: bool = False) -> list[Hit]:
+               min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
         """Videos that show what `query` says, best first, each with its best moment.
 
-        `part`: the query describes a part of a video; what else the video shows does not lower its score.
-        Raises: ConfigError when the query cannot be understood, `top` is out of range, or the model does not support
-        `part`.
+        The query may describe a part of a video: what else the video shows does not lower its score.
+        Raises: ConfigError when the query cannot be understood or `top` is out of range.
         """
         text = self.encode_query(query)
-        return self.rank(text, check_top(top), Filter(tuple((tags or {}).items()), min_seconds, max_seconds), part)
+        return self.rank(text, check_top(top), Filter(tuple((tags or {}).items()), min_seconds, max_seconds))
 
     def similar(self, video_id: str, top: int = 10, tags: dict[str, str] | None = None,
                 min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
@@ -127,11 +124,9 @@ class Retriever:
         """
         text, index = self.encode_query(query), self._newest()
         row = _row_of(index, hit.video_id)
-        processor = self.model.processor
-        words = query_words(processor.tokenizer, processor.known(query)[0], processor.num_words)
         with one_thread():
-            return explain_hit(query, hit, text, index.tokens(row), index.times(row)[0], words,
-                               self.model.level_weights, self._baseline(index, text))
+            return explain_hit(query, hit, text, index.tokens(row), index.times(row)[0], self.model,
+                               self._baseline(index, text))
 
     def video(self, video_id: str) -> tuple[VideoTokens, Clip]:
         """The tokens of one indexed video, and its clip as in the manifest.
@@ -141,11 +136,6 @@ class Retriever:
         index = self._newest()
         row = _row_of(index, video_id)
         return index.tokens(row), index.clips(row)[0]
-
-    @property
-    def supports_partial_queries(self) -> bool:
-        """Whether `part` may be asked for."""
-        return supports_partial_queries(self.model)
 
     def encode_query(self, query: str) -> TextTokens:
         """The tokens of one query, which is checked first. Only the text tower runs.
@@ -195,24 +185,18 @@ class Retriever:
             read = self._baseline_videos = index, index.tokens(rows) if len(rows) else None
         return None if read[1] is None else measure_baseline(text, read[1])
 
-    def rank(self, text: TextTokens, top: int, where: Filter, part: bool = False) -> list[Hit]:
-        """Answers to an encoded query: the first stage, then the exact score of each candidate from its tokens.
+    def rank(self, text: TextTokens, top: int, where: Filter) -> list[Hit]:
+        """Answers to an encoded query: the first stage, then the exact score of each candidate from its tokens."""
+        return self._rank(self._newest(), text, top, where)
 
-        Raises: ConfigError when the model does not support `part`.
-        """
-        return self._rank(self._newest(), text, top, where, part)
-
-    def _rank(self, index: Index, text: TextTokens, top: int, where: Filter, part: bool = False) -> list[Hit]:
-        if part:
-            check_part(self.model)
+    def _rank(self, index: Index, text: TextTokens, top: int, where: Filter) -> list[Hit]:
         rows = index.candidates(text.sentence_BD[0].numpy(), max(self.candidates, 2 * top), where)
         if not len(rows):
             return []
         with one_thread():
             videos = index.tokens(rows)
             with torch.inference_mode():
-                levels = (part_similarities(text, videos, self.model.head.levels) if part
-                          else self.model.similarities(text, videos))
+                levels = self.model.similarities(text, videos)
                 scores_V = self.model.combine(levels)[0]
             best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
             baseline, hits = self._baseline(index, text), []

@@ -106,7 +106,7 @@ class Page:
         clips = index.clips(rows) if len(rows) else []
         examples = [min(clip.captions, key=len) for clip in clips if clip.captions]
         return {"videos": len(index), "examples": examples, "notes": retriever.notes,
-                "level_weights": retriever.model.level_weights, "part": retriever.supports_partial_queries}
+                "level_weights": retriever.model.level_weights}
 
     def _answer(self, retriever: Retriever, query: QueryParams) -> tuple[list[Hit], list[str]]:
         return self._hits(retriever, query), retriever.query_notes(query.get("q", ""))
@@ -116,7 +116,7 @@ class Page:
                    _number(query, "max_seconds"))
         if "like" in query:
             return retriever.similar(query["like"], *filters)
-        return retriever.search(check_query(query.get("q", "")), *filters, part="part" in query)
+        return retriever.search(check_query(query.get("q", "")), *filters)
 
     def _explanation(self, retriever: Retriever, query: QueryParams) -> dict[str, Any]:
         """The explanation of one of the answers to the same query and filters."""

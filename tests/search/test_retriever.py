@@ -6,7 +6,7 @@ from model_world import mask_of, shake
 from search_world import T, clips, searchable_model, times
 
 import hcmi
-from hcmi.errors import ConfigError, DataError, SearchIndexError
+from hcmi.errors import DataError, SearchIndexError
 from hcmi.index import add_videos, create_index, model_card, remove_videos
 from hcmi.model import encode_texts
 from hcmi.search import Retriever
@@ -58,11 +58,6 @@ def test_search_scores_as_the_head_does_when_it_is_a_peer_and_clips_are_padded(h
     for hit in hits:        # the index stores tokens as float16
         row = int(hit.video_id[1:])
         assert hit.levels == pytest.approx({name: float(sims[0, row]) for name, sims in levels.items()}, abs=5e-3)
-    if head == "wti":
-        assert set(Retriever(model, tmp_path / "index").search(QUERY, part=True)[0].levels) == {"frame_word"}
-    else:
-        with pytest.raises(ConfigError, match=f"^part: need a model with head hcmi or wti .*, got {head} with "):
-            Retriever(model, tmp_path / "index").search(QUERY, part=True)
 
 
 def test_filters_and_removals_are_respected(world):

@@ -246,7 +246,7 @@ def test_nothing_is_read_from_the_folders_once_they_are_loaded(project):
     shutil.rmtree(project)
     kept = opened(project.with_name("kept"))
     for ask in (lambda r: r.search(QUERY, 41), lambda r: r.search(QUERY, tags={"place": "wood"}, max_seconds=6),
-                lambda r: r.search(QUERY, part=True), lambda r: r.similar("late"), lambda r: r.rank_captions("v3"),
+                lambda r: r.similar("late"), lambda r: r.rank_captions("v3"),
                 lambda r: r.explain(QUERY, r.search(QUERY)[0]).record(), lambda r: r.video("v7")[1],
                 lambda r: r.query_notes("a splendid ring")):
         assert ask(retriever) == ask(kept)

@@ -2,6 +2,7 @@
 
 const $ = (selector, inside = document) => inside.querySelector(selector);
 const WAIT_MS = 250;                // from the last key to the start of a search
+const PHRASES = 4;                  // shown one by one; the share of the others is shown as a sum
 const STILL = matchMedia("(prefers-reduced-motion: reduce)").matches;
 let asked = new AbortController();  // of the running search
 let about = {level_weights: {}};    // until the server has answered
@@ -40,10 +41,7 @@ async function show(typing = false) {
   asked.abort();
   asked = new AbortController();
   const {signal} = asked, now = query();
-  if (!typing) for (const field of fields) {
-    if (field.type === "checkbox") field.checked = now.has(field.name);
-    else field.value = now.get(field.name) ?? "";
-  }
+  if (!typing) for (const field of fields) field.value = now.get(field.name) ?? "";
   $("#filters").open ||= fields.some(field => $("#filters").contains(field) && now.has(field.name));
   document.title = now.get("q") ? `${now.get("q")} · HCMI` : "HCMI: search videos";
   $("#error").hidden = true;
@@ -151,7 +149,8 @@ async function why(item, hit) {
   wanted.set("video_id", hit.video_id);
   try {
     const found = await get("/api/explain", wanted);
-    reason.replaceChildren(sum(hit, found), make("p", "legend", LEGEND), heat(item, hit, found), phrases(found));
+    const counts = found.word_shares.length ? COUNTS : "";
+    reason.replaceChildren(sum(hit, found), make("p", "legend", LEGEND + counts), heat(item, hit, found), rest(found));
   } catch (error) {
     reason.replaceChildren(make("p", "", error.message));
   }
@@ -163,10 +162,12 @@ function sum(hit, found) {
   return make("p", "", `Score ${hit.score.toFixed(2)} = ${parts.join(" + ")}`);
 }
 
-const LEGEND = "How well each frame matches each word (cosine). Words with a larger weight are darker; the times of the moment "
-  + "have a border. Click a time to play from there.";
+const LEGEND = "How well each frame matches each word (cosine). The times of the moment have a border; click one to play from "
+  + "there. The best frame of each word has a border too.";
+const COUNTS = " Only that frame counts: its cosine × the weight of the word × the weight of the level is the word's share of "
+  + "the score.";
 
-// Rows are words, columns are frames. The last row is all words together, compared with other videos.
+// Rows are words, columns are frames. The last row is all words together: their frames are compared with other videos.
 function heat(item, hit, found) {
   const table = make("table"), head = table.createTHead().insertRow(), body = table.createTBody();
   table.ariaLabel = "How well each frame matches each word";
@@ -178,34 +179,42 @@ function heat(item, hit, found) {
     cell.append(button);
     head.append(cell);
   }
-  const line = (name, values, among, strength = 1) => {
+  const shares = found.word_shares, total = numbers => numbers.reduce((sum, value) => sum + value, 0);
+  for (const name of shares.length ? ["weight", "share"] : ["weight"]) head.append(make("th", "", name));
+  const line = (name, values, among, amounts, strength = 1, best = -1) => {
     const row = body.insertRow(), label = make("th", "", name);
     label.scope = "row";
     label.style.opacity = .45 + .55 * strength;
     row.append(label);
     const low = Math.min(...among), span = Math.max(...among) - low || 1;
-    for (const value of values) {
-      const cell = row.insertCell(), share = (value - low) / span;
+    values.forEach((value, at) => {
+      const cell = row.insertCell(), heat = (value - low) / span;
       cell.textContent = value.toFixed(2);
-      cell.style.background = `rgb(var(--heat) / ${share.toFixed(3)})`;
-      cell.classList.toggle("strong", share > .75);     // where both text colours have the same contrast
-    }
+      cell.style.background = `rgb(var(--heat) / ${heat.toFixed(3)})`;
+      cell.classList.toggle("strong", heat > .75);      // where both text colours have the same contrast
+      cell.classList.toggle("best", at === best);
+    });
+    for (const value of amounts) row.append(make("td", "amount", value.toFixed(2)));
     return row;
   };
   const most = Math.max(...found.word_weights), all = found.frame_word.flat();
-  found.words.forEach((word, at) => line(word, found.frame_word.map(row => row[at]), all, found.word_weights[at] / most));
-  line("all words", found.relevance, found.relevance).className = "together";
+  const amounts = [found.word_weights, shares].filter(numbers => numbers.length);
+  found.words.forEach((word, at) => line(word, found.frame_word.map(row => row[at]), all, amounts.map(numbers => numbers[at]),
+                                         found.word_weights[at] / most, found.word_frames[at]));
+  line("all words", found.relevance, found.relevance, amounts.map(total)).className = "together";
   return table;
 }
 
-function phrases(found) {
-  const list = make("ul", "phrases");
-  for (const match of found.phrases.slice(0, 4)) {
-    const item = make("li", "", "phrase ");
-    item.append(make("b", "", match.words.join(" … ")),
-                ` matches clip ${match.clip + 1} best, at ${match.time_s.toFixed(1)} s (cosine ${match.cosine.toFixed(2)})`);
-    list.append(item);
-  }
+// What else the score is made of, besides the words and the whole video.
+function rest(found) {
+  const list = make("ul", "rest"), add = (...texts) => list.appendChild(make("li")).append(...texts);
+  const two = value => value.toFixed(2);
+  if (Math.abs(found.marks_share) >= .005) add(`the marks at the start and the end of the text: share ${two(found.marks_share)}`);
+  for (const match of found.phrases.slice(0, PHRASES))
+    add("phrase ", make("b", "", match.words.join(" … ")), ` matches clip ${match.clip + 1} best, at ${match.time_s.toFixed(1)} s: `
+        + `cosine ${two(match.cosine)}, weight ${two(match.weight)}, share ${two(match.share)}`);
+  const others = found.phrases.slice(PHRASES);
+  if (others.length) add(`${others.length} more phrases: share ${two(others.reduce((sum, match) => sum + match.share, 0))}`);
   return list;
 }
 
@@ -229,7 +238,6 @@ addEventListener("keydown", event => {
 
 const aboutLoaded = get("/api/about", "").then(found => {
   about = found;
-  $("#part").hidden = !about.part;
   for (const caption of about.examples) {
     const example = make("button", "", caption);
     example.type = "button";

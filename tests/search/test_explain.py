@@ -1,0 +1,98 @@
+"""An explanation holds what the score is made of."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from model_world import shake
+from search_world import T, searchable_model, times, video_tokens
+
+from hcmi.model import encode_texts
+from hcmi.search import explain
+from hcmi.search.explain import explain_hit
+from hcmi.types import Hit, VideoTokens
+
+QUERY = "a red ring slides left"
+
+
+def padded_video(frames: int = T - 2) -> VideoTokens:
+    video = video_tokens(1, np.random.default_rng(1))
+    video.frame_weights_BT[0] = torch.tensor([1 / frames] * frames + [0.0] * (T - frames))
+    return video
+
+
+def score_by_loops(text, video, weights: dict[str, float]) -> float:
+    """sum over levels of weight x sum_w u_w max_t cos(w, t), and the cosine of sentence and video."""
+    def by_text(tokens_ND, weights_N, others_MD, others_M) -> float:
+        return sum(float(weight) * max(float(token @ other) for other, valid in zip(others_MD, others_M, strict=True)
+                                       if valid > 0) for token, weight in zip(tokens_ND, weights_N, strict=True))
+
+    return (weights["frame_word"] * by_text(text.words_BWD[0], text.word_weights_BW[0], video.frames_BTD[0],
+                                            video.frame_weights_BT[0])
+            + weights["clip_phrase"] * by_text(text.phrases_BPD[0], text.phrase_weights_BP[0], video.clips_BCD[0],
+                                               video.clip_weights_BC[0])
+            + weights["video_sentence"] * float(text.sentence_BD[0] @ video.video_BD[0]))
+
+
+def explained(model, video, query: str = QUERY):
+    return explain_hit(query, Hit(1, "v", "v.mp4", 0.0, 0.0, 1.0, {}), encode_texts(model, [query]), video, times(1)[0],
+                       model)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (2.0, 0.5, 1.0), (0.0, 3.0, 0.0)])
+def test_shares_add_up_to_the_score_when_worked_by_loops(weights):
+    model, video = shake(searchable_model()), padded_video()
+    model.config.level_weights = dict(zip(model.head.levels, weights, strict=True))
+    text, why = encode_texts(model, [QUERY]), explained(model, video)
+    assert float(why.word_weights_W.std()) > 0.01
+    whole = weights[2] * float(text.sentence_BD[0] @ video.video_BD[0])
+    shares = why.word_shares_W.sum() + why.marks_share + sum(match.share for match in why.phrases)
+    assert shares + whole == pytest.approx(score_by_loops(text, video, model.level_weights), abs=1e-5)
+    np.testing.assert_allclose(why.word_shares_W, weights[0] * why.word_weights_W * why.word_cosines_W, rtol=1e-5)
+    for match in why.phrases:
+        assert match.share == pytest.approx(weights[1] * match.weight * match.cosine)
+
+
+def test_a_word_counts_in_the_frame_that_shows_it_and_never_in_padding():
+    model, video = searchable_model(), padded_video()
+    ring_D = encode_texts(model, [QUERY]).words_BWD[0, 3]       # after the start mark, "a" and "red"
+    video.frames_BTD[0, 2] = video.frames_BTD[0, T - 1] = ring_D
+    why = explained(model, video)
+    ring = why.words.index("ring")
+    assert why.times_s.tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert why.word_frames_W[ring] == 2
+    assert why.word_cosines_W[ring] == pytest.approx(1, abs=1e-5)
+    np.testing.assert_array_equal(why.word_frames_W, why.frame_word_TW.argmax(0))
+    np.testing.assert_allclose(why.word_cosines_W, why.frame_word_TW.max(0), rtol=1e-5)
+
+
+def test_a_word_of_two_tokens_has_their_weights_and_their_mean_when_worked_by_loops(monkeypatch):
+    model, video = shake(searchable_model()), padded_video()
+    alone = explained(model, video)
+    monkeypatch.setattr(explain, "query_words", lambda *_: [("a", [1]), ("red ring", [2, 3]), ("slides", [4])])
+    why = explained(model, video)
+    red, ring = (float(weight) for weight in alone.word_weights_W[1:3])
+    assert why.word_weights_W[1] == pytest.approx(red + ring)
+    assert why.word_shares_W[1] == pytest.approx(alone.word_shares_W[1:3].sum())
+    for at in range(len(why.times_s)):
+        one, other = alone.frame_word_TW[at, 1:3]
+        assert why.frame_word_TW[at, 1] == pytest.approx((red * one + ring * other) / (red + ring))
+    left = alone.word_shares_W[4]       # a token that is in no word counts with the marks
+    assert why.marks_share == pytest.approx(alone.marks_share + left, abs=1e-6)
+
+
+@pytest.mark.parametrize("head", ["mean_pool", "wti", "xclip"])
+def test_there_are_no_shares_when_the_head_is_no_sum_over_words(head):
+    why = explained(searchable_model(head=head), padded_video())
+    assert why.word_shares_W.size == why.marks_share == 0
+    assert len(why.word_frames_W) == len(why.word_cosines_W) == 5
+
+
+def test_record_is_ready_for_json_and_has_no_weights_of_frames():
+    why = explained(searchable_model(), padded_video())
+    record = json.loads(json.dumps(why.record()))
+    assert set(record) == {"query", "hit", "level_weights", "words", "word_weights", "word_frames", "word_cosines",
+                           "word_shares", "marks_share", "times_s", "frame_word", "relevance", "phrases"}
+    assert record["word_frames"] == why.word_frames_W.tolist()
+    assert set(record["phrases"][0]) == {"words", "weight", "clip", "time_s", "cosine", "share"}
