@@ -52,7 +52,8 @@ MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}     
 CODE = ("hcmi/shards/sampler.py",
         *(f"hcmi/train/{name}.py" for name in ("denoising", "loss", "objective", "optimizers", "stage", "state")),
         *(f"hcmi/model/{name}.py"
-          for name in ("aggregate", "families", "heads", "interaction", "layers", "modeling", "processor", "towers")))
+          for name in ("aggregate", "encode", "families", "heads", "interaction", "layers", "modeling", "peers",
+                       "processor", "stem", "towers")))
 DATA_CODE = tuple(f"hcmi/scenes/{name}.py" for name in ("captions", "galleries", "render", "sampling", "vocabulary"))
 
 

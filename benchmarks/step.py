@@ -48,7 +48,8 @@ def main(head: str, device_name: str, towers: str = "small") -> None:
     torch.manual_seed(0)
     frames = section.num_frames
     clips = list(scene_clips(params.dataset.scenes, "train", 0, batch_size))
-    captions = [[clip.captions[number] for clip in clips] for number in range(params.train.captions_per_clip)]
+    captions = [[clip.captions[number % len(clip.captions)] for clip in clips]
+                for number in range(params.train.captions_per_clip)]
     model = new_retriever(section, size, list(chain(*captions))).train()
     if towers == "vit":
         model.config.backbone = "as if pretrained"      # AdamW for the towers

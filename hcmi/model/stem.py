@@ -40,7 +40,8 @@ class ConvStemEmbeddings(CLIPVisionEmbeddings):
     def __init__(self, config):
         super().__init__(config)
         width = config.hidden_size
-        self.patch_embedding = ConvStem(config.num_channels, width, config.patch_size)
+        self.patch_embedding = ConvStem(  # type: ignore[assignment]
+            config.num_channels, width, config.patch_size)
         self.map = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, MAP_CHANNELS), nn.GELU(approximate="tanh"),
                                  nn.Flatten(1), nn.Linear(MAP_CHANNELS * self.num_patches, width))
         with torch.no_grad():
@@ -75,9 +76,9 @@ class ConvStem(nn.Module):
     def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
         block, half = stride // 2, width // 2
+        self.to_blocks = nn.PixelUnshuffle(block)
+        self.first = nn.Conv2d(channels * block**2, half, kernel_size=3, padding=1)
         self.layers = nn.Sequential(
-            nn.PixelUnshuffle(block),
-            nn.Conv2d(channels * block**2, half, kernel_size=3, padding=1),
             nn.GroupNorm(1, half),
             nn.GELU(approximate="tanh"),
             nn.Conv2d(half, width, kernel_size=3, stride=2, padding=1),
@@ -87,10 +88,11 @@ class ConvStem(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The first weights, whose type `transformers` gives the pixels."""
-        return self.layers[1].weight
+        return self.first.weight
 
     def forward(self, pixels_NCHX: Tensor) -> Tensor:
-        return self.layers(pixels_NCHX.contiguous(memory_format=torch.channels_last))
+        blocks_NCHX = self.to_blocks(pixels_NCHX.contiguous(memory_format=torch.channels_last))
+        return self.layers(self.first(blocks_NCHX))
 
 
 class ResidualConvolution(nn.Module):

@@ -243,7 +243,7 @@ def event_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
     People mostly search for one thing that happens. Events that another split may show by themselves are left out.
     """
     events = list(dict.fromkeys(event for step in steps for event in step))
-    singles = [((event,),) for event in events if split_of(((event,),)) == "train"] if len(events) > 1 else []
+    singles: list[Steps] = [((event,),) for event in events if len(events) > 1 and split_of(((event,),)) == "train"]
     chosen: list[Steps] = []
     while singles and len(chosen) < count:
         chosen.append(draw(rng, singles))

@@ -96,7 +96,7 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
         return
     image = axes.imshow(matrix_WT, aspect="auto", cmap=HEAT, interpolation="nearest")
     for word, frame in enumerate(explanation.word_frames_W):
-        edge = "white" if image.norm(matrix_WT[word, frame]) > 0.7 else INK
+        edge = "white" if float(np.asarray(image.norm(matrix_WT[word, frame]))) > 0.7 else INK
         axes.add_patch(Rectangle((frame - 0.47, word - 0.42), 0.94, 0.84, fill=False, edgecolor=edge,
                                  linewidth=1.6, zorder=4))
     columns = [explanation.word_cosines_W, explanation.word_weights_W]

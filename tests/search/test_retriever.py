@@ -129,3 +129,12 @@ def test_retriever_is_found_at_the_top_of_the_package():
         _ = hcmi.nothing
 
 
+
+
+def test_explanation_adds_up_to_the_score(world):
+    retriever, _ = world
+    hit = retriever.search(QUERY)[0]
+    why = retriever.explain(QUERY, hit)
+    shares = why.word_shares_W.sum() + why.marks_share + sum(match.share for match in why.phrases)
+    whole = why.level_weights["video_sentence"] * hit.levels["video_sentence"]
+    assert shares + whole == pytest.approx(hit.score, abs=1e-4)
