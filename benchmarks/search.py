@@ -188,7 +188,7 @@ def calibrate(export: Path) -> None:
     phrases = torch.einsum("qpd,qcd->qpc", texts.phrases_BPD, mine.clips_BCD).amax(2)[texts.phrase_weights_BP > 0]
     rows = {"frame to its video": torch.einsum("vtd,vd->vt", videos.frames_BTD, videos.video_BD),
             "clip to its video": torch.einsum("vcd,vd->vc", videos.clips_BCD, videos.video_BD),
-            "sentence to its video": (texts.sentence_BD * mine.video_BD).sum(1),
+            "sentence to its video": torch.cosine_similarity(texts.sentence_BD, mine.video_BD),
             "word to its best frame": words, "phrase to its best clip": phrases}
     print(table(["cosine", "mean", "standard deviation"], [[name, float(v.mean()), float(v.std())]
                                                           for name, v in rows.items()]))

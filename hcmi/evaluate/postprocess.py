@@ -2,7 +2,7 @@
 
 A `deployable` method answers one query at a time with a bank of training captions, so a search engine can use it. The
 other methods use all test queries at once: they give an upper bound for papers, which no single user's query can reach.
-Scores are mean cosines, in [-1, 1]; the scales below are meant for such scores.
+Scores are means of the levels' similarities, about in [-1, 1]; the scales below are meant for such scores.
 
 What validation chooses, scales and level weights, starts from a default. Another choice is taken only where the
 validation split has at least `FEWEST_CLIPS` captioned clips and is clearly better with it.
@@ -19,7 +19,7 @@ from hcmi.evaluate.metrics import by_item, ranks
 
 Tried = TypeVar("Tried")
 DEPLOYABLE = {"qb_norm": True, "sinkhorn_single": True, "dsl": False, "sinkhorn": False}
-# Inverse temperatures for mean cosines, taken where validation does not choose another. Measured on CLIP's MSR-VTT 1k-A
+# Inverse temperatures for such scores, taken where validation does not choose another. Measured on CLIP's MSR-VTT 1k-A
 # matrix and on Scenes: Sinkhorn is best at 70 to 150, the methods with a bank at 20 to 50, so that one scale for all
 # costs 2 points of R@1 or more. The logit scale of a model is no better. It depends on how long the model was trained:
 # on Scenes it is 24 for each level, which costs Sinkhorn on one level 2 to 6 points.

@@ -57,7 +57,7 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     report = {"protocol": protocol, "raw": split.both(sims_QV),
               "levels": {name: split.both(level_QV.numpy()) for name, level_QV in levels.items()},
               "post": post_processed(split, sims_QV / sum(model.level_weights.values()),
-                                     None if bank is None else mean_cosines(model, bank, encoded),
+                                     None if bank is None else mean_scores(model, bank, encoded),
                                      validation_scales(model, shards_dir, bank, params))}
     if shared := shared_captions(split, encoded.captions, sims_QV):
         report["shared_captions"] = shared
@@ -124,8 +124,8 @@ def bank_texts(model: HcmiModel, shards_dir: str | Path, size: int) -> TextToken
     return encode_texts(model, [captions[row] for row in sorted(chosen)])
 
 
-def mean_cosines(model: HcmiModel, texts: TextTokens, encoded: EncodedSplit) -> NDArray:
-    """Mean cosines [N, V] of texts with the clips of a split."""
+def mean_scores(model: HcmiModel, texts: TextTokens, encoded: EncodedSplit) -> NDArray:
+    """Means of the levels [N, V] of texts with the clips of a split."""
     return model.combine(score(model, texts, encoded.videos)).numpy() / sum(model.level_weights.values())
 
 
@@ -141,8 +141,8 @@ def validation_scales(model: HcmiModel, shards_dir: str | Path, bank: TextTokens
     if sum(bool(clip.captions) for clip in reader.clips) < FEWEST_CLIPS:
         return None
     encoded = encode_split(model, reader, params.evaluate.batch_size)
-    return choose_scales(encoded.caption_video, mean_cosines(model, encoded.texts, encoded),
-                         None if bank is None else mean_cosines(model, bank, encoded))
+    return choose_scales(encoded.caption_video, mean_scores(model, encoded.texts, encoded),
+                         None if bank is None else mean_scores(model, bank, encoded))
 
 
 def run_card(model: HcmiModel, shards_dir: str | Path, protocol: dict, params: Params) -> dict:

@@ -71,7 +71,7 @@ class MilvusIndex:
         check_fingerprint(self.folder, self.model, fingerprint)
 
     def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None) -> np.ndarray:
-        """First stage: keys of the `count` videos nearest to the unit vector `query_D`, best first."""
+        """First stage: keys of the `count` videos nearest to `query_D`, of any length, best first."""
         with _explained(self.folder):
             hits = self.client.search(VIDEOS, [query_D.tolist()], limit=count, filter=_expression(where or Filter()),
                                       output_fields=["row"], search_params={"params": {"ef": 2 * count}})[0]

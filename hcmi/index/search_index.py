@@ -85,7 +85,7 @@ class SearchIndex:
         check_fingerprint(self.folder, self.model, fingerprint)
 
     def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None) -> np.ndarray:
-        """First stage: rows of the `count` videos nearest to the unit vector `query_D`, best first."""
+        """First stage: rows of the `count` videos nearest to `query_D`, of any length, best first."""
         keeps: list[np.ndarray | None] = [s.alive if s.entry["removed"] else None for s in self.segments]
         if where:
             filtered = self._filtered       # read once: another thread may replace it at any time

@@ -1,7 +1,8 @@
 """Videos and their tokens on disk: `videos.parquet`, and `.npy` files with the same rows, which can be memory-mapped.
 
 Precision `float16` stores numbers directly. `int8` stores each vector's direction, which is all that a cosine needs, as
-round(127 x / max|x|), in half the bytes. Both are read back as float32 vectors of length 1.
+round(127 x / max|x|), in half the bytes. Both are read back as float32 vectors of length 1. Only the sentence of a
+text keeps its length, which is a weight.
 """
 
 import os
@@ -89,10 +90,11 @@ def write_texts(folder: Path, texts: TextTokens) -> None:
 
 
 def read_texts(folder: Path) -> TextTokens:
-    """What `write_texts` wrote, as float32; vectors have length 1."""
+    """What `write_texts` wrote, as float32; words and phrases have length 1, sentences the length they had."""
     def read(field: str) -> Tensor:
         stored = np.load(folder / f"texts_{field.rsplit('_', 1)[0]}.npy")
-        return torch.from_numpy(stored.astype(np.float32) if "weights" in field else unpack_vectors(stored))
+        as_stored = "weights" in field or field == "sentence_BD"
+        return torch.from_numpy(stored.astype(np.float32) if as_stored else unpack_vectors(stored))
     return TextTokens(*(read(field) for field in TextTokens.__dataclass_fields__))
 
 

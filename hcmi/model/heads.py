@@ -29,7 +29,7 @@ from hcmi.types import TextTokens, VideoTokens
 
 
 class Head(nn.Module):
-    """What all heads share: the towers' features in, unit vectors out, and a logit scale per level [ours]."""
+    """What all heads share: the towers' features in, tokens out, and a logit scale per level [ours]."""
 
     levels: tuple[str, ...] = ()
     # Whether training adds what HCMI has beside the plain contrastive loss: weights of the levels, a loss on their sum,

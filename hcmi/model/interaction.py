@@ -1,11 +1,15 @@
-"""Similarities between token sets (docs/method.md). Tokens have length 1; weights sum to 1, and are 0 on padding."""
+"""Similarities between token sets (docs/method.md).
+
+Vectors have length 1, except that the length of a sentence is its weight. Weights of tokens sum to 1, and are 0 on
+padding.
+"""
 
 import torch
 from torch import Tensor
 
 
 def cosine(texts_QD: Tensor, videos_VD: Tensor) -> Tensor:
-    """[Q, V] for unit vectors."""
+    """[Q, V] for unit vectors; the length of a text's vector multiplies its row."""
     return texts_QD @ videos_VD.T
 
 

@@ -23,7 +23,7 @@ from hcmi.shards import TrainLoader
 from hcmi.train.state import Progress
 
 CHECKPOINT_SECONDS = 300        # between two checkpoints within an epoch
-FORMAT = 2                      # of last.pt; raise it when what it holds, or how the loader stores its state, changes
+FORMAT = 3                      # of last.pt; raise it when what it holds, or how the loader stores its state, changes
 NEXT_STEP = "Remove last.pt and best.pt to train from the start."
 OTHER_VERSION = f"Another version of hcmi wrote it. {NEXT_STEP}"
 

@@ -49,15 +49,17 @@ def clip_views(model: HcmiModel, by: str, features_BTD: Tensor, mask_BT: Tensor,
     """Two views of each clip: of its captions (`by` is `text`), of its frames (`video`), or both, in this order.
 
     `sentences` are the embeddings [B, D] of the first, second, ... caption of each clip in the batch; the views are
-    those of the first and the last. The paper's authors compare videos alone. On Scenes that is right in one case of
-    three, while captions separate clips that differ in one word from clips of one meaning. With `tag`, both views are a
-    random direction that belongs to the clip's meaning, so that clips count as the same exactly where they are. [ours]
+    those of the first and the last. Views have length 1. The paper's authors compare videos alone. On Scenes that is
+    right in one case of three, while captions separate clips that differ in one word from clips of one meaning. With
+    `tag`, both views are a random direction that belongs to the clip's meaning, so that clips count as the same exactly
+    where they are. [ours]
     """
     if by == "tag":
         assert meaning_B is not None, "need the clips' meanings for denoising by tag, got none"
         direction_BD = _directions(meaning_B, model.head.dim, mask_BT.device)
         return [(direction_BD, direction_BD)]
-    views = [] if by == "video" else [(sentences[0], sentences[-1])]
+    unit = nn.functional.normalize      # a sentence's length is a weight
+    views = [] if by == "video" else [(unit(sentences[0], dim=-1), unit(sentences[-1], dim=-1))]
     if by != "text":
         views.append(video_views(model, features_BTD, mask_BT))
     return views

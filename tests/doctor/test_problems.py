@@ -30,7 +30,7 @@ def test_problem_is_found_when_a_name_is_no_text(params):
 
 @pytest.mark.parametrize(("section", "change", "message"), [
     ("train", {"device": "cuda:99"}, "device: need a CUDA GPU for 'cuda:99', got"),
-    ("shards", {"size": 65}, "shards.size: need a multiple of model.scratch.patch=16, got 65. Change one of them.")])
+    ("shards", {"size": 65}, "shards.size: need a multiple of model.scratch.patch=8, got 65. Change one of them.")])
 def test_problem_is_found_when_the_parameters_have(params, section, change, message):
     wrong = params.model_copy(update={section: getattr(params, section).model_copy(update=change)})
     problem, = find_problems(REPORT, [], wrong)

@@ -120,9 +120,10 @@ def test_head_gives_unit_tokens_and_weights_that_sum_to_one_when_clips_are_padde
     for weights_BN in (videos.frame_weights_BT, videos.clip_weights_BC, texts.word_weights_BW, texts.phrase_weights_BP):
         if weights_BN.shape[1]:
             torch.testing.assert_close(weights_BN.sum(1), torch.ones(len(weights_BN)))
-    for vectors in (videos.video_BD, videos.frames_BTD, videos.clips_BCD, texts.sentence_BD, texts.words_BWD,
-                    texts.phrases_BPD):
+    for vectors in (videos.video_BD, videos.frames_BTD, videos.clips_BCD, texts.words_BWD, texts.phrases_BPD):
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
+    lengths_B = texts.sentence_BD.norm(dim=-1)      # of HCMI's sentences: the coverage, which the oracle checks
+    assert ((lengths_B > 0) & (lengths_B < 2)).all() if name == "hcmi" else torch.allclose(lengths_B, torch.ones(4))
 
 
 # odd inputs
@@ -163,6 +164,38 @@ def test_head_weighs_tokens_alike_when_untrained(name):
     head, inputs = made_head(name, wild=False), made_inputs()
     weights_BT = head.video(inputs["features_BTD"], inputs["frame_mask_BT"]).frame_weights_BT
     torch.testing.assert_close(weights_BT, inputs["frame_mask_BT"] / inputs["frame_mask_BT"].sum(1, keepdim=True))
+
+
+def test_coverage_is_1_when_untrained():
+    """So the sentence is of length 1, and the identity at the start stays."""
+    head, inputs = made_head("hcmi", wild=False), made_inputs()
+    found_B1 = 2 * head.coverage(10 * inputs["anchor_BD"]).sigmoid()
+    assert torch.equal(found_B1, torch.ones(4, 1))
+    sentence_BD = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"]).sentence_BD
+    torch.testing.assert_close(sentence_BD.norm(dim=1), torch.ones(4))
+
+
+def test_coverage_of_a_half_halves_video_sentence_and_nothing_else():
+    head, inputs = made_head("hcmi"), made_inputs()
+    with torch.no_grad():
+        head.coverage.weight.zero_()
+        head.coverage.bias.zero_()
+        whole = scores(head, inputs)
+        head.coverage.bias.fill_(-math.log(3))      # 2 sigmoid(-log 3) = 2 / (1 + 3)
+        half = scores(head, inputs)
+    for level in ("frame_word", "clip_phrase"):
+        assert torch.equal(half[level], whole[level])
+    torch.testing.assert_close(half["video_sentence"], whole["video_sentence"] / 2)
+
+
+def test_coverage_gives_the_sentence_no_gradient():
+    head, inputs = made_head("hcmi"), made_inputs()
+    leaves = {name: inputs[name].requires_grad_() for name in ("states_BWD", "anchor_BD")}
+    lengths_B = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"]).sentence_BD.norm(dim=1)
+    assert lengths_B.std() > 0.1
+    of_coverage, *of_sentence = torch.autograd.grad(lengths_B.sum(), [head.coverage.weight, *leaves.values()])
+    assert of_coverage.abs().max() > 0.1
+    assert all(gradient.abs().max() < 1e-6 for gradient in of_sentence)
 
 
 def test_logit_scale_is_clamped_at_100_when_it_grows():

@@ -168,6 +168,15 @@ def test_checkpoint_is_refused_in_one_line_when_an_earlier_version_wrote_it(tmp_
     assert not Checkpoints(tmp_path, "other parameters").restore(model, optimizers, None, progress)
 
 
+def test_checkpoint_is_refused_when_it_has_the_format_before_this_one(tmp_path):
+    model, checkpoint = tiny_model("mean_pool"), Checkpoints(tmp_path, "same")
+    loader = types.SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)
+    checkpoint.save(model, [], loader, Progress.start(24, 32))
+    torch.save(torch.load(checkpoint.last) | {"format": FORMAT - 1}, checkpoint.last)
+    with pytest.raises(ModelError, match=r"last\.pt: need format 3, got 2\."):
+        checkpoint.restore(model, [], loader, Progress.start(24, 32))
+
+
 def test_train_prints_one_line_when_an_earlier_version_wrote_its_checkpoint(films, tmp_path):
     model_config, config = section(), train_config(epochs=3, batch_size=8)
     model = tiny_model()

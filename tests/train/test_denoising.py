@@ -1,6 +1,7 @@
 """Two views of each clip, and which clips of a batch count as the same by them."""
 
 import types
+from itertools import chain
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ def test_same_clips_need_what_they_are_asked_for_when_videos_or_captions_agree()
     assert torch.equal(alone, found["text"])
     known_BB = same_clips(clip_views(model, "tag", features_BTD, mask_BT, [], torch.tensor([4, 9, 4])))
     assert known_BB.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+
+
+@pytest.mark.parametrize("by", ["video", "text", "both"])
+def test_views_have_length_1_when_sentences_have_another(by):
+    """The grouping of marginal clips compares them by their products."""
+    model, generator = tiny_model(), torch.Generator().manual_seed(0)
+    features_BTD, sentence_BD = torch.randn(3, 4, 32, generator=generator), torch.randn(3, 32, generator=generator)
+    sentences = [length * torch.nn.functional.normalize(sentence_BD, dim=1) for length in (0.5, 1.0, 1.9)]
+    for view in chain(*clip_views(model, by, features_BTD, torch.ones(3, 4, dtype=torch.bool), sentences)):
+        torch.testing.assert_close(view.norm(dim=1), torch.ones(3))
 
 
 @pytest.mark.parametrize("longest", [1, 4])

@@ -8,15 +8,19 @@ from loss_by_loops import contrastive_by_loops, drawn, margin_by_loops
 from model_world import tiny_model, train_config
 
 from hcmi.config import LevelWeights
+from hcmi.model.heads import HEADS
 from hcmi.train.denoising import denoise_mode
 from hcmi.train.loss import contrastive
 from hcmi.train.objective import group_size, total_loss
+from hcmi.types import LEVELS
+
+UNIT_5D = torch.eye(5)      # sentences of length 1, where lengths do not matter
 
 
 def levels_and_total(**changes) -> tuple[dict, torch.Tensor, dict]:
     model, config = tiny_model(), train_config(**changes)
     levels = {name: drawn(number, 5)[0].float() for number, name in enumerate(model.head.levels)}
-    return levels, *total_loss(model, levels, config, None, "off")
+    return levels, *total_loss(model, levels, UNIT_5D, config, None, "off")
 
 
 def assert_every_level_counts(total) -> None:
@@ -42,7 +46,7 @@ def test_total_loss_is_the_weighted_sum_when_levels_have_weights():
 
 def test_total_loss_counts_every_level_when_all_have_weight():
     model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
-    assert_every_level_counts(lambda levels: total_loss(model, levels, config, None, "off")[0])
+    assert_every_level_counts(lambda levels: total_loss(model, levels, UNIT_5D, config, None, "off")[0])
 
 
 def test_total_loss_leaves_a_level_out_when_its_weight_is_zero():
@@ -60,7 +64,7 @@ def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
     with torch.no_grad():
         for scale, parameter in zip((2.0, 3.0, 7.0), model.head.logit_scales.values(), strict=True):
             parameter.fill_(math.log(scale))
-    figures = total_loss(model, levels, config, None, "off")[1]
+    figures = total_loss(model, levels, UNIT_5D, config, None, "off")[1]
     expected = contrastive_by_loops(sum(levels.values()).tolist(), 4.0, None, "off")
     assert figures["loss_sum"] == pytest.approx(expected, rel=1e-5)
 
@@ -68,7 +72,7 @@ def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
 def test_total_loss_takes_all_captions_when_clips_have_several():
     model, config = tiny_model(), train_config(sum_weight=1.0)
     levels = {name: drawn(number, 5, 2)[0].float() for number, name in enumerate(model.head.levels)}
-    figures = total_loss(model, levels, config, None, "off")[1]
+    figures = total_loss(model, levels, UNIT_5D.repeat(2, 1), config, None, "off")[1]
     both_QB = sum(levels.values())
     assert figures["loss_sum"] == pytest.approx(contrastive_by_loops(both_QB.tolist(), 1 / 0.07, None, "off"), rel=1e-5)
     assert figures["loss_margin"] == pytest.approx(margin_by_loops(levels["video_sentence"].tolist(), 0.2), rel=1e-5)
@@ -76,10 +80,10 @@ def test_total_loss_takes_all_captions_when_clips_have_several():
 
 @pytest.mark.parametrize("dropped", ["frame_word", "clip_phrase", "video_sentence"])
 def test_assert_every_level_counts_fails_when_one_level_is_dropped(dropped):
-    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
+    weights = {name: float(name != dropped) for name in LEVELS}
+    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0, level_weights=weights)
     with pytest.raises(AssertionError, match=f"level {dropped} does not count"):
-        assert_every_level_counts(lambda levels: total_loss(
-            model, {name: sims for name, sims in levels.items() if name != dropped}, config, None, "off")[0])
+        assert_every_level_counts(lambda levels: total_loss(model, levels, UNIT_5D, config, None, "off")[0])
 
 
 def test_peers_train_plainly_when_the_parameters_ask_for_hcmis_own_parts():
@@ -87,7 +91,7 @@ def test_peers_train_plainly_when_the_parameters_ask_for_hcmis_own_parts():
     assert (denoise_mode(model, config, 9), group_size(model, config, 9)) == ("off", 1)
     sims_BB = torch.eye(3) / 2
     plain = contrastive(sims_BB, model.head.logit_scale("frame_word"))
-    assert torch.equal(total_loss(model, {"frame_word": sims_BB}, config, None, "off")[0], plain)
+    assert torch.equal(total_loss(model, {"frame_word": sims_BB}, torch.eye(3), config, None, "off")[0], plain)
 
 
 def test_group_size_is_1_when_still_warming_up():
@@ -102,3 +106,77 @@ def test_head_decides_how_it_is_trained_when_it_is_not_called_hcmi(monkeypatch):
     assert (denoise_mode(model, config, 9), group_size(model, config, 9)) == ("mask", 4)
     monkeypatch.setattr(type(model.head), "hcmi_training", False)
     assert (denoise_mode(model, config, 9), group_size(model, config, 9)) == ("off", 1)
+
+
+# lengths of sentences
+
+def assert_lengths_weigh_the_sum_alone(total) -> None:
+    """Two clips, worked by hand: `total(model, levels, sentence_QD, config, None, "off")` of sentences 0.5 and 2 long.
+
+    The cosines are 1 for a clip's own text and 0 for the other, at a logit scale of 1. With one wrong answer that is
+    behind by x, the contrastive loss is log(1 + exp(-x)).
+    """
+    def loss(behind: float) -> float:
+        return math.log(1 + math.exp(-behind))
+
+    model = tiny_model()
+    config = train_config(margin=1.2, margin_weight=1.0, sum_weight=1.0, level_weights=dict.fromkeys(LEVELS, 1.0))
+    with torch.no_grad():
+        for scale in model.head.logit_scales.values():
+            scale.zero_()
+    levels = {"frame_word": 0.3 * torch.eye(2), "clip_phrase": torch.zeros(2, 2),
+              "video_sentence": torch.tensor([[0.5, 0.0], [0.0, 2.0]])}
+    figures = total(model, levels, torch.tensor([[0.3, 0.4], [1.2, -1.6]]), config, None, "off")[1]
+    needed = {"loss_frame_word": loss(0.3), "loss_clip_phrase": math.log(2), "loss_video_sentence": loss(1),
+              "loss_sum": (loss(0.3 + 0.5) + loss(0.3 + 2)) / 2,
+              "loss_margin": 0.2}       # a wrong answer, 0, is to be 1.2 behind the right one, 1, and is 1 behind
+    for name, value in needed.items():
+        assert abs(figures[name] - value) < 1e-6, f"{name}: need {value}, got {figures[name]}"
+
+
+def test_sentences_lengths_weigh_video_sentence_in_the_sum_alone():
+    assert_lengths_weigh_the_sum_alone(total_loss)
+
+
+def sum_of_plain_cosines(model, levels, sentence_QD, *others):
+    plain = levels | {"video_sentence": levels["video_sentence"] / sentence_QD.norm(dim=1, keepdim=True)}
+    return total_loss(model, plain, sentence_QD / sentence_QD.norm(dim=1, keepdim=True), *others)
+
+
+def weighted_levels(model, levels, sentence_QD, *others):
+    return total_loss(model, levels, sentence_QD / sentence_QD.norm(dim=1, keepdim=True), *others)
+
+
+@pytest.mark.parametrize(("planted", "wrong"), [(sum_of_plain_cosines, "loss_sum"),
+                                                (weighted_levels, "loss_video_sentence")])
+def test_assert_lengths_weigh_the_sum_alone_fails_when_lengths_are_lost_or_weigh_more(planted, wrong):
+    with pytest.raises(AssertionError, match=f"{wrong}: need"):
+        assert_lengths_weigh_the_sum_alone(planted)
+
+
+def test_sentences_lengths_get_the_gradient_of_the_sum_alone():
+    model = tiny_model()
+    levels = {name: drawn(number, 5, 2)[0].float() for number, name in enumerate(model.head.levels)}
+    lengths_Q1 = torch.linspace(0.2, 1.9, 10)[:, None].requires_grad_()
+
+    def weighted() -> dict:
+        return levels | {"video_sentence": lengths_Q1 * levels["video_sentence"]}
+
+    def gradient(**changes) -> torch.Tensor:
+        sentence_QD = lengths_Q1 * UNIT_5D.repeat(2, 1)
+        total = total_loss(model, weighted(), sentence_QD, train_config(**changes), None, "off")[0]
+        return torch.autograd.grad(total, lengths_Q1)[0]
+
+    of_sum = contrastive(sum(weighted().values()), model.head.logit_scale("frame_word"))
+    needed_Q1 = torch.autograd.grad(of_sum, lengths_Q1)[0]
+    assert needed_Q1.abs().min() > 1e-4
+    torch.testing.assert_close(gradient(sum_weight=1.5, margin_weight=3.0), 1.5 * needed_Q1, atol=1e-6, rtol=1e-4)
+    assert gradient(sum_weight=0.0, margin_weight=3.0).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("head", [name for name in HEADS if name != "hcmi"])
+def test_peers_losses_are_the_same_when_sentences_have_other_lengths(head):
+    model, config = tiny_model(head), train_config(sum_weight=1.0, margin_weight=1.0)
+    levels = {name: drawn(number, 5)[0].float() for number, name in enumerate(model.head.levels)}
+    plain, longer = (total_loss(model, levels, length * UNIT_5D, config, None, "off")[0] for length in (1, 3))
+    assert torch.equal(plain, longer)

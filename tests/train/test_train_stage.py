@@ -162,7 +162,8 @@ def test_loss_stays_finite_when_a_caption_is_padding_alone(head):
     ids_BW, mask_BW = model.processor.texts(["a red film", "a blue film"])
     mask_BW[1] = 0
     videos = model.encode_videos(model.processor.frames(batch_of([4, 4], []).frames_KBTHXC[0]), mask_of([4, 4], 4))
-    total, _ = total_loss(model, model.similarities(model.encode_texts(ids_BW, mask_BW), videos), config, None, "off")
+    texts = model.encode_texts(ids_BW, mask_BW)
+    total, _ = total_loss(model, model.similarities(texts, videos), texts.sentence_BD, config, None, "off")
     total.backward()
     assert torch.isfinite(total)
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
@@ -174,6 +175,42 @@ def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
         model.towers.visual_projection.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match=r"training: need a finite loss, got nan\. Lower train\.lr"):
         training_step(model, make_optimizers(model, config), batch_of([4, 4], ["a", "b"]), config, "off", "float32")
+
+
+# captions of different lengths
+
+UNEVEN = ["a", "first red and then blue and then green and then black", "", "a yellow film then white"]
+
+
+def assert_step_is_that_of_all_captions_at_once(head: str) -> None:
+    model, config, batch = tiny_model(head, wild=True).train(), train_config(), batch_of([4, 2, 4, 3], UNEVEN)
+    ids_QW, mask_QW = model.processor.texts([*batch.captions[0], *batch.captions[1]])
+    assert len(set(mask_QW.sum(1).tolist())) == 4
+    with torch.no_grad():
+        texts = model.encode_texts(ids_QW, mask_QW)
+        videos = model.encode_videos(model.processor.frames(batch.frames_KBTHXC[0]), batch.frame_mask_BT)
+        needed = total_loss(model, model.similarities(texts, videos), texts.sentence_BD, config, None, "off")[1]
+    found = training_step(model, make_optimizers(model, config), batch, config, "off", "float32").figures
+    assert found == pytest.approx(needed, rel=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_training_step_has_the_loss_of_all_captions_at_once_when_their_lengths_differ(head):
+    assert_step_is_that_of_all_captions_at_once(head)
+
+
+@pytest.mark.parametrize("lost", ["order", "lengths"])
+def test_assert_step_is_that_of_all_captions_at_once_fails_when_something_is_lost(monkeypatch, lost):
+    def planted(*inputs):
+        levels, sentence_QD = subject_similarities(*inputs)
+        if lost == "order":
+            return {level: sims_QV.roll(1, 0) for level, sims_QV in levels.items()}, sentence_QD.roll(1, 0)
+        return levels, torch.nn.functional.normalize(sentence_QD, dim=1)
+
+    subject_similarities = subject.bucketed_similarities
+    monkeypatch.setattr(subject, "bucketed_similarities", planted)
+    with pytest.raises(AssertionError):
+        assert_step_is_that_of_all_captions_at_once("hcmi")
 
 
 # marginal groups
