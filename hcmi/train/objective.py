@@ -21,7 +21,8 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], sentence_QD: Tensor,
     """
     summed = levels
     if model.head.hcmi_training:
-        levels = levels | {"video_sentence": levels["video_sentence"] / sentence_QD.norm(dim=1, keepdim=True)}
+        lengths_Q1 = sentence_QD.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        levels = levels | {"video_sentence": levels["video_sentence"] / lengths_Q1}
     weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
     scales = {level: model.head.logit_scale(level) for level in weights}
     terms = {level: weight * contrastive(levels[level], scales[level], positives_BB, denoise)
