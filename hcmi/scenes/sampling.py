@@ -269,7 +269,7 @@ def event_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
     """
     events = dict.fromkeys(event for step in steps for event in step)
     told = dict.fromkeys(one for event in events for one in shown_by(event))
-    singles = [((event,),) for event in told if split_of(((event,),)) == "train"] if len(events) > 1 else []
+    singles: list[Steps] = [((event,),) for event in told if len(events) > 1 and split_of(((event,),)) == "train"]
     chosen: list[Steps] = []
     while singles and len(chosen) < count:
         chosen.append(draw(rng, singles))
