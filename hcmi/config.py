@@ -21,6 +21,7 @@ class Section(BaseModel):
 class ScenesConfig(Section):
     """The generated data set (`hcmi/scenes`)."""
 
+    version: Literal[1, 2]          # 2 has more colours, shapes and actions, and two of a kind (docs/scenes.md)
     num_train: Positive
     num_val: Positive
     num_test: Positive

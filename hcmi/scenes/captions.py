@@ -12,7 +12,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 def phrase(event: Event) -> str:
-    return f"{'an' if event.colour[0] in 'aeiou' else 'a'} {event.name}"
+    """The words of an event: "an orange ring grows", "two orange rings grow"."""
+    return event.name if event.number == 2 else f"{'an' if event.colour[0] in 'aeiou' else 'a'} {event.name}"
 
 
 def step_phrase(rng: Random, step: tuple[Event, ...]) -> str:
@@ -52,7 +53,8 @@ def _clip_of(rng: Random, steps: Steps) -> str:
 
 def _there_is(rng: Random, steps: Steps) -> str:
     event = steps[0][0]
-    return f"there is {phrase(event).removesuffix(event.action)}that {event.action}"
+    words = phrase(event).split()
+    return f"there {'is' if event.number == 1 else 'are'} {' '.join(words[:3])} that {' '.join(words[3:])}"
 
 
 def _while_first(rng: Random, steps: Steps) -> str:

@@ -8,7 +8,7 @@ years.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from random import Random
 
@@ -16,14 +16,26 @@ from hcmi.config import ScenesConfig
 from hcmi.errors import ConfigError
 from hcmi.scenes.captions import phrase, things_happen
 from hcmi.scenes.sampling import SceneClip, StepSampler, change_word, make_clip, random_event, random_steps, scene_clips
-from hcmi.scenes.vocabulary import WORDS, Event, Steps, draw, meaning_of, parts_of, pick, split_of
+from hcmi.scenes.vocabulary import (
+    VOCABULARIES,
+    Event,
+    Steps,
+    Vocabulary,
+    draw,
+    meaning_of,
+    parts_of,
+    pick,
+    shown_by,
+    split_of,
+    wholes_of,
+)
 
-VERSION = "1"
+VERSION = "1"           # of the galleries that are made with STANDARD; the published figures are of it
 SEED = 0
 # The galleries are made with these parameters; params.yaml does not change them.
-STANDARD = ScenesConfig(num_train=4000, num_val=300, num_test=1000, num_incoming=200, max_events=4, captions_per_clip=3,
-                        part_captions=1, event_captions=4, wording="sentence", duplicate_rate=0.1,
-                        neighbour_rate=0.3, width=128, height=128, fps=12)
+STANDARD = ScenesConfig(version=1, num_train=4000, num_val=300, num_test=1000, num_incoming=200, max_events=4,
+                        captions_per_clip=3, part_captions=1, event_captions=4, wording="sentence",
+                        duplicate_rate=0.1, neighbour_rate=0.3, width=128, height=128, fps=12)
 # A model for the gallery `long` is trained with these: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
 LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})
 LONG_FROM = 4
@@ -32,6 +44,7 @@ Group = list[tuple[Steps, str]]         # of each clip: its steps and its tag `n
 # The first three are the first clips of one split, so each of them holds the clips of the one before it.
 SIZES = {"main": 1000, "event": 1000, "crowd": 10000,
          "attribute": 600, "order": 600, "count": 400, "long": 600, "paraphrase": 600}
+TWIN_SIZES = {"number": 600}            # of version 2 only
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Query:
 
 
 def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
-    """The clips of a gallery, all of split `test`. Only frame size and rate of `config` are used.
+    """The clips of a gallery, all of split `test`. Only version, frame size and rate of `config` are used.
 
     - main: the test split of the standard data set
     - event: the clips of `main`, asked for by single events
@@ -52,22 +65,24 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
     - order: groups of 6, three events in all their orders
     - count: groups of 4 with one to four events, either the same event repeated or one more each time; the captions say
       how many
+    - number: groups of 3, the same three events of which another one is two of a kind; of version 2 only
     - long: 4 to 6 events, captions in paragraphs
     - paraphrase: wordings that no training caption has
 
     Raises: ConfigError for an unknown name.
     """
-    if name not in SIZES:
-        raise ConfigError(f"gallery: need one of {', '.join(SIZES)}, got {name!r}. Choose one of them.")
-    size = {"width": config.width, "height": config.height, "fps": config.fps}
+    sizes = {**SIZES, **(TWIN_SIZES if config.version == 2 else {})}
+    if name not in sizes:
+        raise ConfigError(f"gallery: need one of {', '.join(sizes)}, got {name!r}. Choose one of them.")
+    own = {"version": config.version, "width": config.width, "height": config.height, "fps": config.fps}
+    base = (LONG if name == "long" else STANDARD).model_copy(update=own)
     if name in ("main", "event", "crowd"):
-        return list(scene_clips(STANDARD.model_copy(update=size), "test", SEED, SIZES[name]))
-    base = (LONG if name == "long" else STANDARD).model_copy(update=size)
+        return list(scene_clips(base, "test", SEED, sizes[name]))
     if name in GROUPS:
-        found = _grouped(name)
+        found = _grouped(name, sizes[name], config.version)
     else:
         sampler = StepSampler("test", base, min_events=LONG_FROM if name == "long" else 1)
-        found = ((rng, *sampler.next(rng), str(i)) for i, rng in enumerate(_rngs(name, SIZES[name])))
+        found = ((rng, *sampler.next(rng), str(i)) for i, rng in enumerate(_rngs(name, sizes[name], config.version)))
     clips = []
     for index, (rng, steps, near, group) in enumerate(found):
         captions = (things_happen(rng, steps),) if name == "count" else ()
@@ -76,8 +91,10 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
     return clips
 
 
-def gallery_queries(name: str) -> list[Query]:
+def gallery_queries(name: str, config: ScenesConfig = STANDARD) -> list[Query]:
     """The queries of a gallery: its captions, each of them true of one clip only. `event` and `crowd` have others.
+
+    Only the version of `config` matters.
 
     - event: as `event_queries` says
     - crowd: the captions of `main`, none of which is true of any of the 9,000 other clips
@@ -85,46 +102,51 @@ def gallery_queries(name: str) -> list[Query]:
     Raises: ConfigError for an unknown name.
     """
     if name == "event":
-        return event_queries({clip.video_id: clip.events for clip in gallery(name)})
-    return [Query(caption, (clip.video_id,)) for clip in gallery("main" if name == "crowd" else name)
+        return event_queries({clip.video_id: clip.events for clip in gallery(name, config)})
+    return [Query(caption, (clip.video_id,)) for clip in gallery("main" if name == "crowd" else name, config)
             for caption in clip.captions]
 
 
 def event_queries(shown: Mapping[str, Sequence[Event]]) -> list[Query]:
     """A query for each of the `single_events` of each clip. Every clip that shows such an event is right.
 
+    A clip of two of a kind shows one of them too.
+
     `shown`: video_id -> the events of the clip. Two clips that show the same event give two equal queries.
     """
     clips_of: dict[str, list[str]] = defaultdict(list)
     for video_id, events in shown.items():
-        for text in {phrase(event) for event in events}:
+        for text in {phrase(one) for event in events for one in shown_by(event)}:
             clips_of[text].append(video_id)
     return [Query(phrase(event), tuple(clips_of[phrase(event)]))
             for events in shown.values() for event in single_events(events)]
 
 
 def single_events(events: Sequence[Event]) -> list[Event]:
-    """The events that a clip is asked for: those with words that no other event of it has, if it has several events."""
-    times = Counter(map(phrase, events))
-    return [event for event in events if len(events) > 1 and times[phrase(event)] == 1]
+    """The events that a clip is asked for: those of a kind that no other event of it has, if it has several events."""
+    times = Counter(event.kind for event in events)
+    return [event for event in events if len(events) > 1 and times[event.kind] == 1]
 
 
-def _rngs(name: str, count: int) -> Iterator[Random]:
-    return (Random(f"{VERSION}/{SEED}/{name}/{index}") for index in range(count))
+def _rngs(name: str, count: int, version: int) -> Iterator[Random]:
+    return (Random(f"{version}/{SEED}/{name}/{index}") for index in range(count))
 
 
-def _grouped(name: str) -> Iterator[tuple[Random, Steps, str, str]]:
+def _grouped(name: str, count: int, version: int) -> Iterator[tuple[Random, Steps, str, str]]:
     """Generator, steps, tag `near` and tag `group` of each clip."""
     make, size = GROUPS[name]
+    vocabulary = VOCABULARIES[version]
+    true_of = wholes_of if name == "count" else parts_of    # captions that say how many are not true of less than all
     whole: set[str] = set()         # meanings of the clips
-    all_parts: set[str] = set()     # and of all their parts
-    for number, rng in enumerate(_rngs(name, SIZES[name] // size)):
+    all_parts: set[str] = set()     # and all that is true of them
+    for number, rng in enumerate(_rngs(name, count // size, version)):
         while True:
-            group = make(rng, number)
+            group = make(rng, number, vocabulary)
             meanings = {meaning_of(steps) for steps, _ in group}
-            parts = {part for steps, _ in group for part in parts_of(steps)}
-            fresh = not meanings & whole if name == "count" else not (meanings & all_parts or parts & whole)
-            if len(meanings) == size and fresh and all(split_of(steps) == "test" for steps, _ in group):
+            parts = {part for steps, _ in group for part in true_of(steps)}
+            fresh = not (meanings & all_parts or parts & whole)
+            allowed = all(split_of(steps) == "test" and vocabulary.allows(steps) for steps, _ in group)
+            if len(meanings) == size and fresh and allowed:
                 break
         whole |= meanings
         all_parts |= parts
@@ -132,12 +154,12 @@ def _grouped(name: str) -> Iterator[tuple[Random, Steps, str, str]]:
             yield rng, steps, near, str(number)
 
 
-def _attribute(rng: Random, number: int) -> Group:
-    kind = tuple(WORDS)[number % len(WORDS)]
-    steps = random_steps(rng, 1 + int(rng.random() * 3))
+def _attribute(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
+    kind = tuple(vocabulary.words)[number % len(vocabulary.words)]
+    steps = random_steps(rng, 1 + int(rng.random() * 3), vocabulary)
     where = pick(rng, [(s, e) for s, step in enumerate(steps) for e in range(len(step))])
     group: Group = [(steps, kind)]
-    words = [word for word in WORDS[kind] if word != getattr(steps[where[0]][where[1]], kind)]
+    words = [word for word in vocabulary.words[kind] if word != getattr(steps[where[0]][where[1]], kind)]
     while words and len(group) < 4:
         changed = change_word(steps, where, kind, draw(rng, words))
         if split_of(changed) == "test":
@@ -145,24 +167,30 @@ def _attribute(rng: Random, number: int) -> Group:
     return group
 
 
-def _order(rng: Random, number: int) -> Group:
-    events = [random_event(rng) for _ in range(3)]
+def _order(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
+    events = [random_event(rng, vocabulary) for _ in range(3)]
     return [(tuple((event,) for event in order), "order") for order in permutations(events)]
 
 
-def _count(rng: Random, number: int) -> Group:
+def _number(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
+    events = [replace(random_event(rng, vocabulary), number=1) for _ in range(3)]
+    return [(tuple((replace(event, number=1 + (place == twins)),) for place, event in enumerate(events)), "number")
+            for twins in range(3)]
+
+
+def _count(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
     """One event repeated, or another one each time; it is drawn again until the clip may be in a test split."""
     repeated = number % 2 == 1
     steps: Steps = ()
     group: Group = []
     for _ in range(4):
-        longer: Steps = (*steps, *steps[:1]) if repeated and steps else (*steps, (random_event(rng),))
+        longer: Steps = (*steps, *steps[:1]) if repeated and steps else (*steps, (random_event(rng, vocabulary),))
         while split_of(longer) != "test":
-            longer = (*steps, (random_event(rng),))
+            longer = (*steps, (random_event(rng, vocabulary),))
         steps = longer
         group.append((steps, "repeat" if repeated else "more"))
     return group
 
 
-GROUPS: dict[str, tuple[Callable[[Random, int], Group], int]] = {
-    "attribute": (_attribute, 4), "order": (_order, 6), "count": (_count, 4)}
+GROUPS: dict[str, tuple[Callable[[Random, int, Vocabulary], Group], int]] = {
+    "attribute": (_attribute, 4), "order": (_order, 6), "count": (_count, 4), "number": (_number, 3)}

@@ -16,14 +16,19 @@ from hcmi.scenes.sampling import SceneClip
 from hcmi.scenes.vocabulary import Event, between, pick
 
 PALETTE = {"red": (226, 44, 44), "orange": (247, 140, 20), "yellow": (250, 226, 60), "green": (52, 190, 76),
-           "blue": (44, 104, 240), "purple": (140, 56, 196), "pink": (250, 146, 196), "white": (246, 246, 246)}
+           "blue": (44, 104, 240), "purple": (140, 56, 196), "pink": (250, 146, 196), "white": (246, 246, 246),
+           "cyan": (40, 224, 232), "lime": (170, 240, 40), "brown": (156, 88, 36), "magenta": (228, 30, 190)}
 RADIUS = (0.13, 0.19)
 # How far the middle of a path may be from the middle of its room, across and down; (0.9, 0.9) for all other actions.
 FREEDOM = {"slides left": (0, 0.9), "slides right": (0, 0.9), "slides up": (0.9, 0), "slides down": (0.9, 0),
-           "jumps": (0.9, 0), "splits": (0, 0.9), "loops": (0, 0)}
+           "jumps": (0.9, 0), "splits": (0, 0.9), "loops": (0, 0),
+           "zigzags": (0, 0), "bounces": (0.9, 0), "swings": (0, 0), "spirals": (0, 0)}
+# The greatest scale of a shape during its action; 1 for all other actions.
+GREATEST = {"grows": 1.4, "shrinks": 1.4, "splits": 0.8, "pulses": 1.25}
 PAN_PIXELS = 8                  # how far the background may move during a clip
 
 Field = np.ndarray              # float32 [H, X]
+Room = tuple[float, float, float, float]        # middle across and down, width, height
 
 
 # --------------------------------------------- shapes: distance to the outline, negative inside, for a radius of one
@@ -77,9 +82,38 @@ def _moon(x: Field, y: Field) -> Field:
     return np.maximum(full, -bite)
 
 
+def _polygon(x: Field, y: Field, *corners: tuple[float, float]) -> Field:
+    """The inside of a convex polygon; its corners go clockwise on the screen."""
+    edges = []
+    for (px, py), (qx, qy) in zip(corners, corners[1:] + corners[:1], strict=True):
+        length = math.sqrt((qx - px) ** 2 + (qy - py) ** 2)
+        edges.append((x - px) * ((qy - py) / length) - (y - py) * ((qx - px) / length))
+    return np.maximum.reduce(edges)
+
+
+def _diamond(x: Field, y: Field) -> Field:
+    return _polygon(x, y, (0, -1), (0.6, 0), (0, 1), (-0.6, 0))
+
+
+def _arrow(x: Field, y: Field) -> Field:
+    head = _polygon(x, y, (0, -1), (0.9, 0.05), (-0.9, 0.05))
+    return np.minimum(head, _polygon(x, y, (-0.3, 0), (0.3, 0), (0.3, 1), (-0.3, 1)))
+
+
+def _bolt(x: Field, y: Field) -> Field:
+    """Two wedges, each the other one turned by half a turn."""
+    wedge = ((0.3, -1.05), (0.25, 0.2), (-0.62, 0.2))
+    return np.minimum(_polygon(x, y, *wedge), _polygon(-x, -y, *wedge))
+
+
+def _hourglass(x: Field, y: Field) -> Field:
+    return _polygon(x, -np.abs(y), (-0.74, -0.86), (0.74, -0.86), (0.08, 0.05), (-0.08, 0.05))
+
+
 OUTLINES: dict[str, Callable[[Field, Field], Field]] = {
     "circle": _circle, "square": _square, "triangle": _triangle, "ring": _ring,
-    "star": _star, "cross": _cross, "heart": _heart, "moon": _moon}
+    "star": _star, "cross": _cross, "heart": _heart, "moon": _moon,
+    "diamond": _diamond, "arrow": _arrow, "bolt": _bolt, "hourglass": _hourglass}
 
 
 # ------------------------------------------------------------------------------------------------- actions: what moves
@@ -90,11 +124,19 @@ class Pose:
     y: float
     scale: float = 1.0
     alpha: float = 1.0
+    narrow: float = 1.0         # width as a share of the usual width
+
+
+def _bounce(u: float) -> float:
+    """Height of a ball above the floor, as a share of the height that it falls from."""
+    start, end, top = (-0.3, 0.3, 1.0) if u < 0.3 else (0.3, 0.7, 0.6) if u < 0.7 else (0.7, 1.0, 0.3)
+    along = (u - start) / (end - start)
+    return top * 4 * along * (1 - along)
 
 
 @dataclass(frozen=True)
 class Actor:
-    """One event, with everything that differs between two clips that show it."""
+    """One shape of an event, with everything that differs between two clips that show it."""
 
     event: Event
     x: float                    # the middle of its path
@@ -104,7 +146,7 @@ class Actor:
     radius: float
     tilt: float                 # radians
     ease: float                 # 0: even speed, 1: slow start and end
-    turn: float                 # direction of a loop, 1 or -1
+    turn: float                 # direction of a loop, or of the first move to a side, 1 or -1
     colour: tuple[float, float, float]
 
     def poses(self, u: float) -> tuple[Pose, ...]:
@@ -126,12 +168,37 @@ class Actor:
             angle = self.turn * 2 * math.pi * u
             reach_x, reach_y = 0.8 * min(self.reach_x, self.reach_y), 0.8 * min(self.reach_y, 2 * self.reach_x)
             return (Pose(x + reach_x * math.sin(angle), y - reach_y * math.cos(angle)),)
+        if action == "spirals":         # one and a half rounds, ever closer to the middle
+            angle = self.turn * 3 * math.pi * u
+            reach_x, reach_y = min(self.reach_x, 2 * self.reach_y), min(self.reach_y, 2 * self.reach_x)
+            return (Pose(x + (1 - u) * reach_x * math.sin(angle), y - (1 - u) * reach_y * math.cos(angle)),)
+        if action == "zigzags":         # from one side to the other, with three strokes up or down
+            stroke = 1 - abs(3 * u % 2 - 1)         # 0, 1, 0, 1
+            return (Pose(x + self.turn * self.reach_x * (2 * u - 1), y + 0.8 * self.reach_y * (1 - 2 * stroke)),)
+        if action == "bounces":         # falls, and comes up less high twice
+            return (Pose(x, y + self.reach_y * (1 - 2 * _bounce(u))),)
+        if action == "swings":          # as a pendulum, to the other side and back
+            aside = math.cos(2 * math.pi * u)
+            return (Pose(x + self.turn * self.reach_x * aside, y + 0.5 * self.reach_y * (1 - 2 * aside * aside)),)
+        if action == "pulses":
+            return (Pose(x, y, scale=0.85 + 0.4 * math.cos(4 * math.pi * u)),)
+        if action == "flips":           # turns like a coin, twice
+            return (Pose(x, y, narrow=max(0.12, abs(math.cos(2 * math.pi * u)))),)
         apart = self.reach_x * u        # splits
         return Pose(x - apart, y, 0.8), Pose(x + apart, y, 0.8)
 
 
+def _rooms(rng: Random, event: Event, x: float, y: float, width: float, height: float) -> list[Room]:
+    """The room of each shape of an event. Two of a kind have one half each of the room that one shape would have."""
+    if event.number == 1:
+        return [(x, y, width, height)]
+    if width < height or rng.random() < 0.5:
+        return [(x, y - height / 4, width, height / 2), (x, y + height / 4, width, height / 2)]
+    return [(x - width / 4, y, width / 2, height), (x + width / 4, y, width / 2, height)]
+
+
 def _cast(rng: Random, clip: SceneClip, aspect_x: float, aspect_y: float) -> list[Actor]:
-    """Place every event so that its whole path stays inside its part of the frame: half of it if two act at a time."""
+    """Place every shape so that its whole path stays inside its room: half of the frame if two events act at a time."""
     actors, most_tilt = [], 0.5 if clip.style == "shifted" else 0.18
     sides: dict[int, int] = {}
     for event in clip.events:
@@ -142,18 +209,25 @@ def _cast(rng: Random, clip: SceneClip, aspect_x: float, aspect_y: float) -> lis
         else:
             side = 1 - sides[event.order] if partners == 2 else 0
         width = aspect_x / partners
-        radius = between(rng, *RADIUS) * (0.8 if partners == 2 else 1)
-        biggest = radius * 1.05 * {"grows": 1.4, "shrinks": 1.4, "splits": 0.8}.get(event.action, 1)
-        room_x, room_y = width / 2 - biggest, aspect_y / 2 - biggest
-        reach_x, reach_y = (between(rng, 0.65, 0.95) * room for room in (room_x, room_y))
-        free_x, free_y = FREEDOM.get(event.action, (0.9, 0.9))
-        x = (side + 0.5) * width + between(rng, -1, 1) * room_x * free_x
-        y = aspect_y / 2 + between(rng, -1, 1) * room_y * free_y
-        tint = between(rng, 0.92, 1.06)
-        red, green, blue = (min(255.0, channel * tint + between(rng, -8, 8)) for channel in PALETTE[event.colour])
-        actors.append(Actor(event, x, y, reach_x, reach_y, radius, tilt=between(rng, -most_tilt, most_tilt),
-                            ease=between(rng, 0, 0.6), turn=pick(rng, (-1.0, 1.0)), colour=(red, green, blue)))
+        size = 0.7 if event.number == 2 else 0.8 if partners == 2 else 1
+        for room in _rooms(rng, event, (side + 0.5) * width, aspect_y / 2, width, aspect_y):
+            actors.append(_actor(rng, event, room, size, most_tilt))
     return actors
+
+
+def _actor(rng: Random, event: Event, room: Room, size: float, most_tilt: float) -> Actor:
+    middle_x, middle_y, width, height = room
+    radius = between(rng, *RADIUS) * size
+    biggest = radius * 1.05 * GREATEST.get(event.action, 1)
+    room_x, room_y = width / 2 - biggest, height / 2 - biggest
+    reach_x, reach_y = (between(rng, 0.65, 0.95) * free for free in (room_x, room_y))
+    free_x, free_y = FREEDOM.get(event.action, (0.9, 0.9))
+    x = middle_x + between(rng, -1, 1) * room_x * free_x
+    y = middle_y + between(rng, -1, 1) * room_y * free_y
+    tint = between(rng, 0.92, 1.06)
+    red, green, blue = (min(255.0, channel * tint + between(rng, -8, 8)) for channel in PALETTE[event.colour])
+    return Actor(event, x, y, reach_x, reach_y, radius, tilt=between(rng, -most_tilt, most_tilt),
+                 ease=between(rng, 0, 0.6), turn=pick(rng, (-1.0, 1.0)), colour=(red, green, blue))
 
 
 # ---------------------------------------------------------------------------------------------------------- painting
@@ -195,7 +269,8 @@ def _paint(canvas: np.ndarray, actor: Actor, pose: Pose, unit: float) -> None:
     dy = (np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - cy)) * np.float32(1 / radius)
     dx = (np.arange(left, right, dtype=np.float32)[None, :] + np.float32(0.5 - cx)) * np.float32(1 / radius)
     cos, sin = np.float32(math.cos(actor.tilt)), np.float32(math.sin(actor.tilt))
-    pixels = OUTLINES[actor.event.shape](cos * dx + sin * dy, cos * dy - sin * dx) * np.float32(radius)
+    across = (cos * dx + sin * dy) / np.float32(pose.narrow)
+    pixels = OUTLINES[actor.event.shape](across, cos * dy - sin * dx) * np.float32(radius)
     cover = np.clip(0.5 - pixels, 0, 1) * np.float32(pose.alpha)
     shade = 1 - np.clip(1 - pixels * np.float32(1 / 5), 0, 1) * (1 - cover) * np.float32(0.35 * pose.alpha)
     light = (1.02 - 0.12 * dy)[:, :, None] * np.asarray(actor.colour, dtype=np.float32)

@@ -13,27 +13,25 @@ from hcmi.config import ScenesConfig
 from hcmi.errors import ConfigError
 from hcmi.scenes.captions import captions_for, part_caption
 from hcmi.scenes.vocabulary import (
-    ACTIONS,
-    COLOURS,
-    SHAPES,
-    WORDS,
+    VOCABULARIES,
     Event,
     Steps,
+    Vocabulary,
     between,
     digest,
     draw,
     meaning_of,
     parts_of,
     pick,
+    shown_by,
     split_of,
 )
 
-NEIGHBOURS = ("colour", "shape", "action", "order")
 PAIR_RATE = 0.2                 # of the steps for which two events are left: two events at the same time ("while")
 NEW_POPULAR_RATE = 0.02         # of the training duplicates copy a clip that had none; the others copy one that had
 EVENT_SECONDS = (0.85, 1.25)
 GAP_SECONDS = (0.0, 0.15)
-SINGLE_WEIGHT = 0.5             # of one-event clips, against 1 for each other number: they have only 768 meanings
+SINGLE_WEIGHT = 0.5             # of one-event clips, against 1 for each other number: they have few meanings
 
 
 @dataclass(frozen=True)
@@ -52,25 +50,29 @@ class SceneClip:
     tags: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """A dict that is ready for JSON, with its keys in a fixed order."""
-        return {**asdict(self), "captions": list(self.captions), "events": [asdict(e) for e in self.events]}
+        """A dict that is ready for JSON, with its keys in a fixed order. The `number` of an event is left out if 1."""
+        events = [{key: value for key, value in asdict(event).items() if (key, value) != ("number", 1)}
+                  for event in self.events]
+        return {**asdict(self), "captions": list(self.captions), "events": events}
 
 
 # -------------------------------------------------------------------------------------------------------- drawing steps
 
-def random_event(rng: Random) -> Event:
-    return Event(pick(rng, COLOURS), pick(rng, SHAPES), pick(rng, ACTIONS))
+def random_event(rng: Random, vocabulary: Vocabulary) -> Event:
+    event = Event(pick(rng, vocabulary.colours), pick(rng, vocabulary.shapes), pick(rng, vocabulary.actions))
+    twins = vocabulary.twin_rate > 0 and rng.random() < vocabulary.twin_rate
+    return replace(event, number=2) if twins else event
 
 
-def random_steps(rng: Random, num_events: int, pair_rate: float = PAIR_RATE) -> Steps:
+def random_steps(rng: Random, num_events: int, vocabulary: Vocabulary) -> Steps:
     steps: list[tuple[Event, ...]] = []
     left = num_events
     while left:
-        first = random_event(rng)
-        if left >= 2 and rng.random() < pair_rate:
-            second = random_event(rng)
-            while second.name == first.name:
-                second = random_event(rng)
+        first = random_event(rng, vocabulary)
+        if left >= 2 and rng.random() < PAIR_RATE:
+            second = random_event(rng, vocabulary)
+            while second.kind == first.kind:
+                second = random_event(rng, vocabulary)
             steps.append((first, second))
         else:
             steps.append((first,))
@@ -78,8 +80,8 @@ def random_steps(rng: Random, num_events: int, pair_rate: float = PAIR_RATE) -> 
     return tuple(steps)
 
 
-def change_word(steps: Steps, where: tuple[int, int], kind: str, word: str) -> Steps:
-    """The same steps with another colour, shape or action in the event `where` (number of the step, of the event)."""
+def change_word(steps: Steps, where: tuple[int, int], kind: str, word: str | int) -> Steps:
+    """The same steps with another colour, shape, action or number in the event `where` (indices of step and event)."""
     changes: dict[str, Any] = {kind: word}
     return tuple(tuple(replace(event, **changes) if (s, e) == where else event for e, event in enumerate(step))
                  for s, step in enumerate(steps))
@@ -94,13 +96,32 @@ def swap_order(rng: Random, steps: Steps) -> Steps:
     return tuple(swapped)
 
 
-def neighbour(rng: Random, steps: Steps, kind: str) -> Steps:
-    """Steps that differ from these in one colour, shape or action, or in the order of two steps."""
+def swap_number(rng: Random, steps: Steps) -> Steps:
+    """The same steps with another event as two of a kind in place of one that was, if there are both sorts of events.
+
+    Two of a kind in place of one would be no neighbour for a test: who sees two red rings sees a red ring too.
+    """
+    places = [(s, e) for s, step in enumerate(steps) for e in range(len(step))]
+    ones, twos = ([(s, e) for s, e in places if steps[s][e].number == number] for number in (1, 2))
+    if not ones or not twos:
+        return steps
+    return change_word(change_word(steps, pick(rng, ones), "number", 2), pick(rng, twos), "number", 1)
+
+
+def neighbour(rng: Random, steps: Steps, kind: str, vocabulary: Vocabulary) -> Steps:
+    """Steps that differ from these as one of `neighbours` says."""
     if kind == "order":
         return swap_order(rng, steps) if len(steps) >= 2 else steps
+    if kind == "number":
+        return swap_number(rng, steps)
     step, event = where = pick(rng, [(s, e) for s, step in enumerate(steps) for e in range(len(step))])
     old = getattr(steps[step][event], kind)
-    return change_word(steps, where, kind, pick(rng, [word for word in WORDS[kind] if word != old]))
+    return change_word(steps, where, kind, pick(rng, [word for word in vocabulary.words[kind] if word != old]))
+
+
+def neighbours(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """How two clips may be near: in one colour, shape or action, the order, or which event is two of a kind."""
+    return (*vocabulary.words, "order", *(("number",) if vocabulary.twin_rate else ()))
 
 
 class _UsedMeanings:
@@ -110,7 +131,8 @@ class _UsedMeanings:
     even of a part of it.
     """
 
-    def __init__(self, split: str):
+    def __init__(self, split: str, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
         self.events_of = "incoming" if split.startswith("scenes_") else split       # as `split_of` names it
         self.allows_parts = self.events_of == "train"
         self.whole: set[str] = set()        # meanings of the clips
@@ -123,7 +145,7 @@ class _UsedMeanings:
 
     def allow(self, steps: Steps) -> bool:
         meaning = meaning_of(steps)
-        if meaning in self.whole or split_of(steps) != self.events_of:
+        if meaning in self.whole or split_of(steps) != self.events_of or not self.vocabulary.allows(steps):
             return False
         if self.allows_parts:
             return True
@@ -145,7 +167,8 @@ class StepSampler:
 
     def __init__(self, split: str, config: ScenesConfig, min_events: int = 1):
         self.split, self.config, self.min_events = split, config, min_events
-        self.used = _UsedMeanings(split)
+        self.vocabulary = VOCABULARIES[config.version]
+        self.used = _UsedMeanings(split, self.vocabulary)
         self.drawn: list[Steps] = []        # of all clips up to now
         self.popular: list[Steps] = []      # of the clips that have duplicates
 
@@ -171,13 +194,14 @@ class StepSampler:
     def _new(self, rng: Random) -> tuple[Steps, str]:
         for _ in range(self.MAX_PLANS):
             # The plan is kept over the tries. Otherwise plans that are easy to fulfil would be drawn more often.
-            near = pick(rng, NEIGHBOURS) if self.drawn and rng.random() < self.config.neighbour_rate else "none"
+            is_near = bool(self.drawn) and rng.random() < self.config.neighbour_rate
+            near = pick(rng, neighbours(self.vocabulary)) if is_near else "none"
             num_events = _draw_num_events(rng, self.min_events, self.config.max_events)
             for _ in range(self.TRIES):
                 if near == "none":
-                    steps = random_steps(rng, num_events)
+                    steps = random_steps(rng, num_events, self.vocabulary)
                 else:
-                    steps = neighbour(rng, pick(rng, self.drawn), near)
+                    steps = neighbour(rng, pick(rng, self.drawn), near, self.vocabulary)
                 if self.used.allow(steps):
                     return steps, near
         raise ConfigError(f"dataset.scenes: need more {self.split} clips of different meaning than there are with "
@@ -240,10 +264,12 @@ def part_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
 def event_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
     """Up to `count` captions of different single events of a training clip that shows more than one event.
 
-    People mostly search for one thing that happens. Events that another split may show by themselves are left out.
+    People mostly search for one thing that happens. Two of a kind may also be told as one, which is true of them.
+    Events that another split may show by themselves are left out.
     """
-    events = list(dict.fromkeys(event for step in steps for event in step))
-    singles: list[Steps] = [((event,),) for event in events if len(events) > 1 and split_of(((event,),)) == "train"]
+    events = dict.fromkeys(event for step in steps for event in step)
+    told = dict.fromkeys(one for event in events for one in shown_by(event))
+    singles: list[Steps] = [((event,),) for event in told if len(events) > 1 and split_of(((event,),)) == "train"]
     chosen: list[Steps] = []
     while singles and len(chosen) < count:
         chosen.append(draw(rng, singles))

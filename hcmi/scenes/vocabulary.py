@@ -1,20 +1,15 @@
-"""The vocabulary of Scenes: events, steps and meanings, and which split may show them.
+"""The vocabularies of Scenes: events, steps and meanings, and which split may show them.
 
-A clip shows a sequence of steps. A step is one event or two at once. An event is "a <colour> <shape> <action>".
+A clip shows a sequence of steps. A step is one event or two at once. An event is "a <colour> <shape> <action>", or two
+of a kind: "two <colour> <shapes> <act>".
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from random import Random
 from typing import TypeVar
-
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-SHAPES = ("circle", "square", "triangle", "ring", "star", "cross", "heart", "moon")
-ACTIONS = ("slides left", "slides right", "slides up", "slides down", "grows", "shrinks",
-           "fades in", "fades out", "blinks", "jumps", "loops", "splits")
-WORDS = {"colour": COLOURS, "shape": SHAPES, "action": ACTIONS}
 
 # The share of all sets of events that each split may show, with any seed. So the events of a test clip never occur
 # together in a training clip, in any order.
@@ -25,7 +20,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Event:
-    """One shape that does one thing. `order` is the number of its step, which two events of one step share."""
+    """One shape that does one thing, or two of a kind that do it at once.
+
+    `order` is the number of its step, which two events of one step share. `number`: how many shapes there are, 1 or 2.
+    """
 
     colour: str
     shape: str
@@ -33,13 +31,55 @@ class Event:
     order: int = 0
     start_s: float = 0.0
     end_s: float = 0.0
+    number: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The words of one shape, however many there are."""
+        return f"{self.colour} {self.shape} {self.action}"
 
     @property
     def name(self) -> str:
-        return f"{self.colour} {self.shape} {self.action}"
+        if self.number == 1:
+            return self.kind
+        verb, _, direction = self.action.partition(" ")
+        shapes = self.shape + ("es" if self.shape.endswith("s") else "s")
+        return f"two {self.colour} {shapes} {verb.removesuffix('s')} {direction}".rstrip()
 
 
 Steps = tuple[tuple[Event, ...], ...]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the events of one version of Scenes may be. `twin_rate`: the share of the events that are two of a kind."""
+
+    colours: tuple[str, ...]
+    shapes: tuple[str, ...]
+    actions: tuple[str, ...]
+    twin_rate: float = 0.0
+
+    @property
+    def words(self) -> dict[str, tuple[str, ...]]:
+        return {"colour": self.colours, "shape": self.shapes, "action": self.actions}
+
+    def allows(self, steps: Steps) -> bool:
+        """Whether no step has two events of the same kind, if that would be two of a kind (or three)."""
+        return not self.twin_rate or all(len({event.kind for event in step}) == len(step) for step in steps)
+
+
+FIRST = Vocabulary(
+    colours=("red", "orange", "yellow", "green", "blue", "purple", "pink", "white"),
+    shapes=("circle", "square", "triangle", "ring", "star", "cross", "heart", "moon"),
+    actions=("slides left", "slides right", "slides up", "slides down", "grows", "shrinks",
+             "fades in", "fades out", "blinks", "jumps", "loops", "splits"))
+VOCABULARIES = {        # version -> vocabulary
+    1: FIRST,
+    2: Vocabulary(
+        colours=(*FIRST.colours, "cyan", "lime", "brown", "magenta"),
+        shapes=(*FIRST.shapes, "diamond", "arrow", "bolt", "hourglass"),
+        actions=(*FIRST.actions, "zigzags", "bounces", "swings", "pulses", "flips", "spirals"),
+        twin_rate=0.25)}
 
 
 def pick(rng: Random, items: Sequence[T]) -> T:
@@ -65,8 +105,8 @@ def meaning_of(steps: Steps) -> str:
 
 
 def split_of(steps: Steps) -> str:
-    """The split that may show these events together, in any order and any number of times."""
-    names = sorted({event.name for step in steps for event in step})
+    """The split that may show these events together, in any order, any number of times, one or two of a kind."""
+    names = sorted({event.kind for step in steps for event in step})
     place = int(digest("|".join(names)), 16) / 16**16
     for split, share in SPLIT_SHARES.items():
         place -= share
@@ -75,7 +115,19 @@ def split_of(steps: Steps) -> str:
     return "test"
 
 
+def shown_by(event: Event) -> tuple[Event, ...]:
+    """The event itself, and one shape alone if the event is two of a kind: who sees two red rings sees a red ring."""
+    return (event,) if event.number == 1 else (event, replace(event, number=1))
+
+
+def wholes_of(steps: Steps) -> set[str]:
+    """Every meaning that is true of a clip with these steps and names all its events."""
+    choices = [list(product(*map(shown_by, step))) for step in steps]
+    return {meaning_of(chosen) for chosen in product(*choices)}
+
+
 def parts_of(steps: Steps) -> set[str]:
-    """Every meaning that is true of a clip with these steps: the whole, and what remains when events are left out."""
-    choices = [[()] + [(event,) for event in step] + ([step] if len(step) == 2 else []) for step in steps]
+    """Every meaning that is true of a clip with these steps: the wholes, and what remains when events are left out."""
+    choices = [[tuple(filter(None, chosen)) for chosen in product(*((None, *shown_by(event)) for event in step))]
+               for step in steps]
     return {meaning_of(tuple(step for step in chosen if step)) for chosen in product(*choices)} - {""}

@@ -86,7 +86,7 @@ def write_scenes(config: ScenesConfig, seed: int, folder: str | Path) -> list[Cl
 
 
 def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD) -> list[Clip]:
-    """Write one of `galleries.SIZES` to `folder`: videos/, annotation.jsonl, queries.jsonl and captions.csv.
+    """Write the gallery `name` to `folder`: videos/, annotation.jsonl, queries.jsonl and captions.csv.
 
     queries.jsonl holds one `Query` a line: what is asked, and which clips are right. captions.csv is the table of the
     `folder` format, with the captions of all clips.
@@ -97,7 +97,7 @@ def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD
     with atomic_dir(folder) as temporary:
         clips = _write_all(scenes, temporary, Path(folder), config, f"drawing {name}")
         write_captions(temporary / "captions.csv", scenes, ("video", "caption", "split"))
-        lines = (json.dumps(asdict(query), ensure_ascii=False) + "\n" for query in gallery_queries(name))
+        lines = (json.dumps(asdict(query), ensure_ascii=False) + "\n" for query in gallery_queries(name, config))
         (temporary / "queries.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
     return clips
 

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import pytest
-from scene_clips_world import steps_of
+from scene_clips_world import TWO, steps_of
 
 from hcmi.config import load_params
 from hcmi.dataset import read_folder
@@ -19,13 +20,14 @@ from hcmi.scenes import (
     Event,
     event_queries,
     gallery_queries,
+    phrase,
     scene_clips,
     single_events,
     write_gallery,
 )
-from hcmi.scenes.galleries import SIZES, Query, gallery
+from hcmi.scenes.galleries import SIZES, TWIN_SIZES, Query, gallery
 from hcmi.scenes.sampling import change_word
-from hcmi.scenes.vocabulary import WORDS, meaning_of, parts_of, split_of
+from hcmi.scenes.vocabulary import VOCABULARIES, meaning_of, parts_of, split_of, wholes_of
 from hcmi.scenes.write import annotation_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,16 +42,45 @@ PINNED = {
     "long": "86c9afb075b5ac5e3a8d809259631d15a964dfa6bd6b67179f5d4e0c40ab0204",
     "paraphrase": "4f1910f77b18477070407146d1c43fb7c0279be7cee20fafe50493b7c4ec0267",
 }
+PINNED_2 = {        # of version 2
+    "main": "4977200ffa33f1e596426f2116a8ddc14ce6d7d11a58c63b50f65953d8f16db0",
+    "event": "4977200ffa33f1e596426f2116a8ddc14ce6d7d11a58c63b50f65953d8f16db0",
+    "crowd": "42ca95eafdd509552dedaca3051f6791653db5e40020a50ae31c0fc231979b3a",
+    "attribute": "c071fb1efea93a51f7e91ebac6d1bccf9ac40be64e138de8336238f324fda948",
+    "order": "2612f88b1d5cd64c6f9f2e79a399f62cb844ca6c358f6d97323bfcdef809b476",
+    "count": "291f4afc46ef610070ffc562938485acce99d7c1c1d2ac70f4b3b4a94c4afaab",
+    "long": "30b7e1ad27ec52fcb61255eeb5f4b6c8c96181267036f5a53cbbbfb30e41ba24",
+    "paraphrase": "d517c4e84396fa96ade6d607a885b0f871365803102d7edb220aab1687b55552",
+    "number": "73e207eab47912d227cc918462c5089a2c8e8e0ad4fddec6195bcba936b29155",
+}
+SECOND = STANDARD.model_copy(update=TWO)
 # Number of queries, and sha256 of their lines, where they are not the captions of the gallery.
 PINNED_QUERIES = {
     "event": (2599, "e85833df7405ae12fd0822df2739a26b5d1f9b031f843c101bbfc45024be8472"),
     "crowd": (3000, "472227fd9e966067d95f36993b043c3197f33ee722f79b220b96585754e1cd8f"),
+}
+PINNED_QUERIES_2 = {
+    "event": (2604, "ad57c9a8fed8b732e07500885892af75ac0ef6806c94f1cceb81a8c724f3b2f0"),
+    "crowd": (3000, "6aec301d417f5d01223682331681eefe4447f50e12c70abc5fe08311141ddeec"),
 }
 
 
 @pytest.fixture(scope="module")
 def galleries():
     return {name: gallery(name) for name in SIZES}
+
+
+@pytest.fixture(scope="module")
+def galleries_2():
+    return {name: gallery(name, SECOND) for name in {**SIZES, **TWIN_SIZES}}
+
+
+@pytest.fixture
+def galleries_of(request):
+    return lambda version: request.getfixturevalue("galleries" if version == 1 else "galleries_2")
+
+
+NAMES = [(1, name) for name in SIZES] + [(2, name) for name in {**SIZES, **TWIN_SIZES}]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -59,11 +90,19 @@ def test_annotation_is_the_published_one_when_made_again(galleries, name):
     assert len(galleries[name]) == SIZES[name]
 
 
+@pytest.mark.parametrize("name", PINNED_2)
+def test_annotation_of_version_2_is_the_same_when_made_again(galleries_2, name):
+    text = "".join(map(annotation_line, galleries_2[name]))
+    assert hashlib.sha256(text.encode()).hexdigest() == PINNED_2[name]
+    assert len(galleries_2[name]) == {**SIZES, **TWIN_SIZES}[name]
+
+
+@pytest.mark.parametrize(("config", "pinned"), [(STANDARD, PINNED_QUERIES), (SECOND, PINNED_QUERIES_2)])
 @pytest.mark.parametrize("name", PINNED_QUERIES)
-def test_queries_are_the_published_ones_when_made_again(name):
-    queries = gallery_queries(name)
+def test_queries_are_the_published_ones_when_made_again(name, config, pinned):
+    queries = gallery_queries(name, config)
     text = "".join(f'{{"text": "{query.text}", "right": {json.dumps(query.right)}}}\n' for query in queries)
-    assert (len(queries), hashlib.sha256(text.encode()).hexdigest()) == PINNED_QUERIES[name]
+    assert (len(queries), hashlib.sha256(text.encode()).hexdigest()) == pinned[name]
 
 
 def test_default_test_split_is_the_main_gallery_when_parameters_are_the_shipped_ones(galleries):
@@ -71,27 +110,40 @@ def test_default_test_split_is_the_main_gallery_when_parameters_are_the_shipped_
     assert list(scene_clips(config.scenes, "test", config.seed, config.scenes.num_test)) == galleries["main"]
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_captions_belong_to_one_clip_when_in_a_gallery(galleries, name):
-    captions = Counter(caption for clip in galleries[name] for caption in clip.captions)
+@pytest.mark.parametrize(("version", "name"), NAMES)
+def test_captions_belong_to_one_clip_when_in_a_gallery(galleries_of, version, name):
+    clips = galleries_of(version)[name]
+    captions = Counter(caption for clip in clips for caption in clip.captions)
     assert max(captions.values()) == 1
     if name == "count":         # its captions say how many things happen: parts are not the whole
         assert all("happen" in caption for caption in captions)
-        assert len({clip.meaning for clip in galleries[name]}) == SIZES[name]
-    else:
-        true_of = Counter(part for clip in galleries[name] for part in parts_of(steps_of(clip)))
-        assert {true_of[clip.meaning] for clip in galleries[name]} == {1}
+    true = wholes_of if name == "count" else parts_of
+    true_of = Counter(part for clip in clips for part in true(steps_of(clip)))
+    assert {true_of[clip.meaning] for clip in clips} == {1}
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_events_are_never_trained_on_when_in_a_gallery(galleries, name):
-    assert {split_of(steps_of(clip)) for clip in galleries[name]} == {"test"}
+@pytest.mark.parametrize(("version", "name"), NAMES)
+def test_events_are_never_trained_on_when_in_a_gallery(galleries_of, version, name):
+    steps = [steps_of(clip) for clip in galleries_of(version)[name]]
+    assert {split_of(step) for step in steps} == {"test"}
+    assert all(map(VOCABULARIES[version].allows, steps))
 
 
-def test_clips_of_a_group_differ_as_the_gallery_says(galleries):
-    groups = {name: {} for name in ("attribute", "order", "count")}
+def test_another_event_is_two_of_a_kind_in_each_clip_of_a_group(galleries_2):
+    groups = {}
+    for clip in galleries_2["number"]:
+        groups.setdefault(clip.tags["group"], []).append(clip)
+    assert len(groups) == 200
+    for group in groups.values():
+        assert [[event.number for event in clip.events] for clip in group] == [[2, 1, 1], [1, 2, 1], [1, 1, 2]]
+        assert len({tuple(event.kind for event in clip.events) for clip in group}) == 1
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_clips_of_a_group_differ_as_the_gallery_says(galleries_of, version):
+    groups, fields = {name: {} for name in ("attribute", "order", "count")}, ("colour", "shape", "action", "number")
     for name, found in groups.items():
-        for clip in galleries[name]:
+        for clip in galleries_of(version)[name]:
             found.setdefault(clip.tags["group"], []).append(clip)
     for group in groups["order"].values():
         assert len(group) == 6
@@ -100,10 +152,10 @@ def test_clips_of_a_group_differ_as_the_gallery_says(galleries):
         assert [len(clip.events) for clip in group] == [1, 2, 3, 4]
     for group in groups["attribute"].values():
         kind = group[0].tags["near"]
-        bags = [Counter((event.colour, event.shape, event.action) for event in clip.events) for clip in group]
+        bags = [Counter(tuple(getattr(event, name) for name in fields) for event in clip.events) for clip in group]
         for bag in bags[1:]:
             (before,), (after,) = (bags[0] - bag), (bag - bags[0])
-            changed = [k for k, a, b in zip(("colour", "shape", "action"), before, after, strict=True) if a != b]
+            changed = [k for k, a, b in zip(fields, before, after, strict=True) if a != b]
             assert changed == [kind]
 
 
@@ -142,6 +194,27 @@ def test_assert_right_answers_are_complete_fails_when_one_is_left_out(galleries)
         assert_right_answers_are_complete([Query(query.text, query.right[1:])], galleries["event"])
 
 
+def test_two_of_a_kind_answer_a_question_for_one_when_in_the_event_gallery(galleries_2):
+    queries = {query.text: query.right for query in gallery_queries("event", SECOND)}
+    answers = Counter()
+    for clip in galleries_2["event"]:
+        for event in clip.events:
+            one = phrase(replace(event, number=1))
+            if one in queries:
+                assert clip.video_id in queries[one]
+                answers[event.number] += 1
+            if event.number == 1 and phrase(replace(event, number=2)) in queries:
+                shown = {other.number for other in clip.events if other.kind == event.kind}
+                assert (clip.video_id in queries[phrase(replace(event, number=2))]) == (2 in shown)
+    assert answers[2] > 100
+    two, one = Event("red", "ring", "grows", number=2), Event("red", "ring", "grows", order=1)
+    star = Event("blue", "star", "jumps", order=2)
+    assert single_events([two, one, star]) == [star], "a question for one ring would have two answers in the clip"
+    assert event_queries({"one": [one, star], "two": [two, star]}) == [
+        Query("a red ring grows", ("one", "two")), Query("a blue star jumps", ("one", "two")),
+        Query("two red rings grow", ("two",)), Query("a blue star jumps", ("one", "two"))]
+
+
 def test_event_is_asked_for_when_its_words_are_unique_in_a_clip_of_several():
     grows, blinks = (Event("red", "ring", action) for action in ("grows", "blinks"))
     jumps = Event("orange", "ring", "jumps")
@@ -175,7 +248,7 @@ def test_crowd_has_near_neighbours_of_main_as_the_page_says(galleries):
     for steps in map(steps_of, main):
         places = [(step, event) for step, events in enumerate(steps) for event in range(len(events))]
         near |= {meaning_of(change_word(steps, place, kind, word))
-                 for place in places for kind, words in WORDS.items() for word in words}
+                 for place in places for kind, words in VOCABULARIES[1].words.items() for word in words}
         for one, other in combinations(range(len(steps)), 2):
             swapped = list(steps)
             swapped[one], swapped[other] = steps[other], steps[one]
@@ -188,6 +261,16 @@ def test_unknown_gallery_is_refused_when_asked_for():
         gallery("colour")
     with pytest.raises(ConfigError, match="need one of main"):
         gallery_queries("colour")
+    with pytest.raises(ConfigError, match=r"need one of main, .*, paraphrase, got 'number'"):
+        gallery("number")
+
+
+def test_queries_are_of_the_version_when_a_gallery_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(TWIN_SIZES, "number", 3)
+    clips = write_gallery("number", tmp_path / "number", SECOND)
+    lines = [json.loads(line) for line in (tmp_path / "number" / "queries.jsonl").read_text("utf-8").splitlines()]
+    assert [line["text"] for line in lines] == [caption for clip in clips for caption in clip.captions]
+    assert all("two " in line["text"] for line in lines)
 
 
 def test_gallery_is_a_folder_data_set_when_written(tmp_path, monkeypatch):

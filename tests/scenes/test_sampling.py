@@ -1,29 +1,33 @@
 """Which clips there are: meanings, splits, duplicates and neighbours."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from random import Random
 
 import pytest
-from scene_clips_world import clips_of, steps_of
+from scene_clips_world import TWO, clips_of, steps_of
 
 from hcmi.errors import ConfigError
-from hcmi.scenes import vocabulary
+from hcmi.scenes import Event
 from hcmi.scenes.sampling import _UsedMeanings, random_event
-from hcmi.scenes.vocabulary import parts_of, split_of
+from hcmi.scenes.vocabulary import VOCABULARIES, parts_of, split_of
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_captions_are_true_of_one_clip_only_when_evaluating(split):
-    clips = clips_of(split, 400)
+def test_captions_are_true_of_one_clip_only_when_evaluating(split, version):
+    clips = clips_of(split, 400, version=version)
     captions = [caption for clip in clips for caption in clip.captions]
     assert len(set(captions)) == len(captions)
     true_of = Counter(part for clip in clips for part in parts_of(steps_of(clip)))
     assert {true_of[clip.meaning] for clip in clips} == {1}
 
 
-def test_splits_share_no_set_of_events_when_seeds_differ():
-    groups = {(split, seed): {frozenset(event.name for event in clip.events) for clip in clips_of(split, 150, seed)}
+@pytest.mark.parametrize("version", [1, 2])
+def test_splits_share_no_set_of_events_when_seeds_differ(version):
+    groups = {(split, seed): {frozenset((event.colour, event.shape, event.action) for event in clip.events)
+                              for clip in clips_of(split, 150, seed, version=version)}
               for split in ("train", "val", "test", "scenes_same") for seed in (0, 1)}
     for (left, seed_left), (right, seed_right) in combinations(groups, 2):
         if left != right:
@@ -58,14 +62,66 @@ def test_neighbours_differ_in_one_word_or_in_order_when_tagged_so():
     assert {clip.tags["near"] for clip in clips} == {"none", "colour", "shape", "action", "order"}
 
 
+def test_another_event_is_two_of_a_kind_when_tagged_so():
+    clips = clips_of("test", 400, **TWO)
+    tagged = 0
+    for number, clip in enumerate(clips):
+        if clip.tags["near"] == "number":
+            tagged += 1
+            def kinds(clip):
+                return [[event.kind for event in step] for step in steps_of(clip)]
+            def numbers(clip):
+                return [event.number for event in clip.events]
+            assert any(kinds(other) == kinds(clip) and sorted(numbers(other)) == sorted(numbers(clip))
+                       and sum(a != b for a, b in zip(numbers(other), numbers(clip), strict=True)) == 2
+                       for other in clips[:number])
+    assert tagged > 5
+    assert {clip.tags["near"] for clip in clips} == {"none", "colour", "shape", "action", "order", "number"}
+
+
+def test_version_1_has_no_two_of_a_kind_and_version_2_has_some_but_never_the_same_twice_at_once():
+    assert {event.number for clip in clips_of("train", 300) for event in clip.events} == {1}
+    clips = clips_of("train", 1000, **TWO)
+    share = sum(event.number == 2 for clip in clips for event in clip.events) / sum(len(clip.events) for clip in clips)
+    assert share == pytest.approx(VOCABULARIES[2].twin_rate, abs=0.04)
+    for clip in clips:
+        assert all(len({event.kind for event in step}) == len(step) for step in steps_of(clip))
+
+
+def test_number_is_in_the_annotation_only_when_it_is_two():
+    for clip in clips_of("train", 100, **TWO):
+        records = clip.record()["events"]
+        assert tuple(Event(**record) for record in records) == clip.events
+        assert [record.get("number") for record in records] == [
+            2 if event.number == 2 else None for event in clip.events]
+
+
+def test_one_is_not_allowed_when_two_of_the_kind_are_there_or_the_other_way_round():
+    rng = Random(0)
+    while True:
+        steps = tuple((replace(random_event(rng, VOCABULARIES[2]), number=1),) for _ in range(2))
+        if split_of(steps) == "test" and all(split_of((step,)) != "test" for step in steps):
+            break
+    one, other = steps
+    both = (replace(one[0], number=2),), other
+    for first, second in ((steps, both), (both, steps)):
+        used = _UsedMeanings("test", VOCABULARIES[2])
+        assert used.allow(first)
+        used.add(first)
+        assert not used.allow(second)
+        assert used.allow(second[::-1]), "another order is another meaning"
+
+
 def test_clips_stay_the_same_when_more_are_asked_for():
     assert clips_of("train", 40) == clips_of("train", 120)[:40]
     assert clips_of("train", 40) != clips_of("train", 40, seed=1)
 
 
-def test_vocabulary_is_balanced_when_clips_are_many():
-    events = [event for clip in clips_of("train", 3000, duplicate_rate=0.0) for event in clip.events]
-    for kind, words in vocabulary.WORDS.items():
+@pytest.mark.parametrize("version", [1, 2])
+def test_vocabulary_is_balanced_when_clips_are_many(version):
+    clips = clips_of("train", 3000, duplicate_rate=0.0, version=version)
+    events = [event for clip in clips for event in clip.events]
+    for kind, words in VOCABULARIES[version].words.items():
         counts = Counter(getattr(event, kind) for event in events)
         assert set(counts) == set(words)
         assert max(counts.values()) / min(counts.values()) < 1.35
@@ -91,7 +147,7 @@ def _whole_and_part(split):
     """A clip of three events and one of two of them, where both may be in the split and no event alone may."""
     rng = Random(0)
     while True:
-        events = [random_event(rng) for _ in range(3)]
+        events = [random_event(rng, VOCABULARIES[1]) for _ in range(3)]
         whole = tuple((event,) for event in events)
         part = (whole[0], whole[2])
         if {split_of(whole), split_of(part)} == {split} and all(split_of(((event,),)) != split for event in events):
@@ -102,7 +158,7 @@ def _whole_and_part(split):
 def test_clip_is_not_allowed_when_it_is_a_part_of_another_or_the_other_way_round(split, allowed):
     whole, part = _whole_and_part(split)
     for first, second in ((whole, part), (part, whole)):
-        used = _UsedMeanings(split)
+        used = _UsedMeanings(split, VOCABULARIES[1])
         assert used.allow(first)
         used.add(first)
         assert not used.allow(first)
@@ -111,4 +167,5 @@ def test_clip_is_not_allowed_when_it_is_a_part_of_another_or_the_other_way_round
 
 def test_clip_is_not_allowed_when_it_belongs_to_another_split():
     whole, _ = _whole_and_part("test")
-    assert not any(_UsedMeanings(split).allow(whole) for split in ("train", "val", "scenes_same", "scenes_shifted"))
+    for split in ("train", "val", "scenes_same", "scenes_shifted"):
+        assert not _UsedMeanings(split, VOCABULARIES[1]).allow(whole)
