@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hcmi.model import heads
-from hcmi.model.aggregate import TemporalTransformer, masked_mean
+from hcmi.model.aggregate import frame_positions, masked_mean
 from hcmi.model.heads import Head, build_head
 from hcmi.model.interaction import padded_token_interaction
 from hcmi.model.peers import ReluTokenWeights, ResidualTransformer, SimilarityAttention
@@ -54,7 +54,9 @@ def test_peer_equals_its_public_code_when_every_parameter_is_random(name, shape)
 # planted bugs: what the heads computed before, and what is easily forgotten
 
 def leave_positions_out_of_the_residual(head, patch):
-    patch.setattr(head.temporal, "forward", TemporalTransformer.forward.__get__(head.temporal))
+    whole, positions_TD = head.temporal.forward, head.temporal.positions_TD
+    patch.setattr(head.temporal, "forward", lambda frames_BTD, *rest: (
+        whole(frames_BTD, *rest) - frames_BTD - frame_positions(positions_TD, frames_BTD.shape[1])))
 
 
 def leave_out_the_outer_residual(head, patch):
