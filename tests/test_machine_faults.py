@@ -239,6 +239,11 @@ def read_terminal(terminal: int) -> str:
         return ""
 
 
+def listen_to_interrupts() -> None:
+    """A shell without job control starts what is in the background so that it ignores Ctrl-C, children included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def assert_group_ends(group: int) -> None:
     """A killed process is a member of its group until it is reaped, which may take a moment on a busy machine."""
     deadline = time.monotonic() + 60
@@ -260,7 +265,7 @@ def test_verb_ends_in_one_line_and_leaves_nothing_when_it_is_interrupted(project
     terminal, end = pty.openpty()       # so that a bar says at once that the work has begun
     termios.tcsetwinsize(end, (24, 100))
     with subprocess.Popen([sys.executable, "-m", "hcmi.cli", *arguments], cwd=project, stderr=end,
-                          start_new_session=True,
+                          start_new_session=True, preexec_fn=listen_to_interrupts,
                           env={**os.environ, "PYTHONPATH": str(ROOT), **environment}) as process:
         os.close(end)
         read = ""
