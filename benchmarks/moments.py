@@ -40,13 +40,10 @@ def shown_events(annotation: Path, split: str) -> dict[str, list[Event]]:
     return {clip["video_id"]: [Event(**event) for event in clip["events"]] for clip in clips if clip["split"] == split}
 
 
-def scores_of(model: HcmiModel, queries: list[str], videos: list[VideoTokens], chunk: int = 64) -> np.ndarray:
+def scores_of(model: HcmiModel, queries: list[str], videos: list[VideoTokens]) -> np.ndarray:
     """[Q, V], as search ranks."""
-    found = []
-    for start in range(0, len(queries), chunk):
-        texts = encode_texts(model, queries[start:start + chunk])
-        found.append(np.concatenate([model.combine(score(model, texts, some)).numpy() for some in videos], 1))
-    return np.concatenate(found)
+    texts = encode_texts(model, queries)
+    return np.concatenate([model.combine(score(model, texts, some)).numpy() for some in videos], 1)
 
 
 def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoTokens],

@@ -216,8 +216,6 @@ def measure(model: Any, shards: Mapping[str, Path]) -> dict[str, dict]:
     `shards`: gallery -> the folder of its shards. Each folder is encoded once. Where one answer is right, mAP is the
     mean of 1 / rank.
     """
-    import torch
-
     from hcmi.evaluate import average_precision, ranks
     from hcmi.model import encode_texts, encode_videos, score
     from hcmi.scenes import gallery_queries
@@ -233,9 +231,7 @@ def measure(model: Any, shards: Mapping[str, Path]) -> dict[str, dict]:
         rows = {clip.video_id: row for row, clip in enumerate(reader.clips)}
         right = [[rows[video_id] for video_id in query.right] for query in queries]
         texts = encode_texts(model, [query.text for query in queries])
-        # a thousand videos at a time: some heads hold every word and frame of 256 texts and all videos at once
-        parts = [score(model, texts, encoded[folder][first:first + 1000]) for first in range(0, len(reader), 1000)]
-        scores = {level: torch.cat([part[level] for part in parts], 1) for level in parts[0]}
+        scores = score(model, texts, encoded[folder])
         sims_QV = model.combine(scores).numpy()
         found = ranks(sims_QV, right)
         for k in (1, 5, 10):
