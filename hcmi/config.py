@@ -30,6 +30,7 @@ class ScenesConfig(Section):
     captions_per_clip: Annotated[int, Field(ge=1, le=4)]    # each worded differently
     part_captions: Annotated[int, Field(ge=0, le=4)]        # more of a training clip, each of some of its steps
     event_captions: Annotated[int, Field(ge=0, le=6)]       # and of single events of it
+    brief_captions: Annotated[int, Field(ge=0, le=6)]       # and of events without their colour, shape or action
     wording: Literal["sentence", "paragraph"]               # paragraph: one sentence per step
     duplicate_rate: Fraction        # share of the training clips that show the events of an earlier one
     neighbour_rate: Fraction        # share of the clips that differ from an earlier one in one word or in order only

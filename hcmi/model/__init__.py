@@ -5,11 +5,14 @@ folder: configuration, weights, tokenizer and preprocessing.
 """
 
 from hcmi.model.encode import bucketed_similarities, concatenate, encode_texts, encode_videos, score
+from hcmi.model.heads import GAIN
+from hcmi.model.interaction import TOLD_SHARE
 from hcmi.model.modeling import FILES, HcmiModel, load_retriever, new_retriever
 from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
-    "BLOCK", "FILES", "HcmiModel", "bucketed_similarities", "concatenate", "encode_texts", "encode_videos",
-    "load_retriever", "load_text_encoder", "new_retriever", "score", "similarity_blocks", "tiled_similarities",
+    "BLOCK", "FILES", "GAIN", "TOLD_SHARE", "HcmiModel", "bucketed_similarities", "concatenate", "encode_texts",
+    "encode_videos", "load_retriever", "load_text_encoder", "new_retriever", "score", "similarity_blocks",
+    "tiled_similarities",
 ]

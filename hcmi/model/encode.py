@@ -1,5 +1,6 @@
 """From frames and texts to tokens and scores, for training, evaluation, export, search and drift alike."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import TypeVar
@@ -62,7 +63,7 @@ def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, part: int = 
 
 def bucketed_similarities(model: HcmiModel, ids_QW: Tensor, mask_QW: Tensor, videos: VideoTokens,
                           num_buckets: int = 3) -> tuple[dict[str, Tensor], Tensor]:
-    """Level -> [Q, V], and the texts' sentence vectors [Q, D], both with gradients; for training.
+    """`training_similarities` [Q, V] of the head, and the texts' sentence vectors [Q, D], both with gradients.
 
     The texts are encoded in `num_buckets` groups of about equal length. Each group is cut to its own longest text, so
     little is computed for padding. The results equal those of all texts at once. Masks have valid tokens first.
@@ -70,12 +71,12 @@ def bucketed_similarities(model: HcmiModel, ids_QW: Tensor, mask_QW: Tensor, vid
     lengths_Q = mask_QW.sum(1)
     order_Q = lengths_Q.argsort(stable=True)
     sentences: list[Tensor] = []
-    levels: dict[str, list[Tensor]] = {level: [] for level in model.head.levels}
+    levels: dict[str, list[Tensor]] = defaultdict(list)
     for rows in order_Q.tensor_split(min(num_buckets, len(order_Q))):
         longest = max(int(lengths_Q[rows[-1]]), 1)
         texts = model.encode_texts(ids_QW[rows, :longest], mask_QW[rows, :longest])
         sentences.append(texts.sentence_BD)
-        for level, sims_QV in model.similarities(texts, videos).items():
+        for level, sims_QV in model.head.training_similarities(texts, videos).items():
             levels[level].append(sims_QV)
     back_Q = order_Q.argsort()
     return {level: torch.cat(parts)[back_Q] for level, parts in levels.items()}, torch.cat(sentences)[back_Q]

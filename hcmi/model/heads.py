@@ -23,9 +23,11 @@ from hcmi.model.aggregate import (
     masked_softmax,
     zero_init,
 )
-from hcmi.model.interaction import cosine, padded_token_interaction, weighted_max_sim
+from hcmi.model.interaction import TOLD_SHARE, cosine, padded_token_interaction, token_interaction
 from hcmi.model.peers import ReluTokenWeights, ResidualTransformer, SimilarityAttention
 from hcmi.types import TextTokens, VideoTokens
+
+GAIN = "_gain"          # after the name of a level in `training_similarities`
 
 
 class Head(nn.Module):
@@ -56,6 +58,10 @@ class Head(nn.Module):
 
     def similarities(self, texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def training_similarities(self, texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
+        """The same for the loss (`hcmi.train`). A head may add matrices that its loss needs."""
+        return self.similarities(texts, videos)
 
 
 class MeanPool(Head):
@@ -148,15 +154,17 @@ class XClip(SeqTransf):
 class Hcmi(Head):
     """Three levels of video and text: frame-word, clip-phrase, video-sentence.
 
-    Frame-word and clip-phrase are scored by the text's side alone: every word and every phrase must be found, and what
-    else the video shows costs nothing. So a text of one event finds a video of many. [ours]
-
     Before any training step the video-sentence score is CLIP's own: mean of the unit frame embeddings against the
     end-of-text embedding. The sentence is the anchor plus a gated aggregate of the phrases. The gate starts at zero.
 
-    One vector cannot hold every part of a video, so video-sentence ranks a text of a whole video well and a text of a
-    part badly. `coverage` estimates from the sentence how much of a video it tells, from 0 to 2. It is the length of
-    the sentence's vector, so it weighs that level in the sum. It starts at 1. [ours]
+    A text may tell a whole video or a part of it. `coverage` estimates from the sentence how much it tells, from 0 to
+    2, and starts at 1. It is the length of the sentence's vector. [ours]
+
+    - Frame-word is `shown + coverage / 4 (told - shown)`, the sides of `token_interaction`; clip-phrase is the same of
+      clips and phrases. At 0, what else a video shows costs nothing, so a text of one event finds a video of many. At
+      2, both sides count alike, as in DRL: the text must tell all that the video shows.
+    - Video-sentence is the cosine times `coverage`. One vector cannot hold every part of a video, so this level ranks a
+      text of a whole video well and a text of a part badly.
 
     Words and frames get only the share `coarse_gradient` of the coarser levels' gradient, because in shared features
     the coarser levels pull apart what the finest one needs. [ours]
@@ -170,7 +178,8 @@ class Hcmi(Head):
         super().__init__(dim)
         self.coarse_gradient = coarse_gradient
         self.temporal = TemporalTransformer(dim, heads, temporal_layers, num_frames)
-        self.word_weights, self.phrase_weights = TokenWeights(dim), TokenWeights(dim)
+        self.frame_weights, self.clip_weights, self.word_weights, self.phrase_weights = (
+            TokenWeights(dim) for _ in range(4))
         self.to_clips, self.to_video, self.to_phrases, self.to_sentence = (
             Aggregation(dim, heads, slots, aggregation) for slots in (num_clips, 1, num_phrases, 1))
         self.sentence_gate_D = nn.Parameter(torch.zeros(dim))
@@ -185,8 +194,8 @@ class Hcmi(Head):
         clips_BCD = self.to_clips(_scale_gradient(frames_BTD, self.coarse_gradient), mask_BT)
         all_BC = torch.ones(clips_BCD.shape[:2], dtype=torch.bool, device=clips_BCD.device)
         video_BD = self.to_video(clips_BCD, all_BC)[:, 0]
-        # the video's weights only mark padding
-        return _video_tokens(video_BD, frames_BTD, _uniform(mask_BT), clips_BCD, _uniform(all_BC))
+        return _video_tokens(video_BD, frames_BTD, self.frame_weights(frames_BTD, mask_BT), clips_BCD,
+                             self.clip_weights(clips_BCD, all_BC))
 
     def text(self, states_BWD, anchor_BD, mask_BW):
         words_BWD = self.to_unit_variance(states_BWD)
@@ -200,11 +209,32 @@ class Hcmi(Head):
         return replace(texts, sentence_BD=texts.sentence_BD * coverage_B1)
 
     def similarities(self, texts, videos):
-        return {"frame_word": weighted_max_sim(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
-                                               videos.frame_weights_BT > 0),
-                "clip_phrase": weighted_max_sim(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
-                                                videos.clip_weights_BC > 0),
-                "video_sentence": cosine(texts.sentence_BD, videos.video_BD)}
+        coverage_Q1 = texts.sentence_BD.norm(dim=1, keepdim=True)
+        return {level: sims_QV + coverage_Q1 * gain_QV
+                for level, (sims_QV, gain_QV) in self._by_coverage(texts, videos).items()}
+
+    def training_similarities(self, texts, videos):
+        """The levels without a gradient for `coverage`, and `<level>_gain`: how much the level grows with it.
+
+        Video-sentence is the plain cosine. The gains have no gradient.
+        """
+        coverage_Q1 = texts.sentence_BD.norm(dim=1, keepdim=True).detach()
+        found = {}
+        for level, (sims_QV, gain_QV) in self._by_coverage(texts, videos).items():
+            found[level] = gain_QV if level == "video_sentence" else sims_QV + coverage_Q1 * gain_QV
+            found[level + GAIN] = gain_QV.detach()
+        return found
+
+    def _by_coverage(self, texts: TextTokens, videos: VideoTokens) -> dict[str, tuple[Tensor, Tensor]]:
+        """Level -> its similarities at a coverage of 0, and how much they grow with it, [Q, V] each."""
+        plain_QV = cosine(_unit(texts.sentence_BD), videos.video_BD)
+        found = {"video_sentence": (torch.zeros_like(plain_QV), plain_QV)}
+        fine = texts.words_BWD, texts.word_weights_BW, videos.frames_BTD, videos.frame_weights_BT
+        coarse = texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD, videos.clip_weights_BC
+        for level, token_sets in (("frame_word", fine), ("clip_phrase", coarse)):
+            shown_QV, told_QV = token_interaction(*token_sets)
+            found[level] = shown_QV, TOLD_SHARE * (told_QV - shown_QV)
+        return {level: found[level] for level in self.levels}
 
 
 HEADS: dict[str, type[Head]] = {"hcmi": Hcmi, "mean_pool": MeanPool, "seq_transf": SeqTransf, "wti": Wti,

@@ -7,31 +7,46 @@ padding.
 import torch
 from torch import Tensor
 
+# How much of a fine level `told` is per unit of coverage: at the largest coverage, 2, both sides count alike. [ours]
+TOLD_SHARE = 0.25
+
 
 def cosine(texts_QD: Tensor, videos_VD: Tensor) -> Tensor:
     """[Q, V] for unit vectors; the length of a text's vector multiplies its row."""
     return texts_QD @ videos_VD.T
 
 
-def weighted_max_sim(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Tensor, video_mask_VT: Tensor) -> Tensor:
-    """S = sum_w u_w max_t cos(w, t), in [-1, 1], shape [Q, V]: each word's best frame, and nothing for other frames.
+def token_interaction(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Tensor, video_weights_VT: Tensor,
+                      ) -> tuple[Tensor, Tensor]:
+    """Both sides of the weighted token interaction, in [-1, 1], shape [Q, V] each.
 
-    A word has no match in a video of nothing but padding, which scores -1. A text of nothing but padding scores 0.
-    Source: late interaction (MaxSim) of ColBERT (arXiv 2004.12832) with the learned token weights of DRL (arXiv
-    2203.07111). [ours]
+        shown = sum_w u_w max_t cos(w, t)       how far the video shows the text: each word's best frame
+        told = sum_t v_t max_w cos(w, t)        how far the text tells the video: each frame's best word
+
+    A word has no match in a video of nothing but padding, nor a frame in a text of nothing but padding: such matches
+    score -1. The side of the empty token set itself is 0.
+    Source: DRL (arXiv 2203.07111), whose score is the mean of both sides. `shown` alone is the late interaction
+    (MaxSim) of ColBERT (arXiv 2004.12832) with learned weights.
     """
+    texts_QWD, no_word_Q = _fill_padding(texts_QWD, text_weights_QW > 0)
+    videos_VTD, no_frame_V = _fill_padding(videos_VTD, video_weights_VT > 0)
     num_texts, num_words, dim = texts_QWD.shape
     num_videos, num_frames, _ = videos_VTD.shape
-    padded = not bool(video_mask_VT.all())
-    if padded:      # padding repeats a valid frame, which changes no maximum
-        first_VD = videos_VTD[torch.arange(num_videos, device=videos_VTD.device), video_mask_VT.int().argmax(1)]
-        videos_VTD = torch.where(video_mask_VT[..., None], videos_VTD, first_VD[:, None])
     sims_QWVT = (texts_QWD.reshape(-1, dim) @ videos_VTD.reshape(-1, dim).T).view(num_texts, num_words, num_videos,
                                                                                 num_frames)
-    best_QWV = sims_QWVT.max(3).values      # on a CPU, the backward pass of `amax` takes twice as long
-    if padded:
-        best_QWV = best_QWV.masked_fill(~video_mask_VT.any(1), -1)
-    return torch.einsum("qwv,qw->qv", best_QWV, text_weights_QW.to(best_QWV.dtype))
+    # on a CPU, the backward pass of `amax` takes twice as long as that of `max`
+    per_word_QWV = sims_QWVT.max(3).values.masked_fill(no_frame_V, -1)
+    per_frame_QVT = sims_QWVT.max(1).values.masked_fill(no_word_Q[:, None, None], -1)
+    return (torch.einsum("qwv,qw->qv", per_word_QWV, text_weights_QW.to(sims_QWVT.dtype)),
+            torch.einsum("qvt,vt->qv", per_frame_QVT, video_weights_VT.to(sims_QWVT.dtype)))
+
+
+def _fill_padding(tokens_BND: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens whose padding repeats a valid token, which changes no maximum, and which rows have no valid token."""
+    if bool(mask_BN.all()):
+        return tokens_BND, torch.zeros(len(mask_BN), dtype=torch.bool, device=mask_BN.device)
+    first_BD = tokens_BND[torch.arange(len(mask_BN), device=mask_BN.device), mask_BN.int().argmax(1)]
+    return torch.where(mask_BN[..., None], tokens_BND, first_BD[:, None]), ~mask_BN.any(1)
 
 
 def padded_token_interaction(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Tensor, video_weights_VT: Tensor,

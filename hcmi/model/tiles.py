@@ -1,10 +1,9 @@
 """The three levels' similarities for inference, in bounded memory and at nearly the speed of the matrix product itself.
 
 The results equal those of `interaction`. The full token tensor [Q, W, V, T] is never allocated. Blocks of queries and
-videos are cut into tiles that stay in cache. Tokens are laid out token-major ([T, V, D]), so that the maximum over
-frames runs over an outer dimension of a tile, where it is a plain vector maximum. Each CPU thread multiplies its own
-tiles: threads that share every small product wait for each other at each of them, which made a busy machine three
-times slower.
+videos are cut into tiles that stay in cache. Tokens are laid out token-major ([W, Q, D]), so that both maxima run over
+outer dimensions of a tile, where they are plain vector maxima. Each CPU thread multiplies its own tiles: threads that
+share every small product wait for each other at each of them, which made a busy machine three times slower.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hcmi.model.interaction import TOLD_SHARE
 from hcmi.types import LEVELS, TextTokens, VideoTokens
 
 BLOCK = 1024                                            # queries and videos laid out at a time
@@ -26,9 +26,10 @@ class _Tile:
     """Token sets of about equal length, token-major. Padding repeats a valid token, which changes no maximum."""
 
     tokens_NBD: Tensor
-    weights_NB: Tensor      # float32; those of videos only mark padding
+    weights_NB: Tensor      # float32
     rows_B: Tensor          # of the block
     empty_B: Tensor         # bool: token sets without a valid token
+    told_B: Tensor          # of texts: the share of the frames' side in their scores, float32
 
 
 def similarity_blocks(texts: TextTokens, videos: VideoTokens, levels: Sequence[str] = LEVELS,
@@ -81,17 +82,17 @@ def _sides(tokens: TextTokens | VideoTokens, levels: Sequence[str], dtype: torch
     """The tokens that each level needs from texts or videos, laid out once per block."""
     if isinstance(tokens, TextTokens):
         fine, coarse = (tokens.words_BWD, tokens.word_weights_BW), (tokens.phrases_BPD, tokens.phrase_weights_BP)
-        whole_BD, number = tokens.sentence_BD, 0
+        whole_BD, number, told_B = tokens.sentence_BD, 0, TOLD_SHARE * tokens.sentence_BD.float().norm(dim=1)
     else:
         fine, coarse = (tokens.frames_BTD, tokens.frame_weights_BT), (tokens.clips_BCD, tokens.clip_weights_BC)
-        whole_BD, number = tokens.video_BD, 1
+        whole_BD, number, told_B = tokens.video_BD, 1, torch.zeros(len(tokens), device=tokens.video_BD.device)
     size = TILES.get(whole_BD.device.type, TILES["cpu"])[number]
     return {level: whole_BD.float() if level == "video_sentence"
-            else _lay_out(*(fine if level == "frame_word" else coarse), size, dtype) for level in levels}
+            else _lay_out(*(fine if level == "frame_word" else coarse), told_B, size, dtype) for level in levels}
 
 
 @torch.no_grad()
-def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, size: int, dtype: torch.dtype) -> list[_Tile]:
+def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, told_B: Tensor, size: int, dtype: torch.dtype) -> list[_Tile]:
     """Tiles of `size` token sets, shortest first, each as long as its longest set: padding costs almost nothing."""
     valid_BN = weights_BN > 0
     places_N = torch.arange(1, valid_BN.shape[1] + 1, device=valid_BN.device)
@@ -104,7 +105,7 @@ def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, size: int, dtype: torch.dty
             first_BD = tile_BND[torch.arange(len(rows_B), device=rows_B.device), mask_BN.int().argmax(1)]
             tile_BND = torch.where(mask_BN[..., None], tile_BND, first_BD[:, None])
         tiles.append(_Tile(tile_BND.transpose(0, 1).contiguous(), weights_BN[rows_B, :longest].float().T.contiguous(),
-                           rows_B, ~mask_BN.any(1)))
+                           rows_B, ~mask_BN.any(1), told_B[rows_B]))
     return tiles
 
 
@@ -130,12 +131,15 @@ def _fill(sims_QV: Tensor, text: _Tile, videos: list[_Tile]) -> None:
 
 
 def _interact(text: _Tile, video: _Tile, buffer: Tensor) -> Tensor:
-    """Weighted MaxSim of one tile, float32 [q, v]; `buffer` holds all token scores."""
+    """Both sides of the interaction of one tile, mixed, float32 [q, v]; `buffer` holds all token scores."""
     num_words, num_texts, dim = text.tokens_NBD.shape
     num_frames, num_videos, _ = video.tokens_NBD.shape
     flat = buffer[:num_words * num_texts * num_frames * num_videos].view(num_words * num_texts, -1)
     torch.mm(text.tokens_NBD.view(-1, dim), video.tokens_NBD.view(-1, dim).T, out=flat)
-    best_WQV = flat.view(num_words, num_texts, num_frames, num_videos).amax(2).float()
-    sims_QV = best_WQV.mul_(text.weights_NB[:, :, None]).sum(0)
-    sims_QV[:, video.empty_B] = -text.weights_NB.sum(0)[:, None]    # as in training: no word finds a match
-    return sims_QV
+    sims_WQTV = flat.view(num_words, num_texts, num_frames, num_videos)
+    shown_QV = sims_WQTV.amax(2).float().mul_(text.weights_NB[:, :, None]).sum(0)
+    told_QV = sims_WQTV.amax(0).float().mul_(video.weights_NB).sum(1)
+    # as in training: tokens score -1 where the other side has nothing but padding
+    shown_QV[:, video.empty_B] = -text.weights_NB.sum(0)[:, None]
+    told_QV[text.empty_B] = -video.weights_NB.sum(0)
+    return shown_QV.lerp_(told_QV, text.told_B[:, None])

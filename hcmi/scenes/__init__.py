@@ -5,7 +5,7 @@ Galleries are fixed test sets, each of which measures one thing.
 """
 
 from hcmi.scenes.captions import phrase
-from hcmi.scenes.galleries import LONG, STANDARD, VERSION, event_queries, gallery_queries, single_events
+from hcmi.scenes.galleries import LONG, STANDARD, event_queries, gallery_queries, single_events
 from hcmi.scenes.sampling import scene_clips
 from hcmi.scenes.vocabulary import Event
 from hcmi.scenes.write import BATCHES, write_batch, write_gallery, write_scenes
@@ -14,7 +14,6 @@ __all__ = [
     "BATCHES",
     "LONG",
     "STANDARD",
-    "VERSION",
     "Event",
     "event_queries",
     "gallery_queries",

@@ -6,14 +6,18 @@ A caption describes the whole clip, in the order of time unless its words say ot
 from collections.abc import Callable
 from random import Random
 
-from hcmi.scenes.vocabulary import Event, Steps, draw, pick
+from hcmi.scenes.vocabulary import LEFT_OUT, Event, Steps, draw, pick
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 def phrase(event: Event) -> str:
-    """The words of an event: "an orange ring grows", "two orange rings grow"."""
-    return event.name if event.number == 2 else f"{'an' if event.colour[0] in 'aeiou' else 'a'} {event.name}"
+    """The words of an event: "an orange ring grows", "two orange rings grow", "something orange grows"."""
+    if event.number == 2:
+        return event.name
+    if event.shape == LEFT_OUT["shape"]:
+        return f"something {event.colour} {event.action}"
+    return f"{'an' if event.name[0] in 'aeiou' else 'a'} {event.name}"
 
 
 def step_phrase(rng: Random, step: tuple[Event, ...]) -> str:

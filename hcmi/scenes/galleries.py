@@ -7,7 +7,7 @@ years.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from random import Random
@@ -21,6 +21,7 @@ from hcmi.scenes.vocabulary import (
     Event,
     Steps,
     Vocabulary,
+    briefs_of,
     draw,
     meaning_of,
     parts_of,
@@ -30,19 +31,18 @@ from hcmi.scenes.vocabulary import (
     wholes_of,
 )
 
-VERSION = "1"           # of the galleries that are made with STANDARD; the published figures are of it
 SEED = 0
-# The galleries are made with these parameters; params.yaml does not change them.
+# The galleries are made with these parameters, whatever params.yaml has. Published figures name the version.
 STANDARD = ScenesConfig(version=1, num_train=4000, num_val=300, num_test=1000, num_incoming=200, max_events=4,
-                        captions_per_clip=3, part_captions=1, event_captions=4, wording="sentence",
+                        captions_per_clip=3, part_captions=1, event_captions=4, brief_captions=1, wording="sentence",
                         duplicate_rate=0.1, neighbour_rate=0.3, width=128, height=128, fps=12)
 # A model for the gallery `long` is trained with these: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
 LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})
 LONG_FROM = 4
 
 Group = list[tuple[Steps, str]]         # of each clip: its steps and its tag `near`
-# The first three are the first clips of one split, so each of them holds the clips of the one before it.
-SIZES = {"main": 1000, "event": 1000, "crowd": 10000,
+# The first four are the first clips of one split, so each of them holds the clips of the one before it.
+SIZES = {"main": 1000, "event": 1000, "brief": 1000, "crowd": 10000,
          "attribute": 600, "order": 600, "count": 400, "long": 600, "paraphrase": 600}
 TWIN_SIZES = {"number": 600}            # of version 2 only
 
@@ -60,6 +60,7 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
 
     - main: the test split of the standard data set
     - event: the clips of `main`, asked for by single events
+    - brief: the clips of `main`, asked for by two of the colour, shape and action of an event
     - crowd: the clips of `main` and 9,000 more of the same split, asked for by the captions of `main`
     - attribute: groups of 4 that differ in one word of one event
     - order: groups of 6, three events in all their orders
@@ -76,7 +77,7 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
         raise ConfigError(f"gallery: need one of {', '.join(sizes)}, got {name!r}. Choose one of them.")
     own = {"version": config.version, "width": config.width, "height": config.height, "fps": config.fps}
     base = (LONG if name == "long" else STANDARD).model_copy(update=own)
-    if name in ("main", "event", "crowd"):
+    if name in ("main", "event", "brief", "crowd"):
         return list(scene_clips(base, "test", SEED, sizes[name]))
     if name in GROUPS:
         found = _grouped(name, sizes[name], config.version)
@@ -92,17 +93,19 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
 
 
 def gallery_queries(name: str, config: ScenesConfig = STANDARD) -> list[Query]:
-    """The queries of a gallery: its captions, each of them true of one clip only. `event` and `crowd` have others.
+    """The queries of a gallery: its captions, each of them true of one clip only; three galleries have others.
 
     Only the version of `config` matters.
 
     - event: as `event_queries` says
+    - brief: as `brief_queries` says
     - crowd: the captions of `main`, none of which is true of any of the 9,000 other clips
 
     Raises: ConfigError for an unknown name.
     """
-    if name == "event":
-        return event_queries({clip.video_id: clip.events for clip in gallery(name, config)})
+    if name in ("event", "brief"):
+        ask = event_queries if name == "event" else brief_queries
+        return ask({clip.video_id: clip.events for clip in gallery(name, config)})
     return [Query(caption, (clip.video_id,)) for clip in gallery("main" if name == "crowd" else name, config)
             for caption in clip.captions]
 
@@ -114,12 +117,27 @@ def event_queries(shown: Mapping[str, Sequence[Event]]) -> list[Query]:
 
     `shown`: video_id -> the events of the clip. Two clips that show the same event give two equal queries.
     """
+    clips_of = _clips_of(shown, shown_by)
+    return [Query(phrase(event), clips_of[phrase(event)])
+            for events in shown.values() for event in single_events(events)]
+
+
+def brief_queries(shown: Mapping[str, Sequence[Event]]) -> list[Query]:
+    """A query for each event with its colour, shape or action left out; equal ones once, in the order of the alphabet.
+
+    Every clip of which the query is true is right.
+    """
+    return [Query(text, right) for text, right in sorted(_clips_of(shown, briefs_of).items())]
+
+
+def _clips_of(shown: Mapping[str, Sequence[Event]], told_by: Callable[[Event], Iterable[Event]],
+              ) -> dict[str, tuple[str, ...]]:
+    """Text -> the clips with an event that may be told like this."""
     clips_of: dict[str, list[str]] = defaultdict(list)
     for video_id, events in shown.items():
-        for text in {phrase(one) for event in events for one in shown_by(event)}:
+        for text in {phrase(told) for event in events for told in told_by(event)}:
             clips_of[text].append(video_id)
-    return [Query(phrase(event), tuple(clips_of[phrase(event)]))
-            for events in shown.values() for event in single_events(events)]
+    return {text: tuple(video_ids) for text, video_ids in clips_of.items()}
 
 
 def single_events(events: Sequence[Event]) -> list[Event]:

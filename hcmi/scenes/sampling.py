@@ -4,20 +4,22 @@ Everything is a pure function of (seed, split, index), so asking for more clips 
 `random.Random.random()` is used, whose stream is the same in every version of Python. `render.py` makes the pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Any
 
 from hcmi.config import ScenesConfig
 from hcmi.errors import ConfigError
-from hcmi.scenes.captions import captions_for, part_caption
+from hcmi.scenes.captions import captions_for, part_caption, phrase
 from hcmi.scenes.vocabulary import (
     VOCABULARIES,
     Event,
     Steps,
+    T,
     Vocabulary,
     between,
+    briefs_of,
     digest,
     draw,
     meaning_of,
@@ -237,8 +239,7 @@ def make_clip(video_id: str, split: str, steps: Steps, rng: Random, config: Scen
     meaning = meaning_of(steps)
     captions = captions or captions_for(rng, steps, config.captions_per_clip, wording or config.wording)
     if split == "train":
-        captions += part_captions(rng, steps, config.part_captions)
-        captions += event_captions(rng, steps, config.event_captions)
+        captions += part_captions(rng, steps, config)
     return SceneClip(
         video_id=video_id, split=split, meaning=meaning, captions=captions,
         style="shifted" if split == "scenes_shifted" else "plain",
@@ -248,42 +249,42 @@ def make_clip(video_id: str, split: str, steps: Steps, rng: Random, config: Scen
               "while": "yes" if len(events) > len(steps) else "no", **tags})
 
 
-def part_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
-    """Up to `count` captions of different parts of a training clip: some steps that follow one another, not all.
+def part_captions(rng: Random, steps: Steps, config: ScenesConfig) -> tuple[str, ...]:
+    """Captions of a training clip that leave something out, as people do who have not seen it.
 
-    Parts that another split may show are left out, since their captions belong to that split's clips.
+    Up to `config.part_captions` of them tell some steps that follow one another and not all, `config.event_captions` a
+    single event of several, and `config.brief_captions` an event without its colour, shape or action. None is told
+    twice. Two of a kind may also be told as one, which is true of them. Parts and events that another split may show
+    by themselves are left out, since their captions belong to that split's clips.
     """
-    parts = [steps[first:end] for first in range(len(steps)) for end in range(first + 1, len(steps) + 1)
-             if end - first < len(steps) and split_of(steps[first:end]) == "train"]
-    chosen: list[Steps] = []
-    while parts and len(chosen) < count:
-        chosen.append(draw(rng, parts))
-    return tuple(part_caption(rng, part) for part in chosen)
-
-
-def event_captions(rng: Random, steps: Steps, count: int) -> tuple[str, ...]:
-    """Up to `count` captions of different single events of a training clip that shows more than one event.
-
-    People mostly search for one thing that happens. Two of a kind may also be told as one, which is true of them.
-    Events that another split may show by themselves are left out.
-    """
-    events = dict.fromkeys(event for step in steps for event in step)
+    events = tuple(dict.fromkeys(event for step in steps for event in step))
     told = dict.fromkeys(one for event in events for one in shown_by(event))
-    singles: list[Steps] = [((event,),) for event in told if len(events) > 1 and split_of(((event,),)) == "train"]
-    chosen: list[Steps] = []
-    while singles and len(chosen) < count:
-        chosen.append(draw(rng, singles))
-    return tuple(part_caption(rng, single) for single in chosen)
+    runs = [steps[first:end] for first in range(len(steps)) for end in range(first + 1, len(steps) + 1)
+            if end - first < len(steps)]
+    singles: list[Steps] = [((event,),) for event in told if len(events) > 1]
+    briefs = list(dict.fromkeys(brief for event in events for brief in briefs_of(event)))
+    return (*(part_caption(rng, part) for part in _some(rng, filter(_trained_on, runs), config.part_captions)),
+            *(part_caption(rng, part) for part in _some(rng, filter(_trained_on, singles), config.event_captions)),
+            *(phrase(brief) for brief in _some(rng, briefs, config.brief_captions)))
+
+
+def _trained_on(steps: Steps) -> bool:
+    return split_of(steps) == "train"
+
+
+def _some(rng: Random, items: Iterable[T], count: int) -> list[T]:
+    """Up to `count` of the items, none of them twice, drawn at random."""
+    left = list(items)
+    return [draw(rng, left) for _ in range(min(count, len(left)))]
 
 
 def scene_clips(config: ScenesConfig, split: str, seed: int, count: int) -> Iterator[SceneClip]:
     """The first `count` clips of a split: train, val, test, scenes_same or scenes_shifted.
 
-    A caption of val and test is true of one clip only and not of a part of another. A train clip also has up to
-    `config.part_captions` captions of some of its steps and `config.event_captions` of single events, since people who
-    search have not seen the rest. In train,
-    `config.duplicate_rate` of the clips have the meaning of an earlier one (tag near=duplicate), mostly of a few
-    popular ones, as everyday videos do. Equal tags["meaning"] is the ground truth for label denoising.
+    A caption of val and test is true of one clip only and not of a part of another. A train clip also has
+    `part_captions`. In train, `config.duplicate_rate` of the clips have the meaning of an earlier one (tag
+    near=duplicate), mostly of a few popular ones, as everyday videos do. Equal tags["meaning"] is the ground truth for
+    label denoising.
 
     Raises: ConfigError when there are not enough different meanings.
     """

@@ -36,7 +36,7 @@ class Event:
     @property
     def kind(self) -> str:
         """The words of one shape, however many there are."""
-        return f"{self.colour} {self.shape} {self.action}"
+        return " ".join(filter(None, (self.colour, self.shape, self.action)))
 
     @property
     def name(self) -> str:
@@ -113,6 +113,15 @@ def split_of(steps: Steps) -> str:
         if place < 0:
             return split
     return "test"
+
+
+# What stands in an event for a word that is left out: "a ring grows", "something red grows", "a red ring".
+LEFT_OUT = {"colour": "", "shape": "thing", "action": ""}
+
+
+def briefs_of(event: Event) -> tuple[Event, ...]:
+    """The event told without its colour, shape or action, as a search may tell it; two of a kind are told as one."""
+    return tuple(replace(event, number=1, **{word: blank}) for word, blank in LEFT_OUT.items())
 
 
 def shown_by(event: Event) -> tuple[Event, ...]:

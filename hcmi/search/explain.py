@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hcmi.model import HcmiModel
+from hcmi.model import TOLD_SHARE, HcmiModel
 from hcmi.search.moments import Baseline, frame_relevance, frame_word_matrix
 from hcmi.types import Hit, TextTokens, VideoTokens
 
@@ -19,7 +19,7 @@ class PhraseMatch:
     clip: int
     time_s: float           # of the frame nearest to that clip
     cosine: float
-    share: float            # what it adds to the score: level weight x weight x cosine
+    share: float            # what it adds to the score
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Explanation:
     """The parts that the score of one hit is made of.
 
     With the head `hcmi`, the score is the sum of the shares of words, marks and phrases, and of the weighted level
-    `video_sentence`. Other heads do not compute a sum over words: `word_shares_W` is then empty.
+    `video_sentence`. A word's share is what it adds in its best frame, and what the frames add whose best word it is;
+    how much each of the two counts depends on how much of a video the query tells (`Hcmi`). Other heads do not compute
+    a sum over words: `word_shares_W` is then empty.
     """
 
     query: str
@@ -37,7 +39,7 @@ class Explanation:
     word_weights_W: np.ndarray
     word_frames_W: np.ndarray       # the frame that matches each word best, as its place in `times_s`
     word_cosines_W: np.ndarray      # with that frame
-    word_shares_W: np.ndarray       # what each word adds to the score: level weight x weight x cosine
+    word_shares_W: np.ndarray       # what each word adds to the score
     marks_share: float              # the same for the marks at the start and the end of the text, which are tokens too
     times_s: np.ndarray             # [T] seconds into the file
     frame_word_TW: np.ndarray       # cosines
@@ -70,12 +72,26 @@ def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, time
     cosines_W, frame_word_TW = best_N @ weights_NW / weights_W, cosines_TN @ weights_NW / weights_W
     shares_W, marks_share = np.zeros(0), 0.0
     if model.config.head == "hcmi":
-        shares_W = level_weights["frame_word"] * weights_W * cosines_W
-        marks_share = float(level_weights["frame_word"] * (best_N @ weights_N) - shares_W.sum())
+        told_share = TOLD_SHARE * float(text.sentence_BD[0].norm())
+        shares_N = level_weights["frame_word"] * _shares(cosines_TN.T, weights_N,
+                                                         video.frame_weights_BT[0].numpy()[valid_T], told_share)
+        shares_W = shares_N @ (weights_NW > 0)
+        marks_share = float(shares_N.sum() - shares_W.sum())
     return Explanation(
         query, hit, level_weights, tuple(word for word, _ in words), weights_W, frame_word_TW.argmax(0), cosines_W,
         shares_W, marks_share, times_T[valid_T], frame_word_TW, frame_relevance(text, video, baseline)[valid_T],
         _phrase_matches(text, video, times_T, words, level_weights.get("clip_phrase", 0.0)))
+
+
+def _shares(sims_NM: np.ndarray, weights_N: np.ndarray, weights_M: np.ndarray, told_share: float) -> np.ndarray:
+    """What each token of the text adds to a fine level: its best match, and the matches of which it is the best one.
+
+    Tokens of weight 0 are padding and add nothing. The shares add up to the level's similarity.
+    """
+    sims_NM = np.where(weights_N[:, None] > 0, sims_NM, -np.inf)
+    shown_N = np.where(weights_N > 0, weights_N * sims_NM.max(1), 0)
+    told_N = np.bincount(sims_NM.argmax(0), weights_M * sims_NM.max(0), minlength=len(weights_N))
+    return (1 - told_share) * shown_N + told_share * told_N
 
 
 def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, words: list[tuple[str, list[int]]],
@@ -88,15 +104,17 @@ def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, w
     names_PW = np.stack([(phrases_PD @ text.words_BWD[0].T).float().numpy()[:, at].max(1) for _, at in words], 1)
     frame_of_clip = (clips_CD @ video.frames_BTD[0].T).float().numpy()
     frame_of_clip[:, (video.frame_weights_BT[0] <= 0).numpy()] = -np.inf
+    shares_P = level_weight * _shares(sims_PC, text.phrase_weights_BP[0].float().numpy(),
+                                      video.clip_weights_BC[0].float().numpy(),
+                                      TOLD_SHARE * float(text.sentence_BD[0].norm()))
     found = []
     for phrase, weight in enumerate(text.phrase_weights_BP[0].tolist()):
         if weight > 0:
             clip = int(sims_PC[phrase].argmax())
-            cosine = float(sims_PC[phrase, clip])
             nearest = sorted(np.argsort(-names_PW[phrase])[:2])
             found.append(PhraseMatch(tuple(words[at][0] for at in nearest), weight, clip,
-                                     float(times_T[frame_of_clip[clip].argmax()]), cosine,
-                                     level_weight * weight * cosine))
+                                     float(times_T[frame_of_clip[clip].argmax()]), float(sims_PC[phrase, clip]),
+                                     float(shares_P[phrase])))
     return tuple(sorted(found, key=lambda match: -match.weight))
 
 

@@ -11,8 +11,11 @@ from torch import Tensor
 ROUNDING = 1e-6         # so that equal items count as the same wherever they are in the batch
 
 
-def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = None, mode: str = "off") -> Tensor:
+def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = None, mode: str = "off",
+                by_video_QB: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE of one level. Extra positives are targets (`positive`), left out (`mask`), or ignored (`off`).
+
+    `by_video_QB`: similarities for the half in which each video ranks the texts, if it has others than the other half.
 
         L_v2t = -(1/B) sum_i (1/|P_i|) sum_{j in P_i} log softmax_j(scale * S[j, i])
 
@@ -20,11 +23,11 @@ def contrastive(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = No
     Source: the paper. `mask` and several captions per clip are [ours].
     """
     own_QB, same_QB = _own_and_same(sims_QB, positives_BB)
-    logits_QB = scale * sims_QB
-    if mode == "mask":
-        logits_QB = logits_QB.masked_fill(same_QB & ~own_QB, -1e9)
     targets_QB = same_QB if mode == "positive" else own_QB
-    return -(_mean_log_likelihood(logits_QB, targets_QB) + _mean_log_likelihood(logits_QB.T, targets_QB.T)) / 2
+    logits_QB, by_video_QB = (scale * sims for sims in (sims_QB, sims_QB if by_video_QB is None else by_video_QB))
+    if mode == "mask":
+        logits_QB, by_video_QB = (logits.masked_fill(same_QB & ~own_QB, -1e9) for logits in (logits_QB, by_video_QB))
+    return -(_mean_log_likelihood(logits_QB, targets_QB) + _mean_log_likelihood(by_video_QB.T, targets_QB.T)) / 2
 
 
 def _own_and_same(sims_QB: Tensor, positives_BB: Tensor | None) -> tuple[Tensor, Tensor]:

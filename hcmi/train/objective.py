@@ -1,10 +1,12 @@
 """What training minimises: the contrastive loss of each level, and the terms that HCMI adds to it."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from hcmi.config import TrainConfig
-from hcmi.model import HcmiModel
+from hcmi.model import GAIN, HcmiModel
 from hcmi.train.loss import contrastive, margin
 
 
@@ -12,30 +14,38 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], sentence_QD: Tensor,
                positives_BB: Tensor | None, denoise: str) -> tuple[Tensor, dict[str, float]]:
     """The loss to minimise, and the value of each of its terms for the log.
 
-    `levels` are similarities [Q, B] with Q = N * B texts, N captions of each clip; `sentence_QD` are the texts'
-    sentence vectors; `positives_BB` are the pairs that denoising counts as the same. The loss on the sum of the levels
-    is there because search ranks by that sum [ours]. The sum alone trains the sentences' lengths, which are weights in
-    it; video-sentence by itself is the plain cosine. The sum and the margin are HCMI's own; the other heads are trained
-    with the plain loss.
+    `levels` are the head's `training_similarities` [Q, B] with Q = N * B texts, N captions of each clip; `sentence_QD`
+    are the texts' sentence vectors, whose length is the coverage; `positives_BB` are the pairs that denoising counts as
+    the same. The loss on the sum of the levels is there because search ranks by that sum [ours]. The sum and the margin
+    are HCMI's own; the other heads are trained with the plain loss.
     Source: the levels are those of the paper; the rest is ours (docs/method.md).
     """
-    summed = levels
-    if model.head.hcmi_training:
-        lengths_Q1 = sentence_QD.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        levels = levels | {"video_sentence": levels["video_sentence"] / lengths_Q1}
     weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
     scales = {level: model.head.logit_scale(level) for level in weights}
     terms = {level: weight * contrastive(levels[level], scales[level], positives_BB, denoise)
              for level, weight in weights.items()}
     if model.head.hcmi_training and config.loss.sum_weight > 0:
-        sum_QB = torch.stack([summed[level] for level in weights]).sum(0)
         mean_scale = torch.stack(list(scales.values())).mean()
-        terms["sum"] = config.loss.sum_weight * contrastive(sum_QB, mean_scale, positives_BB, denoise)
+        by_text_QB, by_video_QB = ranking_sums(levels, sentence_QD, weights)
+        terms["sum"] = config.loss.sum_weight * contrastive(by_text_QB, mean_scale, positives_BB, denoise, by_video_QB)
     if model.head.hcmi_training and config.loss.margin_weight > 0:
         terms["margin"] = config.loss.margin_weight * margin(levels["video_sentence"], config.loss.margin, positives_BB)
     total = torch.stack(list(terms.values())).sum()
     figures = {"loss": float(total.detach())} | {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
     return total, figures
+
+
+def ranking_sums(levels: dict[str, Tensor], sentence_QD: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
+    """The sum [Q, B] of the levels `names` as search ranks by it, with a gradient for the coverage and without one.
+
+    The first is for the half of the loss in which a text ranks the videos. In the other half the coverage could only
+    make texts comparable: texts of parts, whose frames' side is low for every video, would get more of it and not less.
+    """
+    coverage_Q1 = sentence_QD.norm(dim=1, keepdim=True)
+    fixed_Q1 = coverage_Q1.detach()
+    sum_QB = torch.stack([levels[level] * (fixed_Q1 if level == "video_sentence" else 1) for level in names]).sum(0)
+    gain_QB = torch.stack([levels[level + GAIN] for level in names]).sum(0)
+    return sum_QB + (coverage_Q1 - fixed_Q1) * gain_QB, sum_QB
 
 
 def loss_weights(model: HcmiModel, config: TrainConfig) -> dict[str, float]:

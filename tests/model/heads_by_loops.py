@@ -172,9 +172,11 @@ def aggregate(layer, tokens) -> list[np.ndarray]:
     return coarse
 
 
-def max_sim(words, word_weights, frames) -> float:
-    return sum(weight * max(unit(word) @ unit(frame) for frame in frames)
-               for word, weight in zip(words, word_weights, strict=True))
+def mixed(words, word_weights, frames, frame_weights, told_share) -> float:
+    table = [[unit(word) @ unit(frame) for frame in frames] for word in words]
+    shown = sum(weight * max(row) for weight, row in zip(word_weights, table, strict=True))
+    told = sum(weight * max(row[column] for row in table) for column, weight in enumerate(frame_weights))
+    return (1 - told_share) * shown + told_share * told
 
 
 def hcmi(head, frames, words, anchor) -> dict[str, float]:
@@ -182,9 +184,12 @@ def hcmi(head, frames, words, anchor) -> dict[str, float]:
     clips, phrases = aggregate(head.to_clips, frames), aggregate(head.to_phrases, words)
     video, whole = aggregate(head.to_video, clips)[0], aggregate(head.to_sentence, phrases)[0]
     sentence = unit_variance([anchor])[0] + numbers(head.sentence_gate_D) * whole
-    return {"frame_word": max_sim(words, token_weights(head.word_weights, words), frames),
-            "clip_phrase": max_sim(phrases, token_weights(head.phrase_weights, phrases), clips),
-            "video_sentence": coverage(head.coverage, sentence) * (unit(sentence) @ unit(video))}
+    tells = coverage(head.coverage, sentence)
+    return {"frame_word": mixed(words, token_weights(head.word_weights, words), frames,
+                                token_weights(head.frame_weights, frames), tells / 4),
+            "clip_phrase": mixed(phrases, token_weights(head.phrase_weights, phrases), clips,
+                                 token_weights(head.clip_weights, clips), tells / 4),
+            "video_sentence": tells * (unit(sentence) @ unit(video))}
 
 
 def coverage(layer, sentence) -> float:

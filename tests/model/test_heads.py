@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hcmi.errors import ModelError
 from hcmi.model.heads import HEADS, Head, build_head
+from hcmi.model.interaction import token_interaction
 from hcmi.types import LEVELS
 
 D, T, W = 8, 5, 6
@@ -175,17 +176,41 @@ def test_coverage_is_1_when_untrained():
     torch.testing.assert_close(sentence_BD.norm(dim=1), torch.ones(4))
 
 
-def test_coverage_of_a_half_halves_video_sentence_and_nothing_else():
+def test_coverage_moves_the_score_from_the_words_side_to_both_sides():
     head, inputs = made_head("hcmi"), made_inputs()
+    videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
     with torch.no_grad():
         head.coverage.weight.zero_()
-        head.coverage.bias.zero_()
-        whole = scores(head, inputs)
-        head.coverage.bias.fill_(-math.log(3))      # 2 sigmoid(-log 3) = 2 / (1 + 3)
-        half = scores(head, inputs)
-    for level in ("frame_word", "clip_phrase"):
-        assert torch.equal(half[level], whole[level])
-    torch.testing.assert_close(half["video_sentence"], whole["video_sentence"] / 2)
+        found = {}
+        for coverage, bias in ((0, -100.0), (0.5, -math.log(3)), (2, 100.0)):     # 2 sigmoid(-log 3) = 2 / (1 + 3)
+            head.coverage.bias.fill_(bias)
+            texts = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"])
+            found[coverage] = head.similarities(texts, videos)
+    shown_QV, told_QV = token_interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
+                                          videos.frame_weights_BT)
+    torch.testing.assert_close(found[0]["frame_word"], shown_QV)
+    torch.testing.assert_close(found[0.5]["frame_word"], 7 / 8 * shown_QV + 1 / 8 * told_QV)
+    torch.testing.assert_close(found[2]["frame_word"], (shown_QV + told_QV) / 2)
+    torch.testing.assert_close(found[0.5]["video_sentence"], found[2]["video_sentence"] / 4)
+    assert found[0]["video_sentence"].abs().max() < 1e-6
+
+
+def test_training_similarities_give_the_levels_and_how_they_grow_with_coverage():
+    head, inputs = made_head("hcmi"), made_inputs()
+    texts = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"])
+    videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
+    found, ranked = head.training_similarities(texts, videos), head.similarities(texts, videos)
+    coverage_Q1 = texts.sentence_BD.norm(dim=1, keepdim=True).detach()
+    assert coverage_Q1.std() > 0.1
+    more = head.similarities(replace(texts, sentence_BD=(1 + 0.1 / coverage_Q1) * texts.sentence_BD), videos)
+    for level in LEVELS:
+        torch.testing.assert_close((more[level] - ranked[level]) / 0.1, found[f"{level}_gain"], atol=1e-4, rtol=0)
+        weight_Q1 = coverage_Q1 if level == "video_sentence" else 1
+        torch.testing.assert_close(found[level] * weight_Q1, ranked[level])
+        gradient = torch.autograd.grad(found[level].square().sum(), head.coverage.weight, retain_graph=True,
+                                       allow_unused=True)[0]
+        assert gradient is None or gradient.abs().max() < 1e-6
+        assert not found[f"{level}_gain"].requires_grad
 
 
 def test_coverage_gives_the_sentence_no_gradient():
@@ -247,9 +272,12 @@ def test_assert_levels_equal_fails_when_one_level_is_dropped():
 
 
 @pytest.mark.parametrize("name", ["frame_word", "clip_phrase"])
-def test_hcmi_scores_a_text_by_its_own_side_alone(name):
+def test_hcmi_scores_a_text_of_a_part_by_its_own_side_alone(name):
     """More frames that match nothing never lower its fine levels, and leave the level of whole videos as it is."""
     head, inputs = made_head("hcmi"), made_inputs()
+    with torch.no_grad():
+        head.coverage.weight.zero_()
+        head.coverage.bias.fill_(-100.0)
     videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
     texts = head.text(inputs["states_BWD"], inputs["anchor_BD"], inputs["word_mask_BW"])
     before = head.similarities(texts, videos)

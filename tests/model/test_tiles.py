@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcmi.model import similarity_blocks, tiled_similarities
-from hcmi.model.interaction import cosine, weighted_max_sim
+from hcmi.model.heads import build_head
 from hcmi.types import LEVELS, TextTokens, VideoTokens
 
 
@@ -26,7 +26,8 @@ def weights(rows: int, count: int, generator: torch.Generator, pad: bool) -> tor
 
 def made(num_texts=70, num_videos=150, frames=5, words=7, dim=16, pad=True, seed=0) -> tuple[TextTokens, VideoTokens]:
     g = torch.Generator().manual_seed(seed)
-    texts = TextTokens(unit(num_texts, dim, generator=g), unit(num_texts, words, dim, generator=g),
+    coverage_Q1 = 2 * torch.rand(num_texts, 1, generator=g)
+    texts = TextTokens(coverage_Q1 * unit(num_texts, dim, generator=g), unit(num_texts, words, dim, generator=g),
                        unit(num_texts, 3, dim, generator=g), weights(num_texts, words, g, pad),
                        weights(num_texts, 3, g, False))
     videos = VideoTokens(unit(num_videos, dim, generator=g), unit(num_videos, frames, dim, generator=g),
@@ -36,17 +37,17 @@ def made(num_texts=70, num_videos=150, frames=5, words=7, dim=16, pad=True, seed
 
 
 def in_full(texts: TextTokens, videos: VideoTokens) -> dict[str, torch.Tensor]:
-    """The training version, all pairs at once."""
-    return {"frame_word": weighted_max_sim(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
-                                           videos.frame_weights_BT > 0),
-            "clip_phrase": weighted_max_sim(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
-                                            videos.clip_weights_BC > 0),
-            "video_sentence": cosine(texts.sentence_BD, videos.video_BD)}
+    """As the head computes it, all pairs at once."""
+    return build_head("hcmi", dim=4, heads=1, temporal_layers=0, num_frames=1, num_clips=1,
+                      num_phrases=1).similarities(texts, videos)
 
 
-def slow_max_sim(words_WD, weights_W, frames_TD, mask_T) -> float:
-    return sum(float(weight) * max(float(word @ frame) for frame, valid in zip(frames_TD, mask_T, strict=True) if valid)
-               for word, weight in zip(words_WD, weights_W, strict=True) if weight > 0)
+def slow_interaction(words_WD, word_weights_W, frames_TD, frame_weights_T, told_share: float) -> float:
+    words = [(word, float(weight)) for word, weight in zip(words_WD, word_weights_W, strict=True) if weight > 0]
+    frames = [(frame, float(weight)) for frame, weight in zip(frames_TD, frame_weights_T, strict=True) if weight > 0]
+    shown = sum(weight * max(float(word @ frame) for frame, _ in frames) for word, weight in words)
+    told = sum(weight * max(float(word @ frame) for word, _ in words) for frame, weight in frames)
+    return (1 - told_share) * shown + told_share * told
 
 
 def assert_close(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
@@ -60,8 +61,8 @@ def test_tiled_similarities_match_the_oracle_when_sets_are_padded():
     found = tiled_similarities(texts, videos)["frame_word"]
     for q in range(4):
         for v in range(5):
-            expected = slow_max_sim(texts.words_BWD[q], texts.word_weights_BW[q], videos.frames_BTD[v],
-                                    videos.frame_weights_BT[v] > 0)
+            expected = slow_interaction(texts.words_BWD[q], texts.word_weights_BW[q], videos.frames_BTD[v],
+                                        videos.frame_weights_BT[v], float(texts.sentence_BD[q].norm()) / 4)
             assert float(found[q, v]) == pytest.approx(expected, abs=1e-5)
 
 

@@ -94,9 +94,24 @@ def test_event_captions_describe_different_single_events_when_a_clip_has_several
 
 
 def test_only_training_clips_have_captions_of_parts():
-    none = {"part_captions": 0, "event_captions": 0}
+    none = {"part_captions": 0, "event_captions": 0, "brief_captions": 0}
     for split in ("val", "test", "scenes_same", "scenes_shifted"):
-        assert clips_of(split, 50, part_captions=2, event_captions=3) == clips_of(split, 50, **none)
+        assert clips_of(split, 50, part_captions=2, event_captions=3, brief_captions=2) == clips_of(split, 50, **none)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_brief_captions_leave_out_one_of_colour_shape_and_action(version):
+    left_out = Counter()
+    for clip in clips_of("train", 200, part_captions=0, brief_captions=6, version=version):
+        found = clip.captions[3:]
+        true = {brief: word for event in clip.events for word, brief in {
+            "colour": f"{'an' if event.shape[0] in 'aeiou' else 'a'} {event.shape} {event.action}",
+            "shape": f"something {event.colour} {event.action}",
+            "action": f"{'an' if event.colour[0] in 'aeiou' else 'a'} {event.colour} {event.shape}"}.items()}
+        assert len(set(found)) == len(found) == min(6, len(true))
+        left_out.update(true[caption] for caption in found)
+    assert min(left_out.values()) > 200
+    assert all(len(clip.captions) == 5 for clip in clips_of("train", 50, part_captions=0, brief_captions=2))
 
 
 def test_two_of_a_kind_are_also_told_as_one_when_single_events_are_described():

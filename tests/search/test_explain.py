@@ -23,15 +23,20 @@ def padded_video(frames: int = T - 2) -> VideoTokens:
 
 
 def score_by_loops(text, video, weights: dict[str, float]) -> float:
-    """sum over levels of weight x sum_w u_w max_t cos(w, t), and the cosine of sentence and video."""
-    def by_text(tokens_ND, weights_N, others_MD, others_M) -> float:
-        return sum(float(weight) * max(float(token @ other) for other, valid in zip(others_MD, others_M, strict=True)
-                                       if valid > 0) for token, weight in zip(tokens_ND, weights_N, strict=True))
+    """The weighted sum of the levels, each of the fine ones from its two sides (`Hcmi`)."""
+    told_share = float(text.sentence_BD[0].norm()) / 4
 
-    return (weights["frame_word"] * by_text(text.words_BWD[0], text.word_weights_BW[0], video.frames_BTD[0],
-                                            video.frame_weights_BT[0])
-            + weights["clip_phrase"] * by_text(text.phrases_BPD[0], text.phrase_weights_BP[0], video.clips_BCD[0],
-                                               video.clip_weights_BC[0])
+    def mixed(tokens_ND, weights_N, others_MD, weights_M) -> float:
+        ours = [(token, float(weight)) for token, weight in zip(tokens_ND, weights_N, strict=True) if weight > 0]
+        others = [(token, float(weight)) for token, weight in zip(others_MD, weights_M, strict=True) if weight > 0]
+        shown = sum(weight * max(float(token @ other) for other, _ in others) for token, weight in ours)
+        told = sum(weight * max(float(token @ other) for token, _ in ours) for other, weight in others)
+        return (1 - told_share) * shown + told_share * told
+
+    return (weights["frame_word"] * mixed(text.words_BWD[0], text.word_weights_BW[0], video.frames_BTD[0],
+                                          video.frame_weights_BT[0])
+            + weights["clip_phrase"] * mixed(text.phrases_BPD[0], text.phrase_weights_BP[0], video.clips_BCD[0],
+                                             video.clip_weights_BC[0])
             + weights["video_sentence"] * float(text.sentence_BD[0] @ video.video_BD[0]))
 
 
@@ -49,9 +54,17 @@ def test_shares_add_up_to_the_score_when_worked_by_loops(weights):
     whole = weights[2] * float(text.sentence_BD[0] @ video.video_BD[0])
     shares = why.word_shares_W.sum() + why.marks_share + sum(match.share for match in why.phrases)
     assert shares + whole == pytest.approx(score_by_loops(text, video, model.level_weights), abs=1e-5)
-    np.testing.assert_allclose(why.word_shares_W, weights[0] * why.word_weights_W * why.word_cosines_W, rtol=1e-5)
+
+
+def test_shares_are_weight_times_cosine_when_the_query_tells_no_whole_video():
+    model, video = shake(searchable_model()), padded_video()
+    with torch.no_grad():
+        model.head.coverage.weight.zero_()
+        model.head.coverage.bias.fill_(-100.0)
+    why = explained(model, video)
+    np.testing.assert_allclose(why.word_shares_W, why.word_weights_W * why.word_cosines_W, rtol=1e-5)
     for match in why.phrases:
-        assert match.share == pytest.approx(weights[1] * match.weight * match.cosine)
+        assert match.share == pytest.approx(match.weight * match.cosine)
 
 
 def test_a_word_counts_in_the_frame_that_shows_it_and_never_in_padding():

@@ -163,7 +163,8 @@ def test_loss_stays_finite_when_a_caption_is_padding_alone(head):
     mask_BW[1] = 0
     videos = model.encode_videos(model.processor.frames(batch_of([4, 4], []).frames_KBTHXC[0]), mask_of([4, 4], 4))
     texts = model.encode_texts(ids_BW, mask_BW)
-    total, _ = total_loss(model, model.similarities(texts, videos), texts.sentence_BD, config, None, "off")
+    levels = model.head.training_similarities(texts, videos)
+    total, _ = total_loss(model, levels, texts.sentence_BD, config, None, "off")
     total.backward()
     assert torch.isfinite(total)
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
@@ -189,7 +190,8 @@ def assert_step_is_that_of_all_captions_at_once(head: str) -> None:
     with torch.no_grad():
         texts = model.encode_texts(ids_QW, mask_QW)
         videos = model.encode_videos(model.processor.frames(batch.frames_KBTHXC[0]), batch.frame_mask_BT)
-        needed = total_loss(model, model.similarities(texts, videos), texts.sentence_BD, config, None, "off")[1]
+        levels = model.head.training_similarities(texts, videos)
+        needed = total_loss(model, levels, texts.sentence_BD, config, None, "off")[1]
     found = training_step(model, make_optimizers(model, config), batch, config, "off", "float32").figures
     assert found == pytest.approx(needed, rel=1e-4)
 

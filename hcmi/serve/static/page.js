@@ -164,8 +164,8 @@ function sum(hit, found) {
 
 const LEGEND = "How well each frame matches each word (cosine). The times of the moment have a border; click one to play from "
   + "there. The best frame of each word has a border too.";
-const COUNTS = " Only that frame counts: its cosine × the weight of the word × the weight of the level is the word's share of "
-  + "the score.";
+const COUNTS = " A word's share of the score is what it adds in that frame. When the query tells a whole video, the frames whose "
+  + "best word it is add to the share too.";
 
 // Rows are words, columns are frames. The last row is all words together: their frames are compared with other videos.
 function heat(item, hit, found) {
