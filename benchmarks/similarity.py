@@ -148,19 +148,22 @@ def against_einsum(size: int, device: str) -> dict[str, float]:
 
 
 def reference(texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
-    """The three levels as DRL's public code computes them (arXiv 2203.07111), from the text's side alone.
+    """The three levels with both sides of the interaction as DRL's public code computes them (arXiv 2203.07111).
 
     It computes the whole token tensor and masks it.
     """
-    def max_sim(a_QWD: Tensor, a_weights_QW: Tensor, b_VTD: Tensor, b_weights_VT: Tensor) -> Tensor:
+    told_Q1 = texts.sentence_BD.norm(dim=1, keepdim=True) / 4
+
+    def mixed(a_QWD: Tensor, a_weights_QW: Tensor, b_VTD: Tensor, b_weights_VT: Tensor) -> Tensor:
         sims_QVWT = torch.einsum("atd,bvd->abtv", a_QWD, b_VTD)
         sims_QVWT = torch.einsum("abtv,at->abtv", sims_QVWT, (a_weights_QW > 0).to(sims_QVWT.dtype))
         sims_QVWT = torch.einsum("abtv,bv->abtv", sims_QVWT, (b_weights_VT > 0).to(sims_QVWT.dtype))
-        return torch.einsum("abt,at->ab", sims_QVWT.max(dim=-1)[0], a_weights_QW)
+        shown_QV = torch.einsum("abt,at->ab", sims_QVWT.max(dim=-1)[0], a_weights_QW)
+        told_QV = torch.einsum("abv,bv->ab", sims_QVWT.max(dim=-2)[0], b_weights_VT)
+        return (1 - told_Q1) * shown_QV + told_Q1 * told_QV
 
-    return {"frame_word": max_sim(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD, videos.frame_weights_BT),
-            "clip_phrase": max_sim(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD,
-                                   videos.clip_weights_BC),
+    return {"frame_word": mixed(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD, videos.frame_weights_BT),
+            "clip_phrase": mixed(texts.phrases_BPD, texts.phrase_weights_BP, videos.clips_BCD, videos.clip_weights_BC),
             "video_sentence": texts.sentence_BD @ videos.video_BD.T}
 
 
