@@ -114,12 +114,12 @@ class Wti(SeqTransf):
 
 
 class XClip(SeqTransf):
-    """X-CLIP: four similarities of word and sentence with frame and video; all but the last attend over themselves.
+    """X-CLIP: the mean of four similarities of word and sentence with frame and video; three attend over themselves.
 
     Frames are those of the tower. Only the vector of the whole video has passed the temporal transformer.
     """
 
-    levels = ("video_sentence", "video_word", "frame_sentence", "frame_word")
+    levels = ("multi_grained",)
     scored_in_tiles = False
 
     def __init__(self, dim: int, num_frames: int, num_words: int, **options):
@@ -144,11 +144,12 @@ class XClip(SeqTransf):
             frame_word_QVTW = torch.einsum("qwd,vtd->qvtw", texts.words_BWD @ self.word_to_frame_DD, videos.frames_BTD)
             by_words_QVT = self.over_frame_words(frame_word_QVTW, word_mask_Q1W[:, None])
             by_frames_QVW = self.over_word_frames(frame_word_QVTW.transpose(2, 3), frame_mask_1VT[:, :, None])
-            return {"video_sentence": cosine(texts.sentence_BD @ self.sentence_to_video_DD, videos.video_BD),
-                    "video_word": self.over_video_words(video_word_QVW, word_mask_Q1W),
-                    "frame_sentence": self.over_sentence_frames(frame_sentence_QVT, frame_mask_1VT),
-                    "frame_word": (self.over_best_frames(by_words_QVT, frame_mask_1VT)
-                                   + self.over_best_words(by_frames_QVW, word_mask_Q1W)) / 2}
+            four_4QV = torch.stack([cosine(texts.sentence_BD @ self.sentence_to_video_DD, videos.video_BD),
+                                    self.over_video_words(video_word_QVW, word_mask_Q1W),
+                                    self.over_sentence_frames(frame_sentence_QVT, frame_mask_1VT),
+                                    (self.over_best_frames(by_words_QVT, frame_mask_1VT)
+                                     + self.over_best_words(by_frames_QVW, word_mask_Q1W)) / 2])
+            return {"multi_grained": four_4QV.mean(0)}
 
 
 class Hcmi(Head):

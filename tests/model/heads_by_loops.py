@@ -129,10 +129,11 @@ def xclip(head, frames, words, anchor) -> dict[str, float]:
     table = [[word @ numbers(head.word_to_frame_DD) @ frame for frame in frames] for word in words]
     by_frame = [attended(head.over_frame_words, [row[column] for row in table]) for column in range(len(frames))]
     by_word = [attended(head.over_word_frames, row) for row in table]
-    return {"video_sentence": sentence @ numbers(head.sentence_to_video_DD) @ video,
-            "video_word": attended(head.over_video_words, [word @ video for word in words]),
-            "frame_sentence": attended(head.over_sentence_frames, [sentence @ frame for frame in frames]),
-            "frame_word": (attended(head.over_best_frames, by_frame) + attended(head.over_best_words, by_word)) / 2}
+    four = [sentence @ numbers(head.sentence_to_video_DD) @ video,
+            attended(head.over_video_words, [word @ video for word in words]),
+            attended(head.over_sentence_frames, [sentence @ frame for frame in frames]),
+            (attended(head.over_best_frames, by_frame) + attended(head.over_best_words, by_word)) / 2]
+    return {"multi_grained": sum(four) / 4}
 
 
 # HCMI
