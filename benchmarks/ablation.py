@@ -31,7 +31,7 @@ NOISE_SEEDS = 3
 # Name in the table -> how training denoises. The last one knows the true duplicates: no rule can gain more.
 MODES: dict[str, dict] = {**{mode: {"train.loss.denoise": mode} for mode in ("off", "positive", "mask")},
                           "positive, true pairs": {"train.loss.denoise": "positive", "train.loss.denoise_by": "tag"}}
-GALLERIES = ("main", "attribute", "order")
+GALLERIES = ("main", "event", "attribute", "order")
 
 SUM_OFF = {"train.loss.sum_weight": 0.0}
 MARGIN_OFF = {"train.loss.margin_weight": 0.0}

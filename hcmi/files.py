@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import time
@@ -22,6 +23,11 @@ def project_path(path: str | Path) -> str:
     whole = Path(os.path.abspath(path))
     here = Path.cwd()
     return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else whole.as_posix()
+
+
+def webdataset_url(url: str) -> str:
+    """The URL as webdataset opens it: s3://, which it does not know, becomes a call of the AWS command line."""
+    return f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3://") else url
 
 
 def folders_with_files(root: str | Path) -> list[Path]:

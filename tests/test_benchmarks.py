@@ -11,7 +11,7 @@ import hcmi.model
 from hcmi.dataset import write_manifest
 from hcmi.model import encode_texts, score
 from hcmi.scenes import phrase, single_events, write_gallery
-from hcmi.scenes.galleries import SIZES, gallery
+from hcmi.scenes.galleries import SIZES, TWIN_SIZES, gallery
 from hcmi.shards import ShardReader, eval_batches, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def test_galleries_of_the_same_films_share_their_folder(benchmarks):
     spec = runs.Spec("standard")
     assert spec.folder("event") == spec.folder("main") != spec.folder("crowd")
     measured = {name for names in runs.GALLERIES.values() for name in names}
-    assert measured == set(SIZES), "every gallery is measured by some run, and no other name is there"
+    assert measured == {*SIZES, *TWIN_SIZES}, "every gallery is measured by some run, and no other name is there"
     assert {data for data, names in runs.GALLERIES.items() if "crowd" in names} == {"standard"}, "it is large"
 
 

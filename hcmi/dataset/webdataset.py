@@ -6,7 +6,6 @@ The videos are extracted, since decoders need files. From then on they are treat
 import errno
 import json
 import os
-import shlex
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ from hcmi.config import DatasetConfig
 from hcmi.dataset.build_clips import build_clips, clip_id
 from hcmi.dataset.captions import CaptionRow
 from hcmi.errors import DataError, shown
-from hcmi.files import atomic_dir, project_path
+from hcmi.files import atomic_dir, project_path, webdataset_url
 from hcmi.progress import track
 from hcmi.types import Clip, Skip
 from hcmi.video import VIDEO_ENDINGS
@@ -74,7 +73,7 @@ def _listed(file: Path) -> list[str]:
 
 
 def _expand(pattern: str, where: str) -> list[str]:
-    """The URLs of a brace pattern. s3://, which webdataset does not know, becomes a call of the AWS command line."""
+    """The URLs of a brace pattern, as webdataset opens them."""
     from webdataset.shardlists import expand_urls
 
     try:
@@ -82,7 +81,7 @@ def _expand(pattern: str, where: str) -> list[str]:
     except (ValueError, AssertionError) as error:
         raise DataError(f"{where}: need a path, a brace pattern such as {{000..009}}.tar or a URL, got {pattern!r}: "
                         f"{error}. Correct it.") from error
-    return [f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3://") else url for url in urls]
+    return [webdataset_url(url) for url in urls]
 
 
 # --------------------------------------------------------------------------------------------------------- extracting

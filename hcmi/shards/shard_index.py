@@ -4,7 +4,6 @@ Index and tars are in a folder, or under a base URL from which webdataset reads 
 """
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from webdataset import gopen
 
 from hcmi.errors import DataError
+from hcmi.files import webdataset_url
 from hcmi.types import SPLITS
 
 KEY_CHARACTERS = 32     # of a frames key, and of the hash of a record
@@ -88,9 +88,7 @@ def open_shard(shards: str | Path, name: str) -> BinaryIO | Any:
     place = f"{str(shards).rstrip('/')}/{name}"
     if not is_remote(shards):
         return open(place, "rb")
-    if place.startswith("s3://"):       # webdataset 1.x has no handler for it
-        place = f"pipe:aws s3 cp {shlex.quote(place)} -"
-    return gopen(place)
+    return gopen(webdataset_url(place))
 
 
 def unreadable(shards: str | Path, name: str, need: str, error: Exception, stream: Any = None) -> DataError:
