@@ -320,5 +320,23 @@ def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -
         sys.exit(1)
 
 
+@main.command()
+@click.argument("files", nargs=-1, required=True)
+@params_option
+def overrides(files: tuple[str, ...], params: str) -> None:
+    """Print parameter FILES, such as those in presets/, as options of `dvc exp run`.
+
+    Example: dvc exp run $(hcmi overrides presets/msrvtt.yaml presets/vit-b-32.yaml)
+    """
+    from hcmi.config import load_overrides
+    from hcmi.errors import ConfigError
+
+    changes = load_overrides(files, params)
+    for key, value in changes.items():
+        if len(str(value).split()) != 1:        # the shell would split it
+            raise ConfigError(f"{key}: need a value without spaces, got {value!r}. Set it with dvc exp run -S.")
+    click.echo(" ".join(f"-S {key}={value}" for key, value in changes.items()))
+
+
 if __name__ == "__main__":
     main()

@@ -1,8 +1,9 @@
 """The typed sections of params.yaml. Every key is documented here; unknown keys are errors; no key has a default."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -196,14 +197,48 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
     Raises: ConfigError naming the first wrong key, what it needs and what it holds.
     """
+    return _checked(path, _read(path, "Run from the project's folder."))
+
+
+def load_overrides(paths: Sequence[str | Path], params: str | Path = "params.yaml") -> dict[str, Any]:
+    """Dotted key -> value of all files, each a part of params.yaml. When two have the same key, the later one counts.
+
+    Raises: ConfigError naming the first key that is wrong or does not fit the other parameters.
+    """
+    raw, changes = _read(params, "Run from the project's folder."), dict[str, Any]()
+    for path in paths:
+        found = _leaves(_read(path, "Give a file of presets/, or one of your own."))
+        for key, value in found.items():
+            *names, last = key.split(".")
+            section = raw
+            for name in names:
+                section = section.setdefault(name, {})
+            section[last] = value
+        _checked(path, raw)
+        changes |= found
+    return changes
+
+
+def _leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _read(path: str | Path, next_step: str) -> dict[str, Any]:
     try:
         raw = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: need a parameter file, found none. Run from the project's folder.") from error
+        raise ConfigError(f"{path}: need a parameter file, found none. {next_step}") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: need YAML in UTF-8, got: {' '.join(str(error).split())}. Correct it.") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: need a mapping of sections, got {type(raw).__name__}. Restore it from git.")
+    return raw
+
+
+def _checked(path: str | Path, raw: dict[str, Any]) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from click.testing import CliRunner
 
-from hcmi.config import DatasetConfig, ModelConfig, load_params
+from hcmi.cli import main
+from hcmi.config import DatasetConfig, ModelConfig, load_overrides, load_params
 from hcmi.dataset.stage import DATASETS
 from hcmi.errors import ConfigError
 from hcmi.model.heads import HEADS
@@ -126,3 +128,41 @@ def test_denoising_by_text_needs_two_captions_when_it_is_on(shipped, tmp_path):
     assert load_params(path).train.captions_per_clip == 1
     assert "need captions_per_clip of 2 or more for loss.denoise_by text, got 1." in problem(
         edited(one, "train.loss.denoise", "denoise: mask"), tmp_path)
+
+
+# presets
+
+def test_each_preset_fits_the_shipped_parameters(repo_root):
+    presets = sorted((repo_root / "presets").glob("*.yaml"))
+    assert {path.stem for path in presets} == {"msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vit-b-32",
+                                               "vit-b-16", "vit-l-14"}
+    for path in presets:
+        assert load_overrides([path], repo_root / "params.yaml"), path
+
+
+def test_later_overrides_win_and_are_checked_together(repo_root, tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("train: {lr: 1e-4, loss: {margin: 0.3}}\nmodel: {num_frames: 8}\n")
+    two.write_text("train: {lr: 2e-4}\n")
+    changes = load_overrides([one, two], repo_root / "params.yaml")
+    assert changes == {"train.lr": 2e-4, "train.loss.margin": 0.3, "model.num_frames": 8}
+    two.write_text("model: {num_clips: 9}\n")
+    with pytest.raises(ConfigError, match=r"two\.yaml: model: num_clips: need at most num_frames=8, got 9"):
+        load_overrides([one, two], repo_root / "params.yaml")
+    two.write_text("train: {rate: 1}\n")
+    with pytest.raises(ConfigError, match=r"two\.yaml: need only known keys, got train\.rate=1"):
+        load_overrides([one, two], repo_root / "params.yaml")
+    with pytest.raises(ConfigError, match=r"three\.yaml: need a parameter file, found none"):
+        load_overrides([tmp_path / "three.yaml"], repo_root / "params.yaml")
+
+
+def test_overrides_are_printed_as_options_of_dvc(repo_root, tmp_path):
+    run = CliRunner().invoke(main, ["overrides", str(repo_root / "presets/vit-b-32.yaml"),
+                                    "--params", str(repo_root / "params.yaml")])
+    assert run.output.startswith("-S model.backbone=openai/clip-vit-base-patch32 -S model.coarse_gradient=1.0 ")
+    assert "-S train.backbone_lr=1e-07" in run.output
+    (tmp_path / "spaces.yaml").write_text("dataset: {path: my videos}\n")
+    run = CliRunner().invoke(main, ["overrides", str(tmp_path / "spaces.yaml"),
+                                    "--params", str(repo_root / "params.yaml")])
+    assert run.exit_code == 1
+    assert "dataset.path: need a value without spaces, got 'my videos'" in run.output
