@@ -161,9 +161,9 @@ class Hcmi(Head):
     A text may tell a whole video or a part of it. `coverage` estimates from the sentence how much it tells, from 0 to
     2, and starts at 1. It is the length of the sentence's vector. [ours]
 
-    - Frame-word is `shown + coverage / 4 (told - shown)`, the sides of `token_interaction`; clip-phrase is the same of
+    - Frame-word is `shown + coverage / 2 (told - shown)`, the sides of `token_interaction`; clip-phrase is the same of
       clips and phrases. At 0, what else a video shows costs nothing, so a text of one event finds a video of many. At
-      2, both sides count alike, as in DRL: the text must tell all that the video shows.
+      1, both sides count alike, as in DRL: the text must also tell what the video shows.
     - Video-sentence is the cosine times `coverage`. One vector cannot hold every part of a video, so this level ranks a
       text of a whole video well and a text of a part badly.
 

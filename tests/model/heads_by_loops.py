@@ -187,9 +187,9 @@ def hcmi(head, frames, words, anchor) -> dict[str, float]:
     sentence = unit_variance([anchor])[0] + numbers(head.sentence_gate_D) * whole
     tells = coverage(head.coverage, sentence)
     return {"frame_word": mixed(words, token_weights(head.word_weights, words), frames,
-                                token_weights(head.frame_weights, frames), tells / 4),
+                                token_weights(head.frame_weights, frames), tells / 2),
             "clip_phrase": mixed(phrases, token_weights(head.phrase_weights, phrases), clips,
-                                 token_weights(head.clip_weights, clips), tells / 4),
+                                 token_weights(head.clip_weights, clips), tells / 2),
             "video_sentence": tells * (unit(sentence) @ unit(video))}
 
 
