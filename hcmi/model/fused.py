@@ -209,7 +209,8 @@ def _gradient(weights_BN: Tensor, others_CMD: Tensor, other_weights_CM: Tensor, 
 
     (num_sets, num_tokens), (num_others, num_other_tokens, dim) = weights_BN.shape, others_CMD.shape
     tiles = -(-num_sets * num_tokens // 128) * -(-dim // 128)
-    part = _padded(-(-num_others // max(PROGRAMS // max(tiles, 1), 1)), SETS)
+    sets = SETS[own_BNC is not None and chosen_BCM is not None]
+    part = _padded(-(-num_others // max(PROGRAMS // max(tiles, 1), 1)), sets)
     parts = max(-(-num_others // max(part, 1)), 1)
     sums_SBND = weights_BN.new_zeros(parts, num_sets, num_tokens, dim)
     if 0 in (num_sets, num_others, dim):
@@ -228,5 +229,5 @@ def _gradient(weights_BN: Tensor, others_CMD: Tensor, other_weights_CM: Tensor, 
         weights_BN, others_CMD, other_weights_CM, own, own_gradient, chosen, other_gradient, sums_SBND,
         num_sets, num_tokens, num_others, num_other_tokens, part, *others_CMD.stride()[:2], *own_strides,
         *own_gradient_strides[:2], *chosen_strides, *other_gradient_strides[:2], D=dim, OWN=own_BNC is not None,
-        OTHER=chosen_BCM is not None, PRECISION=_precision(), SETS=SETS)
+        OTHER=chosen_BCM is not None, PRECISION=_precision(), SETS=sets)
     return sums_SBND.sum(0) if parts > 1 else sums_SBND[0]

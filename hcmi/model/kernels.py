@@ -14,8 +14,10 @@ import os
 import triton
 import triton.language as tl
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # Triton runs kernels on the CPU, for tests
-SETS = 64               # token sets per step of `gradient_kernel`: part of the order of its sums, so it is not tuned
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")   # Triton runs kernels on the CPU, for tests
+# Token sets per step of `gradient_kernel`, for one side's choices and for both: what its registers hold on an H100. It is
+# part of the order of the sums, so it is not tuned: two runs must not differ in it.
+SETS = {False: 32, True: 16}
 
 
 def _tiles(*sizes: tuple[int, int, int, int, int]) -> list[triton.Config]:
@@ -28,11 +30,11 @@ def _slices(*sizes: tuple[int, int, int, int]) -> list[triton.Config]:
             for rows, depth, warps, stages in sizes]
 
 
-FORWARD = _tiles((32, 16, 16, 4, 1)) if INTERPRETED else _tiles(
+FORWARD = _tiles((32, 16, 16, 4, 1)) if INTERPRETED.value else _tiles(
     (256, 128, 64, 8, 3), (128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (128, 64, 64, 4, 4),
     (128, 128, 32, 8, 3), (64, 64, 32, 4, 3))
-BACKWARD = _slices((32, 16, 4, 1)) if INTERPRETED else _slices(
-    (128, 256, 8, 3), (128, 128, 8, 3), (128, 128, 4, 3), (64, 128, 4, 3), (64, 64, 4, 3))
+BACKWARD = _slices((32, 16, 4, 1)) if INTERPRETED.value else _slices(
+    (128, 256, 8, 3), (128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 3), (64, 64, 4, 3))
 
 
 def _that_fit(configs: list[triton.Config], arguments: dict, **options) -> list[triton.Config]:
@@ -48,8 +50,15 @@ def _larger(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
+@triton.jit
+def _product(a, b, sums, PRECISION: tl.constexpr):
+    if INTERPRETED:     # Triton 3.9's interpreter multiplies the bit patterns of bfloat16
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision=PRECISION)
+
+
 @triton.autotune(FORWARD, key=["WORDS_CHUNK", "FRAMES_CHUNK", "D", "BOTH", "KEEP"],
-                 prune_configs_by={"early_config_prune": _that_fit}, cache_results=not INTERPRETED)
+                 prune_configs_by={"early_config_prune": _that_fit}, cache_results=not INTERPRETED.value)
 @triton.jit(do_not_specialize=["Q", "W", "V", "T"])
 def interaction_kernel(
         texts, text_weights, videos, video_weights, text_order, num_words_Q, num_frames_V,          # read
@@ -98,7 +107,7 @@ def interaction_kernel(
                                    mask=is_word_R[:, None] & inside_D[None, :], other=0)
                 frames_DC = tl.load(column_pointers[None, :] + (first_d + depth_D)[:, None],
                                     mask=is_frame_C[None, :] & inside_D[:, None], other=0)
-                sims_RC = tl.dot(words_RD, frames_DC, sims_RC, input_precision=PRECISION)
+                sims_RC = _product(words_RD, frames_DC, sims_RC, PRECISION)
 
             by_frame_RTV = tl.reshape(tl.where(is_frame_C[None, :], sims_RC, float("-inf")),
                                       [ROWS, FRAMES_CHUNK, VIDEOS])
@@ -144,7 +153,7 @@ _STRIDES = ["own_index_a", "own_index_n", "own_index_b", "own_gradient_a", "own_
             "other_index_b", "other_index_m", "other_gradient_a", "other_gradient_b"]
 
 
-@triton.autotune(BACKWARD, key=["D", "OWN", "OTHER"], cache_results=not INTERPRETED)
+@triton.autotune(BACKWARD, key=["D", "OWN", "OTHER"], cache_results=not INTERPRETED.value)
 @triton.jit(do_not_specialize=["A", "N", "B", "M", "part"], do_not_specialize_on_alignment=_STRIDES)
 def gradient_kernel(
         weights, others, other_weights, own_index, own_gradient, other_index, other_gradient, out,
@@ -159,34 +168,43 @@ def gradient_kernel(
     """
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside_R = row_R < A * N
-    set_R, token_R = (row_R // N).to(tl.int64), row_R % N
+    # From the tile's first set on, offsets need 32 bits: with 64, addresses alone would fill the registers.
+    first_set = tl.program_id(0) * ROWS // N
+    set_R, token_R = row_R // N - first_set, row_R % N
     depth_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     start = tl.program_id(2) * part
+    end = tl.minimum(start + part, B)
     weight_R = tl.load(weights + row_R, mask=inside_R, other=0)
     sum_RD = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    for first in range(start, tl.minimum(start + part, B), SETS):
-        set_B = (first + tl.arange(0, SETS)).to(tl.int64)
-        inside_B = set_B < tl.minimum(start + part, B)
+    for first in range(start, end, SETS):
+        set_B = tl.arange(0, SETS)
+        inside_B = first + set_B < end
         inside_RB = inside_R[:, None] & inside_B[None, :]
         if OWN:
-            chosen_RB = tl.load(own_index + set_R[:, None] * own_index_a + token_R[:, None] * own_index_n
-                                + set_B[None, :] * own_index_b, mask=inside_RB, other=0).to(tl.int32)
-            own_RB = weight_R[:, None] * tl.load(own_gradient + set_R[:, None] * own_gradient_a
-                                                 + set_B[None, :] * own_gradient_b, mask=inside_RB, other=0)
+            own_choices = own_index + tl.cast(first_set, tl.int64) * own_index_a + tl.cast(first, tl.int64) * own_index_b
+            chosen_RB = tl.load(own_choices + (set_R * own_index_a + token_R * own_index_n)[:, None]
+                                + (set_B * own_index_b)[None, :], mask=inside_RB, other=0)
+            own = own_gradient + tl.cast(first_set, tl.int64) * own_gradient_a + tl.cast(first, tl.int64) * own_gradient_b
+            own_RB = tl.load(own + (set_R * own_gradient_a)[:, None] + (set_B * own_gradient_b)[None, :],
+                             mask=inside_RB, other=0)
+            own_RB *= weight_R[:, None]
         if OTHER:
-            other_RB = tl.load(other_gradient + set_R[:, None] * other_gradient_a + set_B[None, :] * other_gradient_b,
+            other = other_gradient + tl.cast(first_set, tl.int64) * other_gradient_a + tl.cast(first, tl.int64) * other_gradient_b
+            other_RB = tl.load(other + (set_R * other_gradient_a)[:, None] + (set_B * other_gradient_b)[None, :],
                                mask=inside_RB, other=0)
+            choices = other_index + tl.cast(first_set, tl.int64) * other_index_a + tl.cast(first, tl.int64) * other_index_b
+            choice_RB = (set_R * other_index_a)[:, None] + (set_B * other_index_b)[None, :]
+        tokens = others + tl.cast(first, tl.int64) * others_b
         for token in range(0, M):
-            other_weight_B = tl.load(other_weights + set_B * M + token, mask=inside_B, other=0)
-            others_BD = tl.load(others + (set_B * others_b + token * others_m)[:, None] + depth_D[None, :],
+            other_weight_B = tl.load(other_weights + (first + set_B) * M + token, mask=inside_B, other=0)
+            others_BD = tl.load(tokens + token * others_m + (set_B * others_b)[:, None] + depth_D[None, :],
                                 mask=(other_weight_B > 0)[:, None] & (depth_D < D)[None, :], other=0)
             coefficients_RB = tl.zeros([ROWS, SETS], tl.float32)
             if OWN:
-                coefficients_RB = tl.where(chosen_RB == token, own_RB, 0.0)
+                coefficients_RB += tl.where(chosen_RB == token, own_RB, 0.0)
             if OTHER:
-                choice_RB = tl.load(other_index + set_R[:, None] * other_index_a + set_B[None, :] * other_index_b
-                                    + token * other_index_m, mask=inside_RB, other=0).to(tl.int32)
-                coefficients_RB += tl.where(choice_RB == token_R[:, None], other_RB * other_weight_B[None, :], 0.0)
-            sum_RD = tl.dot(coefficients_RB.to(others_BD.dtype), others_BD, sum_RD, input_precision=PRECISION)
+                found_RB = tl.load(choices + token * other_index_m + choice_RB, mask=inside_RB, other=0)
+                coefficients_RB += tl.where(found_RB == token_R[:, None], other_RB * other_weight_B[None, :], 0.0)
+            sum_RD = _product(coefficients_RB.to(others.dtype.element_ty), others_BD, sum_RD, PRECISION)
     place_RD = (tl.program_id(2).to(tl.int64) * A * N + row_R)[:, None] * D + depth_D[None, :]
     tl.store(out + place_RD, sum_RD, mask=inside_R[:, None] & (depth_D < D)[None, :])
