@@ -61,9 +61,8 @@ def _cost(rows: int, columns: int) -> float:
 
 
 def _chunk(tokens: int) -> int:
-    """The power of two that pads `tokens` least; of equals the largest, and at least 2 where there are two tokens."""
-    sizes = [size for size in (32, 16, 8, 4, 2) if size <= _power_of_2(tokens)] or [1]
-    return min(sizes, key=lambda size: _padded(tokens, size))
+    """4, or a smaller power of two that pads `tokens` less. Few sizes, because kernels are compiled for each."""
+    return min((4, 2, 1) if tokens < 2 else (4, 2), key=lambda size: _padded(tokens, size))
 
 
 def _padded(tokens: int, chunk: int) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hcmi.model import fused
 from hcmi.types import LEVELS, TextTokens, VideoTokens
 
 BLOCK = 1024                                            # queries and videos laid out at a time
@@ -74,7 +75,15 @@ def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
             torch.set_num_threads(count)    # otherwise threads started after this inherit the workers' 1
 
 
-_Side = list[_Tile] | Tensor
+@dataclass(frozen=True)
+class _TokenSets:
+    """Tokens and weights for `fused`, which needs no layout of its own."""
+
+    tokens_BND: Tensor
+    weights_BN: Tensor
+
+
+_Side = list[_Tile] | _TokenSets | Tensor
 
 
 def _sides(tokens: TextTokens | VideoTokens, levels: Sequence[str], dtype: torch.dtype) -> dict[str, _Side]:
@@ -91,8 +100,10 @@ def _sides(tokens: TextTokens | VideoTokens, levels: Sequence[str], dtype: torch
 
 
 @torch.no_grad()
-def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, size: int, dtype: torch.dtype) -> list[_Tile]:
+def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, size: int, dtype: torch.dtype) -> list[_Tile] | _TokenSets:
     """Tiles of `size` token sets, shortest first, each as long as its longest set: padding costs almost nothing."""
+    if fused.usable(tokens_BND, tokens_BND):
+        return _TokenSets(tokens_BND.to(dtype), weights_BN)
     valid_BN = weights_BN > 0
     places_N = torch.arange(1, valid_BN.shape[1] + 1, device=valid_BN.device)
     lengths_B = (valid_BN * places_N).amax(1)
@@ -114,7 +125,10 @@ def _score(texts: _Side, videos: _Side, pool: ThreadPoolExecutor | None) -> Tens
     if isinstance(texts, Tensor):
         assert isinstance(videos, Tensor), "both sides of a level have the same form"
         return texts @ videos.T
-    assert not isinstance(videos, Tensor), "both sides of a level have the same form"
+    if isinstance(texts, _TokenSets):
+        assert isinstance(videos, _TokenSets), "both sides of a level have the same form"
+        return fused.fused_max_sim(texts.tokens_BND, texts.weights_BN, videos.tokens_BND, videos.weights_BN)
+    assert isinstance(videos, list), "both sides of a level have the same form"
     sims_QV = torch.empty(sum(len(t.rows_B) for t in texts), sum(len(v.rows_B) for v in videos),
                           device=texts[0].tokens_NBD.device)
     list((pool.map if pool else map)(lambda text: _fill(sims_QV, text, videos), texts))
