@@ -114,7 +114,8 @@ class _Interaction(torch.autograd.Function):
         scale, to_words_QV, to_frames_QV = _scaled(words_gradient_QV, frames_gradient_QV, texts_QWD.dtype)
         to_texts = to_text_weights = to_videos = to_video_weights = None
         if ctx.needs_input_grad[0]:
-            to_texts = _gradient(text_weights_QW, videos_VTD, video_weights_VT, words, to_words_QV, frames, to_frames_QV)
+            to_texts = _gradient(text_weights_QW, videos_VTD, video_weights_VT, words, to_words_QV, frames,
+                                 to_frames_QV)
         if ctx.needs_input_grad[1]:
             to_text_weights = _weight_gradient(text_weights_QW, word_best, to_words_QV)
         if ctx.needs_input_grad[2]:

@@ -10,13 +10,14 @@ Both kernels are matrix products with work before or after them. What they know 
 """
 
 import os
+from inspect import signature
 
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")   # Triton runs kernels on the CPU, for tests
-# Token sets per step of `gradient_kernel`, for one side's choices and for both: what its registers hold on an H100. It is
-# part of the order of the sums, so it is not tuned: two runs must not differ in it.
+# Token sets per step of `gradient_kernel`, for one side's choices and for both: what the registers of an H100 hold. Not
+# tuned, because it is part of the order of the sums: two runs must not differ in it.
 SETS = {False: 32, True: 16}
 
 
@@ -35,6 +36,10 @@ FORWARD = _tiles((32, 16, 16, 4, 1)) if INTERPRETED.value else _tiles(
     (64, 64, 32, 4, 3))
 BACKWARD = _slices((32, 16, 4, 1)) if INTERPRETED.value else _slices(
     (128, 256, 8, 3), (128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 3), (64, 64, 4, 3))
+
+
+# On disk, so that a run that starts again uses the same tiles; older Triton has no such switch.
+REMEMBERED = {"cache_results": True} if "cache_results" in signature(triton.autotune).parameters else {}
 
 
 def _that_fit(configs: list[triton.Config], arguments: dict, **options) -> list[triton.Config]:
@@ -57,13 +62,46 @@ def _product(a, b, sums, PRECISION: tl.constexpr):
     return tl.dot(a, b, sums, input_precision=PRECISION)
 
 
+@triton.jit
+def _scores(row_pointers_R, column_pointers_C, is_word_R, is_frame_C, D: tl.constexpr, BLOCK_D: tl.constexpr,
+            PRECISION: tl.constexpr):
+    """[R, C]. Padding is not even read: it may hold anything."""
+    depth_D = tl.arange(0, BLOCK_D)
+    sims_RC = tl.zeros([row_pointers_R.shape[0], column_pointers_C.shape[0]], tl.float32)
+    for first_d in range(0, D, BLOCK_D):
+        inside_D = first_d + depth_D < D
+        words_RD = tl.load(row_pointers_R[:, None] + (first_d + depth_D)[None, :],
+                           mask=is_word_R[:, None] & inside_D[None, :], other=0)
+        frames_DC = tl.load(column_pointers_C[None, :] + (first_d + depth_D)[:, None],
+                            mask=is_frame_C[None, :] & inside_D[:, None], other=0)
+        sims_RC = _product(words_RD, frames_DC, sims_RC, PRECISION)
+    return sims_RC
+
+
+@triton.jit
+def _best(sims, number, KEEP: tl.constexpr, NOTHING: tl.constexpr):
+    """The maximum over dimension 1, and with `KEEP` the number of the first token that has it: `NOTHING` for -inf."""
+    best = tl.reduce(sims, 1, _larger)
+    first = tl.zeros_like(best).to(tl.int32)
+    if KEEP:
+        first = tl.min(tl.where(sims == best[:, None, :], number[None, :, None], NOTHING), 1)
+        first = tl.where(best == float("-inf"), NOTHING, first)
+    return best, first
+
+
+@triton.jit
+def _keep(index, best, place, inside, chosen, value):
+    tl.store(index + place, chosen.to(index.dtype.element_ty), mask=inside)
+    tl.store(best + place, value.to(best.dtype.element_ty), mask=inside)
+
+
 @triton.autotune(FORWARD, key=["WORDS_CHUNK", "FRAMES_CHUNK", "D", "BOTH", "KEEP"],
-                 prune_configs_by={"early_config_prune": _that_fit}, cache_results=not INTERPRETED.value)
+                 prune_configs_by={"early_config_prune": _that_fit}, **REMEMBERED)
 @triton.jit(do_not_specialize=["Q", "W", "V", "T"])
 def interaction_kernel(
-        texts, text_weights, videos, video_weights, text_order, num_words_Q, num_frames_V,          # read
-        words_out, frames_out, word_index, word_best, frame_index, frame_best,                      # written
-        Q, W, V, T, texts_q, texts_w, videos_v, videos_t,                                           # sizes and strides
+        texts, text_weights, videos, video_weights, text_order, num_words_Q, num_frames_V,      # read
+        words_out, frames_out, word_index, word_best, frame_index, frame_best,                  # written
+        Q, W, V, T, texts_q, texts_w, videos_v, videos_t,                                       # sizes and strides
         D: tl.constexpr, WORDS_CHUNK: tl.constexpr, FRAMES_CHUNK: tl.constexpr, BOTH: tl.constexpr, KEEP: tl.constexpr,
         NOTHING: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
         BLOCK_D: tl.constexpr):
@@ -76,76 +114,52 @@ def interaction_kernel(
     VIDEOS: tl.constexpr = COLUMNS // FRAMES_CHUNK
     text_tile, video_tile = tl.swizzle2d(tl.program_id(0) // tl.cdiv(V, VIDEOS), tl.program_id(0) % tl.cdiv(V, VIDEOS),
                                          tl.cdiv(Q, TEXTS), tl.cdiv(V, VIDEOS), 8)
-    row_R, column_C, depth_D = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, BLOCK_D)
-    text_places_R = text_tile * TEXTS + row_R // WORDS_CHUNK
-    text_R = tl.load(text_order + text_places_R, mask=text_places_R < Q, other=0).to(tl.int64)
-    text_places_Q = text_tile * TEXTS + tl.arange(0, TEXTS)
-    text_Q = tl.load(text_order + text_places_Q, mask=text_places_Q < Q, other=0).to(tl.int64)
+    row_R, column_C = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    place_R, place_Q = text_tile * TEXTS + row_R // WORDS_CHUNK, text_tile * TEXTS + tl.arange(0, TEXTS)
+    text_R = tl.load(text_order + place_R, mask=place_R < Q, other=0).to(tl.int64)
+    text_Q = tl.load(text_order + place_Q, mask=place_Q < Q, other=0).to(tl.int64)
     video_C = (video_tile * VIDEOS + column_C % VIDEOS).to(tl.int64)
     video_V = (video_tile * VIDEOS + tl.arange(0, VIDEOS)).to(tl.int64)
-    most_words = tl.max(tl.load(num_words_Q + text_Q, mask=text_places_Q < Q, other=0), 0)
+    most_words = tl.max(tl.load(num_words_Q + text_Q, mask=place_Q < Q, other=0), 0)
     most_frames = tl.max(tl.load(num_frames_V + video_V, mask=video_V < V, other=0), 0)
 
     words_QV = tl.zeros([TEXTS, VIDEOS], tl.float32)
     frames_QV = tl.zeros([TEXTS, VIDEOS], tl.float32)
     for first_word in range(0, tl.maximum(most_words, 1), WORDS_CHUNK):
         word_R = first_word + row_R % WORDS_CHUNK
-        word_weight_R = tl.load(text_weights + text_R * W + word_R, mask=(text_places_R < Q) & (word_R < W), other=0)
-        is_word_R = word_weight_R > 0
+        weight_R = tl.load(text_weights + text_R * W + word_R, mask=(place_R < Q) & (word_R < W), other=0)
         best_RV = tl.full([ROWS, VIDEOS], float("-inf"), tl.float32)
         index_RV = tl.full([ROWS, VIDEOS], NOTHING, tl.int32)
         for first_frame in range(0, most_frames, FRAMES_CHUNK):
             frame_C = first_frame + column_C // VIDEOS
-            frame_weight_C = tl.load(video_weights + video_C * T + frame_C, mask=(video_C < V) & (frame_C < T), other=0)
-            is_frame_C = frame_weight_C > 0
-            row_pointers = texts + text_R * texts_q + word_R * texts_w
-            column_pointers = videos + video_C * videos_v + frame_C * videos_t
-            sims_RC = tl.zeros([ROWS, COLUMNS], tl.float32)
-            for first_d in range(0, D, BLOCK_D):
-                inside_D = first_d + depth_D < D
-                words_RD = tl.load(row_pointers[:, None] + (first_d + depth_D)[None, :],
-                                   mask=is_word_R[:, None] & inside_D[None, :], other=0)
-                frames_DC = tl.load(column_pointers[None, :] + (first_d + depth_D)[:, None],
-                                    mask=is_frame_C[None, :] & inside_D[:, None], other=0)
-                sims_RC = _product(words_RD, frames_DC, sims_RC, PRECISION)
-
-            by_frame_RTV = tl.reshape(tl.where(is_frame_C[None, :], sims_RC, float("-inf")),
-                                      [ROWS, FRAMES_CHUNK, VIDEOS])
-            new_RV = tl.reduce(by_frame_RTV, 1, _larger)
-            if KEEP:
-                frame_T = first_frame + tl.arange(0, FRAMES_CHUNK)
-                first_RV = tl.min(tl.where(by_frame_RTV == new_RV[:, None, :], frame_T[None, :, None], NOTHING), 1)
-                index_RV = tl.where(new_RV > best_RV, first_RV, index_RV)
+            weight_C = tl.load(video_weights + video_C * T + frame_C, mask=(video_C < V) & (frame_C < T), other=0)
+            sims_RC = _scores(texts + text_R * texts_q + word_R * texts_w,
+                              videos + video_C * videos_v + frame_C * videos_t, weight_R > 0, weight_C > 0, D, BLOCK_D,
+                              PRECISION)
+            sims_RTV = tl.reshape(tl.where((weight_C > 0)[None, :], sims_RC, float("-inf")),
+                                  [ROWS, FRAMES_CHUNK, VIDEOS])
+            new_RV, first_RV = _best(sims_RTV, first_frame + tl.arange(0, FRAMES_CHUNK), KEEP, NOTHING)
+            index_RV = tl.where(new_RV > best_RV, first_RV, index_RV)
             best_RV = _larger(best_RV, new_RV)
             if BOTH:
-                by_word_QWC = tl.reshape(tl.where(is_word_R[:, None], sims_RC, float("-inf")),
-                                         [TEXTS, WORDS_CHUNK, COLUMNS])
-                best_QC = tl.reduce(by_word_QWC, 1, _larger)
-                if KEEP:
-                    word_W = tl.arange(0, WORDS_CHUNK)
-                    index_QC = tl.min(tl.where(by_word_QWC == best_QC[:, None, :], word_W[None, :, None], NOTHING), 1)
-                    index_QC = tl.where(best_QC == float("-inf"), NOTHING, index_QC)
+                sims_QWC = tl.reshape(tl.where((weight_R > 0)[:, None], sims_RC, float("-inf")),
+                                      [TEXTS, WORDS_CHUNK, COLUMNS])
+                best_QC, index_QC = _best(sims_QWC, tl.arange(0, WORDS_CHUNK), KEEP, NOTHING)
                 best_QC = tl.where(best_QC == float("-inf"), -1.0, best_QC)
-                frames_QV += tl.sum(tl.reshape(best_QC * frame_weight_C[None, :], [TEXTS, FRAMES_CHUNK, VIDEOS]), 1)
+                frames_QV += tl.sum(tl.reshape(best_QC * weight_C[None, :], [TEXTS, FRAMES_CHUNK, VIDEOS]), 1)
                 if KEEP:
-                    inside_QC = (text_places_Q < Q)[:, None] & ((video_C < V) & (frame_C < T))[None, :]
-                    place_QC = (text_Q[:, None] * V + video_C[None, :]) * T + frame_C[None, :]
-                    tl.store(frame_index + place_QC, index_QC.to(frame_index.dtype.element_ty), mask=inside_QC)
-                    tl.store(frame_best + place_QC, best_QC.to(frame_best.dtype.element_ty), mask=inside_QC)
-
+                    _keep(frame_index, frame_best, (text_Q[:, None] * V + video_C[None, :]) * T + frame_C[None, :],
+                          (place_Q < Q)[:, None] & ((video_C < V) & (frame_C < T))[None, :], index_QC, best_QC)
         best_RV = tl.where(best_RV == float("-inf"), -1.0, best_RV)
-        words_QV += tl.sum(tl.reshape(best_RV * word_weight_R[:, None], [TEXTS, WORDS_CHUNK, VIDEOS]), 1)
+        words_QV += tl.sum(tl.reshape(best_RV * weight_R[:, None], [TEXTS, WORDS_CHUNK, VIDEOS]), 1)
         if KEEP:
-            inside_RV = ((text_places_R < Q) & (word_R < W))[:, None] & (video_V < V)[None, :]
-            place_RV = (text_R * W + word_R)[:, None] * V + video_V[None, :]
-            tl.store(word_index + place_RV, index_RV.to(word_index.dtype.element_ty), mask=inside_RV)
-            tl.store(word_best + place_RV, best_RV.to(word_best.dtype.element_ty), mask=inside_RV)
+            _keep(word_index, word_best, (text_R * W + word_R)[:, None] * V + video_V[None, :],
+                  ((place_R < Q) & (word_R < W))[:, None] & (video_V < V)[None, :], index_RV, best_RV)
 
-    inside_QV = (text_places_Q < Q)[:, None] & (video_V < V)[None, :]
-    place_QV = text_Q[:, None] * V + video_V[None, :]
-    tl.store(words_out + place_QV, words_QV, mask=inside_QV)
+    inside_QV = (place_Q < Q)[:, None] & (video_V < V)[None, :]
+    tl.store(words_out + text_Q[:, None] * V + video_V[None, :], words_QV, mask=inside_QV)
     if BOTH:
-        tl.store(frames_out + place_QV, frames_QV, mask=inside_QV)
+        tl.store(frames_out + text_Q[:, None] * V + video_V[None, :], frames_QV, mask=inside_QV)
 
 
 # These follow the sizes of a batch: a kernel for each alignment would be compiled in the middle of training.
@@ -153,7 +167,13 @@ _STRIDES = ["own_index_a", "own_index_n", "own_index_b", "own_gradient_a", "own_
             "other_index_b", "other_index_m", "other_gradient_a", "other_gradient_b"]
 
 
-@triton.autotune(BACKWARD, key=["D", "OWN", "OTHER"], cache_results=not INTERPRETED.value)
+@triton.jit
+def _at(start, first_a, stride_a, first_b, stride_b):
+    """The address from which a tile's offsets need 32 bits: with 64, addresses alone would fill the registers."""
+    return start + tl.cast(first_a, tl.int64) * stride_a + tl.cast(first_b, tl.int64) * stride_b
+
+
+@triton.autotune(BACKWARD, key=["D", "OWN", "OTHER"], **REMEMBERED)
 @triton.jit(do_not_specialize=["A", "N", "B", "M", "part"], do_not_specialize_on_alignment=_STRIDES)
 def gradient_kernel(
         weights, others, other_weights, own_index, own_gradient, other_index, other_gradient, out,
@@ -168,7 +188,6 @@ def gradient_kernel(
     """
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside_R = row_R < A * N
-    # From the tile's first set on, offsets need 32 bits: with 64, addresses alone would fill the registers.
     first_set = tl.program_id(0) * ROWS // N
     set_R, token_R = row_R // N - first_set, row_R % N
     depth_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -181,20 +200,19 @@ def gradient_kernel(
         inside_B = first + set_B < end
         inside_RB = inside_R[:, None] & inside_B[None, :]
         if OWN:
-            own_choices = own_index + tl.cast(first_set, tl.int64) * own_index_a + tl.cast(first, tl.int64) * own_index_b
-            chosen_RB = tl.load(own_choices + (set_R * own_index_a + token_R * own_index_n)[:, None]
-                                + (set_B * own_index_b)[None, :], mask=inside_RB, other=0)
-            own = own_gradient + tl.cast(first_set, tl.int64) * own_gradient_a + tl.cast(first, tl.int64) * own_gradient_b
-            own_RB = tl.load(own + (set_R * own_gradient_a)[:, None] + (set_B * own_gradient_b)[None, :],
-                             mask=inside_RB, other=0)
-            own_RB *= weight_R[:, None]
+            place_RB = (set_R * own_index_a + token_R * own_index_n)[:, None] + (set_B * own_index_b)[None, :]
+            chosen_RB = tl.load(_at(own_index, first_set, own_index_a, first, own_index_b) + place_RB, mask=inside_RB,
+                                other=0)
+            place_RB = (set_R * own_gradient_a)[:, None] + (set_B * own_gradient_b)[None, :]
+            own_RB = weight_R[:, None] * tl.load(
+                _at(own_gradient, first_set, own_gradient_a, first, own_gradient_b) + place_RB, mask=inside_RB, other=0)
         if OTHER:
-            other = other_gradient + tl.cast(first_set, tl.int64) * other_gradient_a + tl.cast(first, tl.int64) * other_gradient_b
-            other_RB = tl.load(other + (set_R * other_gradient_a)[:, None] + (set_B * other_gradient_b)[None, :],
+            place_RB = (set_R * other_gradient_a)[:, None] + (set_B * other_gradient_b)[None, :]
+            other_RB = tl.load(_at(other_gradient, first_set, other_gradient_a, first, other_gradient_b) + place_RB,
                                mask=inside_RB, other=0)
-            choices = other_index + tl.cast(first_set, tl.int64) * other_index_a + tl.cast(first, tl.int64) * other_index_b
+            choices = _at(other_index, first_set, other_index_a, first, other_index_b)
             choice_RB = (set_R * other_index_a)[:, None] + (set_B * other_index_b)[None, :]
-        tokens = others + tl.cast(first, tl.int64) * others_b
+        tokens = _at(others, first, others_b, 0, 0)
         for token in range(0, M):
             other_weight_B = tl.load(other_weights + (first + set_B) * M + token, mask=inside_B, other=0)
             others_BD = tl.load(tokens + token * others_m + (set_B * others_b)[:, None] + depth_D[None, :],

@@ -219,8 +219,9 @@ def test_gradients_are_near_when_tokens_are_half_and_the_loss_is_small(dtype):
     of_both = [tensor.to(dtype).float() for tensor in sides((3, 5, 4, 6, 16), 6)]
     results = []
     for function in (fused.fused_token_interaction, plain):
-        leaves = [tensor.clone().to(torch.float64 if function is plain else dtype if tensor.dim() == 3 else torch.float32)
-                  .requires_grad_() for tensor in of_both]
+        types = [torch.float64] * 4 if function is plain else [dtype, torch.float32] * 2
+        leaves = [tensor.to(of_tensor, copy=True).requires_grad_()
+                  for tensor, of_tensor in zip(of_both, types, strict=True)]
         results.append(torch.autograd.grad(sum(side_QV.sum() for side_QV in function(*leaves)) * 1e-4, leaves))
     for found, expected in zip(*results, strict=True):
         assert (found - expected).abs().max() < 1e-2 * expected.abs().max()
@@ -291,8 +292,8 @@ def test_training_and_evaluation_go_through_the_kernels_when_they_can(monkeypatc
     monkeypatch.setattr(fused, "usable", lambda *_: True)
     monkeypatch.setattr(fused, "fused_max_sim", lambda *args, before=fused.fused_max_sim: calls.append(1) or before(
         *args))
-    found = (weighted_max_sim(*(tensor.to(DEVICE) for tensor in (words, word_weights, frames, frame_weights > 0))).cpu(),
-             tiled_similarities(texts.to(DEVICE), videos.to(DEVICE)))
+    there = [tensor.to(DEVICE) for tensor in (words, word_weights, frames, frame_weights > 0)]
+    found = (weighted_max_sim(*there).cpu(), tiled_similarities(texts.to(DEVICE), videos.to(DEVICE)))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert len(calls) == 3
 

@@ -1,4 +1,4 @@
-"""The GPU's kernels on whatever there is: a GPU, or Triton without one, which interprets them and compiles them alone."""
+"""The GPU's kernels on a GPU, or interpreted by Triton and compiled for a GPU that is not there."""
 
 import os
 import subprocess
