@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MAX_WORDS = 128         # tokens of one side that a tile holds when both sides' maxima are taken at once
 PROGRAMS = 256          # about two for each multiprocessor of an H100. A constant: a part's sum must not differ by card
@@ -108,6 +109,7 @@ class _Interaction(torch.autograd.Function):
         return words_QV, frames_QV
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, words_gradient_QV, frames_gradient_QV):
         texts_QWD, text_weights_QW, videos_VTD, video_weights_VT, words, word_best, *of_frames = ctx.saved_tensors
         frames, frame_best = of_frames or (None, None)
@@ -161,12 +163,13 @@ def _forward(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Tensor, vid
         return (-(-num_texts // (tile["ROWS"] // words_chunk)) * -(-num_videos // (tile["COLUMNS"] // frames_chunk)),)
 
     unused = (words_QV,) * (4 - len(kept))
-    interaction_kernel[grid](
-        texts_QWD, text_weights_QW, videos_VTD, video_weights_VT, order_Q, num_words_Q, num_frames_V,
-        words_QV, words_QV if frames_QV is None else frames_QV, *kept, *unused,
-        num_texts, num_words, num_videos, num_frames, *texts_QWD.stride()[:2], *videos_VTD.stride()[:2], D=dim,
-        WORDS_CHUNK=words_chunk, FRAMES_CHUNK=frames_chunk, BOTH=both, KEEP=keep, NOTHING=nothing,
-        PRECISION=_precision())
+    with torch.cuda.device_of(words_QV):
+        interaction_kernel[grid](
+            texts_QWD, text_weights_QW, videos_VTD, video_weights_VT, order_Q, num_words_Q, num_frames_V,
+            words_QV, words_QV if frames_QV is None else frames_QV, *kept, *unused,
+            num_texts, num_words, num_videos, num_frames, *texts_QWD.stride()[:2], *videos_VTD.stride()[:2], D=dim,
+            WORDS_CHUNK=words_chunk, FRAMES_CHUNK=frames_chunk, BOTH=both, KEEP=keep, NOTHING=nothing,
+            PRECISION=_precision())
     return words_QV, frames_QV, kept
 
 
@@ -208,13 +211,13 @@ def _gradient(weights_BN: Tensor, others_CMD: Tensor, other_weights_CM: Tensor, 
     from hcmi.model.kernels import SETS, gradient_kernel
 
     (num_sets, num_tokens), (num_others, num_other_tokens, dim) = weights_BN.shape, others_CMD.shape
+    if 0 in (num_sets, num_others, dim):
+        return weights_BN.new_zeros(num_sets, num_tokens, dim)
     tiles = -(-num_sets * num_tokens // 128) * -(-dim // 128)
     sets = SETS[own_BNC is not None and chosen_BCM is not None]
-    part = _padded(-(-num_others // max(PROGRAMS // max(tiles, 1), 1)), sets)
-    parts = max(-(-num_others // max(part, 1)), 1)
-    sums_SBND = weights_BN.new_zeros(parts, num_sets, num_tokens, dim)
-    if 0 in (num_sets, num_others, dim):
-        return sums_SBND[0]
+    part = _padded(-(-num_others // max(PROGRAMS // tiles, 1)), sets)
+    parts = -(-num_others // part)
+    sums_SBND = weights_BN.new_empty(parts, num_sets, num_tokens, dim)
 
     def grid(tile):
         return -(-num_sets * num_tokens // tile["ROWS"]), -(-dim // tile["BLOCK_D"]), parts
@@ -225,9 +228,10 @@ def _gradient(weights_BN: Tensor, others_CMD: Tensor, other_weights_CM: Tensor, 
     (own, own_strides), (chosen, chosen_strides) = lay(own_BNC), lay(chosen_BCM)
     (own_gradient, own_gradient_strides), (other_gradient, other_gradient_strides) = (
         lay(own_gradient_BC), lay(other_gradient_BC))
-    gradient_kernel[grid](
-        weights_BN, others_CMD, other_weights_CM, own, own_gradient, chosen, other_gradient, sums_SBND,
-        num_sets, num_tokens, num_others, num_other_tokens, part, *others_CMD.stride()[:2], *own_strides,
-        *own_gradient_strides[:2], *chosen_strides, *other_gradient_strides[:2], D=dim, OWN=own_BNC is not None,
-        OTHER=chosen_BCM is not None, PRECISION=_precision(), SETS=sets)
+    with torch.cuda.device_of(weights_BN):
+        gradient_kernel[grid](
+            weights_BN, others_CMD, other_weights_CM, own, own_gradient, chosen, other_gradient, sums_SBND,
+            num_sets, num_tokens, num_others, num_other_tokens, part, *others_CMD.stride()[:2], *own_strides,
+            *own_gradient_strides[:2], *chosen_strides, *other_gradient_strides[:2], D=dim, OWN=own_BNC is not None,
+            OTHER=chosen_BCM is not None, PRECISION=_precision(), SETS=sets)
     return sums_SBND.sum(0) if parts > 1 else sums_SBND[0]
