@@ -120,17 +120,15 @@ class _Interaction(torch.autograd.Function):
                                  to_frames_QV)
         if ctx.needs_input_grad[1]:
             to_text_weights = _weight_gradient(text_weights_QW, word_best, to_words_QV)
+        frames_VTQ = None if frames is None else frames.permute(1, 2, 0)
+        to_frames_VQ = None if to_frames_QV is None else to_frames_QV.T
         if ctx.needs_input_grad[2]:
-            to_videos = _gradient(video_weights_VT, texts_QWD, text_weights_QW,
-                                  None if frames is None else frames.permute(1, 2, 0),
-                                  None if frames is None else to_frames_QV.T,
+            to_videos = _gradient(video_weights_VT, texts_QWD, text_weights_QW, frames_VTQ, to_frames_VQ,
                                   words.permute(2, 0, 1), to_words_QV.T)
-        if ctx.needs_input_grad[3] and frame_best is not None:
-            to_video_weights = _weight_gradient(video_weights_VT, frame_best.permute(1, 2, 0), to_frames_QV.T)
-        found = (to_texts, to_text_weights, to_videos, to_video_weights)
-        if scale is not None:
-            found = tuple(None if gradient is None else gradient * scale for gradient in found)
-        return *found, None, None, None
+        if ctx.needs_input_grad[3] and frame_best is not None and to_frames_VQ is not None:
+            to_video_weights = _weight_gradient(video_weights_VT, frame_best.permute(1, 2, 0), to_frames_VQ)
+        return *(gradient if gradient is None or scale is None else gradient * scale
+                 for gradient in (to_texts, to_text_weights, to_videos, to_video_weights)), None, None, None
 
 
 def _rows(tokens_BND: Tensor) -> Tensor:
@@ -187,13 +185,12 @@ def _precision() -> str:
 def _scaled(words_QV: Tensor, frames_QV: Tensor | None, dtype: torch.dtype,
             ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Gradients as the kernels take them. float16 has no room for small ones: those are divided by a power of two."""
-    found = [None if side is None else side.float().contiguous() for side in (words_QV, frames_QV)]
+    sides = [side.float().contiguous() for side in (words_QV, frames_QV) if side is not None]
     scale = None
     if dtype == torch.float16 and words_QV.numel():
-        largest = torch.stack([side.abs().amax() for side in found if side is not None]).amax()
-        scale = torch.exp2(torch.frexp(largest).exponent.float())
-        found = [None if side is None else side / scale for side in found]
-    return scale, *found
+        scale = torch.exp2(torch.frexp(torch.stack([side.abs().amax() for side in sides]).amax()).exponent.float())
+        sides = [side / scale for side in sides]
+    return scale, sides[0], sides[1] if frames_QV is not None else None
 
 
 def _weight_gradient(weights_BN: Tensor, best_BNM: Tensor, gradient_BM: Tensor) -> Tensor:
