@@ -17,7 +17,7 @@ PROGRAMS = 256          # about two for each multiprocessor of an H100. A consta
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def usable(texts_QWD: Tensor, videos_VTD: Tensor) -> bool:
+def has_kernels_for(texts_QWD: Tensor, videos_VTD: Tensor) -> bool:
     """Whether the kernels can take these tokens: CUDA (Ampere or later) with Triton, and no float64."""
     return (texts_QWD.is_cuda and videos_VTD.is_cuda and texts_QWD.dtype in TYPES and videos_VTD.dtype in TYPES
             and _card_can(texts_QWD.get_device()))
@@ -38,7 +38,7 @@ def fused_token_interaction(texts_QWD: Tensor, text_weights_QW: Tensor, videos_V
     tokens are all padding scores 0.
     Products are made in the tokens' type (under autocast in its type), float32 as three TF32 products unless
     `torch.set_float32_matmul_precision` allows one. Sums are float32. Of equal scores the first gets the gradient.
-    Needs what `usable` asks for.
+    Needs what `has_kernels_for` asks for.
     """
     num_words, num_frames = max(texts_QWD.shape[1], 1), max(videos_VTD.shape[1], 1)
     if min(num_words, num_frames) > MAX_WORDS:      # no tile holds all tokens of a set: once for each side

@@ -7,7 +7,7 @@ padding.
 import torch
 from torch import Tensor
 
-from hcmi.model import fused
+from hcmi.model.fused import fused_max_sim, has_kernels_for
 
 
 def cosine(texts_QD: Tensor, videos_VD: Tensor) -> Tensor:
@@ -22,8 +22,8 @@ def weighted_max_sim(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Ten
     Source: late interaction (MaxSim) of ColBERT (arXiv 2004.12832) with the learned token weights of DRL (arXiv
     2203.07111). [ours]
     """
-    if fused.usable(texts_QWD, videos_VTD):
-        return fused.fused_max_sim(texts_QWD, text_weights_QW, videos_VTD, video_mask_VT)
+    if has_kernels_for(texts_QWD, videos_VTD):
+        return fused_max_sim(texts_QWD, text_weights_QW, videos_VTD, video_mask_VT)
     num_texts, num_words, dim = texts_QWD.shape
     num_videos, num_frames, _ = videos_VTD.shape
     padded = not bool(video_mask_VT.all())

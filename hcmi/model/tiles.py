@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hcmi.model import fused
+from hcmi.model.fused import fused_max_sim, has_kernels_for
 from hcmi.types import LEVELS, TextTokens, VideoTokens
 
 BLOCK = 1024                                            # queries and videos laid out at a time
@@ -102,7 +102,7 @@ def _sides(tokens: TextTokens | VideoTokens, levels: Sequence[str], dtype: torch
 @torch.no_grad()
 def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, size: int, dtype: torch.dtype) -> list[_Tile] | _TokenSets:
     """Tiles of `size` token sets, shortest first, each as long as its longest set: padding costs almost nothing."""
-    if fused.usable(tokens_BND, tokens_BND):
+    if has_kernels_for(tokens_BND, tokens_BND):
         return _TokenSets(tokens_BND.to(dtype), weights_BN)
     valid_BN = weights_BN > 0
     places_N = torch.arange(1, valid_BN.shape[1] + 1, device=valid_BN.device)
@@ -127,7 +127,7 @@ def _score(texts: _Side, videos: _Side, pool: ThreadPoolExecutor | None) -> Tens
         return texts @ videos.T
     if isinstance(texts, _TokenSets):
         assert isinstance(videos, _TokenSets), "both sides of a level have the same form"
-        return fused.fused_max_sim(texts.tokens_BND, texts.weights_BN, videos.tokens_BND, videos.weights_BN)
+        return fused_max_sim(texts.tokens_BND, texts.weights_BN, videos.tokens_BND, videos.weights_BN)
     assert isinstance(videos, list), "both sides of a level have the same form"
     sims_QV = torch.empty(sum(len(t.rows_B) for t in texts), sum(len(v.rows_B) for v in videos),
                           device=texts[0].tokens_NBD.device)

@@ -289,9 +289,14 @@ def test_training_and_evaluation_go_through_the_kernels_when_they_can(monkeypatc
     videos = VideoTokens(frames[:, 0], frames, frames[:, :2], frame_weights, frame_weights[:, :2])
     expected = weighted_max_sim(words, word_weights, frames, frame_weights > 0), tiled_similarities(texts, videos)
     calls = []
-    monkeypatch.setattr(fused, "usable", lambda *_: True)
-    monkeypatch.setattr(fused, "fused_max_sim", lambda *args, before=fused.fused_max_sim: calls.append(1) or before(
-        *args))
+
+    def counted(*args):
+        calls.append(1)
+        return fused.fused_max_sim(*args)
+
+    for module in ("interaction", "tiles"):
+        monkeypatch.setattr(f"hcmi.model.{module}.has_kernels_for", lambda *_: True)
+        monkeypatch.setattr(f"hcmi.model.{module}.fused_max_sim", counted)
     there = [tensor.to(DEVICE) for tensor in (words, word_weights, frames, frame_weights > 0)]
     found = (weighted_max_sim(*there).cpu(), tiled_similarities(texts.to(DEVICE), videos.to(DEVICE)))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -67,7 +67,7 @@ def test_kernels_compile_for_an_h100_when_there_is_none():
 
 def test_kernels_are_not_for_the_processor_and_not_for_double_precision():
     tokens = torch.zeros(1, 1, 1)
-    assert not fused.usable(tokens, tokens)
+    assert not fused.has_kernels_for(tokens, tokens)
     if torch.cuda.is_available() and find_spec("triton"):
-        assert fused.usable(tokens.cuda(), tokens.cuda())
-        assert not fused.usable(tokens.double().cuda(), tokens.double().cuda())
+        assert fused.has_kernels_for(tokens.cuda(), tokens.cuda())
+        assert not fused.has_kernels_for(tokens.double().cuda(), tokens.double().cuda())
