@@ -12,6 +12,7 @@ memory-mapped in half precision. Figures:
   ours in bfloat16, on the largest gallery whose token tensor fits in memory. The two types differ, so there are also
   the ratios within one type (einsum_ratio_float32, einsum_ratio_bfloat16), the float32 ratio with captions of natural
   length, 6 to 20 of 32 tokens (einsum_ratio_float32_padded), and the largest error of bfloat16 (bfloat16_error).
+- with `--device cuda` also kernel_*: those of the kernel by itself, forward and with gradients (`kernel.py`).
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import table, write_result
+from kernel import kernel_figures
 from torch import Tensor
 
 from hcmi.model import BLOCK, similarity_blocks, tiled_similarities
@@ -55,6 +57,9 @@ def main() -> None:
     figures["peak_share"] = min(figures[f"{name}_share"] for name in TYPES)
     figures["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     figures |= against_einsum(512 if options.quick else largest_size(options.device), options.device)
+    if options.device != "cpu":
+        with torch.enable_grad():
+            figures |= kernel_figures(options.device)
     print(table(["figure", "value"], figures.items()))
     print(write_result("similarity" if options.device == "cpu" else "similarity_cuda", figures, options.quick))
 

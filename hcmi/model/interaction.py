@@ -7,6 +7,8 @@ padding.
 import torch
 from torch import Tensor
 
+from hcmi.model.fused import fused_token_interaction, has_kernels_for
+
 # How much of a fine level `told` is per unit of coverage: at 1, where coverage starts, both sides count alike. [ours]
 TOLD_SHARE = 0.5
 
@@ -28,6 +30,8 @@ def token_interaction(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Te
     Source: DRL (arXiv 2203.07111), whose score is the mean of both sides. `shown` alone is the late interaction
     (MaxSim) of ColBERT (arXiv 2004.12832) with learned weights.
     """
+    if has_kernels_for(texts_QWD, videos_VTD):
+        return fused_token_interaction(texts_QWD, text_weights_QW, videos_VTD, video_weights_VT)
     texts_QWD, no_word_Q = _fill_padding(texts_QWD, text_weights_QW > 0)
     videos_VTD, no_frame_V = _fill_padding(videos_VTD, video_weights_VT > 0)
     num_texts, num_words, dim = texts_QWD.shape

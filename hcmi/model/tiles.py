@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hcmi.model.fused import fused_token_interaction, has_kernels_for
 from hcmi.model.interaction import TOLD_SHARE
 from hcmi.types import LEVELS, TextTokens, VideoTokens
 
@@ -75,7 +76,16 @@ def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
             torch.set_num_threads(count)    # otherwise threads started after this inherit the workers' 1
 
 
-_Side = list[_Tile] | Tensor
+@dataclass(frozen=True)
+class _TokenSets:
+    """Tokens and weights for `fused`, which needs no layout of its own; `told_B` as in `_Tile`."""
+
+    tokens_BND: Tensor
+    weights_BN: Tensor
+    told_B: Tensor
+
+
+_Side = list[_Tile] | _TokenSets | Tensor
 
 
 def _sides(tokens: TextTokens | VideoTokens, levels: Sequence[str], dtype: torch.dtype) -> dict[str, _Side]:
@@ -92,8 +102,11 @@ def _sides(tokens: TextTokens | VideoTokens, levels: Sequence[str], dtype: torch
 
 
 @torch.no_grad()
-def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, told_B: Tensor, size: int, dtype: torch.dtype) -> list[_Tile]:
+def _lay_out(tokens_BND: Tensor, weights_BN: Tensor, told_B: Tensor, size: int, dtype: torch.dtype,
+             ) -> list[_Tile] | _TokenSets:
     """Tiles of `size` token sets, shortest first, each as long as its longest set: padding costs almost nothing."""
+    if has_kernels_for(tokens_BND, tokens_BND):
+        return _TokenSets(tokens_BND.to(dtype), weights_BN, told_B)
     valid_BN = weights_BN > 0
     places_N = torch.arange(1, valid_BN.shape[1] + 1, device=valid_BN.device)
     lengths_B = (valid_BN * places_N).amax(1)
@@ -115,7 +128,12 @@ def _score(texts: _Side, videos: _Side, pool: ThreadPoolExecutor | None) -> Tens
     if isinstance(texts, Tensor):
         assert isinstance(videos, Tensor), "both sides of a level have the same form"
         return texts @ videos.T
-    assert not isinstance(videos, Tensor), "both sides of a level have the same form"
+    if isinstance(texts, _TokenSets):
+        assert isinstance(videos, _TokenSets), "both sides of a level have the same form"
+        shown_QV, told_QV = fused_token_interaction(texts.tokens_BND, texts.weights_BN, videos.tokens_BND,
+                                                    videos.weights_BN)
+        return shown_QV.lerp(told_QV, texts.told_B[:, None])
+    assert isinstance(videos, list), "both sides of a level have the same form"
     sims_QV = torch.empty(sum(len(t.rows_B) for t in texts), sum(len(v.rows_B) for v in videos),
                           device=texts[0].tokens_NBD.device)
     list((pool.map if pool else map)(lambda text: _fill(sims_QV, text, videos), texts))
