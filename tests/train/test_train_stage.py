@@ -30,7 +30,7 @@ from hcmi.errors import DataError, ModelError
 from hcmi.model import load_retriever
 from hcmi.model.heads import HEADS
 from hcmi.shards import TrainBatch
-from hcmi.train import make_optimizers, training_step
+from hcmi.train import make_optimizers, step, training_step
 from hcmi.train import stage as subject
 from hcmi.train.objective import total_loss
 
@@ -207,8 +207,8 @@ def test_assert_step_is_that_of_all_captions_at_once_fails_when_something_is_los
             return {level: sims_QV.roll(1, 0) for level, sims_QV in levels.items()}, sentence_QD.roll(1, 0)
         return levels, torch.nn.functional.normalize(sentence_QD, dim=1)
 
-    subject_similarities = subject.bucketed_similarities
-    monkeypatch.setattr(subject, "bucketed_similarities", planted)
+    subject_similarities = step.bucketed_similarities
+    monkeypatch.setattr(step, "bucketed_similarities", planted)
     with pytest.raises(AssertionError):
         assert_step_is_that_of_all_captions_at_once("hcmi")
 
