@@ -15,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch  # noqa: E402
-import train_world  # noqa: E402
+import torch
+import train_world
 
-import hcmi.files  # noqa: E402
-import hcmi.train.checkpoints  # noqa: E402
+import hcmi.files
+import hcmi.train.checkpoints
 
 WATCHED = (str(Path(hcmi.train.checkpoints.__file__).parent), hcmi.files.__file__)
 

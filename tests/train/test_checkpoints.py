@@ -241,7 +241,7 @@ def test_train_ends_as_an_undisturbed_run_when_its_newest_checkpoint_was_damaged
 
 
 @pytest.mark.parametrize(("spoil", "got"), [
-    (lambda path: path.unlink(), "got: no such file"), (lambda path: path.write_bytes(b"x"), "got: another or a damaged"),
+    (lambda path: path.unlink(), "got: no such file"), (lambda path: path.write_bytes(b"x"), "got: another or a dam"),
     (changed_byte, "got: another file, or one whose content was changed"),
     (lambda path: write_state(path, {}, {"identity": "other"}), "need weights of these data and parameters")])
 def test_run_is_not_continued_when_its_best_epoch_is_lost(tmp_path, spoil, got):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,15 @@ def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
         model.towers.visual_projection.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match=r"training: need a finite loss, got nan\. Lower train\.lr"):
         training_step(model, make_optimizers(model, config), batch_of([4, 4], ["a", "b"]), config, "off", "float32")
+
+
+def test_train_names_step_clips_and_checkpoint_when_the_loss_is_not_a_number(films, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        run(films, tmp_path, lr=1e30, backbone_lr=1e30, marginal_group=1)
+    assert re.fullmatch(r"training, step \d+: need a finite loss, got nan\. Lower train\.lr or train\.backbone_lr, or set "
+                        r"train\.precision to float32\. The last good checkpoint is none; the clips were "
+                        r"train_\w+(, train_\w+){7}\.", str(caught.value))
+    assert not (tmp_path / "model").exists()
 
 
 # captions of different lengths
