@@ -10,6 +10,7 @@ from hcmi.config import TrainConfig
 from hcmi.errors import MachineError
 from hcmi.model import HcmiModel
 from hcmi.shards import ShardReader, TrainBatch, TrainLoader
+from hcmi.train.denoising import denoise_mode
 from hcmi.train.ranks import Ranks
 from hcmi.train.step import batch_loss
 
@@ -72,8 +73,9 @@ def _fits(size: int, model: HcmiModel, batch: TrainBatch, config: TrainConfig, p
         with torch.random.fork_rng([device]):
             spare = SPARE * torch.cuda.get_device_properties(device).total_memory
             kept = torch.empty(int(4 * OPTIMIZER_COPIES * weights + spare), dtype=torch.uint8, device=device)
-            total, _ = batch_loss(model, batch, config, config.loss.denoise, precision, None, size,
-                                  replace(ranks, alone=True))
+            by_tag = config.loss.denoise_by == "tag"        # needs no memory
+            denoise = "off" if by_tag else denoise_mode(model, config, config.loss.warmup_epochs)
+            total, _ = batch_loss(model, batch, config, denoise, precision, None, size, replace(ranks, alone=True))
             total.backward()
             torch.cuda.synchronize(device)
             del kept, total

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hcmi.config import ModelConfig, TrainConfig
-from hcmi.errors import ModelError
+from hcmi.errors import DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
@@ -70,11 +70,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     precision = pick_precision(config.precision, device)
     seed_everything(config.seed)
     train_reader, val_reader = ShardReader(shards_dir, "train"), ShardReader(shards_dir, "val")
-    model = new_retriever(model_config, train_reader.frame_shape[0],
-                          [caption for clip in train_reader.clips for caption in clip.captions])
-    if config.activation_checkpointing:
-        model.checkpoint_activations()
-    nn.Module.to(model, device)
+    model = model_to_train(model_config, config, train_reader, device)
     ranks.copy_weights(model)
     loader = TrainLoader(train_reader, config.batch_size, model_config.num_frames, seed=config.seed, rank=ranks.rank,
                          world_size=ranks.size, num_workers=config.num_workers, num_captions=config.captions_per_clip)
@@ -84,7 +80,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
     meaning_N = clip_meanings(train_reader, config)
     progress = Progress.start(len(train_reader), model.head.dim)
-    with Checkpoints(checkpoint_dir, run_identity(shards_dir, model_config, config)) as checkpoints:
+    with Checkpoints(checkpoint_dir, common_identity(ranks, shards_dir, model_config, config)) as checkpoints:
         if state := ranks.from_first(checkpoints.newest):
             state.restore(model, optimizers, loader, progress)
         micro_batch = pick_micro_batch(config, model, train_reader, loader, precision, ranks)
@@ -109,13 +105,12 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
                         checkpoints.save(model, optimizers, loader, progress)
                 validation = ranks.from_first(partial(validate, model, val_reader))
                 row = progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started)
-                if validation["R@1"] > progress.best_score:
-                    progress.best_score, progress.best_epoch = validation["R@1"], epoch
-                    checkpoints.keep_best(model)
                 if log is not None:
                     log.log_epoch(row)
-                if ranks.is_first and checkpoints.due(epoch_ends=True):
-                    checkpoints.save(model, optimizers, loader, progress)
+                    if progress.best_epoch == epoch:
+                        checkpoints.keep_best(model)
+                    if checkpoints.due(epoch_ends=True):
+                        checkpoints.save(model, optimizers, loader, progress)
             if log is None:
                 return {}
             checkpoints.finish()
@@ -129,6 +124,26 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     return {"model": str(model_dir), "best_epoch": progress.best_epoch, "val_R@1": progress.best_score,
             "steps": progress.step, "device": str(device), "precision": precision, "processes": ranks.size,
             "micro_batch": micro_batch}
+
+
+def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: ShardReader, device: torch.device
+                   ) -> HcmiModel:
+    """An untrained model on the device."""
+    captions = [caption for clip in reader.clips for caption in clip.captions]
+    model = new_retriever(model_config, reader.frame_shape[0], captions)
+    if config.activation_checkpointing:
+        model.checkpoint_activations()
+    nn.Module.to(model, device)
+    return model
+
+
+def common_identity(ranks: Ranks, shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig) -> str:
+    """The run's identity. Raises: DataError when this process has other data or parameters than the first one."""
+    own = run_identity(shards_dir, model_config, config)
+    if ranks.from_first(lambda: own) != own:
+        raise DataError(f"training process {ranks.rank} of {ranks.size}: need the shards and parameters of the first "
+                        f"process, got others. Copy params.yaml and {shards_dir} from its machine.")
+    return own
 
 
 def open_log(folder: str | Path, history: Sequence[dict], ranks: Ranks) -> AbstractContextManager[TrainingLog | None]:

@@ -55,10 +55,15 @@ class Progress:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def end_epoch(self, epoch: int, num_steps: int, validation: dict[str, float], seconds: float) -> dict:
-        """The epoch's row of the history: means over its steps, and ratios of denoising's counts."""
+        """The epoch's row of the history: means over its steps, and ratios of denoising's counts.
+
+        The best epoch is the first one with the highest R@1 on validation.
+        """
         means = precision_and_recall({name: total / num_steps for name, total in self.sums.items()})
         row = {"epoch": epoch, "train/seconds": seconds, **{f"train/{name}": value for name, value in means.items()},
                **{f"val/{name}": value for name, value in validation.items()}}
+        if validation["R@1"] > self.best_score:
+            self.best_score, self.best_epoch = validation["R@1"], epoch
         self.history.append(row)
         self.sums.clear()
         return row

@@ -181,8 +181,8 @@ def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
 def test_train_names_step_clips_and_checkpoint_when_the_loss_is_not_a_number(films, tmp_path):
     with pytest.raises(ModelError) as caught:
         run(films, tmp_path, lr=1e30, backbone_lr=1e30, marginal_group=1)
-    assert re.fullmatch(r"training, step \d+: need a finite loss, got nan\. Lower train\.lr or train\.backbone_lr, or set "
-                        r"train\.precision to float32\. The last good checkpoint is none; the clips were "
+    assert re.fullmatch(r"training, step \d+: need a finite loss, got nan\. Lower train\.lr or train\.backbone_lr, or "
+                        r"set train\.precision to float32\. The last good checkpoint is none; the clips were "
                         r"train_\w+(, train_\w+){7}\.", str(caught.value))
     assert not (tmp_path / "model").exists()
 
