@@ -29,7 +29,7 @@ from hcmi.train.state_file import read_state, write_state
 CHECKPOINT_SECONDS = 300        # between two checkpoints within an epoch
 MAX_SHARE = 0.02                # of the run's time that checkpoints may take
 KEPT = 2
-NAME = re.compile(r"step_(\d{8})(?:_best_(\d{4}))?\.safetensors")
+NAME = re.compile(r"step_(\d{8,})(?:_best_(\d{4,}))?\.safetensors")
 # what may differ when a run is continued: it decides where and how fast the same is computed
 ELSEWHERE = {"device", "num_workers", "num_processes", "micro_batch", "activation_checkpointing"}
 
@@ -133,7 +133,8 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         """Of the checkpoints, newest first."""
-        return sorted((path.name for path in self.folder.glob("step_*") if NAME.fullmatch(path.name)), reverse=True)
+        return sorted((path.name for path in self.folder.glob("step_*") if NAME.fullmatch(path.name)), key=_numbers,
+                      reverse=True)
 
     def _best_file(self, epoch: int) -> Path:
         return self.folder / f"best_{epoch:04}.safetensors"
@@ -168,16 +169,15 @@ class Checkpoints:
 
     def _past(self, step: int) -> list[str]:
         """Checkpoints up to a step. A later one is damaged: this run has continued from one before it."""
-        return [name for name in self._names() if int(name[5:13]) <= step]
+        return [name for name in self._names() if _numbers(name)[0] <= step]
 
     def _remove_old(self, step: int) -> None:
         kept = self._past(step)[:KEPT]
         for name in set(self._names()) - set(kept):
             (self.folder / name).unlink(missing_ok=True)
-        needed = {f"best_{NAME.fullmatch(name).group(2)}.safetensors" for name in kept}     # type: ignore[union-attr]
-        for path in self.folder.glob("best_*"):
-            if path.name not in needed:
-                path.unlink(missing_ok=True)
+        needed = {self._best_file(_numbers(name)[1]) for name in kept}
+        for path in set(self.folder.glob("best_*")) - needed:
+            path.unlink(missing_ok=True)
         for path in self.folder.glob(".*.tmp"):     # of writers that were killed; this one has nothing open
             path.unlink(missing_ok=True)
 
@@ -189,3 +189,10 @@ class Checkpoints:
             warnings.warn(f"{place}: need a checkpoint of these data and parameters ({self.folder.name}) to continue, "
                           f"got those of other runs: {', '.join(dict.fromkeys(others))}. Training starts from "
                           f"the beginning and leaves them alone. Remove them to free space.", stacklevel=4)
+
+
+def _numbers(name: str) -> tuple[int, int]:
+    """Step and best epoch in the name of a checkpoint; -1 when it has no best epoch."""
+    found = NAME.fullmatch(name)
+    assert found, f"{name} is not the name of a checkpoint"
+    return int(found.group(1)), int(found.group(2) or -1)
