@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import psutil
 import pytest
 import torch
 import two_ranks
+from model_world import make_shards
 from safetensors.torch import load_file
 from step_world import distance
 from train_world import assert_same_run, run
@@ -69,9 +71,17 @@ import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 if __name__ == "__main__":
-    import hcmi.train.stage, test_ranks, train_world
+    import test_ranks, train_world
     train_world.run(Path(sys.argv[3]), Path(sys.argv[4]), **test_ranks.TWO)
 """
+
+
+def start(folder: Path, films: Path, **environment: str) -> subprocess.Popen:
+    """The run of `two` as a process of its own."""
+    (folder / "program.py").write_text(PROGRAM)
+    here = Path(__file__).parent
+    return subprocess.Popen([sys.executable, folder / "program.py", here, here.parent, films, folder],
+                            env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
 
 
 def family(mark: str) -> list[psutil.Process]:
@@ -85,10 +95,7 @@ def family(mark: str) -> list[psutil.Process]:
 
 
 def test_train_ends_with_all_its_processes_and_continues_when_it_is_killed(films, two, tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    here = Path(__file__).parent
-    parent = subprocess.Popen([sys.executable, tmp_path / "program.py", here, here.parent, films, tmp_path],
-                              env={**os.environ, "RANKS_TEST": str(tmp_path)}, stderr=subprocess.DEVNULL)
+    parent = start(tmp_path, films, RANKS_TEST=str(tmp_path))
     while not list(tmp_path.glob("checkpoints/*/step_*")):
         assert parent.poll() is None
         time.sleep(0.02)
@@ -98,6 +105,15 @@ def test_train_ends_with_all_its_processes_and_continues_when_it_is_killed(films
     while family(str(tmp_path)):        # the test's own time limit ends this
         time.sleep(0.02)
     run(films, tmp_path, **TWO)
+    assert_same_run(tmp_path, two)
+
+
+def test_train_joins_the_processes_that_torchrun_has_started(films, two, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [start(tmp_path, films, RANK=rank, LOCAL_RANK=rank, **meeting) for rank in "01"]
+    assert [rank.wait() for rank in ranks] == [0, 0]
     assert_same_run(tmp_path, two)
 
 
@@ -112,8 +128,6 @@ def test_the_error_of_the_rank_that_failed_is_reported(how, kind, words):
 
 
 def test_train_says_it_once_when_there_are_fewer_videos_than_processes(tmp_path_factory, tmp_path):
-    from model_world import make_shards
-
     films = make_shards(tmp_path_factory.mktemp("one"), num_train=1)
     with pytest.raises(DataError, match=r"^split train: need at least as many videos as ranks \(2\), got 1\."):
         run(films, tmp_path, num_processes=2, batch_size=2)
