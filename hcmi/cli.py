@@ -139,8 +139,10 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as
     from hcmi.train import train as run
 
     config = load_params(params)
-    _show(run(shards_dir=shards, model_dir=out, metrics_dir=metrics, checkpoint_dir=checkpoints,
-              model_config=config.model, config=config.train), as_json)
+    summary = run(shards_dir=shards, model_dir=out, metrics_dir=metrics, checkpoint_dir=checkpoints,
+                  model_config=config.model, config=config.train)
+    if summary:         # of several processes that torchrun has started, one reports
+        _show(summary, as_json)
 
 
 @main.command()

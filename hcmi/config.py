@@ -145,7 +145,10 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_fraction: Fraction
     max_grad_norm: Annotated[float, Field(gt=0)]
-    num_workers: Annotated[int, Field(ge=0)]            # loader processes
+    num_workers: Annotated[int, Field(ge=0)]            # loader processes of each training process
+    num_processes: Literal["auto"] | Positive           # of one run (docs/training.md); auto: one per GPU, else 1
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=0)]  # clips encoded at a time; 0: the batch; auto: what fits
+    activation_checkpointing: bool                      # towers keep only the inputs of their layers: less memory
     loss: LossConfig
 
     @model_validator(mode="after")

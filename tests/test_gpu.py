@@ -7,7 +7,7 @@ import torch
 from model_world import tiny_model, train_config
 from torch import nn
 from torch.testing import assert_close
-from train_world import StopError, curves, run, stop_at
+from train_world import StopError, curves, run, save_after_every_step, stop_at
 
 from hcmi.evaluate import encode_split
 from hcmi.model import load_retriever, score
@@ -69,7 +69,7 @@ def test_train_picks_the_gpu_and_bfloat16_when_both_are_auto(films, tmp_path):
 
 
 def test_train_goes_on_on_a_gpu_when_it_was_stopped_there(films, tmp_path, monkeypatch):
-    monkeypatch.setattr("hcmi.train.checkpoints.CHECKPOINT_SECONDS", -1)       # after every step
+    save_after_every_step(monkeypatch)
     steps = []
     monkeypatch.setattr(subject, "training_step", lambda *args: steps.append(1) or training_step(*args))
     with monkeypatch.context() as patch:

@@ -21,7 +21,7 @@ OWNERS: dict[str, set[str]] = {
     "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},
     "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
     "pymilvus": {"index"},
-    "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model"}, "simplejpeg": {"video", "shards"},
+    "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train"}, "simplejpeg": {"video", "shards"},
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
     "torch": {"types", "runtime", "doctor", "shards", "model", "train", "evaluate", "export", "index", "search"},
     "uvicorn": {"serve"}, "webdataset": {"dataset", "shards"}}

@@ -1,12 +1,14 @@
 """Short training runs, compared to the last bit."""
 
+import math
+
 import torch
 from model_world import section, train_config
 from safetensors.torch import load_file
 
 from hcmi.model import HcmiModel
+from hcmi.train import checkpoints, train
 from hcmi.train import stage as subject
-from hcmi.train import train
 from hcmi.train.stage import Checkpoints
 
 SMALL = {"epochs": 3, "batch_size": 8}
@@ -39,6 +41,11 @@ def assert_same_run(left, right) -> None:
         assert (left / "metrics" / name).read_bytes() == (right / "metrics" / name).read_bytes()
 
 
+def save_after_every_step(monkeypatch) -> None:
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(checkpoints, "MAX_SHARE", math.inf)
+
+
 class StopError(Exception):
     pass
 
@@ -46,7 +53,7 @@ class StopError(Exception):
 def stop_at(monkeypatch, where: str, time_called: int) -> None:
     """Raise on the n-th call of a function of the training loop."""
     owner, name = {"step": (subject, "training_step"), "validate": (subject, "validate"),
-                   "best": (Checkpoints, "save_best"), "last": (Checkpoints, "save"),
+                   "best": (Checkpoints, "keep_best"), "last": (Checkpoints, "save"),
                    "model": (HcmiModel, "save_pretrained")}[where]
     original, calls = getattr(owner, name), []
 

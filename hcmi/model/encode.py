@@ -1,9 +1,9 @@
 """From frames and texts to tokens and scores, for training, evaluation, export, search and drift alike."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,22 +61,28 @@ def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, part: int = 
     return found
 
 
-def bucketed_similarities(model: HcmiModel, ids_QW: Tensor, mask_QW: Tensor, videos: VideoTokens,
-                          num_buckets: int = 3) -> tuple[dict[str, Tensor], Tensor]:
+def bucketed_similarities(model: HcmiModel, ids_QW: Tensor, mask_QW: Tensor, videos: VideoTokens, num_buckets: int = 3,
+                          call: Callable[..., Any] = lambda function, *inputs: function(*inputs)
+                          ) -> tuple[dict[str, Tensor], Tensor]:
     """`training_similarities` [Q, V] of the head, and the texts' sentence vectors [Q, D], both with gradients.
 
     The texts are encoded in `num_buckets` groups of about equal length. Each group is cut to its own longest text, so
     little is computed for padding. The results equal those of all texts at once. Masks have valid tokens first.
+    `call(function, *inputs)` gives the function's result, and may let the backward pass compute it again.
     """
+    def encode_and_score(ids_BW: Tensor, mask_BW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        texts = model.encode_texts(ids_BW, mask_BW)
+        return texts.sentence_BD, model.head.training_similarities(texts, videos)
+
     lengths_Q = mask_QW.sum(1)
     order_Q = lengths_Q.argsort(stable=True)
     sentences: list[Tensor] = []
     levels: dict[str, list[Tensor]] = defaultdict(list)
     for rows in order_Q.tensor_split(min(num_buckets, len(order_Q))):
         longest = max(int(lengths_Q[rows[-1]]), 1)
-        texts = model.encode_texts(ids_QW[rows, :longest], mask_QW[rows, :longest])
-        sentences.append(texts.sentence_BD)
-        for level, sims_QV in model.head.training_similarities(texts, videos).items():
+        sentence_BD, found = call(encode_and_score, ids_QW[rows, :longest], mask_QW[rows, :longest])
+        sentences.append(sentence_BD)
+        for level, sims_QV in found.items():
             levels[level].append(sims_QV)
     back_Q = order_Q.argsort()
     return {level: torch.cat(parts)[back_Q] for level, parts in levels.items()}, torch.cat(sentences)[back_Q]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from hcmi.model.layers import attention
@@ -42,12 +43,25 @@ def clip_class_token(vision: Towers, pixels_NCHX: Tensor, interpolate_pos_encodi
     """CLIP's pooled class token, [N, D], equal to `vision(pixels).pooler_output`.
 
     Nothing reads the patches after the last layer, so that layer is computed for the class token alone. With two layers
-    this saves 40 % of the tower's arithmetic.
+    this saves 40 % of the tower's arithmetic. With activation checkpointing the other layers are computed again in the
+    backward pass by `transformers`, and the embedding and the last layer here.
     """
-    hidden_NSD = vision.pre_layrnorm(vision.embeddings(pixels_NCHX, interpolate_pos_encoding=interpolate_pos_encoding))
     *layers, last = vision.encoder.layers
+    twice = last.gradient_checkpointing and last.training
+
+    def embed(pixels_NCHX: Tensor) -> Tensor:
+        return vision.pre_layrnorm(vision.embeddings(pixels_NCHX, interpolate_pos_encoding=interpolate_pos_encoding))
+
+    hidden_NSD = checkpoint(embed, pixels_NCHX, use_reentrant=False) if twice else embed(pixels_NCHX)
     for block in layers:
         hidden_NSD = block(hidden_NSD, attention_mask=None)
+    if twice:
+        return checkpoint(_class_token_layer, vision, last, hidden_NSD, use_reentrant=False)
+    return _class_token_layer(vision, last, hidden_NSD)
+
+
+def _class_token_layer(vision: Towers, last: Towers, hidden_NSD: Tensor) -> Tensor:
+    """CLIP's last layer and layer norm, for the class token."""
     layer, normed_NSD = last.self_attn, last.layer_norm1(hidden_NSD)
 
     def split(tokens_NSD: Tensor) -> Tensor:

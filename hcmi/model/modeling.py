@@ -108,6 +108,10 @@ class HcmiModel(PreTrainedModel):
         digest.update(json.dumps([config, tokens, self.processor.describe()], sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
+    def checkpoint_activations(self) -> None:
+        """Let the towers keep only the inputs of their layers in training, and compute the rest again for gradients."""
+        self.towers.activation_checkpointing_enable({"use_reentrant": False})
+
     def frame_features(self, pixel_values_BTCHX: Tensor) -> Tensor:
         """The towers' features of every frame, [B, T, D]."""
         batch, frames = pixel_values_BTCHX.shape[:2]

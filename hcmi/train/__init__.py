@@ -1,10 +1,11 @@
 """Stage 3: train the retriever on the shards and keep the epoch that is best on the validation split.
 
 The room holds the loss, the training loop, the optimisers, adaptive label denoising and the checkpoints. A run that was
-stopped continues from its last checkpoint with exactly the batches it would have had.
+stopped continues from its last checkpoint and ends with exactly the weights it would have had.
 """
 
 from hcmi.train.optimizers import make_optimizers
-from hcmi.train.stage import train, training_step
+from hcmi.train.stage import train
+from hcmi.train.step import training_step
 
 __all__ = ["make_optimizers", "train", "training_step"]

@@ -3,34 +3,38 @@
 The best epoch is chosen on the validation split alone.
 """
 
-import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from hcmi.config import ModelConfig, TrainConfig
-from hcmi.errors import ModelError
-from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split, ranks
+from hcmi.errors import DataError, ModelError
+from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split
+from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, bucketed_similarities, new_retriever, score
+from hcmi.model import HcmiModel, new_retriever, score
 from hcmi.progress import track
 from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
-from hcmi.shards import ShardReader, TrainBatch, TrainLoader
+from hcmi.shards import ShardReader, TrainLoader
 from hcmi.train.checkpoints import Checkpoints, run_identity
 from hcmi.train.curves import draw_curves
-from hcmi.train.denoising import clip_meanings, clip_views, denoise_mode, denoising_figures, same_clips
+from hcmi.train.denoising import clip_meanings, denoise_mode
 from hcmi.train.log import TrainingLog
-from hcmi.train.objective import group_size, loss_weights, total_loss
+from hcmi.train.micro_batch import pick_micro_batch
+from hcmi.train.objective import group_size, loss_weights
 from hcmi.train.optimizers import make_optimizers, set_learning_rate
-from hcmi.train.state import Progress, StepResult
+from hcmi.train.processes import count_processes, in_processes, joined, started_by_torchrun
+from hcmi.train.ranks import ALONE, Ranks
+from hcmi.train.state import Progress
+from hcmi.train.step import LOWER, LossError, training_step
 
 VALIDATION_BATCH = 64
 
@@ -39,33 +43,50 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
           model_config: ModelConfig, config: TrainConfig) -> dict:
     """Train on the split `train`, validate on `val`, and write the best epoch's model folder. Returns a summary.
 
-    A run that was stopped continues from its last checkpoint. A checkpoint of other data or parameters is ignored.
+    A run that was stopped continues from its last checkpoint, with the same result. It may have several processes
+    (docs/training.md). A process that is not the first one of `torchrun` returns an empty summary.
 
-    Raises: DataError for an empty split, broken shards or clips without the tag that denoising needs; ModelError for a
-    backbone or checkpoint that cannot be read, or a loss that is not a number; MachineError for unwritable outputs.
+    Raises: DataError for an empty split, broken shards, fewer videos than processes or clips without the tag that
+    denoising needs; ConfigError for a device that is not there; ModelError for a backbone or checkpoint that cannot be
+    read, or a loss that is not a number; MachineError for unwritable outputs.
     """
-    ask_to_write(folders=[model_dir], files=[Path(metrics_dir, "metrics.json"), Path(checkpoint_dir, "last.pt")])
+    options: dict[str, Any] = {"shards_dir": shards_dir, "model_dir": model_dir, "metrics_dir": metrics_dir,
+                               "checkpoint_dir": checkpoint_dir, "model_config": model_config, "config": config}
+    ask_to_write(folders=[model_dir], files=[Path(metrics_dir, "metrics.json"), Path(checkpoint_dir, "step")])
+    if started_by_torchrun():
+        with joined(config.device) as (ranks, device):
+            return train_rank(ranks, device, **options)
+    count = count_processes(config.num_processes, config.device)
+    if count > 1:
+        return in_processes(count, config.device, train_rank, options)
+    return train_rank(ALONE, pick_device(config.device), **options)
+
+
+def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, model_dir: str | Path,
+               metrics_dir: str | Path, checkpoint_dir: str | Path, model_config: ModelConfig,
+               config: TrainConfig) -> dict:
+    """One process of the training run. The first one validates, and writes everything that is written."""
     tune_allocator()
-    device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     seed_everything(config.seed)
     train_reader, val_reader = ShardReader(shards_dir, "train"), ShardReader(shards_dir, "val")
-    model = new_retriever(model_config, train_reader.frame_shape[0],
-                          [caption for clip in train_reader.clips for caption in clip.captions])
-    nn.Module.to(model, device)
-    loader = TrainLoader(train_reader, config.batch_size, model_config.num_frames, seed=config.seed,
-                         num_workers=config.num_workers, num_captions=config.captions_per_clip)
+    model = model_to_train(model_config, config, train_reader, device)
+    ranks.copy_weights(model)
+    loader = TrainLoader(train_reader, config.batch_size, model_config.num_frames, seed=config.seed, rank=ranks.rank,
+                         world_size=ranks.size, num_workers=config.num_workers, num_captions=config.captions_per_clip)
     total_steps = config.epochs * len(loader)
     optimizers = make_optimizers(model, config)
     trained = loss_weights(model, config)
     model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
     meaning_N = clip_meanings(train_reader, config)
     progress = Progress.start(len(train_reader), model.head.dim)
-    checkpoints = Checkpoints(checkpoint_dir, run_identity(shards_dir, model_config, config))
-    checkpoints.restore(model, optimizers, loader, progress)
+    with Checkpoints(checkpoint_dir, common_identity(ranks, shards_dir, model_config, config)) as checkpoints:
+        if state := ranks.from_first(checkpoints.newest):
+            state.restore(model, optimizers, loader, progress)
+        micro_batch = pick_micro_batch(config, model, train_reader, loader, precision, ranks)
 
-    with TrainingLog(metrics_dir, progress.history) as log:
-        with track(description="train", total=total_steps, unit="step") as bar:
+        with (open_log(metrics_dir, progress.history, ranks) as log,
+              track(description="train", total=total_steps, unit="step", shown=ranks.is_first) as bar):
             bar.update(progress.step)
             for epoch in range(loader.epoch, config.epochs):
                 started = time.monotonic()
@@ -74,27 +95,71 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
                 denoise = denoise_mode(model, config, epoch)
                 for batch in loader:
                     set_learning_rate(optimizers, progress.step / total_steps, config.warmup_fraction)
-                    result = training_step(model, optimizers, batch, config, denoise, precision, meaning_N)
-                    progress.add(batch.rows, result)
+                    with explained(progress.step, train_reader, checkpoints):
+                        result = training_step(model, optimizers, batch, config, denoise, precision, meaning_N,
+                                               micro_batch, ranks)
+                    progress.add(result)
                     bar.update(1)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{result.figures['loss']:.3f}")
-                    if checkpoints.due():
+                    if ranks.is_first and checkpoints.due():
                         checkpoints.save(model, optimizers, loader, progress)
-                validation = validate(model, val_reader)
-                log.log_epoch(progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started))
-                if validation["R@1"] > progress.best_score:
-                    progress.best_score, progress.best_epoch = validation["R@1"], epoch
-                    checkpoints.save_best(model)
-                checkpoints.save(model, optimizers, loader, progress)
-        checkpoints.load_best(model)
-        model.config.level_weights = inference_weights(model, trained, val_reader)
-        log.summary = {"val": {"R@1": progress.best_score}}    # `dvc exp show` has a column for each figure in here
-    draw_curves(progress.history, progress.best_epoch, Path(metrics_dir, "plots", "training.png"))
-    with atomic_dir(model_dir) as folder:
-        model.save_pretrained(folder)
-    checkpoints.clear()
+                validation = ranks.from_first(partial(validate, model, val_reader))
+                row = progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started)
+                if log is not None:
+                    log.log_epoch(row)
+                    if progress.best_epoch == epoch:
+                        checkpoints.keep_best(model)
+                    if checkpoints.due(epoch_ends=True):
+                        checkpoints.save(model, optimizers, loader, progress)
+            if log is None:
+                return {}
+            checkpoints.finish()
+            model.load_state_dict(checkpoints.best)
+            model.config.level_weights = inference_weights(model, trained, val_reader)
+            log.summary = {"val": {"R@1": progress.best_score}}  # `dvc exp show` has a column for each figure in here
+        draw_curves(progress.history, progress.best_epoch, Path(metrics_dir, "plots", "training.png"))
+        with atomic_dir(model_dir) as folder:
+            model.save_pretrained(folder)
+        checkpoints.clear()
     return {"model": str(model_dir), "best_epoch": progress.best_epoch, "val_R@1": progress.best_score,
-            "steps": progress.step, "device": str(device), "precision": precision}
+            "steps": progress.step, "device": str(device), "precision": precision, "processes": ranks.size,
+            "micro_batch": micro_batch}
+
+
+def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: ShardReader, device: torch.device
+                   ) -> HcmiModel:
+    """An untrained model on the device."""
+    captions = [caption for clip in reader.clips for caption in clip.captions]
+    model = new_retriever(model_config, reader.frame_shape[0], captions)
+    if config.activation_checkpointing:
+        model.checkpoint_activations()
+    nn.Module.to(model, device)
+    return model
+
+
+def common_identity(ranks: Ranks, shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig) -> str:
+    """The run's identity. Raises: DataError when this process has other data or parameters than the first one."""
+    own = run_identity(shards_dir, model_config, config)
+    if ranks.from_first(lambda: own) != own:
+        raise DataError(f"training process {ranks.rank} of {ranks.size}: need the shards and parameters of the first "
+                        f"process, got others. Copy params.yaml and {shards_dir} from its machine.")
+    return own
+
+
+def open_log(folder: str | Path, history: Sequence[dict], ranks: Ranks) -> AbstractContextManager[TrainingLog | None]:
+    """The log of the first process; the others have none."""
+    return TrainingLog(folder, history) if ranks.is_first else nullcontext()
+
+
+@contextmanager
+def explained(step: int, reader: ShardReader, checkpoints: Checkpoints) -> Iterator[None]:
+    """Say of a loss that is not a number in which step it was, with which clips, and what is left to continue from."""
+    try:
+        yield
+    except LossError as error:
+        clips = ", ".join(reader.clips[row].video_id for row in error.rows)
+        raise ModelError(f"training, step {step + 1}: need a finite loss, got {error.loss}. {LOWER} The last good "
+                         f"checkpoint is {checkpoints.last_good()}; the clips were {clips}.") from error
 
 
 def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiModel, config: TrainConfig,
@@ -106,49 +171,12 @@ def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiMod
         loader.group_marginal_clips(progress.video_ND.numpy(), size, views_2ND)
 
 
-def training_step(model: HcmiModel, optimizers: Sequence[Optimizer], batch: TrainBatch, config: TrainConfig,
-                  denoise: str, precision: str, meaning_N: Tensor | None = None) -> StepResult:
-    """Forward, backward, update. Each video is encoded once for all captions of its clip.
-
-    `meaning_N`: equal numbers for training clips that truly show the same, where that is known. Denoising is measured
-    by it.
-    Raises: ModelError when the loss is not a finite number.
-    """
-    device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-    pixels_BTCHX = model.processor.frames(batch.frames_KBTHXC[0].to(device, non_blocking=True))
-    mask_BT = batch.frame_mask_BT.to(device)
-    meaning_B = None if meaning_N is None else meaning_N[batch.rows]
-    ids_QW, word_mask_QW = (tensor.to(device) for tensor in model.processor.texts(list(chain(*batch.captions))))
-    with autocast:
-        features_BTD = model.frame_features(pixels_BTCHX)
-        videos = model.head.video(features_BTD, mask_BT)
-        levels, sentence_QD = bucketed_similarities(model, ids_QW, word_mask_QW, videos)
-        views = [] if denoise == "off" else clip_views(model, config.loss.denoise_by, features_BTD, mask_BT,
-                                                       sentence_QD.detach().split(len(batch.rows)), meaning_B)
-    positives_BB = same_clips(views) if views else None
-    total, figures = total_loss(model, levels, sentence_QD, config, positives_BB, denoise)
-    if not math.isfinite(figures["loss"]):
-        raise ModelError(f"training: need a finite loss, got {figures['loss']}. Lower train.lr or train.backbone_lr, "
-                         f"or set train.precision to float32.")
-    model.zero_grad(set_to_none=True)
-    total.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-    for optimizer in optimizers:
-        optimizer.step()
-    if positives_BB is not None:
-        figures |= denoising_figures(positives_BB.cpu(), meaning_B)
-    # one copy from the device instead of three
-    vectors_KBD = torch.stack([videos.video_BD, *(views[0] if views else ())]).detach().float().cpu()
-    return StepResult(figures, vectors_KBD[0], vectors_KBD[1:] if views else None)
-
-
 def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
     """Text-to-video recall on a split, in per cent."""
     model.eval()
     encoded = encode_split(model, reader, VALIDATION_BATCH)
     sims_QV = model.combine(score(model, encoded.texts, encoded.videos)).numpy()
-    found = ranks(sims_QV, encoded.caption_video)
+    found = ranks_of(sims_QV, encoded.caption_video)
     return {f"R@{k}": float(100 * np.mean(found.hits_at(k))) for k in (1, 5, 10)}
 
 

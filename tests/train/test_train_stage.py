@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from hcmi.errors import DataError, ModelError
 from hcmi.model import load_retriever
 from hcmi.model.heads import HEADS
 from hcmi.shards import TrainBatch
-from hcmi.train import make_optimizers, training_step
+from hcmi.train import make_optimizers, step, training_step
 from hcmi.train import stage as subject
 from hcmi.train.objective import total_loss
 
@@ -178,6 +179,15 @@ def test_training_stops_in_one_line_when_the_loss_is_not_a_number():
         training_step(model, make_optimizers(model, config), batch_of([4, 4], ["a", "b"]), config, "off", "float32")
 
 
+def test_train_names_step_clips_and_checkpoint_when_the_loss_is_not_a_number(films, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        run(films, tmp_path, lr=1e30, backbone_lr=1e30, marginal_group=1)
+    assert re.fullmatch(r"training, step \d+: need a finite loss, got nan\. Lower train\.lr or train\.backbone_lr, or "
+                        r"set train\.precision to float32\. The last good checkpoint is none; the clips were "
+                        r"train_\w+(, train_\w+){7}\.", str(caught.value))
+    assert not (tmp_path / "model").exists()
+
+
 # captions of different lengths
 
 UNEVEN = ["a", "first red and then blue and then green and then black", "", "a yellow film then white"]
@@ -209,8 +219,8 @@ def test_assert_step_is_that_of_all_captions_at_once_fails_when_something_is_los
             return {level: sims_QV.roll(1, 0) for level, sims_QV in levels.items()}, sentence_QD.roll(1, 0)
         return levels, torch.nn.functional.normalize(sentence_QD, dim=1)
 
-    subject_similarities = subject.bucketed_similarities
-    monkeypatch.setattr(subject, "bucketed_similarities", planted)
+    subject_similarities = step.bucketed_similarities
+    monkeypatch.setattr(step, "bucketed_similarities", planted)
     with pytest.raises(AssertionError):
         assert_step_is_that_of_all_captions_at_once("hcmi")
 

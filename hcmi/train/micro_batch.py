@@ -1,0 +1,87 @@
+"""How many clips a training step encodes at a time: `train.micro_batch`, or the largest number that fits the GPU."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from hcmi.config import TrainConfig
+from hcmi.errors import MachineError
+from hcmi.model import HcmiModel
+from hcmi.shards import ShardReader, TrainBatch, TrainLoader
+from hcmi.train.denoising import denoise_mode
+from hcmi.train.ranks import Ranks
+from hcmi.train.step import batch_loss
+
+SPARE = 0.05            # of the GPU's memory that a trial leaves free: fragments, and what later steps need beside it
+OPTIMIZER_COPIES = 2    # of all weights that AdamW keeps, which a trial sets aside
+
+
+def pick_micro_batch(config: TrainConfig, model: HcmiModel, reader: ShardReader, loader: TrainLoader, precision: str,
+                     ranks: Ranks) -> int:
+    """Clips of a rank that are encoded at a time; 0: all at once.
+
+    `auto` means 0 on a CPU. On a GPU it tries the whole batch, then half of it and so on, until all ranks have the
+    memory for it.
+    Raises: MachineError when a single clip does not fit.
+    """
+    device = next(model.parameters()).device
+    if config.micro_batch != "auto":
+        return int(config.micro_batch)
+    if device.type == "cpu":
+        return 0
+    batch = largest_batch(reader, loader, model.config.num_frames, config)
+    size = largest_that_fits(len(batch.rows), lambda size: ranks.all_agree(_fits(size, model, batch, config, precision,
+                                                                                 ranks)))
+    if size and ranks.is_first:
+        warnings.warn(f"train.micro_batch auto: {size} of {len(batch.rows)} clips at a time fit the GPU.", stacklevel=2)
+    return size
+
+
+def largest_that_fits(count: int, fits: Callable[[int], bool]) -> int:
+    """0 when `fits(0)`, which is everything at once; else the first of count/2, count/4, ... 1, rounded up.
+
+    Raises: MachineError when 1 does not fit.
+    """
+    if fits(0):
+        return 0
+    size = count
+    while size > 1:
+        size = -(-size // 2)
+        if fits(size):
+            return size
+    raise MachineError("train.micro_batch: need the GPU memory for one clip at a time, got less. Lower "
+                       "train.batch_size, or set train.activation_checkpointing to true.")
+
+
+def largest_batch(reader: ShardReader, loader: TrainLoader, num_frames: int, config: TrainConfig) -> TrainBatch:
+    """A rank's batch as large as any: black frames, and everywhere the longest caption."""
+    clips = loader.batch_size // loader.world_size
+    captions = [max((caption for clip in reader.clips for caption in clip.captions), key=len)] * clips
+    frames = torch.zeros((1, clips, num_frames, *reader.frame_shape), dtype=torch.uint8)
+    return TrainBatch(list(range(clips)), [""] * clips, [captions] * config.captions_per_clip, frames,
+                      torch.ones(clips, num_frames, dtype=torch.bool))
+
+
+def _fits(size: int, model: HcmiModel, batch: TrainBatch, config: TrainConfig, precision: str, ranks: Ranks) -> bool:
+    """Whether this rank has the memory for a step of that micro-batch. It asks no other rank."""
+    device = next(model.parameters()).device
+    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    model.train()
+    try:
+        with torch.random.fork_rng([device]):
+            spare = SPARE * torch.cuda.get_device_properties(device).total_memory
+            kept = torch.empty(int(4 * OPTIMIZER_COPIES * weights + spare), dtype=torch.uint8, device=device)
+            by_tag = config.loss.denoise_by == "tag"        # needs no memory
+            denoise = "off" if by_tag else denoise_mode(model, config, config.loss.warmup_epochs)
+            total, _ = batch_loss(model, batch, config, denoise, precision, None, size, replace(ranks, alone=True))
+            total.backward()
+            torch.cuda.synchronize(device)
+            del kept, total
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
