@@ -47,6 +47,8 @@ SAME_FILMS = {"event": "main", "brief": "main"}     # these galleries ask other 
 # Beyond params.yaml: clips of up to 6 events need more frames and words, and as many clips and phrases more.
 LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
                "model.num_phrases": 16}
+# Parameters that decide where and how fast a run is computed, and not what it gives.
+ELSEWHERE = ("device", "num_workers", "num_processes", "micro_batch", "activation_checkpointing")
 MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}     # marginal sample enhancement
 # The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not, nor do
 # the modules that only drive the steps: tests hold that they change no result.
@@ -80,7 +82,7 @@ class Spec:
 
     def key(self, device: str) -> str:
         params = self.resolved()
-        unused = {"device", "num_workers"} | ({"loss"} if params.model.head != "hcmi" else set())
+        unused = {*ELSEWHERE, *(("loss",) if params.model.head != "hcmi" else ())}
         parts = [self.folder().name, params.model.model_dump(), params.train.model_dump(exclude=unused),
                  device.partition(":")[0], code_identity(CODE)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
