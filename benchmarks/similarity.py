@@ -157,7 +157,7 @@ def reference(texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
 
     It computes the whole token tensor and masks it.
     """
-    told_Q1 = texts.sentence_BD.norm(dim=1, keepdim=True) / 2
+    told_Q1 = texts.sentence_BD.norm(dim=1, keepdim=True) / 4
 
     def mixed(a_QWD: Tensor, a_weights_QW: Tensor, b_VTD: Tensor, b_weights_VT: Tensor) -> Tensor:
         sims_QVWT = torch.einsum("atd,bvd->abtv", a_QWD, b_VTD)

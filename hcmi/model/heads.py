@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hcmi.errors import ModelError
 from hcmi.model.aggregate import (
     Aggregation,
+    SelfAttention,
     TemporalTransformer,
     TokenWeights,
     masked_mean,
@@ -161,11 +162,14 @@ class Hcmi(Head):
     A text may tell a whole video or a part of it. `coverage` estimates from the sentence how much it tells, from 0 to
     2, and starts at 1. It is the length of the sentence's vector. [ours]
 
-    - Frame-word is `shown + coverage / 2 (told - shown)`, the sides of `token_interaction`; clip-phrase is the same of
+    - Frame-word is `shown + coverage / 4 (told - shown)`, the sides of `token_interaction`; clip-phrase is the same of
       clips and phrases. At 0, what else a video shows costs nothing, so a text of one event finds a video of many. At
-      1, both sides count alike, as in DRL: the text must also tell what the video shows.
+      2, both sides count alike, as in DRL: the text must also tell what the video shows.
     - Video-sentence is the cosine times `coverage`. One vector cannot hold every part of a video, so this level ranks a
       text of a whole video well and a text of a part badly.
+
+    Words attend to one another before they are compared. CLIP's text tower lets a word see the words before it alone,
+    so the words of an event would not know what happens next. [ours]
 
     Words and frames get only the share `coarse_gradient` of the coarser levels' gradient, because in shared features
     the coarser levels pull apart what the finest one needs. [ours]
@@ -179,6 +183,7 @@ class Hcmi(Head):
         super().__init__(dim)
         self.coarse_gradient = coarse_gradient
         self.temporal = TemporalTransformer(dim, heads, temporal_layers, num_frames)
+        self.word_context = SelfAttention(dim, heads)
         self.frame_weights, self.clip_weights, self.word_weights, self.phrase_weights = (
             TokenWeights(dim) for _ in range(4))
         self.to_clips, self.to_video, self.to_phrases, self.to_sentence = (
@@ -199,7 +204,7 @@ class Hcmi(Head):
                              self.clip_weights(clips_BCD, all_BC))
 
     def text(self, states_BWD, anchor_BD, mask_BW):
-        words_BWD = self.to_unit_variance(states_BWD)
+        words_BWD = self.word_context(self.to_unit_variance(states_BWD), mask_BW)
         phrases_BPD = self.to_phrases(_scale_gradient(words_BWD, self.coarse_gradient), mask_BW)
         all_BP = torch.ones(phrases_BPD.shape[:2], dtype=torch.bool, device=phrases_BPD.device)
         anchor_BD = _scale_gradient(self.to_unit_variance(anchor_BD), self.coarse_gradient)

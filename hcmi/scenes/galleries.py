@@ -34,7 +34,7 @@ from hcmi.scenes.vocabulary import (
 SEED = 0
 # The galleries are made with these parameters, whatever params.yaml has. Published figures name the version.
 STANDARD = ScenesConfig(version=1, num_train=4000, num_val=300, num_test=1000, num_incoming=200, max_events=4,
-                        captions_per_clip=3, part_captions=1, event_captions=2, brief_captions=1, wording="sentence",
+                        captions_per_clip=3, part_captions=1, event_captions=4, brief_captions=1, wording="sentence",
                         duplicate_rate=0.1, neighbour_rate=0.3, width=128, height=128, fps=12)
 # A model for the gallery `long` is trained with these: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
 LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})

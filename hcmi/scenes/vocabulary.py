@@ -121,7 +121,9 @@ LEFT_OUT = {"colour": "", "shape": "thing", "action": ""}
 
 def briefs_of(event: Event) -> tuple[Event, ...]:
     """The event told without its colour, shape or action, as a search may tell it; two of a kind are told as one."""
-    return tuple(replace(event, number=1, **{word: blank}) for word, blank in LEFT_OUT.items())
+    one = replace(event, number=1)
+    return (replace(one, colour=LEFT_OUT["colour"]), replace(one, shape=LEFT_OUT["shape"]),
+            replace(one, action=LEFT_OUT["action"]))
 
 
 def shown_by(event: Event) -> tuple[Event, ...]:

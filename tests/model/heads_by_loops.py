@@ -181,15 +181,15 @@ def mixed(words, word_weights, frames, frame_weights, told_share) -> float:
 
 
 def hcmi(head, frames, words, anchor) -> dict[str, float]:
-    frames, words = temporal(head.temporal, unit_variance(frames)), unit_variance(words)
+    frames, words = temporal(head.temporal, unit_variance(frames)), self_attention(head.word_context, unit_variance(words))
     clips, phrases = aggregate(head.to_clips, frames), aggregate(head.to_phrases, words)
     video, whole = aggregate(head.to_video, clips)[0], aggregate(head.to_sentence, phrases)[0]
     sentence = unit_variance([anchor])[0] + numbers(head.sentence_gate_D) * whole
     tells = coverage(head.coverage, sentence)
     return {"frame_word": mixed(words, token_weights(head.word_weights, words), frames,
-                                token_weights(head.frame_weights, frames), tells / 2),
+                                token_weights(head.frame_weights, frames), tells / 4),
             "clip_phrase": mixed(phrases, token_weights(head.phrase_weights, phrases), clips,
-                                 token_weights(head.clip_weights, clips), tells / 2),
+                                 token_weights(head.clip_weights, clips), tells / 4),
             "video_sentence": tells * (unit(sentence) @ unit(video))}
 
 

@@ -176,7 +176,7 @@ def test_coverage_is_1_when_untrained():
     torch.testing.assert_close(sentence_BD.norm(dim=1), torch.ones(4))
 
 
-def test_coverage_moves_the_score_from_the_words_side_to_the_frames_side():
+def test_coverage_moves_the_score_from_the_words_side_to_both_sides():
     head, inputs = made_head("hcmi"), made_inputs()
     videos = head.video(inputs["features_BTD"], inputs["frame_mask_BT"])
     with torch.no_grad():
@@ -189,8 +189,8 @@ def test_coverage_moves_the_score_from_the_words_side_to_the_frames_side():
     shown_QV, told_QV = token_interaction(texts.words_BWD, texts.word_weights_BW, videos.frames_BTD,
                                           videos.frame_weights_BT)
     torch.testing.assert_close(found[0]["frame_word"], shown_QV)
-    torch.testing.assert_close(found[0.5]["frame_word"], 3 / 4 * shown_QV + 1 / 4 * told_QV)
-    torch.testing.assert_close(found[2]["frame_word"], told_QV)
+    torch.testing.assert_close(found[0.5]["frame_word"], 7 / 8 * shown_QV + 1 / 8 * told_QV)
+    torch.testing.assert_close(found[2]["frame_word"], (shown_QV + told_QV) / 2)
     torch.testing.assert_close(found[0.5]["video_sentence"], found[2]["video_sentence"] / 4)
     assert found[0]["video_sentence"].abs().max() < 1e-6
 

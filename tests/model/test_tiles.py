@@ -62,7 +62,7 @@ def test_tiled_similarities_match_the_oracle_when_sets_are_padded():
     for q in range(4):
         for v in range(5):
             expected = slow_interaction(texts.words_BWD[q], texts.word_weights_BW[q], videos.frames_BTD[v],
-                                        videos.frame_weights_BT[v], float(texts.sentence_BD[q].norm()) / 2)
+                                        videos.frame_weights_BT[v], float(texts.sentence_BD[q].norm()) / 4)
             assert float(found[q, v]) == pytest.approx(expected, abs=1e-5)
 
 

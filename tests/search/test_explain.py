@@ -24,7 +24,7 @@ def padded_video(frames: int = T - 2) -> VideoTokens:
 
 def score_by_loops(text, video, weights: dict[str, float]) -> float:
     """The weighted sum of the levels, each of the fine ones from its two sides (`Hcmi`)."""
-    told_share = float(text.sentence_BD[0].norm()) / 2
+    told_share = float(text.sentence_BD[0].norm()) / 4
 
     def mixed(tokens_ND, weights_N, others_MD, weights_M) -> float:
         ours = [(token, float(weight)) for token, weight in zip(tokens_ND, weights_N, strict=True) if weight > 0]
