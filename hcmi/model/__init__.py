@@ -4,6 +4,7 @@ It takes pixels and strings, and gives tokens (`VideoTokens`, `TextTokens`) and 
 folder: configuration, weights, tokenizer and preprocessing. A CLIP or SigLIP checkpoint is loaded as an untrained one.
 """
 
+from hcmi.model.describe import describe_model, description_text
 from hcmi.model.encode import bucketed_similarities, concatenate, encode_texts, encode_videos, score
 from hcmi.model.heads import GAIN
 from hcmi.model.interaction import TOLD_SHARE
@@ -13,6 +14,6 @@ from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
     "BLOCK", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "bucketed_similarities", "concatenate",
-    "encode_texts", "encode_videos", "load_retriever", "load_text_encoder", "new_retriever", "score", "similarity_blocks",
-    "tiled_similarities",
+    "describe_model", "description_text", "encode_texts", "encode_videos", "load_retriever", "load_text_encoder",
+    "new_retriever", "score", "similarity_blocks", "tiled_similarities",
 ]

@@ -71,6 +71,12 @@ def load_towers(backbone: str, num_words: int, subject: str = "model.backbone") 
     return towers
 
 
+def checkpoint_folder(backbone: str) -> Path:
+    """The folder of a checkpoint that has been loaded by folder or by name; the latter is in this machine's cache."""
+    folder = Path(backbone)
+    return folder if folder.is_dir() else Path(snapshot_download(backbone, local_files_only=True))
+
+
 def build_towers(config: PretrainedConfig) -> Towers:
     """Untrained towers of the given shape, whose weights are loaded or learned afterwards."""
     _check_family("model.backbone 'model'", config)

@@ -208,7 +208,8 @@ class Retriever:
                 start_s, end_s = find_moment(text, videos[at:at + 1], times_T, clip.start_s, clip.end_s, baseline,
                                              self.model.uses_words)
                 hits.append(Hit(rank, clip.video_id, clip.path, float(scores_V[at]), round(start_s, 3),
-                                round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
+                                round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()
+                                                  if self.model.level_weights[name] > 0}))
         return hits
 
 
