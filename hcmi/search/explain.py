@@ -46,7 +46,7 @@ class Explanation:
     marks_share: float              # the same for the marks at the start and the end of the text, which are tokens too
     times_s: np.ndarray             # [T] seconds into the file
     frame_word_TW: np.ndarray       # cosines
-    relevance_T: np.ndarray         # of each frame to all words, above the baseline; the moment is found in it
+    relevance_T: np.ndarray         # of each frame to the query, above the baseline; the moment is found in it
     phrases: tuple[PhraseMatch, ...]
 
     def record(self) -> dict[str, Any]:

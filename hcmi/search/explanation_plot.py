@@ -133,7 +133,7 @@ def _columns(axes: Axes, y: float, *texts: str, color: str = INK) -> None:
 
 
 def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
-    """Relevance of each frame to all words together."""
+    """Relevance of each frame to the whole query."""
     places, relevance_T = np.arange(len(explanation.times_s)), explanation.relevance_T
     axes.set_xlim(-0.5, len(places) - 0.5)
     span = max(float(np.ptp(relevance_T)), 1e-6)

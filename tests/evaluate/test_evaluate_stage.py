@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from model_world import save_small_clip
 from PIL import Image
 from search_world import searchable_model
 
@@ -238,6 +239,16 @@ def test_evaluate_refuses_a_split_when_no_clip_has_a_caption(world, tmp_path):
     with pytest.raises(DataError, match="split test: need captions to measure with, got 3 clips and none"):
         run(world, "uncaptioned", shards)
     assert not (world[0] / "uncaptioned").exists()
+
+
+def test_evaluate_measures_a_checkpoint_and_names_it(world, tmp_path):
+    folder, params = world
+    checkpoint = save_small_clip(tmp_path / "clip", image_size=16)
+    report = evaluate(model_dir=checkpoint, shards_dir=folder / "shards", out_json=tmp_path / "evaluate.json",
+                      plots_dir=tmp_path / "plots", params=params)
+    assert (report["protocol"]["model"], report["protocol"]["trained"]) == (str(checkpoint), False)
+    assert report["raw"] == report["levels"]["video_sentence"]
+    assert f"model {checkpoint}, untrained" in report_text(report)
 
 
 def test_split_sha256_changes_when_a_caption_does(world, tmp_path):

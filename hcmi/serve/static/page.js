@@ -170,7 +170,7 @@ const legend = found => `${matches(found)} (cosine). The times of the moment hav
 const COUNTS = " A word's share of the score is what it adds in that frame. When the query tells a whole video, the frames whose "
   + "best word it is add to the share too.";
 
-// Rows are words, columns are frames. The last row is all words together: their frames are compared with other videos.
+// Rows are words, columns are frames. The last row is the whole query: its frames are compared with other videos.
 function heat(item, hit, found) {
   const table = make("table"), head = table.createTHead().insertRow(), body = table.createTBody();
   table.ariaLabel = matches(found);
@@ -204,7 +204,8 @@ function heat(item, hit, found) {
   const amounts = [found.word_weights, shares].filter(numbers => numbers.length);
   found.words.forEach((word, at) => line(word, found.frame_word.map(row => row[at]), all, amounts.map(numbers => numbers[at]),
                                          found.word_weights[at] / most, found.word_frames[at]));
-  line(whole(found) ? "against other videos" : "all words", found.relevance, found.relevance, amounts.map(total)).className = "together";
+  const together = whole(found) ? "against other videos" : "all words";
+  line(together, found.relevance, found.relevance, amounts.map(total)).className = "together";
   return table;
 }
 
