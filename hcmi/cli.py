@@ -86,6 +86,11 @@ def _show(summary: dict, as_json: bool) -> None:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+model_option = click.option("--model", default="models/hcmi", show_default=True, help="Folder of a trained model, or "
+                            "the folder or name of a CLIP or SigLIP checkpoint.")
+precision_option = click.option("--precision", default="float32", show_default=True, help="What the model's towers are "
+                                "stored in; the last two take half the memory.",
+                                type=click.Choice(["float32", "bfloat16", "float16"]))
 params_option = click.option("--params", default="params.yaml", show_default=True, help="Parameter file.")
 
 
@@ -146,7 +151,7 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as
 
 
 @main.command()
-@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@model_option
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @click.option("--out", default="metrics/evaluate.json", show_default=True, help="File of figures to write; "
               "headline.json is written beside it.")
@@ -180,7 +185,7 @@ def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, 
 
 
 @main.command()
-@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@model_option
 @click.option("--shards", default="data/shards", show_default=True, help="Folder of shards, or its URL.")
 @click.option("--out", default="export", show_default=True, help="Folder to write.")
 @click.option("--push", metavar="URI", help="Encode nothing: copy the finished export into Milvus.")
@@ -209,7 +214,7 @@ def export(model: str, shards: str, out: str, push: str | None, params: str, as_
 @main.command()
 @click.option("--incoming", default="data/incoming", show_default=True, help="Folder of new batches.")
 @click.option("--batch", "batches", multiple=True, metavar="NAME", help="Judge only this batch; may be repeated.")
-@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@model_option
 @click.option("--export", default="export", show_default=True, help="Folder that `hcmi export` wrote.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @click.option("--out", default="reports/drift", show_default=True, help="Folder to write.")
@@ -234,15 +239,16 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 @click.option("--top", default=10, show_default=True, help="How many answers.")
 @click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
 @click.option("--index", help="Search index.  [default: search.uri of params.yaml, or export/index]")
-@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@model_option
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
 @click.option("--min-seconds", type=float, help="Only videos at least this long.")
 @click.option("--max-seconds", type=float, help="Only videos at most this long.")
 @click.option("--explain", metavar="FILE", help="Write why the first answer was found: .png, .svg, .pdf or .json.")
+@precision_option
 @params_option
 @json_option
 def search(query: str, top: int, videos: str | None, index: str | None, model: str, tags: tuple[str, ...],
-           min_seconds: float | None, max_seconds: float | None, explain: str | None, params: str,
+           min_seconds: float | None, max_seconds: float | None, explain: str | None, precision: str, params: str,
            as_json: bool) -> None:
     """Find the videos, and the moments in them, that QUERY describes.
 
@@ -251,6 +257,8 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
       hcmi search "a dog jumps into water" --top 5 --json
 
       hcmi search "red car" --videos ./my_videos
+
+      hcmi search "red car" --videos ./my_videos --model openai/clip-vit-base-patch32
 
       hcmi search "red car" --tag place=street --explain why.png
     """
@@ -261,7 +269,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     if explain is not None:
         searching.check_explanation_path(explain, "--explain")
     wanted = searching.parse_tags(tags, "--tag")
-    retriever = searching.open_retriever(model, index, videos, params)
+    retriever = searching.open_retriever(model, index, videos, params, precision)
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
     for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)
@@ -279,9 +287,11 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
 @click.option("--index", help="Search index.  [default: search.uri of params.yaml, or export/index]")
-@click.option("--model", default="models/hcmi", show_default=True, help="Folder of the trained model.")
+@model_option
+@precision_option
 @params_option
-def serve(host: str, port: int, videos: str | None, index: str | None, model: str, params: str) -> None:
+def serve(host: str, port: int, videos: str | None, index: str | None, model: str, precision: str,
+          params: str) -> None:
     """Serve the search page: type a query, watch the moment in each video, see why it was found.
 
     Examples:
@@ -293,10 +303,24 @@ def serve(host: str, port: int, videos: str | None, index: str | None, model: st
     from hcmi.search import open_retriever
     from hcmi.serve import serve as run
 
-    retriever = open_retriever(model, index, videos, params)
+    retriever = open_retriever(model, index, videos, params, precision)
     for note in retriever.notes:
         click.echo(f"note: {shown(note)}", err=True)
     run(retriever, host, port, click.echo)
+
+
+@main.command()
+@click.argument("path")
+@json_option
+def model(path: str, as_json: bool) -> None:
+    """Say what PATH holds: the folder of a trained model, or the folder or name of a CLIP or SigLIP checkpoint.
+
+    Example: hcmi model models/hcmi
+    """
+    from hcmi.model import describe_model, description_text
+
+    found = describe_model(path)
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else description_text(found))
 
 
 @main.command()

@@ -151,4 +151,4 @@ class Hit:
     score: float
     start_s: float                # the best moment, seconds into the file
     end_s: float
-    levels: dict[str, float]      # score of each level before weighting
+    levels: dict[str, float]      # score, before weighting, of each level that has a weight above 0

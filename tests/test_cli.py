@@ -16,6 +16,7 @@ RUNS = {
     "export": ["--model", "model", "--out", "OUT/export"],
     "drift": ["--model", "model", "--incoming", "incoming", "--out", "OUT/drift"],
     "search": ["red", "--model", "model", "--index", "export/index"],
+    "model": ["model"],
     "doctor": ["few"]}
 
 

@@ -81,8 +81,10 @@ def test_check_command_fails_when_the_command_is_wrong(line):
         check_command(line)
 
 
-def test_readme_starts_with_the_two_commands():
-    assert shell_lines((ROOT / "README.md").read_text("utf-8"))[:2] == ["make repro", "make test"]
+def test_readme_starts_with_a_search_and_then_the_two_commands():
+    lines = shell_lines((ROOT / "README.md").read_text("utf-8"))
+    assert lines[2].startswith("hcmi search ")
+    assert lines[3:5] == ["make repro", "make test"]
 
 
 def snippets(page: Path) -> list[str]:
@@ -94,7 +96,7 @@ def check_imports(snippet: str) -> None:
     """Raises AssertionError when it imports from hcmi what the package or one of its rooms does not export."""
     for item in statements(ast.parse(snippet)):
         if isinstance(item, ast.ImportFrom) and (item.module or "").partition(".")[0] == "hcmi":
-            known = {"Retriever"} if item.module == "hcmi" else set(exports(item.module))
+            known = {"Encoder", "Retriever"} if item.module == "hcmi" else set(exports(item.module))
             assert {alias.name for alias in item.names} <= known, f"{ast.unparse(item)}: need names that are exported"
 
 

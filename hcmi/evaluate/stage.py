@@ -21,7 +21,7 @@ from hcmi.evaluate.plots import write_plots
 from hcmi.evaluate.postprocess import FEWEST_CLIPS
 from hcmi.evaluate.split import EncodedSplit, encode_split
 from hcmi.evaluate.split_metrics import SplitMetrics, choose_scales, post_processed, shared_captions
-from hcmi.files import ask_to_write, atomic_dir, atomic_file
+from hcmi.files import ask_to_write, atomic_dir, atomic_file, project_path
 from hcmi.model import HcmiModel, encode_texts, load_retriever, score
 from hcmi.runtime import pick_device, tune_allocator
 from hcmi.shards import ShardReader
@@ -37,6 +37,7 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
              params: Params) -> dict:
     """Measure the model on `evaluate.split`. Returns the report that it writes to `out_json`.
 
+    A checkpoint as `model_dir` gives the baseline that training must beat.
     Each output appears as a whole or not at all.
     Raises: ModelError when the model folder does not load; DataError when the split is empty, has no captions, or the
     model gives NaN; MachineError when an output cannot be written, which is checked before the work.
@@ -53,7 +54,7 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     sims_QV = model.combine(levels).numpy()
     bank = bank_texts(model, shards_dir, params.evaluate.bank_size)
     split = SplitMetrics(encoded.caption_video, len(reader), params.evaluate.bootstrap_samples)
-    protocol = protocol_card(model, reader, encoded, params)
+    protocol = protocol_card(model, model_dir, reader, encoded, params)
     report = {"protocol": protocol, "raw": split.both(sims_QV),
               "levels": {name: split.both(level_QV.numpy()) for name, level_QV in levels.items()},
               "post": post_processed(split, sims_QV / sum(model.level_weights.values()),
@@ -82,7 +83,8 @@ def report_text(report: dict) -> str:
     """The figures as text: raw first, then each level, then after post-processing."""
     card = report["protocol"]
     lines = [f"{card['dataset']}, split {card['split']}: {card['num_texts']} captions, {card['num_videos']} clips, "
-             f"head {card['head']}", f"{'':36}{'R@1':>7}{'95 % interval':>16}{'R@5':>7}{'R@10':>7}{'MdR':>7}{'MnR':>8}"]
+             f"head {card['head']}, model {card['model']}{'' if card['trained'] else ', untrained'}",
+             f"{'':36}{'R@1':>7}{'95 % interval':>16}{'R@5':>7}{'R@10':>7}{'MdR':>7}{'MnR':>8}"]
     rows = {"raw": report["raw"], **{f"level {name}": entry for name, entry in report["levels"].items()}}
     if "shared_captions" in report:
         rows["any clip with the same caption"] = report["shared_captions"]
@@ -97,7 +99,8 @@ def report_text(report: dict) -> str:
     return "\n".join(lines)
 
 
-def protocol_card(model: HcmiModel, reader: ShardReader, encoded: EncodedSplit, params: Params) -> dict:
+def protocol_card(model: HcmiModel, model_dir: str | Path, reader: ShardReader, encoded: EncodedSplit, params: Params
+                  ) -> dict:
     """The conditions of a measurement. Figures can be compared only if these are equal."""
     per_video = [len(clip.captions) for clip in reader.clips]
     uneven = min(per_video) != max(per_video)
@@ -106,7 +109,8 @@ def protocol_card(model: HcmiModel, reader: ShardReader, encoded: EncodedSplit, 
             "captions_per_video": round(float(np.mean(per_video)), 2) if uneven else per_video[0],
             "split_sha256": split_sha256(reader), "selection_split": SELECTION_SPLIT,
             "decoder": "+".join(sorted({stored.decoder for stored in reader.stored})), "precision": PRECISION,
-            "seed": params.train.seed, "head": model.config.head, "backbone": model.config.backbone}
+            "seed": params.train.seed, "head": model.config.head, "backbone": model.config.backbone,
+            "model": project_path(model_dir), "trained": not model.checkpoint}
 
 
 def split_sha256(reader: ShardReader) -> str:

@@ -8,6 +8,8 @@
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hcmi.config import ModelConfig
 from hcmi.errors import ModelError
+from hcmi.model.families import FAMILIES
 from hcmi.model.heads import build_head
 from hcmi.model.processor import HcmiProcessor
 from hcmi.model.towers import (
@@ -33,6 +36,12 @@ from hcmi.model.towers import (
 from hcmi.runtime import single_after_fork
 from hcmi.types import TextTokens, VideoTokens
 
+# Precisions that towers may be stored in for inference. The head, which is small, stays float32.
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of a checkpoint that nothing was trained on: only the vectors that it was itself trained to compare.
+ZERO_SHOT_WEIGHTS = {"frame_word": 0.0, "clip_phrase": 0.0, "video_sentence": 1.0}
+# Parts of a configuration that say nothing about what a model computes.
+LOCAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 FILES = ("config.json", "model.safetensors", "tokenizer_config.json", "preprocessor_config.json")
 VOCABULARIES = ("tokenizer.json", "spiece.model")       # a folder has one of them; SigLIP 1 has the second
 
@@ -67,11 +76,17 @@ AutoConfig.register("hcmi", HcmiConfig)     # otherwise AutoTokenizer warns that
 
 
 class HcmiModel(PreTrainedModel):
-    """Towers and a head. `model.processor` turns pixels and strings into the model's inputs."""
+    """Towers and a head. `model.processor` turns pixels and strings into the model's inputs.
+
+    `checkpoint` is the name or folder of the CLIP or SigLIP that an untrained model was made of by `load_retriever`,
+    and empty for others.
+    """
 
     config_class = HcmiConfig
     base_model_prefix = "hcmi"
     processor: HcmiProcessor
+    checkpoint = ""
+    kept_fingerprint = ""       # of the whole model in float32, once that is not in memory any more
 
     def __init__(self, config: HcmiConfig, towers: PreTrainedModel | None = None):
         super().__init__(config)
@@ -97,12 +112,17 @@ class HcmiModel(PreTrainedModel):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of weights, configuration, tokens and preprocessing. An index is valid for one fingerprint."""
+        """sha256 of weights, configuration, tokens and preprocessing. An index is valid for one fingerprint.
+
+        It does not depend on where a checkpoint lies, nor on the precision that the towers were loaded in.
+        """
+        if self.kept_fingerprint:
+            return self.kept_fingerprint
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-        ignored = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
+        ignored = {*LOCAL, "backbone"} if self.checkpoint else set(LOCAL)
         config = {key: value for key, value in self.config.to_dict().items() if key not in ignored}
         tokens = [self.processor.tokenizer.get_vocab(), self.processor.untrained.tolist()]
         digest.update(json.dumps([config, tokens, self.processor.describe()], sort_keys=True, default=str).encode())
@@ -112,10 +132,22 @@ class HcmiModel(PreTrainedModel):
         """Let the towers keep only the inputs of their layers in training, and compute the rest again for gradients."""
         self.towers.activation_checkpointing_enable({"use_reentrant": False})
 
+    @property
+    def uses_words(self) -> bool:
+        """Whether a level counts that compares words or phrases; otherwise the sentence alone makes the score."""
+        return any(weight > 0 for level, weight in self.level_weights.items() if level != "video_sentence")
+
+    def store_towers(self, precision: str) -> None:
+        """Store the towers in one of PRECISIONS, for inference. The fingerprint stays that of the float32 weights."""
+        if PRECISIONS[precision] != self.dtype:
+            self.kept_fingerprint = self.fingerprint
+            nn.Module.to(self.towers, PRECISIONS[precision])
+
     def frame_features(self, pixel_values_BTCHX: Tensor) -> Tensor:
         """The towers' features of every frame, [B, T, D]."""
         batch, frames = pixel_values_BTCHX.shape[:2]
-        return frame_features(self.towers, pixel_values_BTCHX.flatten(0, 1)).view(batch, frames, -1)
+        pixels_NCHX = pixel_values_BTCHX.flatten(0, 1).to(self.dtype)
+        return self._for_head(frame_features(self.towers, pixels_NCHX)).view(batch, frames, -1)
 
     def encode_videos(self, pixel_values_BTCHX: Tensor, frame_mask_BT: Tensor) -> VideoTokens:
         """Tokens of each video at all levels. Masks are left-aligned: valid frames first."""
@@ -124,7 +156,12 @@ class HcmiModel(PreTrainedModel):
     def encode_texts(self, input_ids_BW: Tensor, attention_mask_BW: Tensor) -> TextTokens:
         """Tokens of each caption at all levels."""
         mask_BW = attention_mask_BW.bool()
-        return self.head.text(*text_features(self.towers, input_ids_BW, mask_BW), mask_BW)
+        states_BWD, anchor_BD = text_features(self.towers, input_ids_BW, mask_BW)
+        return self.head.text(self._for_head(states_BWD), self._for_head(anchor_BD), mask_BW)
+
+    def _for_head(self, features: Tensor) -> Tensor:
+        """Features of towers that are stored in another precision than the head, in float32."""
+        return features if self.dtype == torch.float32 else features.float()
 
     def similarities(self, texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
         """Level -> [Q, V], for the levels of the head."""
@@ -172,18 +209,84 @@ def new_retriever(config: ModelConfig, image_size: int, captions: list[str]) -> 
     return model
 
 
-def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> HcmiModel:
-    """Load a folder that `save_pretrained` wrote. The model is in evaluation mode.
+def load_retriever(source: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> HcmiModel:
+    """Load a folder that `save_pretrained` wrote, or a CLIP or SigLIP checkpoint by its folder or its name on the hub.
 
-    Raises: ModelError when the folder is missing or incomplete, or a tensor has the wrong shape (naming both shapes).
+    A checkpoint becomes an untrained retriever that ranks as the checkpoint itself does: by the cosine of the mean of
+    the frames' unit vectors and the text's vector. The model is in evaluation mode. `precision`: one of PRECISIONS, in
+    which the towers are stored. While it loads, the weights are float32.
+
+    Raises: ModelError when nothing is there, a file is missing or broken, a checkpoint is of another family, or a
+    tensor has the wrong shape (naming both shapes).
     """
-    folder = Path(folder)
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision {precision!r}: need one of {', '.join(PRECISIONS)}, got another. Correct it.")
+    model = _load_checkpoint(str(source)) if is_checkpoint(source) else _load_trained(Path(source))
+    model.store_towers(precision)
+    return nn.Module.to(model, device).eval()
+
+
+def is_checkpoint(source: str | Path) -> bool:
+    """Whether this is a folder whose config.json is another model's, or looks like a name on the hub.
+
+    `models/...` is never a name: the hub has no owner of that name.
+    """
+    source = str(source)
+    if os.path.isdir(source):
+        try:
+            config = json.loads(Path(source, "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False        # `_load_trained` says what is wrong
+        return isinstance(config, dict) and config.get("model_type") != HcmiConfig.model_type
+    owner = source.partition("/")[0]
+    return (re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None and owner != "models"
+            and not os.path.exists(owner))
+
+
+def _load_checkpoint(source: str) -> HcmiModel:
+    """The checkpoint's towers under an `hcmi` head of zeros, which passes their features on as they are.
+
+    A head of zeros has no random values, so the model is the same in every process and on every machine.
+    """
+    if os.path.isdir(source):
+        _check_checkpoint_files(Path(source))
+    towers = load_towers(source, 0, "model")
+    text, image_size = towers.config.text_config, towers.config.vision_config.image_size
+    num_words = text.max_position_embeddings
+    processor = HcmiProcessor.from_backbone(source, num_words, image_size, own_square=True, subject="model")
+    text.pad_token_id = processor.tokenizer.pad_token_id        # SigLIP 2's files disagree
+    described = {key: value for key, value in towers.config.to_dict().items() if key not in LOCAL}
+    model = HcmiModel(HcmiConfig(towers=described, backbone=source, num_words=num_words, temporal_layers=0,
+                                 level_weights=dict(ZERO_SHOT_WEIGHTS)), towers)
+    with torch.no_grad():
+        for module in model.head.modules():
+            if not isinstance(module, (nn.LayerNorm, nn.ParameterDict)):        # the latter holds the logit scales
+                for weight in module.parameters(recurse=False):
+                    weight.zero_()
+    model.processor, model.checkpoint = processor, source
+    return model
+
+
+def _check_checkpoint_files(folder: Path) -> None:
+    """Raises: ModelError naming the tokenizer or preprocessing file that a checkpoint of a known family lacks.
+
+    Without a tokenizer's files `transformers` may make an empty one.
+    """
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") not in FAMILIES:
+        return          # `load_towers` says what is needed
+    for names in (("preprocessor_config.json", "processor_config.json"), (*VOCABULARIES, "vocab.json")):
+        if not any((folder / name).is_file() for name in names):
+            raise ModelError(f"model {str(folder)!r}: need {names[0]} of the checkpoint, found none. Copy all files of "
+                             f"the checkpoint into the folder.")
+
+
+def _load_trained(folder: Path) -> HcmiModel:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in VOCABULARIES):
         missing.append(VOCABULARIES[0])
     if missing:
-        raise ModelError(f"model folder {folder}: need {missing[0]}, found none. Train first (`dvc repro train`) or "
-                         f"give the folder of a trained model.")
+        raise ModelError(f"model folder {folder}: need {missing[0]}, found none. Train first (`dvc repro train`), or "
+                         f"give the folder of a trained model or of a CLIP or SigLIP checkpoint.")
     try:
         with quiet():
             loaded: Any = HcmiModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
@@ -195,4 +298,4 @@ def load_retriever(folder: str | Path, device: str | torch.device = "cpu") -> Hc
     check_loaded(f"model folder {folder}", problems,
                  "config.json does not belong to these weights, or another version of hcmi wrote them. Train again, or "
                  "copy both from one training run.")
-    return model.to(device).eval()
+    return model

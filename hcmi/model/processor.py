@@ -22,23 +22,27 @@ SPACES = r"[\s\u200b]+"         # of any kind; the zero-width space ends a word 
 INVISIBLE = r"[\p{Cf}&&[^\u200b]]"       # soft hyphens, joiners, byte order marks, which may be inside a word
 PIECES = r"\p{L}[\p{L}\p{M}]*|\p{N}+|[^\p{L}\p{N}]"
 PUNCTUATION_SPACE = r"^Ġ(?=[!-/:-@\[-`{-~])"       # Ġ is how a byte-level tokenizer writes a space
+CLIP_SQUARE = ("crop", "BICUBIC")       # how a frame becomes square (`hcmi.video`), and the filter
+FILTERS = ("NEAREST", "LANCZOS", "BILINEAR", "BICUBIC", "BOX", "HAMMING")       # by Pillow's numbers
 
 
 class HcmiProcessor:
     """Tokenizer, normalisation and the sizes they were trained with. Several threads may use one processor at once.
 
-    Frames must have the model's size (`hcmi.video` resizes them as CLIP does); here they are only normalised.
+    Frames must have the model's size; `hcmi.video` makes them so, as `square` says. Here they are only normalised.
     `untrained`: ids of tokens that no training caption has. A pretrained tokenizer has none.
 
     A tokenizer keeps the padding and truncation settings of its last call, so a call with other settings would change
     them for a call that is running in another thread. Every call here asks for none. Rows are cut and padded after it.
     """
 
-    def __init__(self, tokenizer, image_processor, num_words: int, image_size: int, untrained: Iterable[int] = ()):
+    def __init__(self, tokenizer, image_processor, num_words: int, image_size: int, untrained: Iterable[int] = (),
+                 square: tuple[str, str] = CLIP_SQUARE):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.num_words = num_words
         self.image_size = image_size
+        self.square = square
         self.untrained = torch.tensor(sorted(untrained), dtype=torch.long)
         bare, whole = (self.tokens("a", special) for special in (False, True))
         self._num_ends = whole[::-1].index(bare[-1])        # special tokens after a text
@@ -71,15 +75,24 @@ class HcmiProcessor:
         return cls(tokenizer, images, num_words, image_size, set(range(len(tokenizer))) - seen)
 
     @classmethod
-    def from_backbone(cls, backbone: str, num_words: int, image_size: int) -> "HcmiProcessor":
-        """The pretrained checkpoint's own tokenizer and normalisation."""
+    def from_backbone(cls, backbone: str, num_words: int, image_size: int, own_square: bool = False,
+                      subject: str = "model.backbone") -> "HcmiProcessor":
+        """The pretrained checkpoint's own tokenizer and normalisation.
+
+        `own_square`: frames become square as the checkpoint does it; otherwise as CLIP does, which is how shards are
+        made.
+        """
+        name = f"{subject} {backbone!r}"
+        or_scratch = ", or set model.backbone to scratch" if subject == "model.backbone" else ""
         try:
-            with explain_missing_package(f"model.backbone {backbone!r}"):
-                return cls(AutoTokenizer.from_pretrained(backbone), _image_processor(backbone), num_words, image_size)
+            with explain_missing_package(name):
+                tokenizer, images = AutoTokenizer.from_pretrained(backbone), _image_processor(backbone)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"model.backbone {backbone!r}: need its tokenizer and preprocessor files, got: "
+            raise ModelError(f"{name}: need its tokenizer and preprocessor files, got: "
                              f"{str(error).splitlines()[0]} Download the checkpoint where there is a network and give "
-                             f"its folder, or set model.backbone to scratch.") from error
+                             f"its folder{or_scratch}.") from error
+        square = _own_square(name, images, image_size) if own_square else CLIP_SQUARE
+        return cls(tokenizer, images, num_words, image_size, square=square)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
@@ -87,18 +100,21 @@ class HcmiProcessor:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             images = _image_processor(folder)
         saved = tokenizer.init_kwargs
-        return cls(tokenizer, images, int(saved["num_words"]), int(saved["image_size"]), saved.get("untrained", ()))
+        how, resample = saved.get("square", CLIP_SQUARE)
+        return cls(tokenizer, images, int(saved["num_words"]), int(saved["image_size"]), saved.get("untrained", ()),
+                   (how, resample))
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.tokenizer.init_kwargs.update(num_words=self.num_words, image_size=self.image_size,
-                                          untrained=self.untrained.tolist())
+                                          untrained=self.untrained.tolist(), square=list(self.square))
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
     def describe(self) -> dict:
-        """The preprocessing, as an index records it."""
+        """The preprocessing, as an index records it; `square` only where it is not CLIP's."""
         return {"image_size": self.image_size, "num_words": self.num_words,
-                "image_mean": list(self.image_processor.image_mean), "image_std": list(self.image_processor.image_std)}
+                "image_mean": list(self.image_processor.image_mean), "image_std": list(self.image_processor.image_std),
+                **({} if self.square == CLIP_SQUARE else {"square": list(self.square)})}
 
     def frames(self, frames: np.ndarray | Tensor) -> Tensor:
         """uint8 [..., H, X, C] in 0..255 -> float32 [..., C, H, X], normalised, on the input's device.
@@ -174,3 +190,23 @@ def _mask_after_first_end(ids_BW: Tensor, end_id: int) -> Tensor:
 def _image_processor(source: str | Path):
     """The Pillow variant, which is bicubic, as in the checkpoints' training, and does not need torchvision."""
     return AutoImageProcessor.from_pretrained(source, backend="pil")
+
+
+def _own_square(name: str, images, image_size: int) -> tuple[str, str]:
+    """How the checkpoint's own preprocessing makes an image square.
+
+    Raises: ModelError when it is neither a resize and a centre crop of one size nor a resize of the whole image.
+    """
+    size, crop = ({side: length for side, length in dict(getattr(images, field, None) or {}).items() if length}
+                  for field in ("size", "crop_size"))
+    whole = {"height": image_size, "width": image_size}
+    cropped = bool(getattr(images, "do_center_crop", False))
+    if images.do_resize and images.do_rescale and images.do_normalize and abs(images.rescale_factor * 255 - 1) < 1e-6:
+        resample = FILTERS[int(images.resample)]
+        if cropped and size == {"shortest_edge": image_size} and crop == whole:
+            return "crop", resample
+        if not cropped and size == whole:
+            return "squash", resample
+    raise ModelError(f"{name}, preprocessor_config.json: need images resized to {image_size} pixels and then cropped "
+                     f"or not, scaled by 1/255 and normalised, got resize {size}, crop {crop if cropped else 'none'}. "
+                     f"Choose another checkpoint.")

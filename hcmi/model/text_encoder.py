@@ -20,27 +20,22 @@ from hcmi.types import VideoTokens
 class TextEncoder(HcmiModel):
     """A retriever without its image tower. It encodes and scores texts exactly as the whole model does."""
 
-    whole_fingerprint = ""
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the whole model, which an index is compared with."""
-        return self.whole_fingerprint
-
     def encode_videos(self, pixel_values_BTCHX: torch.Tensor, frame_mask_BT: torch.Tensor) -> VideoTokens:
         """Raises: ModelError, always."""
         raise ModelError("text encoder: need the whole model to encode videos, got its text side. "
                          "Load the folder with load_retriever.")
 
 
-def load_text_encoder(folder: str | Path, device: str | torch.device = "cpu") -> TextEncoder:
-    """The text side of the model in a folder that `hcmi train` wrote.
+def load_text_encoder(source: str | Path, device: str | torch.device = "cpu", precision: str = "float32"
+                      ) -> TextEncoder:
+    """The text side of a model that `load_retriever` takes. Its fingerprint is that of the whole model.
 
     Raises: ModelError as `load_retriever` does.
     """
-    whole = load_retriever(folder, device)
+    whole = load_retriever(source, device, precision)
     assert isinstance(whole.config, HcmiConfig), "the configuration is the one that HcmiModel made"
     encoder = TextEncoder(whole.config, whole.towers)
-    encoder.head, encoder.processor, encoder.whole_fingerprint = whole.head, whole.processor, whole.fingerprint
+    encoder.head, encoder.processor, encoder.checkpoint = whole.head, whole.processor, whole.checkpoint
+    encoder.kept_fingerprint = whole.fingerprint
     drop_vision_tower(encoder.towers)
     return encoder.eval()

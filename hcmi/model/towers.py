@@ -43,8 +43,8 @@ def scratch_config(config: ScratchConfig, image_size: int, num_words: int, vocab
                          pad_token_id=pad_id))
 
 
-def load_towers(backbone: str, num_words: int) -> Towers:
-    """A pretrained CLIP or SigLIP by checkpoint name or folder.
+def load_towers(backbone: str, num_words: int, subject: str = "model.backbone") -> Towers:
+    """A pretrained CLIP or SigLIP by checkpoint name or folder. `subject`: what messages call it.
 
     Text positions are interpolated when captions are longer than the checkpoint allows. Weights are float32 whatever
     the checkpoint stores, because the new layers that are trained with them are float32.
@@ -52,28 +52,34 @@ def load_towers(backbone: str, num_words: int) -> Towers:
     Raises: ModelError when it cannot be downloaded or read, is of another family, or a tensor is missing or has the
     wrong shape.
     """
-    local = Path(backbone).is_dir()
+    local, name = Path(backbone).is_dir(), f"{subject} {backbone!r}"
     if not local:
-        _check_name(backbone)
+        _check_name(name, backbone)
     try:
         # not quiet for a name: a download shows its progress
-        with explain_missing_package(f"model.backbone {backbone!r}"), quiet() if local else nullcontext():
+        with explain_missing_package(name), quiet() if local else nullcontext():
             config = AutoConfig.from_pretrained(backbone)
-            _check_family(backbone, config)
+            _check_family(name, config)
             towers, problems = AutoModel.from_pretrained(backbone, config=config, dtype=torch.float32,
                                                          ignore_mismatched_sizes=True, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"model.backbone {backbone!r}: need a CLIP or SigLIP checkpoint that transformers can read, "
-                         f"got: {' '.join(str(error).split())[:300]} Copy or download it again.") from error
-    check_loaded(f"model.backbone {backbone!r}", problems | {"unexpected_keys": ()}, "Choose a complete checkpoint.")
+        raise ModelError(f"{name}: need a CLIP or SigLIP checkpoint that transformers can read, got: "
+                         f"{' '.join(str(error).split())[:300]} Copy or download it again.") from error
+    check_loaded(name, problems | {"unexpected_keys": ()}, "Choose a complete checkpoint.")
     towers.set_attn_implementation(ATTENTION)
     _stretch_text_positions(towers, num_words)
     return towers
 
 
+def checkpoint_folder(backbone: str) -> Path:
+    """The folder of a checkpoint that has been loaded by folder or by name; the latter is in this machine's cache."""
+    folder = Path(backbone)
+    return folder if folder.is_dir() else Path(snapshot_download(backbone, local_files_only=True))
+
+
 def build_towers(config: PretrainedConfig) -> Towers:
     """Untrained towers of the given shape, whose weights are loaded or learned afterwards."""
-    _check_family("model", config)
+    _check_family("model.backbone 'model'", config)
     return AutoModel.from_config(config, attn_implementation=ATTENTION)
 
 
@@ -148,25 +154,27 @@ def check_loaded(subject: str, problems: dict, next_step: str) -> None:
             raise ModelError(f"{subject}, tensor {name}: {words}. {next_step}")
 
 
-def _check_name(backbone: str) -> None:
+def _check_name(name: str, backbone: str) -> None:
     """Try once to get the smallest file: without a network, `from_pretrained` retries for 23 s."""
     known = f"Known: scratch, a folder, {', '.join(BACKBONES)}"
+    or_scratch = ", or set model.backbone to scratch"
+    if not name.startswith("model.backbone"):
+        known, or_scratch = known.replace("scratch, ", ""), ""
     try:
         snapshot_download(backbone, allow_patterns=["config.json"])
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(f"model.backbone {backbone!r}: need a folder or the name of a checkpoint, got neither. "
-                         f"{known}.") from error
+        raise ModelError(f"{name}: need a folder or the name of a checkpoint, got neither. {known}.") from error
     except Exception as error:      # no network, a proxy, a broken answer: raised by libraries below huggingface_hub
         if (found := system_error(error)) is not None and found.errno in WRITING:
             raise machine_error("the cache of model.backbone", "to write it", found) from error
-        raise ModelError(f"model.backbone {backbone!r}: need a network to download it or a copy in this machine's "
-                         f"cache, got neither. Download it elsewhere and give its folder, or set model.backbone to "
-                         f"scratch. {known}.") from error
+        raise ModelError(f"{name}: need a network to download it or a copy in this machine's "
+                         f"cache, got neither. Download it elsewhere and give its folder{or_scratch}. {known}."
+                         ) from error
 
 
 def _check_family(name: str, config: PretrainedConfig) -> None:
     if config.model_type not in FAMILIES:
-        raise ModelError(f"model.backbone {name!r}: need a dual tower of family {' or '.join(FAMILIES)}, "
+        raise ModelError(f"{name}: need a dual tower of family {' or '.join(FAMILIES)}, "
                          f"got {config.model_type!r}. Choose a CLIP or SigLIP checkpoint.")
 
 

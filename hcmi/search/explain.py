@@ -30,6 +30,9 @@ class Explanation:
     `video_sentence`. A word's share is what it adds in its best frame, and what the frames add whose best word it is;
     how much each of the two counts depends on how much of a video the query tells (`Hcmi`). Other heads do not compute
     a sum over words: `word_shares_W` is then empty.
+
+    Where the sentence alone makes the score, as for a checkpoint that nothing was trained on, single words mean
+    nothing: the query as a whole is the only word, and its cosines are those of frame and sentence.
     """
 
     query: str
@@ -43,7 +46,7 @@ class Explanation:
     marks_share: float              # the same for the marks at the start and the end of the text, which are tokens too
     times_s: np.ndarray             # [T] seconds into the file
     frame_word_TW: np.ndarray       # cosines
-    relevance_T: np.ndarray         # of each frame to all words, above the baseline; the moment is found in it
+    relevance_T: np.ndarray         # of each frame to the query, above the baseline; the moment is found in it
     phrases: tuple[PhraseMatch, ...]
 
     def record(self) -> dict[str, Any]:
@@ -61,8 +64,13 @@ def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, time
     The weight of a word of several tokens is the sum of theirs, and its cosine is their mean by weight. Each token
     counts in its own best frame, as in the score. Padding frames are left out.
     """
-    words = query_words(model.processor.tokenizer, model.processor.known(query)[0], model.processor.num_words)
     valid_T = (video.frame_weights_BT[0] > 0).numpy()
+    relevance_T = frame_relevance(text, video, baseline, model.uses_words)[valid_T]
+    if not model.uses_words:
+        cosines_T1 = frame_relevance(text, video, by_words=False)[valid_T][:, None]
+        return Explanation(query, hit, model.level_weights, (query,), np.ones(1), cosines_T1.argmax(0),
+                           cosines_T1.max(0), np.zeros(0), 0.0, times_T[valid_T], cosines_T1, relevance_T, ())
+    words = query_words(model.processor.tokenizer, model.processor.known(query)[0], model.processor.num_words)
     cosines_TN = frame_word_matrix(text, video).float().numpy()[valid_T]    # of each token
     weights_N = text.word_weights_BW[0].float().numpy()
     weights_NW = np.zeros((len(weights_N), len(words)), np.float32)         # of each token in its word
@@ -79,7 +87,7 @@ def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, time
         marks_share = float(shares_N.sum() - shares_W.sum())
     return Explanation(
         query, hit, level_weights, tuple(word for word, _ in words), weights_W, frame_word_TW.argmax(0), cosines_W,
-        shares_W, marks_share, times_T[valid_T], frame_word_TW, frame_relevance(text, video, baseline)[valid_T],
+        shares_W, marks_share, times_T[valid_T], frame_word_TW, relevance_T,
         _phrase_matches(text, video, times_T, words, level_weights.get("clip_phrase", 0.0)))
 
 

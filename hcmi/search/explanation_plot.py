@@ -17,6 +17,7 @@ INK, SOFT, MOMENT = "#22303c", "#8795a1", "#d9822b"
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fafc", "#cfe3f1", "#7fb2d9", "#1b6ca8", "#0b3558"])
 COLUMNS = 0.12, 0.66, 1.32      # inches to the right of the heat map: cosine, weight, share
 RIGHT = 1.85                    # inches of the margin that holds them
+LABEL = 20                      # characters of a word that fit the left margin
 FRAME_PIXELS = 160
 TIMEOUT_S = 20.0
 
@@ -108,7 +109,8 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
     if abs(explanation.marks_share) >= 0.005:
         _columns(axes, len(explanation.words), "start and end", "", f"{explanation.marks_share:.2f}", color=SOFT)
     axes.set_xticks([])
-    axes.set_yticks(range(len(explanation.words)), explanation.words, fontsize=10.5)
+    labels = [word if len(word) <= LABEL else word[:LABEL - 1] + "…" for word in explanation.words]
+    axes.set_yticks(range(len(labels)), labels, fontsize=10.5)
     most = max(float(explanation.word_weights_W.max()), 1e-9)
     for label, weight in zip(axes.get_yticklabels(), explanation.word_weights_W, strict=True):
         label.set_color(HEAT(0.6 + 0.4 * weight / most))     # lighter words were hard to read
@@ -131,7 +133,7 @@ def _columns(axes: Axes, y: float, *texts: str, color: str = INK) -> None:
 
 
 def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
-    """Relevance of each frame to all words together."""
+    """Relevance of each frame to the whole query."""
     places, relevance_T = np.arange(len(explanation.times_s)), explanation.relevance_T
     axes.set_xlim(-0.5, len(places) - 0.5)
     span = max(float(np.ptp(relevance_T)), 1e-6)
@@ -140,7 +142,7 @@ def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
         axes.axvspan(first - 0.5, last + 0.5, color=MOMENT, alpha=0.13, linewidth=0)
     axes.plot(places, relevance_T, color=INK, linewidth=1.6, marker="o", markersize=3.5)
     axes.set_yticks([])
-    axes.set_ylabel("all words, against\nother videos", rotation=0, ha="right", va="center", fontsize=9, color=SOFT,
+    axes.set_ylabel("the query, against\nother videos", rotation=0, ha="right", va="center", fontsize=9, color=SOFT,
                     labelpad=8)
     axes.set_xticks(places, [f"{time:.1f} s" for time in explanation.times_s], fontsize=8.5, color=SOFT)
     axes.tick_params(length=0)

@@ -71,7 +71,7 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     """
     folder = Path(os.path.realpath(folder))
     found = videos_by_name(folder)
-    home = _home(folder, model.fingerprint, cache)
+    home = _home(folder, _maker(model), cache)
     known = _read_notes(home / "files.json")
     files = {name: _know_file(str(path), known.get(name)) for name, path in found.items()}
     before = {name for name, file in files.items() if file.problem}
@@ -116,14 +116,19 @@ def cut(duration_s: float) -> list[tuple[float, float | None]]:
     return [(start, end) for start, end in zip(edges, [*edges[1:-1], None], strict=False)]
 
 
-def _home(folder: Path, fingerprint: str, cache: str | Path | None) -> Path:
+def _maker(model: HcmiModel) -> str:
+    """What made the tokens: the model, and the precision of its towers where it is not float32."""
+    return model.fingerprint if model.dtype == torch.float32 else f"{model.fingerprint} {model.dtype}"
+
+
+def _home(folder: Path, maker: str, cache: str | Path | None) -> Path:
     """Where the index of a model and a folder is kept. Raises: MachineError when nothing can be written there."""
     root = Path(cache or os.environ.get("HCMI_CACHE") or os.path.expanduser("~/.cache/hcmi"))
     try:
         ask_to_write(files=[root / "index.json"])
     except MachineError as error:
         raise MachineError(f"{error} HCMI_CACHE names another folder for the indexes of folders of videos.") from error
-    return root / hashlib.sha256(os.fsencode(f"{fingerprint}\n{folder}")).hexdigest()[:24]
+    return root / hashlib.sha256(os.fsencode(f"{maker}\n{folder}")).hexdigest()[:24]
 
 
 def _read_notes(path: Path) -> dict[str, _File]:
@@ -217,7 +222,7 @@ def _decode_jobs(files: list[_File], probers: DecoderPool, model: HcmiModel) -> 
             continue
         for number, (start_s, end_s) in enumerate(cut(info.duration_s)):
             jobs.append(DecodeJob((sha256_of[path], number, info.duration_s), path, model.config.num_frames,
-                                  model.processor.image_size, start_s, end_s))
+                                  model.processor.image_size, start_s, end_s, square=model.processor.square))
     return jobs, problems
 
 

@@ -1,4 +1,8 @@
-"""The moment in a video that answers a text: the run of frames that match its words best."""
+"""The moment in a video that answers a text: the run of frames that match its words best.
+
+A model whose score uses the sentence alone, such as a checkpoint that nothing was trained on, has learned nothing about
+single words. Frames are then compared with the sentence (`by_words` is False).
+"""
 
 from dataclasses import dataclass
 
@@ -25,12 +29,12 @@ class Baseline:
     std_T: np.ndarray
 
 
-def measure_baseline(text: TextTokens, videos: VideoTokens) -> Baseline | None:
+def measure_baseline(text: TextTokens, videos: VideoTokens, by_words: bool = True) -> Baseline | None:
     """The baseline of one text over `videos`; None when there are fewer than MIN_BASELINE_VIDEOS."""
     if len(videos) < MIN_BASELINE_VIDEOS:
         return None
     mask_VT = videos.frame_weights_BT > 0
-    sims_VT = (videos.frames_BTD @ (text.words_BWD[0] * text.word_weights_BW[0][:, None]).sum(0)).float()
+    sims_VT = (videos.frames_BTD @ _asked(text, by_words)).float()
     count_T = mask_VT.sum(0).clamp(min=1)
     mean_T = (sims_VT * mask_VT).sum(0) / count_T
     variance_T = ((sims_VT - mean_T).square() * mask_VT).sum(0) / count_T
@@ -42,17 +46,25 @@ def frame_word_matrix(text: TextTokens, video: VideoTokens) -> Tensor:
     return video.frames_BTD[0] @ text.words_BWD[0].T
 
 
-def frame_relevance(text: TextTokens, video: VideoTokens, baseline: Baseline | None = None) -> np.ndarray:
-    """[T] how well each frame matches the words, weighted as the model weights words. [ours]
+def _asked(text: TextTokens, by_words: bool) -> Tensor:
+    """[D] what frames are compared with: the words, weighted as the model weights them, or the sentence."""
+    if by_words:
+        return (text.words_BWD[0] * text.word_weights_BW[0][:, None]).sum(0)
+    return text.sentence_BD[0] / text.sentence_BD[0].norm()
+
+
+def frame_relevance(text: TextTokens, video: VideoTokens, baseline: Baseline | None = None, by_words: bool = True
+                    ) -> np.ndarray:
+    """[T] how well each frame matches the text: its words, weighted as the model weights words, or its sentence. [ours]
 
     With a baseline: in standard deviations above the mean of other videos at the same position.
     """
-    relevance_T = (frame_word_matrix(text, video) @ text.word_weights_BW[0]).float().numpy()
+    relevance_T = (video.frames_BTD[0] @ _asked(text, by_words)).float().numpy()
     return relevance_T if baseline is None else (relevance_T - baseline.mean_T) / baseline.std_T
 
 
 def find_moment(text: TextTokens, video: VideoTokens, times_T: np.ndarray, start_s: float, end_s: float,
-                baseline: Baseline | None = None) -> tuple[float, float]:
+                baseline: Baseline | None = None, by_words: bool = True) -> tuple[float, float]:
     """Start and end, in seconds into the file, of the part of one video that answers one text best.
 
     `start_s` and `end_s` are those of the clip. Padding frames are left out.
@@ -60,7 +72,7 @@ def find_moment(text: TextTokens, video: VideoTokens, times_T: np.ndarray, start
     valid_T = (video.frame_weights_BT[0] > 0).numpy()
     if not valid_T.any():
         return start_s, end_s
-    return best_run(frame_relevance(text, video, baseline)[valid_T], times_T[valid_T], start_s, end_s,
+    return best_run(frame_relevance(text, video, baseline, by_words)[valid_T], times_T[valid_T], start_s, end_s,
                     np.inf if baseline is None else WHOLE_CLIP)
 
 

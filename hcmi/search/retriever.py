@@ -29,8 +29,9 @@ class Retriever:
         retriever.similar("video_0001")
         retriever.rank_captions("video_0001", ["a dog runs", "a cat sleeps"])
 
-    Each call finds the videos that have been added to the index so far. When the model is given as a folder, only its
-    text side is kept in memory.
+    `model` may also be a CLIP or SigLIP checkpoint, by its folder or its name on the hub (`load_retriever`). Each call
+    finds the videos that have been added to the index so far. When the model is given as a folder or a name, only its
+    text side is kept in memory. `precision` is what its towers are stored in: float32, bfloat16 or float16.
 
     Any number of threads may use one retriever. A call answers from one state of the index, even if other threads
     search or change it at the same time. Each call is computed by one thread, so that threads do not wait for each
@@ -40,9 +41,10 @@ class Retriever:
     """
 
     def __init__(self, model: str | Path | HcmiModel = "models/hcmi", index: str | Path = "export/index",
-                 candidates: int = CANDIDATES):
+                 candidates: int = CANDIDATES, precision: str = "float32"):
         self.model_folder = Path(model) if isinstance(model, (str, Path)) else None
-        self.model = load_text_encoder(model) if isinstance(model, (str, Path)) else model
+        self.model = load_text_encoder(model, precision=precision) if isinstance(model, (str, Path)) else model
+        self.precision = precision
         self.index: Index = MilvusIndex(str(index)) if is_milvus(str(index)) else SearchIndex.open(index, load=True)
         self.candidates = candidates
         self.fingerprint = self.model.fingerprint
@@ -53,14 +55,15 @@ class Retriever:
 
     @classmethod
     def from_folder(cls, videos: str | Path, model: str | Path | HcmiModel = "models/hcmi",
-                    candidates: int = CANDIDATES, cache: str | Path | None = None) -> "Retriever":
+                    candidates: int = CANDIDATES, cache: str | Path | None = None, precision: str = "float32"
+                    ) -> "Retriever":
         """A retriever over a folder of videos. Embeddings are kept in `cache` (default: $HCMI_CACHE or ~/.cache/hcmi).
 
         Raises: ModelError; DataError when there is no such folder, or no usable video in it.
         """
         from hcmi.search.folder_index import index_folder
 
-        loaded = load_retriever(model) if isinstance(model, (str, Path)) else model
+        loaded = load_retriever(model, precision=precision) if isinstance(model, (str, Path)) else model
         found = index_folder(loaded, videos, cache)
         retriever = cls(loaded, found.path, candidates)
         retriever.notes = list(found.news.values())
@@ -183,7 +186,7 @@ class Retriever:
         if read is None or read[0] is not index:
             rows = index.some_rows(BASELINE_VIDEOS)
             read = self._baseline_videos = index, index.tokens(rows) if len(rows) else None
-        return None if read[1] is None else measure_baseline(text, read[1])
+        return None if read[1] is None else measure_baseline(text, read[1], self.model.uses_words)
 
     def rank(self, text: TextTokens, top: int, where: Filter) -> list[Hit]:
         """Answers to an encoded query: the first stage, then the exact score of each candidate from its tokens."""
@@ -202,9 +205,11 @@ class Retriever:
             baseline, hits = self._baseline(index, text), []
             found = zip(best, index.clips(rows[best]), index.times(rows[best]), strict=True)
             for rank, (at, clip, times_T) in enumerate(found, 1):
-                start_s, end_s = find_moment(text, videos[at:at + 1], times_T, clip.start_s, clip.end_s, baseline)
+                start_s, end_s = find_moment(text, videos[at:at + 1], times_T, clip.start_s, clip.end_s, baseline,
+                                             self.model.uses_words)
                 hits.append(Hit(rank, clip.video_id, clip.path, float(scores_V[at]), round(start_s, 3),
-                                round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()}))
+                                round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()
+                                                  if self.model.level_weights[name] > 0}))
         return hits
 
 

@@ -64,7 +64,7 @@ class FollowingRetriever:
         """Load the other model and its index. If the files change meanwhile, drop both: the next request retries."""
         assert self._now.model_folder is not None, "_look checks this"
         try:
-            following = Retriever(self._now.model_folder, folder, self._now.candidates).as_loaded()
+            following = Retriever(self._now.model_folder, folder, self._now.candidates, self._now.precision).as_loaded()
         except (HcmiError, OSError) as error:
             self._wait(error)
             return

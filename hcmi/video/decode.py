@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hcmi.video.crop import centre_crop
+from hcmi.video.crop import CLIP_SQUARE, Square, to_square
 from hcmi.video.decoded import Decoded
 from hcmi.video.files import refusal
 from hcmi.video.packets import PacketScan, decode_frames, frame_rate, open_video, scan_packets, seek, segment_bounds
@@ -41,29 +41,29 @@ class _UnexpectedFrameError(Exception):
 
 
 def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0.0, end_s: float | None = None,
-                decoder: str = "auto") -> Decoded[np.ndarray]:
+                decoder: str = "auto", square: Square = CLIP_SQUARE) -> Decoded[np.ndarray]:
     """`num_frames` frames of `size` x `size` pixels from start_s <= t < end_s.
 
-    The segment is divided into `num_frames` equal parts, and the middle frame of each is taken. The shortest side is
-    resized (bicubic) and the centre is cropped as CLIP does; rotation is applied. An `end_s` of None, or not before
-    the claimed duration, means the last frame of the file. A segment with too few frames repeats some; one frame is
-    enough. `decoder` is `auto` (decord, and PyAV where decord fails, is missing, or is known to misread the
-    file), `decord` or `pyav`. Segments go to PyAV, which jumps to them; decord reads a whole file to open it.
+    The segment is divided into `num_frames` equal parts, and the middle frame of each is taken. Frames become squares
+    as `square` says, by default as CLIP does it; rotation is applied. An `end_s` of None, or not before the claimed
+    duration, means the last frame of the file. A segment with too few frames repeats some; one frame is enough.
+    `decoder` is `auto` (decord, and PyAV where decord fails, is missing, or is known to misread the file), `decord` or
+    `pyav`. Segments go to PyAV, which jumps to them; decord reads a whole file to open it.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
-    clip = decode_and_keep(path, num_frames, size, np.asarray, start_s, end_s, decoder)
+    clip = decode_and_keep(path, num_frames, size, np.asarray, start_s, end_s, decoder, square)
     return Decoded(np.stack(clip.frames), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)
 
 
 def decode_and_keep(path: str | Path, num_frames: int, size: int, keep: Keep, start_s: float = 0.0,
-                    end_s: float | None = None, decoder: str = "auto") -> Decoded[tuple]:
+                    end_s: float | None = None, decoder: str = "auto", square: Square = CLIP_SQUARE) -> Decoded[tuple]:
     """As `decode_clip`, but keeps the result of `keep(frame [H,X,3])` for each frame instead of its pixels.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
     def finish(picture: np.ndarray) -> Any:
-        return keep(centre_crop(picture, size))
+        return keep(to_square(picture, size, square))
     with open_video(path) as (container, stream):
         scan = scan_packets(container, stream, start_s, end_s)
         suits_decord = scan.trusted and scan.whole and _suits_decord(container, stream)

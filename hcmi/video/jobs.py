@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from hcmi.video.crop import CLIP_SQUARE, Square
 from hcmi.video.decode import decode_and_keep, decode_clip
 from hcmi.video.decoded import Decoded, VideoInfo
 from hcmi.video.packets import probe
@@ -39,6 +40,7 @@ class DecodeJob:
     start_s: float = 0.0
     end_s: float | None = None
     decoder: str = "auto"
+    square: Square = CLIP_SQUARE    # how frames become square
 
     def after_crash(self) -> "DecodeJob | None":
         """The job to run when this one hung or crashed its process: PyAV alone, or None if that has been tried.
@@ -72,7 +74,7 @@ def probe_job(job: ProbeJob) -> VideoInfo:
 
 def decode_job(job: DecodeJob) -> Decoded[np.ndarray]:
     """The frames of a clip, as `decode_clip` gives them. Raises: DecodeError with a reason from `REASONS`."""
-    return decode_clip(job.path, job.num_frames, job.size, job.start_s, job.end_s, job.decoder)
+    return decode_clip(job.path, job.num_frames, job.size, job.start_s, job.end_s, job.decoder, job.square)
 
 
 def encode_job(job: EncodeJob) -> Decoded[tuple[bytes, ...]]:
@@ -82,7 +84,7 @@ def encode_job(job: EncodeJob) -> Decoded[tuple[bytes, ...]]:
     """
     subsampling = "444" if job.size < FULL_COLOUR_BELOW else "420"
     encode = partial(simplejpeg.encode_jpeg, quality=job.quality, colorspace="RGB", colorsubsampling=subsampling)
-    return decode_and_keep(job.path, job.num_frames, job.size, encode, job.start_s, job.end_s, job.decoder)
+    return decode_and_keep(job.path, job.num_frames, job.size, encode, job.start_s, job.end_s, job.decoder, job.square)
 
 
 def measure_job(job: EncodeJob) -> Measured:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from model_world import save_small_clip
 from PIL import Image
 from search_world import searchable_model
 
@@ -109,7 +110,7 @@ def test_evaluate_writes_the_contracts_keys_in_order(done):
     assert list(written) == ["protocol", "raw", "levels", "post"]
     assert list(written["protocol"]) == ["dataset", "split", "num_videos", "num_texts", "captions_per_video",
                                          "split_sha256", "selection_split", "decoder", "precision", "seed", "head",
-                                         "backbone"]
+                                         "backbone", "model", "trained"]
     assert list(written["levels"]) == ["frame_word", "clip_phrase", "video_sentence"]
     assert {name: entry["deployable"] for name, entry in written["post"].items()} == {
         "qb_norm": True, "sinkhorn_single": True, "dsl": False, "sinkhorn": False}
@@ -238,6 +239,16 @@ def test_evaluate_refuses_a_split_when_no_clip_has_a_caption(world, tmp_path):
     with pytest.raises(DataError, match="split test: need captions to measure with, got 3 clips and none"):
         run(world, "uncaptioned", shards)
     assert not (world[0] / "uncaptioned").exists()
+
+
+def test_evaluate_measures_a_checkpoint_and_names_it(world, tmp_path):
+    folder, params = world
+    checkpoint = save_small_clip(tmp_path / "clip", image_size=16)
+    report = evaluate(model_dir=checkpoint, shards_dir=folder / "shards", out_json=tmp_path / "evaluate.json",
+                      plots_dir=tmp_path / "plots", params=params)
+    assert (report["protocol"]["model"], report["protocol"]["trained"]) == (str(checkpoint), False)
+    assert report["raw"] == report["levels"]["video_sentence"]
+    assert f"model {checkpoint}, untrained" in report_text(report)
 
 
 def test_split_sha256_changes_when_a_caption_does(world, tmp_path):

@@ -218,8 +218,8 @@ def test_load_names_the_file_when_one_is_missing(saved, name):
     (saved / name).unlink()
     with pytest.raises(ModelError) as caught:
         load_retriever(saved)
-    assert str(caught.value) == (f"model folder {saved}: need {name}, found none. Train first (`dvc repro train`) or "
-                                 f"give the folder of a trained model.")
+    assert str(caught.value) == (f"model folder {saved}: need {name}, found none. Train first (`dvc repro train`), or "
+                                 f"give the folder of a trained model or of a CLIP or SigLIP checkpoint.")
 
 
 def test_load_names_the_first_file_when_there_is_no_folder(tmp_path):

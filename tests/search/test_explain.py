@@ -95,11 +95,25 @@ def test_a_word_of_two_tokens_has_their_weights_and_their_mean_when_worked_by_lo
     assert why.marks_share == pytest.approx(alone.marks_share + left, abs=1e-6)
 
 
-@pytest.mark.parametrize("head", ["mean_pool", "wti", "xclip"])
+@pytest.mark.parametrize("head", ["wti", "xclip"])
 def test_there_are_no_shares_when_the_head_is_no_sum_over_words(head):
     why = explained(searchable_model(head=head), padded_video())
     assert why.word_shares_W.size == why.marks_share == 0
     assert len(why.word_frames_W) == len(why.word_cosines_W) == 5
+
+
+@pytest.mark.parametrize("head", ["hcmi", "mean_pool"])
+def test_the_query_is_the_only_word_when_the_sentence_alone_counts(head):
+    model, video = searchable_model(head=head), padded_video()
+    model.config.level_weights = {level: float(level == "video_sentence") for level in model.head.levels}
+    sentence_D = encode_texts(model, [QUERY]).sentence_BD[0]
+    video.frames_BTD[0, 2] = video.frames_BTD[0, T - 1] = sentence_D / sentence_D.norm()
+    why = explained(model, video)
+    assert (why.words, why.word_weights_W.tolist(), why.word_frames_W.tolist()) == ((QUERY,), [1.0], [2])
+    assert why.word_shares_W.size == why.marks_share == len(why.phrases) == 0
+    assert why.word_cosines_W[0] == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(why.frame_word_TW[:, 0], why.relevance_T)
+    assert len(why.relevance_T) == T - 2
 
 
 def test_record_is_ready_for_json_and_has_no_weights_of_frames():

@@ -1,5 +1,7 @@
 """The run of frames that stands out, and the baseline it stands out from."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from search_world import T, text_tokens, times, video_tokens
 
 from hcmi.search import find_moment, measure_baseline
 from hcmi.search.moments import MIN_BASELINE_VIDEOS, best_run, frame_relevance
-from hcmi.types import VideoTokens
+from hcmi.types import TextTokens, VideoTokens
 
 
 def test_moment_is_the_run_that_stands_out_when_worked_by_hand():
@@ -51,3 +53,19 @@ def test_baseline_is_the_mean_and_spread_of_relevance_over_other_videos_when_wor
 def test_there_is_no_baseline_when_videos_are_few():
     generator = np.random.default_rng(5)
     assert measure_baseline(text_tokens(1, generator), video_tokens(MIN_BASELINE_VIDEOS - 1, generator)) is None
+
+
+def test_frames_are_compared_with_the_sentence_when_words_do_not_count():
+    generator = np.random.default_rng(6)
+    text, videos = text_tokens(1, generator), video_tokens(40, generator)
+    frames_TD = torch.nn.functional.normalize(torch.randn(T, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    frames_TD[2] = text.sentence_BD[0]
+    videos.frames_BTD[0] = frames_TD
+    relevance_T = frame_relevance(text, videos[:1], by_words=False)
+    np.testing.assert_allclose(relevance_T, [float(frame @ text.sentence_BD[0]) for frame in frames_TD], atol=1e-6)
+    weighted = TextTokens(text.sentence_BD * 0.3, *(getattr(text, field.name) for field in fields(text)[1:]))
+    np.testing.assert_allclose(frame_relevance(weighted, videos[:1], by_words=False), relevance_T, atol=1e-6)
+    assert find_moment(text, videos[:1], times(1)[0], 0, 6, by_words=False) == (2.0, 3.0)
+    found = measure_baseline(text, videos, by_words=False)
+    own_VT = np.stack([frame_relevance(text, videos[row:row + 1], by_words=False) for row in range(40)])
+    np.testing.assert_allclose(found.mean_T, own_VT.mean(0), atol=1e-5)

@@ -150,7 +150,7 @@ async function why(item, hit) {
   try {
     const found = await get("/api/explain", wanted);
     const counts = found.word_shares.length ? COUNTS : "";
-    reason.replaceChildren(sum(hit, found), make("p", "legend", LEGEND + counts), heat(item, hit, found), rest(found));
+    reason.replaceChildren(sum(hit, found), make("p", "legend", legend(found) + counts), heat(item, hit, found), rest(found));
   } catch (error) {
     reason.replaceChildren(make("p", "", error.message));
   }
@@ -162,15 +162,18 @@ function sum(hit, found) {
   return make("p", "", `Score ${hit.score.toFixed(2)} = ${parts.join(" + ")}`);
 }
 
-const LEGEND = "How well each frame matches each word (cosine). The times of the moment have a border; click one to play from "
-  + "there. The best frame of each word has a border too.";
+// A model that compares sentences alone has no words: its only row is the query.
+const whole = found => found.words.length === 1 && found.words[0] === found.query;
+const matches = found => `How well each frame matches ${whole(found) ? "the query" : "each word"}`;
+const legend = found => `${matches(found)} (cosine). The times of the moment have a border; click one to play from there. The best `
+  + `frame of ${whole(found) ? "the query" : "each word"} has a border too.`;
 const COUNTS = " A word's share of the score is what it adds in that frame. When the query tells a whole video, the frames whose "
   + "best word it is add to the share too.";
 
-// Rows are words, columns are frames. The last row is all words together: their frames are compared with other videos.
+// Rows are words, columns are frames. The last row is the whole query: its frames are compared with other videos.
 function heat(item, hit, found) {
   const table = make("table"), head = table.createTHead().insertRow(), body = table.createTBody();
-  table.ariaLabel = "How well each frame matches each word";
+  table.ariaLabel = matches(found);
   head.append(make("th"));
   for (const time of found.times_s) {
     const cell = make("th", time >= hit.start_s && time <= hit.end_s ? "in" : ""), button = make("button", "", `${time.toFixed(1)} s`);
@@ -201,7 +204,8 @@ function heat(item, hit, found) {
   const amounts = [found.word_weights, shares].filter(numbers => numbers.length);
   found.words.forEach((word, at) => line(word, found.frame_word.map(row => row[at]), all, amounts.map(numbers => numbers[at]),
                                          found.word_weights[at] / most, found.word_frames[at]));
-  line("all words", found.relevance, found.relevance, amounts.map(total)).className = "together";
+  const together = whole(found) ? "against other videos" : "all words";
+  line(together, found.relevance, found.relevance, amounts.map(total)).className = "together";
   return table;
 }
 

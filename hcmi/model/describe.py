@@ -1,0 +1,67 @@
+"""What a model folder or a checkpoint holds, for people and as JSON."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hcmi.files import project_path
+from hcmi.model.families import FAMILIES
+from hcmi.model.modeling import HcmiModel, load_retriever
+from hcmi.model.towers import checkpoint_folder
+
+NAMES = {"clip": "CLIP", "siglip": "SigLIP", "clip_conv_stem": "CLIP with a convolutional stem, from scratch"}
+
+
+def describe_model(source: str | Path) -> dict[str, Any]:
+    """Family, parameters, levels, input sizes, size on disk and fingerprint of what `load_retriever` takes.
+
+    `levels`: weight of each level in the score; 0 where it does not count, as for what is untrained.
+    Raises: ModelError as `load_retriever` does.
+    """
+    model = load_retriever(source)
+    processor, towers = model.processor, model.towers
+    vision = sum(_count(getattr(towers, part)) for part in FAMILIES[towers.config.model_type].vision_parts)
+    return {"model": project_path(source), "trained": not model.checkpoint, "family": towers.config.model_type,
+            "backbone": model.config.backbone, "head": model.config.head, "dim": model.head.dim,
+            "levels": {level: model.level_weights[level] for level in model.head.levels},
+            "parameters": {"image_tower": vision, "text_tower": _count(towers) - vision, "head": _count(model.head)},
+            "image_size": processor.image_size, "patch": towers.config.vision_config.patch_size,
+            "square": list(processor.square), "num_frames": model.config.num_frames, "num_words": processor.num_words,
+            "vocabulary": len(processor.tokenizer), "size_bytes": _size_bytes(model, source),
+            "fingerprint": model.fingerprint}
+
+
+def description_text(found: dict[str, Any]) -> str:
+    """The description as a table for people."""
+    counts, (how, resample) = found["parameters"], found["square"]
+    levels = ", ".join(f"{name.replace('_', '-')} x {weight:g}" for name, weight in found["levels"].items() if weight)
+    shape = "cropped to a square" if how == "crop" else "squeezed into a square"
+    rows = {"model": found["model"],
+            "kind": f"trained by hcmi, towers {found['backbone']}" if found["trained"]
+            else "checkpoint, not trained by hcmi: it ranks as the checkpoint itself does",
+            "family": f"{NAMES.get(found['family'], found['family'])}, embeddings of {found['dim']}",
+            "parameters": f"{_millions(sum(counts.values()))}: image tower {_millions(counts['image_tower'])}, "
+                          f"text tower {_millions(counts['text_tower'])}, head {_millions(counts['head'])}",
+            "head": found["head"],
+            "score": levels,
+            "images": f"{found['image_size']} x {found['image_size']} pixels, {shape} ({resample.lower()}), patches of "
+                      f"{found['patch']}",
+            "video": f"{found['num_frames']} frames a clip",
+            "text": f"at most {found['num_words']} tokens, vocabulary of {found['vocabulary']:,}",
+            "on disk": f"{found['size_bytes'] / 1e6:,.1f} MB",
+            "fingerprint": found["fingerprint"][:12]}
+    return "\n".join(f"{name:12} {value}" for name, value in rows.items())
+
+
+def _size_bytes(model: HcmiModel, source: str | Path) -> int:
+    folder = checkpoint_folder(model.checkpoint) if model.checkpoint else Path(source)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _count(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M"

@@ -1,0 +1,149 @@
+"""Searching a folder with a CLIP checkpoint that nothing was trained on: one command, and from Python."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from model_world import save_small_clip
+from PIL import Image
+from search_world import write_video
+from transformers import BertConfig
+
+from hcmi import Encoder, Retriever
+from hcmi.cli import main
+from hcmi.errors import DataError, DecodeError, SearchIndexError
+from hcmi.model import load_retriever
+from hcmi.search.folder_index import index_folder
+
+QUERY = "a grey room gets darker"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder with clip/, a checkpoint, and videos/."""
+    root = tmp_path_factory.mktemp("world")
+    save_small_clip(root / "clip")
+    for grey in (60, 160, 240):
+        write_video(root / "videos" / f"g{grey}.mp4", grey)
+    return root
+
+
+@pytest.fixture
+def run(world, monkeypatch, tmp_path):
+    monkeypatch.setenv("HCMI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(main, list(map(str, arguments)))
+        assert result.exit_code == code, (result.output, result.exception)
+        assert "Traceback" not in result.output
+        return result
+
+    return call
+
+
+def search(run, world, *arguments, model="clip", code=0):
+    return run("search", QUERY, "--videos", world / "videos", "--model", world / model, *arguments, code=code)
+
+
+def test_search_ranks_by_the_cosine_alone_and_shows_no_other_level(run, world):
+    hits = json.loads(search(run, world, "--json").stdout)
+    encoder = Encoder(world / "clip")
+    cosines = encoder.encode_texts([QUERY]) @ encoder.encode_videos([hit["path"] for hit in hits]).T
+    for hit, cosine in zip(hits, cosines[0], strict=True):
+        assert hit["levels"] == {"video_sentence": hit["score"]}
+        assert hit["score"] == pytest.approx(cosine, abs=1e-3)      # the index stores vectors in float16
+        assert 0 <= hit["start_s"] < hit["end_s"] <= 2.01
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    assert "frame-word" not in search(run, world).stdout
+
+
+def test_index_of_one_precision_is_not_used_for_another(world, tmp_path):
+    whole, half = (load_retriever(world / "clip", precision=name) for name in ("float32", "bfloat16"))
+    places = [index_folder(model, world / "videos", tmp_path).path for model in (whole, half)]
+    assert places[0] != places[1]
+    Retriever(world / "clip", places[0], precision="bfloat16")      # the fingerprint is that of the weights
+
+
+def test_index_made_by_another_checkpoint_is_refused(world, tmp_path):
+    place = index_folder(load_retriever(world / "clip"), world / "videos", tmp_path).path
+    save_small_clip(tmp_path / "other", image_size=48)
+    with pytest.raises(SearchIndexError, match="need an index made by this model"):
+        Retriever(tmp_path / "other", place)
+
+
+def test_why_compares_frames_with_the_whole_query(run, world, tmp_path):
+    search(run, world, "--explain", "why.png")
+    with Image.open(tmp_path / "why.png") as picture:
+        assert picture.width > 1000
+    search(run, world, "--explain", "why.json")
+    why = json.loads((tmp_path / "why.json").read_text())
+    assert (why["words"], why["word_weights"], why["word_shares"], why["phrases"]) == ([QUERY], [1.0], [], [])
+    assert [row[0] for row in why["frame_word"]] == pytest.approx(why["relevance"])
+    assert why["frame_word"][why["word_frames"][0]] == [max(row[0] for row in why["frame_word"])]
+    # the cosine of the mean of unit vectors is the mean of their cosines over the length of the mean
+    retriever = Retriever.from_folder(world / "videos", world / "clip")
+    tokens, _ = retriever.video(why["hit"]["video_id"])
+    length = float(tokens.frames_BTD[0].mean(0).norm())
+    assert np.mean(why["relevance"]) / length == pytest.approx(why["hit"]["score"], abs=2e-3)
+
+
+def test_bfloat16_search_finds_the_same(run, world):
+    whole, half = (json.loads(search(run, world, "--json", "--precision", name).stdout)
+                   for name in ("float32", "bfloat16"))
+    scores = [{hit["path"]: hit["score"] for hit in hits} for hits in (whole, half)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.03)
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda folder: (folder / "preprocessor_config.json").unlink(), "need preprocessor_config.json of the checkpoint"),
+    (lambda folder: (folder / "config.json").unlink(), "need config.json, found none. Train first"),
+    (lambda folder: BertConfig().save_pretrained(folder), "need a dual tower of family clip or")])
+def test_search_says_what_is_wrong_in_one_line_and_writes_nothing(run, world, tmp_path, damage, message):
+    damage(shutil.copytree(world / "clip", tmp_path / "broken"))
+    result = run("search", QUERY, "--videos", world / "videos", "--model", tmp_path / "broken", code=1)
+    assert message in result.stderr
+    assert (len(result.stderr.splitlines()), result.stdout) == (1, "")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_model_says_what_the_checkpoint_holds(run, world):
+    text = run("model", world / "clip").stdout
+    assert "not trained by hcmi" in text
+    assert json.loads(run("model", world / "clip", "--json").stdout)["family"] == "clip"
+    assert "need config.json, found none" in run("model", "nowhere", code=1).stderr
+
+
+# from Python
+
+def test_encoder_gives_unit_vectors_in_the_order_that_was_asked(world):
+    encoder, paths = Encoder(world / "clip"), sorted((world / "videos").glob("*.mp4"))
+    videos_VD, texts_QD = encoder.encode_videos(paths), encoder.encode_texts(["one", "two"])
+    assert (videos_VD.dtype, videos_VD.shape, texts_QD.shape) == (np.float32, (3, encoder.dim), (2, encoder.dim))
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([videos_VD, texts_QD]), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_videos(paths[::-1]), videos_VD[::-1], atol=1e-6)
+    assert encoder.encode_videos([]).shape == encoder.encode_texts([]).shape == (0, encoder.dim)
+
+
+def test_encoder_names_the_file_that_cannot_be_decoded(world, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(DecodeError, match=r"broken\.mp4"):
+        Encoder(world / "clip").encode_videos([next((world / "videos").glob("*")), tmp_path / "broken.mp4"])
+
+
+def test_encoder_refuses_a_single_text(world):
+    with pytest.raises(DataError, match="texts: need a list of texts, got the text 'a dog'"):
+        Encoder(world / "clip").encode_texts("a dog")
+
+
+def test_encoder_uses_the_level_of_the_whole_video_of_a_trained_model(world, tmp_path):
+    from search_world import searchable_model
+
+    searchable_model().save_pretrained(tmp_path / "model")
+    encoder, path = Encoder(tmp_path / "model"), next((world / "videos").glob("*"))
+    retriever = Retriever.from_folder(world / "videos", tmp_path / "model", cache=tmp_path / "cache")
+    hit = next(hit for hit in retriever.search("a red ring") if hit.path == str(path))
+    product = encoder.encode_texts(["a red ring"])[0] @ encoder.encode_videos([path])[0]
+    assert product == pytest.approx(hit.levels["video_sentence"], abs=2e-3)
