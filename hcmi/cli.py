@@ -350,9 +350,9 @@ def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -
 @click.argument("files", nargs=-1, required=True)
 @params_option
 def overrides(files: tuple[str, ...], params: str) -> None:
-    """Print parameter FILES, such as those in presets/, as options of `dvc exp run`.
+    """Print parameter FILES, such as those in presets/, as options: dvc exp run $(hcmi overrides FILES).
 
-    Example: dvc exp run $(hcmi overrides presets/msrvtt.yaml presets/vit-b-32.yaml)
+    Example: hcmi overrides presets/msrvtt.yaml presets/vit-b-32.yaml
     """
     from hcmi.config import load_overrides
     from hcmi.errors import ConfigError
