@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from hcmi.errors import ModelError
 from hcmi.model.aggregate import (
     Aggregation,
-    SelfAttention,
     TemporalTransformer,
     TokenWeights,
     masked_mean,
@@ -168,9 +167,6 @@ class Hcmi(Head):
     - Video-sentence is the cosine times `coverage`. One vector cannot hold every part of a video, so this level ranks a
       text of a whole video well and a text of a part badly.
 
-    Words attend to one another before they are compared. CLIP's text tower lets a word see the words before it alone,
-    so the words of an event would not know what happens next. [ours]
-
     Words and frames get only the share `coarse_gradient` of the coarser levels' gradient, because in shared features
     the coarser levels pull apart what the finest one needs. [ours]
     """
@@ -183,7 +179,6 @@ class Hcmi(Head):
         super().__init__(dim)
         self.coarse_gradient = coarse_gradient
         self.temporal = TemporalTransformer(dim, heads, temporal_layers, num_frames)
-        self.word_context = SelfAttention(dim, heads)
         self.frame_weights, self.clip_weights, self.word_weights, self.phrase_weights = (
             TokenWeights(dim) for _ in range(4))
         self.to_clips, self.to_video, self.to_phrases, self.to_sentence = (
@@ -204,7 +199,7 @@ class Hcmi(Head):
                              self.clip_weights(clips_BCD, all_BC))
 
     def text(self, states_BWD, anchor_BD, mask_BW):
-        words_BWD = self.word_context(self.to_unit_variance(states_BWD), mask_BW)
+        words_BWD = self.to_unit_variance(states_BWD)
         phrases_BPD = self.to_phrases(_scale_gradient(words_BWD, self.coarse_gradient), mask_BW)
         all_BP = torch.ones(phrases_BPD.shape[:2], dtype=torch.bool, device=phrases_BPD.device)
         anchor_BD = _scale_gradient(self.to_unit_variance(anchor_BD), self.coarse_gradient)

@@ -181,8 +181,7 @@ def mixed(words, word_weights, frames, frame_weights, told_share) -> float:
 
 
 def hcmi(head, frames, words, anchor) -> dict[str, float]:
-    frames = temporal(head.temporal, unit_variance(frames))
-    words = self_attention(head.word_context, unit_variance(words))
+    frames, words = temporal(head.temporal, unit_variance(frames)), unit_variance(words)
     clips, phrases = aggregate(head.to_clips, frames), aggregate(head.to_phrases, words)
     video, whole = aggregate(head.to_video, clips)[0], aggregate(head.to_sentence, phrases)[0]
     sentence = unit_variance([anchor])[0] + numbers(head.sentence_gate_D) * whole
