@@ -58,7 +58,7 @@ def test_stage_makes_scenes_and_both_batches_when_asked(tmp_path):
     sizes = {"num_train": 5, "num_val": 2, "num_test": 3, "num_incoming": 2}
     config = CONFIG.model_copy(update={"name": "scenes", "scenes": CONFIG.scenes.model_copy(update=sizes)})
     summary, clips, _ = build(config, tmp_path)
-    assert (summary["clips"], summary["captions"], summary["train"]) == (10, 38, 5)
+    assert (summary["clips"], summary["captions"], summary["train"]) == (10, 43, 5)
     assert all(Path(clip.path).is_file() and clip.tags["num_events"] for clip in clips.values())
     for batch in ("scenes_same", "scenes_shifted"):
         arrived, skipped = read_folder(tmp_path / "incoming" / batch, CONFIG)
