@@ -105,5 +105,6 @@ def _cpu_name() -> str:
 
 def _command() -> str:
     """The command as typed in the project folder, without paths of this machine."""
-    script = Path(sys.argv[0]).name
-    return " ".join(["python", f"benchmarks/{script}", *sys.argv[1:]])
+    script, *given = sys.argv
+    shown = [Path(word).name if Path(word).is_absolute() else word for word in given]
+    return " ".join(["python", f"benchmarks/{Path(script).name}", *shown])
