@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import table, write_result
-from kernel import kernel_figures
+from kernel import kernel_figures, seconds
 from torch import Tensor
 
 from hcmi.model import BLOCK, similarity_blocks, tiled_similarities
@@ -174,14 +174,6 @@ def reference(texts: TextTokens, videos: VideoTokens) -> dict[str, Tensor]:
 
 def least_seconds(work: Callable[[], object], times: int = 2) -> float:
     return min(seconds(work) for _ in range(times))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from click.testing import CliRunner, Result
 from model_world import section, tiny_model
 from video_files import write_pictures
 
+from hcmi.cli import main
 from hcmi.model import HcmiModel
 from hcmi.types import Clip, TextTokens, VideoTokens
 
@@ -58,6 +60,20 @@ def clips(names: list[str], **changes) -> list[Clip]:
                   "tags": {"place": ("sea", "wood")[number % 2]}}
         made.append(Clip(**{**fields, **changes}))
     return made
+
+
+def write_grey_videos(folder: Path) -> None:
+    """g60.mp4, g160.mp4 and g240.mp4."""
+    for grey in (60, 160, 240):
+        write_video(folder / f"g{grey}.mp4", grey)
+
+
+def call_hcmi(*arguments: object, code: int = 0) -> Result:
+    """The result of the command `hcmi`, which must end with this exit code and without a traceback."""
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    return result
 
 
 def write_video(path: Path, grey: int, seconds: float = 2.0, fps: int = 8) -> Path:

@@ -80,9 +80,8 @@ def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, time
     cosines_W, frame_word_TW = best_N @ weights_NW / weights_W, cosines_TN @ weights_NW / weights_W
     shares_W, marks_share = np.zeros(0), 0.0
     if model.config.head == "hcmi":
-        told_share = TOLD_SHARE * float(text.sentence_BD[0].norm())
-        shares_N = level_weights["frame_word"] * _shares(cosines_TN.T, weights_N,
-                                                         video.frame_weights_BT[0].numpy()[valid_T], told_share)
+        shares_N = level_weights["frame_word"] * _shares(text, cosines_TN.T, weights_N,
+                                                         video.frame_weights_BT[0].numpy()[valid_T])
         shares_W = shares_N @ (weights_NW > 0)
         marks_share = float(shares_N.sum() - shares_W.sum())
     return Explanation(
@@ -91,11 +90,12 @@ def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, time
         _phrase_matches(text, video, times_T, words, level_weights.get("clip_phrase", 0.0)))
 
 
-def _shares(sims_NM: np.ndarray, weights_N: np.ndarray, weights_M: np.ndarray, told_share: float) -> np.ndarray:
+def _shares(text: TextTokens, sims_NM: np.ndarray, weights_N: np.ndarray, weights_M: np.ndarray) -> np.ndarray:
     """What each token of the text adds to a fine level: its best match, and the matches of which it is the best one.
 
     Tokens of weight 0 are padding and add nothing. The shares add up to the level's similarity.
     """
+    told_share = TOLD_SHARE * float(text.sentence_BD[0].norm())
     sims_NM = np.where(weights_N[:, None] > 0, sims_NM, -np.inf)
     shown_N = np.where(weights_N > 0, weights_N * sims_NM.max(1), 0)
     told_N = np.bincount(sims_NM.argmax(0), weights_M * sims_NM.max(0), minlength=len(weights_N))
@@ -112,9 +112,8 @@ def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, w
     names_PW = np.stack([(phrases_PD @ text.words_BWD[0].T).float().numpy()[:, at].max(1) for _, at in words], 1)
     frame_of_clip = (clips_CD @ video.frames_BTD[0].T).float().numpy()
     frame_of_clip[:, (video.frame_weights_BT[0] <= 0).numpy()] = -np.inf
-    shares_P = level_weight * _shares(sims_PC, text.phrase_weights_BP[0].float().numpy(),
-                                      video.clip_weights_BC[0].float().numpy(),
-                                      TOLD_SHARE * float(text.sentence_BD[0].norm()))
+    shares_P = level_weight * _shares(text, sims_PC, text.phrase_weights_BP[0].float().numpy(),
+                                      video.clip_weights_BC[0].float().numpy())
     found = []
     for phrase, weight in enumerate(text.phrase_weights_BP[0].tolist()):
         if weight > 0:

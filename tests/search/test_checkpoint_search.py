@@ -5,14 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from model_world import save_small_clip
 from PIL import Image
-from search_world import write_video
+from search_world import call_hcmi, write_grey_videos
 from transformers import BertConfig
 
 from hcmi import Encoder, Retriever
-from hcmi.cli import main
 from hcmi.errors import DataError, DecodeError, SearchIndexError
 from hcmi.model import load_retriever
 from hcmi.search.folder_index import index_folder
@@ -25,8 +23,7 @@ def world(tmp_path_factory):
     """Folder with clip/, a checkpoint, and videos/."""
     root = tmp_path_factory.mktemp("world")
     save_small_clip(root / "clip")
-    for grey in (60, 160, 240):
-        write_video(root / "videos" / f"g{grey}.mp4", grey)
+    write_grey_videos(root / "videos")
     return root
 
 
@@ -34,14 +31,7 @@ def world(tmp_path_factory):
 def run(world, monkeypatch, tmp_path):
     monkeypatch.setenv("HCMI_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments, code=0):
-        result = CliRunner().invoke(main, list(map(str, arguments)))
-        assert result.exit_code == code, (result.output, result.exception)
-        assert "Traceback" not in result.output
-        return result
-
-    return call
+    return call_hcmi
 
 
 def search(run, world, *arguments, model="clip", code=0):

@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from search_world import searchable_model, write_video
+from search_world import call_hcmi, searchable_model, write_grey_videos, write_video
 
 from hcmi.cli import main
 from hcmi.index import create_index, model_card
@@ -16,8 +16,7 @@ def world(tmp_path_factory):
     """Folder with model/, videos/ and a cache."""
     root = tmp_path_factory.mktemp("world")
     searchable_model().save_pretrained(root / "model")
-    for grey in (60, 160, 240):
-        write_video(root / "videos" / f"g{grey}.mp4", grey)
+    write_grey_videos(root / "videos")
     return root
 
 
@@ -27,10 +26,7 @@ def run(world, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments, code=0):
-        result = CliRunner().invoke(main, ["search", *map(str, arguments), "--model", str(world / "model")])
-        assert result.exit_code == code, result.output
-        assert "Traceback" not in result.output
-        return result
+        return call_hcmi("search", *arguments, "--model", world / "model", code=code)
 
     return call
 
