@@ -11,8 +11,8 @@ from hcmi.train.loss import contrastive, margin
 
 
 def total_loss(model: HcmiModel, levels: dict[str, Tensor], sentence_QD: Tensor, config: TrainConfig,
-               positives_BB: Tensor | None, denoise: str) -> tuple[Tensor, dict[str, float]]:
-    """The loss to minimise, and the value of each of its terms for the log.
+               positives_BB: Tensor | None, denoise: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss to minimise, and each of its terms for the log: scalars on the model's device, without a gradient.
 
     `levels` are the head's `training_similarities` [Q, B] with Q = N * B texts, N captions of each clip; `sentence_QD`
     are the texts' sentence vectors, whose length is the coverage; `positives_BB` are the pairs that denoising counts as
@@ -31,8 +31,7 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], sentence_QD: Tensor,
     if model.head.hcmi_training and config.loss.margin_weight > 0:
         terms["margin"] = config.loss.margin_weight * margin(levels["video_sentence"], config.loss.margin, positives_BB)
     total = torch.stack(list(terms.values())).sum()
-    figures = {"loss": float(total.detach())} | {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
-    return total, figures
+    return total, {"loss": total.detach()} | {f"loss_{name}": term.detach() for name, term in terms.items()}
 
 
 def ranking_sums(levels: dict[str, Tensor], sentence_QD: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,7 @@ def _failure(rank: int, error: Exception | None, processes: list[SpawnProcess]) 
     ended = wait([process.sentinel for process in processes], LINGER_SECONDS)
     for process in processes:
         if process.sentinel in ended:
-            process.join()      # a process that ends closes its files, the sentinel among them, before it can be waited for
+            process.join()      # it closes the sentinel a moment before it can be waited for
     for number, process in enumerate(processes):
         if process.exitcode:
             how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"

@@ -86,8 +86,9 @@ def batch_loss(model: HcmiModel, batch: TrainBatch, config: TrainConfig, denoise
     views = [(ranks.gather(one), ranks.gather(other)) for one, other in views]
     levels = {level: ranks.gather_texts(sims_QV, captions_each) for level, sims_QV in levels.items()}
     positives_BB = same_clips(views) if views else None
-    total, figures = total_loss(model, levels, ranks.gather_texts(sentence_QD, captions_each), config, positives_BB,
-                                denoise)
+    total, terms = total_loss(model, levels, ranks.gather_texts(sentence_QD, captions_each), config, positives_BB,
+                              denoise)
+    figures = {name: float(term) for name, term in terms.items()}
     if positives_BB is not None:
         figures |= denoising_figures(positives_BB.cpu(), None if meaning_N is None else meaning_N[rows])
     # one copy from the device instead of three

@@ -59,9 +59,10 @@ def test_total_loss_leaves_a_level_out_when_its_weight_is_zero():
     weights = LevelWeights(frame_word=1.0, clip_phrase=0.0, video_sentence=1.0).model_dump()
     levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.0, margin_weight=0.0)
     assert set(figures) == {"loss", "loss_frame_word", "loss_video_sentence", "loss_sum"}
-    assert float(total) == pytest.approx(sum(part for name, part in figures.items() if name != "loss"), rel=1e-6)
+    assert float(total) == pytest.approx(sum(float(part) for name, part in figures.items() if name != "loss"), rel=1e-6)
     both_BB = levels["frame_word"] + levels["video_sentence"]
-    assert figures["loss_sum"] == pytest.approx(contrastive_by_loops(both_BB.tolist(), 1 / 0.07, None, "off"), rel=1e-5)
+    by_loops = contrastive_by_loops(both_BB.tolist(), 1 / 0.07, None, "off")
+    assert float(figures["loss_sum"]) == pytest.approx(by_loops, rel=1e-5)
 
 
 def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
