@@ -50,13 +50,13 @@ LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words
 # Parameters that decide where and how fast a run is computed, and not what it gives.
 ELSEWHERE = ("device", "num_workers", "num_processes", "micro_batch", "activation_checkpointing")
 MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}     # marginal sample enhancement
-# The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not, nor do
-# the modules that only drive the steps: tests hold that they change no result.
+# The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not. Nor do
+# the modules that only drive the steps, load checkpoints of other projects or encode in batches: tests hold that they
+# change no result.
 CODE = ("hcmi/shards/sampler.py",
         *(f"hcmi/train/{name}.py" for name in ("denoising", "loss", "objective", "optimizers")),
         *(f"hcmi/model/{name}.py"
-          for name in ("aggregate", "encode", "families", "heads", "interaction", "layers", "modeling", "peers",
-                       "processor", "stem", "towers")))
+          for name in ("aggregate", "heads", "interaction", "layers", "modeling", "peers", "stem", "towers")))
 DATA_CODE = tuple(f"hcmi/scenes/{name}.py" for name in ("captions", "galleries", "render", "sampling", "vocabulary"))
 
 
