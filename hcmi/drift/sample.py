@@ -18,7 +18,7 @@ from hcmi.index import round_trip
 from hcmi.model import HcmiModel, encode_texts, encode_videos, score
 from hcmi.shards import ShardReader, eval_batches, pick_frames, read_square, write_shards
 from hcmi.types import Clip, Skip, TextTokens, VideoTokens
-from hcmi.video import REASONS
+from hcmi.video import REASONS, Square
 
 REFERENCE = "test"          # the split that hcmi/export/stage.py writes as the reference
 MAX_CLIPS = 600             # of the reference and of each batch, drawn at random: bounds the time [ours]
@@ -68,7 +68,8 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     return sample, skipped, num_found
 
 
-def _write_shards(clips: list[Clip], work: Path, config: ShardsConfig, square: tuple[str, str]) -> tuple[Path | None, list[Skip]]:
+def _write_shards(clips: list[Clip], work: Path, config: ShardsConfig, square: Square
+                  ) -> tuple[Path | None, list[Skip]]:
     """The folder of shards (None when no clip can be decoded), and the clips that could not be decoded."""
     manifest, out = work / "manifest.parquet", work / "shards"
     write_manifest(clips, manifest)

@@ -83,8 +83,9 @@ def headline(report: dict) -> dict:
 def report_text(report: dict) -> str:
     """The figures as text: raw first, then each level, then after post-processing."""
     card = report["protocol"]
+    kind = "" if card["trained"] else f", zero-shot of {card['backbone']}"
     lines = [f"{card['dataset']}, split {card['split']}: {card['num_texts']} captions, {card['num_videos']} clips, "
-             f"head {card['head']}, model {card['model']}{'' if card['trained'] else f", zero-shot of {card['backbone']}"}",
+             f"head {card['head']}, model {card['model']}{kind}",
              f"{'':36}{'R@1':>7}{'95 % interval':>16}{'R@5':>7}{'R@10':>7}{'MdR':>7}{'MnR':>8}"]
     rows = {"raw": report["raw"], **{f"level {name}": entry for name, entry in report["levels"].items()}}
     if "shared_captions" in report:

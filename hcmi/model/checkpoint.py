@@ -1,7 +1,7 @@
 """Models by the place that they come from: the folder of a trained one, or a checkpoint of any family.
 
-A checkpoint is one of `transformers`, by its folder or its name on the hub, or one of open_clip. Nothing is added to it:
-a model that was made of a checkpoint alone ranks as the checkpoint itself does.
+A checkpoint is one of `transformers` or of open_clip, by its folder or its name on the hub. Nothing is added to it: a
+model that was made of a checkpoint alone ranks as the checkpoint itself does.
 """
 
 import json

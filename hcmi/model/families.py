@@ -2,7 +2,7 @@
 
 A row says how a family's own model gives one vector per image and one per token, and what its parts are called. To add
 a family of `transformers`: its row with the functions it needs, and its small checkpoint in
-`tests/model/checkpoints.py`, which `tests/model/test_families.py` compares with the library's own output.
+`tests/checkpoint_world.py`, which `tests/model/test_families.py` compares with the library's own output.
 """
 
 from collections.abc import Callable

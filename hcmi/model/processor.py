@@ -115,7 +115,7 @@ class HcmiProcessor:
         self.image_processor.save_pretrained(folder)
 
     def describe(self) -> dict:
-        """The preprocessing, as an index records it; `square` and the rules for texts only where they are not CLIP's."""
+        """The preprocessing, as an index records it; `square` and rules for texts only where they are not CLIP's."""
         return {"image_size": self.image_size, "num_words": self.num_words,
                 "image_mean": list(self.image_processor.image_mean), "image_std": list(self.image_processor.image_std),
                 **({} if self.square == CLIP_SQUARE else {"square": list(self.square)}), **self._text_rules()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from checkpoints import CHECKPOINTS, OPEN_CLIP, TEXTS, own_outputs
+from checkpoint_world import CHECKPOINTS, OPEN_CLIP, TEXTS, own_outputs
 from model_world import pictures, randomised, save_small_clip
 from PIL import Image
 from transformers import ChineseCLIPConfig, ChineseCLIPModel

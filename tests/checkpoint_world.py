@@ -30,14 +30,15 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from hcmi.model.towers import quiet
 
 TEXTS = ["A Dog jumps into WATER", "two people talk, and nobody listens!", "a red car",
          "word " * 100]     # the last one is longer than any text tower allows
-LANGUAGES = ["Ein Hund springt ins Wasser", "Собака прыгает в воду", "一只狗跳进水里", "犬が水に飛び込む", "كلب يقفز في الماء"]
+LANGUAGES = ["Ein Hund springt ins Wasser", "Собака прыгает в воду", "一只狗跳进水里", "犬が水に飛び込む",
+             "كلب يقفز في الماء"]
 CORPUS = [*TEXTS[:3], *LANGUAGES] * 4
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -157,7 +158,8 @@ def save_open_clip(folder: Path, name: str) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocessing}))
     options = {key: value for key, value in model.items() if key != "custom_text"}
     torch.manual_seed(0)
-    towers = (open_clip.CustomTextCLIP if model.get("custom_text") else open_clip.CLIP)(**json.loads(json.dumps(options)))
+    kind = open_clip.CustomTextCLIP if model.get("custom_text") else open_clip.CLIP
+    towers = kind(**json.loads(json.dumps(options)))
     with torch.no_grad():
         for parameter in towers.parameters():
             if parameter.dim() == 2:
