@@ -22,7 +22,7 @@ from hcmi.evaluate.postprocess import FEWEST_CLIPS
 from hcmi.evaluate.split import EncodedSplit, encode_split
 from hcmi.evaluate.split_metrics import SplitMetrics, choose_scales, post_processed, shared_captions
 from hcmi.files import ask_to_write, atomic_dir, atomic_file, project_path
-from hcmi.model import HcmiModel, check_square, encode_texts, is_trained, load_retriever, score
+from hcmi.model import HcmiModel, check_square, encode_texts, is_trained, load_retriever, score, warn_of_foreign
 from hcmi.runtime import pick_device, tune_allocator
 from hcmi.shards import ShardReader
 from hcmi.types import TextTokens
@@ -50,6 +50,9 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     if not any(clip.captions for clip in reader.clips):
         raise DataError(f"{shards_dir}, split {params.evaluate.split}: need captions to measure with, got "
                         f"{len(reader)} clips and none. Caption them, or set evaluate.split.")
+    if model.config.backbone != "scratch":
+        captions = [caption for clip in reader.clips for caption in clip.captions]
+        warn_of_foreign(model.processor.tokenizer, captions, model.config.backbone)
     encoded = encode_split(model, reader, params.evaluate.batch_size)
     levels = score(model, encoded.texts, encoded.videos)
     sims_QV = model.combine(levels).numpy()

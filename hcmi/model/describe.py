@@ -8,6 +8,7 @@ from torch import nn
 from hcmi.files import project_path
 from hcmi.model.checkpoint import is_trained, load_retriever
 from hcmi.model.families import FAMILIES
+from hcmi.model.languages import readable_scripts
 from hcmi.model.modeling import HcmiModel
 from hcmi.model.towers import checkpoint_folder
 
@@ -30,7 +31,8 @@ def describe_model(source: str | Path) -> dict[str, Any]:
             "parameters": {"image_tower": vision, "text_tower": _count(towers) - vision, "head": _count(model.head)},
             "image_size": processor.image_size, "patch": towers.config.vision_config.patch_size,
             "square": list(processor.square), "num_frames": model.config.num_frames, "num_words": processor.num_words,
-            "vocabulary": len(processor.tokenizer), "size_bytes": _size_bytes(model, source),
+            "vocabulary": len(processor.tokenizer),
+            "scripts": readable_scripts(processor.tokenizer), "size_bytes": _size_bytes(model, source),
             "fingerprint": model.fingerprint}
 
 
@@ -51,6 +53,7 @@ def description_text(found: dict[str, Any]) -> str:
                       f"{found['patch']}",
             "video": f"{found['num_frames']} frames a clip",
             "text": f"at most {found['num_words']} tokens, vocabulary of {found['vocabulary']:,}",
+            "letters": f"{', '.join(found['scripts']) or 'none'}; others are spelt byte by byte",
             "on disk": f"{found['size_bytes'] / 1e6:,.1f} MB",
             "fingerprint": found["fingerprint"][:12]}
     return "\n".join(f"{name:12} {value}" for name, value in rows.items())

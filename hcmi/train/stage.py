@@ -20,7 +20,7 @@ from hcmi.errors import DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, new_retriever, score
+from hcmi.model import HcmiModel, new_retriever, score, warn_of_foreign
 from hcmi.progress import track
 from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
 from hcmi.shards import ShardReader, TrainLoader
@@ -135,6 +135,8 @@ def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: Shard
     """An untrained model on the device."""
     captions = [caption for clip in reader.clips for caption in clip.captions]
     model = new_retriever(model_config, reader.frame_shape[0], captions, reader.square)
+    if model_config.backbone != "scratch":
+        warn_of_foreign(model.processor.tokenizer, captions, model_config.backbone)
     if config.activation_checkpointing:
         model.checkpoint_activations()
     nn.Module.to(model, device)
