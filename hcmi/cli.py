@@ -125,7 +125,13 @@ def shards(manifest: str, out: str, params: str, as_json: bool) -> None:
     from hcmi.config import load_params
     from hcmi.shards import write_shards
 
-    _show(write_shards(manifest_path=manifest, out_dir=out, config=load_params(params).shards), as_json)
+    config = load_params(params)
+    square = {}
+    if (config.shards.fit, config.model.backbone) != ("auto", "scratch"):
+        from hcmi.model import shards_square  # takes seconds to import
+
+        square["square"] = shards_square(config.shards.fit, config.model.backbone)
+    _show(write_shards(manifest_path=manifest, out_dir=out, config=config.shards, **square), as_json)
 
 
 @main.command()

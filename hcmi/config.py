@@ -51,7 +51,9 @@ class DatasetConfig(Section):
 
 
 class ShardsConfig(Section):
-    size: Annotated[int, Field(ge=16)]                  # pixels, square: shortest side resized, centre cropped
+    size: Annotated[int, Field(ge=16)]                  # pixels, square
+    # how frames become square: cropped (CLIP), squashed (SigLIP), whole (NaFlex); auto: as model.backbone needs it
+    fit: Literal["auto", "crop", "squash", "whole"]
     num_frames: Positive                                # stored per clip, evenly spread
     quality: Annotated[int, Field(ge=1, le=100)]        # JPEG
     max_clips_per_shard: Positive
@@ -89,7 +91,7 @@ class ScratchConfig(Section):
 
 class ModelConfig(Section):
     head: Literal["hcmi", "mean_pool", "seq_transf", "wti", "xclip"]
-    backbone: Annotated[str, Field(min_length=1)]       # scratch, or a CLIP / SigLIP checkpoint name or folder
+    backbone: Annotated[str, Field(min_length=1)]       # scratch, or name or folder of a checkpoint (docs/backbones.md)
     num_frames: Positive            # T
     num_words: Annotated[int, Field(ge=3)]    # W, start and end tokens included
     num_clips: Positive             # C
@@ -136,7 +138,7 @@ class TrainConfig(Section):
     seed: int
     device: str                     # auto, cpu, cuda, cuda:N
     precision: Literal["auto", "float32", "bfloat16"]   # auto: bfloat16 where the hardware multiplies it natively
-    epochs: Positive
+    epochs: Annotated[int, Field(ge=0)]     # 0: the pretrained backbone as it is, the baseline that training must beat
     batch_size: Positive
     captions_per_clip: Positive             # in a step; a video is encoded once for all of them
     optimizer: Literal["muon", "adamw"]     # muon: for the matrices of new layers, adamw for the rest

@@ -81,6 +81,9 @@ def _config_problems(params: Params) -> list[str]:
     if params.model.num_frames > params.shards.num_frames:
         problems.append(f"model.num_frames: need at most shards.num_frames={params.shards.num_frames}, got "
                         f"{params.model.num_frames}. Raise shards.num_frames.")
+    if params.model.backbone == "scratch" and params.train.epochs == 0:
+        problems.append("train.epochs: need 1 or more for model.backbone scratch, got 0. Name a checkpoint as "
+                        "model.backbone, or raise train.epochs.")
     if params.model.backbone == "scratch" and params.shards.size % params.model.scratch.patch:
         problems.append(f"shards.size: need a multiple of model.scratch.patch={params.model.scratch.patch}, got "
                         f"{params.shards.size}. Change one of them.")

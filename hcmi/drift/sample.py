@@ -16,9 +16,9 @@ from hcmi.drift.profile import CLIP_COLUMNS, clip_columns
 from hcmi.errors import DataError
 from hcmi.index import round_trip
 from hcmi.model import HcmiModel, encode_texts, encode_videos, score
-from hcmi.shards import ShardReader, eval_batches, pick_frames, write_shards
+from hcmi.shards import ShardReader, eval_batches, pick_frames, read_square, write_shards
 from hcmi.types import Clip, Skip, TextTokens, VideoTokens
-from hcmi.video import REASONS
+from hcmi.video import REASONS, Square
 
 REFERENCE = "test"          # the split that hcmi/export/stage.py writes as the reference
 MAX_CLIPS = 600             # of the reference and of each batch, drawn at random: bounds the time [ours]
@@ -53,7 +53,7 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     num_found = len(clips) + len(unreadable(skipped))
     chosen = [replace(clips[row], split=REFERENCE) for row in draw_rows(len(clips), generator)]
     with tempfile.TemporaryDirectory(prefix="hcmi-drift-") as work:
-        shards, lost = _write_shards(chosen, Path(work), _config_of_shards(params, shards_dir))
+        shards, lost = _write_shards(chosen, Path(work), _config_of_shards(params, shards_dir), read_square(shards_dir))
         skipped += lost
         if shards is None:
             return None, skipped, num_found
@@ -68,12 +68,13 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     return sample, skipped, num_found
 
 
-def _write_shards(clips: list[Clip], work: Path, config: ShardsConfig) -> tuple[Path | None, list[Skip]]:
+def _write_shards(clips: list[Clip], work: Path, config: ShardsConfig, square: Square
+                  ) -> tuple[Path | None, list[Skip]]:
     """The folder of shards (None when no clip can be decoded), and the clips that could not be decoded."""
     manifest, out = work / "manifest.parquet", work / "shards"
     write_manifest(clips, manifest)
     try:
-        write_shards(manifest_path=manifest, out_dir=out, config=config)
+        write_shards(manifest_path=manifest, out_dir=out, config=config, square=square)
     except DataError:
         lost = _read_skips(work / "shards.work" / "skipped.jsonl")
         if not lost:

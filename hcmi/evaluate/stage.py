@@ -22,7 +22,7 @@ from hcmi.evaluate.postprocess import FEWEST_CLIPS
 from hcmi.evaluate.split import EncodedSplit, encode_split
 from hcmi.evaluate.split_metrics import SplitMetrics, choose_scales, post_processed, shared_captions
 from hcmi.files import ask_to_write, atomic_dir, atomic_file, project_path
-from hcmi.model import HcmiModel, encode_texts, load_retriever, score
+from hcmi.model import HcmiModel, check_square, encode_texts, is_trained, load_retriever, score, warn_of_foreign
 from hcmi.runtime import pick_device, tune_allocator
 from hcmi.shards import ShardReader
 from hcmi.types import TextTokens
@@ -46,9 +46,13 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     tune_allocator()
     model = load_retriever(model_dir, pick_device("auto"))
     reader = ShardReader(shards_dir, params.evaluate.split)
+    check_square(model.processor.square, reader.square, shards_dir)
     if not any(clip.captions for clip in reader.clips):
         raise DataError(f"{shards_dir}, split {params.evaluate.split}: need captions to measure with, got "
                         f"{len(reader)} clips and none. Caption them, or set evaluate.split.")
+    if model.config.backbone != "scratch":
+        captions = [caption for clip in reader.clips for caption in clip.captions]
+        warn_of_foreign(model.processor.tokenizer, captions, model.config.backbone)
     encoded = encode_split(model, reader, params.evaluate.batch_size)
     levels = score(model, encoded.texts, encoded.videos)
     sims_QV = model.combine(levels).numpy()
@@ -82,8 +86,9 @@ def headline(report: dict) -> dict:
 def report_text(report: dict) -> str:
     """The figures as text: raw first, then each level, then after post-processing."""
     card = report["protocol"]
+    kind = "" if card["trained"] else f", zero-shot of {card['backbone']}"
     lines = [f"{card['dataset']}, split {card['split']}: {card['num_texts']} captions, {card['num_videos']} clips, "
-             f"head {card['head']}, model {card['model']}{'' if card['trained'] else ', untrained'}",
+             f"head {card['head']}, model {card['model']}{kind}",
              f"{'':36}{'R@1':>7}{'95 % interval':>16}{'R@5':>7}{'R@10':>7}{'MdR':>7}{'MnR':>8}"]
     rows = {"raw": report["raw"], **{f"level {name}": entry for name, entry in report["levels"].items()}}
     if "shared_captions" in report:
@@ -110,7 +115,7 @@ def protocol_card(model: HcmiModel, model_dir: str | Path, reader: ShardReader, 
             "split_sha256": split_sha256(reader), "selection_split": SELECTION_SPLIT,
             "decoder": "+".join(sorted({stored.decoder for stored in reader.stored})), "precision": PRECISION,
             "seed": params.train.seed, "head": model.config.head, "backbone": model.config.backbone,
-            "model": project_path(model_dir), "trained": not model.checkpoint}
+            "model": project_path(model_dir), "trained": is_trained(model)}
 
 
 def split_sha256(reader: ShardReader) -> str:

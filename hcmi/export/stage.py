@@ -14,10 +14,10 @@ from hcmi.config import ExportConfig
 from hcmi.errors import DataError
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.index import TokenStore, TokenWriter, create_index, model_card, videos_table, write_parquet, write_texts
-from hcmi.model import HcmiModel, concatenate, encode_texts, load_retriever, score
+from hcmi.model import HcmiModel, check_square, concatenate, encode_texts, load_retriever, score
 from hcmi.progress import track
 from hcmi.runtime import pick_device
-from hcmi.shards import SplitIndex, clip_batches, pick_frames, read_splits
+from hcmi.shards import SplitIndex, clip_batches, pick_frames, read_splits, read_square
 from hcmi.types import Clip, TextTokens, VideoTokens
 
 REFERENCE = "test"      # held out: no choice was made on it
@@ -37,6 +37,7 @@ def export(*, model_dir: str | Path, shards: str | Path, out_dir: str | Path, co
     ask_to_write(folders=[out_dir])
     model = load_retriever(model_dir, pick_device("auto"))
     splits = read_splits(shards)
+    check_square(model.processor.square, read_square(shards), shards)
     num_videos = sum(map(len, splits.values()))
     if not num_videos:
         raise DataError(f"{shards}: need at least one clip to export, got none. Run `hcmi shards`.")

@@ -1,19 +1,24 @@
 """The retriever: towers that embed frames and words, a head that scores them at several levels, and its model folder.
 
 It takes pixels and strings, and gives tokens (`VideoTokens`, `TextTokens`) and similarities. A model is a Hugging Face
-folder: configuration, weights, tokenizer and preprocessing. A CLIP or SigLIP checkpoint is loaded as an untrained one.
+folder: configuration, weights, tokenizer and preprocessing. A checkpoint of CLIP, SigLIP or another family of
+`families.py` is loaded as an untrained one.
 """
 
+from hcmi.model.checkpoint import is_trained, load_retriever, new_retriever, zero_shot_retriever
 from hcmi.model.describe import describe_model, description_text
 from hcmi.model.encode import bucketed_similarities, concatenate, encode_texts, encode_videos, score
+from hcmi.model.geometry import CLIP_SQUARE, check_square, shards_square
 from hcmi.model.heads import GAIN
 from hcmi.model.interaction import TOLD_SHARE
-from hcmi.model.modeling import FILES, PRECISIONS, HcmiModel, load_retriever, new_retriever
+from hcmi.model.languages import is_foreign, warn_of_foreign
+from hcmi.model.modeling import FILES, PRECISIONS, HcmiModel
 from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
-    "BLOCK", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "bucketed_similarities", "concatenate",
-    "describe_model", "description_text", "encode_texts", "encode_videos", "load_retriever", "load_text_encoder",
-    "new_retriever", "score", "similarity_blocks", "tiled_similarities",
+    "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "bucketed_similarities",
+    "check_square", "concatenate", "describe_model", "description_text", "encode_texts", "encode_videos", "is_foreign",
+    "is_trained", "load_retriever", "load_text_encoder", "new_retriever", "score", "shards_square", "similarity_blocks",
+    "tiled_similarities", "warn_of_foreign", "zero_shot_retriever",
 ]

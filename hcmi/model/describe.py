@@ -6,11 +6,14 @@ from typing import Any
 from torch import nn
 
 from hcmi.files import project_path
+from hcmi.model.checkpoint import is_trained, load_retriever
 from hcmi.model.families import FAMILIES
-from hcmi.model.modeling import HcmiModel, load_retriever
+from hcmi.model.languages import readable_scripts
+from hcmi.model.modeling import HcmiModel
 from hcmi.model.towers import checkpoint_folder
 
-NAMES = {"clip": "CLIP", "siglip": "SigLIP", "clip_conv_stem": "CLIP with a convolutional stem, from scratch"}
+NAMES = {"clip": "CLIP", "siglip": "SigLIP", "siglip2": "SigLIP 2 NaFlex", "metaclip_2": "MetaCLIP 2",
+         "open_clip": "a model of open_clip", "clip_conv_stem": "CLIP with a convolutional stem, from scratch"}
 
 
 def describe_model(source: str | Path) -> dict[str, Any]:
@@ -22,13 +25,14 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     model = load_retriever(source)
     processor, towers = model.processor, model.towers
     vision = sum(_count(getattr(towers, part)) for part in FAMILIES[towers.config.model_type].vision_parts)
-    return {"model": project_path(source), "trained": not model.checkpoint, "family": towers.config.model_type,
+    return {"model": project_path(source), "trained": is_trained(model), "family": towers.config.model_type,
             "backbone": model.config.backbone, "head": model.config.head, "dim": model.head.dim,
             "levels": {level: model.level_weights[level] for level in model.head.levels},
             "parameters": {"image_tower": vision, "text_tower": _count(towers) - vision, "head": _count(model.head)},
             "image_size": processor.image_size, "patch": towers.config.vision_config.patch_size,
             "square": list(processor.square), "num_frames": model.config.num_frames, "num_words": processor.num_words,
-            "vocabulary": len(processor.tokenizer), "size_bytes": _size_bytes(model, source),
+            "vocabulary": len(processor.tokenizer),
+            "scripts": readable_scripts(processor.tokenizer), "size_bytes": _size_bytes(model, source),
             "fingerprint": model.fingerprint}
 
 
@@ -36,7 +40,7 @@ def description_text(found: dict[str, Any]) -> str:
     """The description as a table for people."""
     counts, (how, resample) = found["parameters"], found["square"]
     levels = ", ".join(f"{name.replace('_', '-')} x {weight:g}" for name, weight in found["levels"].items() if weight)
-    shape = "cropped to a square" if how == "crop" else "squeezed into a square"
+    shape = {"squash": "squeezed into a square", "whole": "with their own shape"}.get(how, "cropped to a square")
     rows = {"model": found["model"],
             "kind": f"trained by hcmi, towers {found['backbone']}" if found["trained"]
             else "checkpoint, not trained by hcmi: it ranks as the checkpoint itself does",
@@ -49,6 +53,7 @@ def description_text(found: dict[str, Any]) -> str:
                       f"{found['patch']}",
             "video": f"{found['num_frames']} frames a clip",
             "text": f"at most {found['num_words']} tokens, vocabulary of {found['vocabulary']:,}",
+            "letters": f"{', '.join(found['scripts']) or 'none'}; others are spelt byte by byte",
             "on disk": f"{found['size_bytes'] / 1e6:,.1f} MB",
             "fingerprint": found["fingerprint"][:12]}
     return "\n".join(f"{name:12} {value}" for name, value in rows.items())

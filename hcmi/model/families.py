@@ -1,12 +1,12 @@
-"""The families of dual towers that `transformers` has and this project can use: one row of `FAMILIES` each.
+"""The families of dual towers that this project can use: one row of `FAMILIES` each.
 
 A row says how a family's own model gives one vector per image and one per token, and what its parts are called. To add
-a family: its row with the functions it needs, and a test against `transformers`' own output in
-`tests/model/test_families.py`.
+a family of `transformers`: its row with the functions it needs, and its small checkpoint in
+`tests/checkpoint_world.py`, which `tests/model/test_families.py` compares with the library's own output.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from hcmi.model.layers import attention
 
+MAGENTA_TOLERANCE = 0.2     # of colours in [-1, 1]; JPEG of quality 90 changes plain magenta by 0.02
 Towers = Any        # a transformers CLIPModel or SiglipModel, or a part of one: torch's types cannot name their parts
 
 
@@ -33,6 +34,7 @@ class Family:
     embedding_dim: Callable[[PretrainedConfig], int]
     vision_parts: tuple[str, ...]                       # attributes that encoding a text does not need
     text_positions: str = "position_embedding"          # attribute of `text_model.embeddings`
+    lower_case: bool = False                            # trained on texts in small letters
 
 
 def _clip_image(towers: Towers, pixels_NCHX: Tensor, interpolate: bool) -> Tensor:
@@ -97,12 +99,74 @@ def _siglip_text(towers: Towers, input_ids_BW: Tensor, _: Tensor) -> tuple[Tenso
     return states_BLD[:, :input_ids_BW.shape[1]], states_BLD[:, -1]
 
 
+def _naflex_image(towers: Towers, pixels_NCHX: Tensor, _: bool) -> Tensor:
+    """SigLIP 2 NaFlex: pictures of any shape in the upper left corner of a square that is magenta otherwise.
+
+    Pictures of one shape are encoded together, so that no attention needs a mask.
+    """
+    patch = towers.config.vision_config.patch_size
+    patches_NHXPPC = pixels_NCHX.movedim(1, -1).unflatten(1, (-1, patch)).unflatten(3, (-1, patch)).transpose(2, 3)
+    shapes_N2 = picture_shapes(patches_NHXPPC)
+    found: dict[int, Tensor] = {}
+    for shape_2 in shapes_N2.unique(dim=0):
+        rows, columns = shape_2.tolist()
+        at_M = (shapes_N2 == shape_2).all(1).nonzero()[:, 0]
+        tokens_MLE = patches_NHXPPC[at_M, :rows, :columns].flatten(1, 2).flatten(2)
+        features_MD = towers.vision_model(
+            pixel_values=tokens_MLE, pixel_attention_mask=torch.ones(tokens_MLE.shape[:2], device=at_M.device),
+            spatial_shapes=shape_2.expand(len(at_M), 2)).pooler_output
+        found |= dict(zip(at_M.tolist(), features_MD, strict=True))
+    return torch.stack([found[at] for at in range(len(shapes_N2))])
+
+
+def picture_shapes(patches_NHXPPC: Tensor) -> Tensor:
+    """[N, 2] rows and columns of patches that a picture has, at least one; the others are magenta, (1, -1, 1).
+
+    The rim of a patch is not looked at: JPEG mixes colours across it.
+    """
+    magenta_C = torch.tensor([1.0, -1.0, 1.0], device=patches_NHXPPC.device)
+    inner_NHXPPC = patches_NHXPPC[..., 2:-2, 2:-2, :].float()
+    picture_NHX = ((inner_NHXPPC - magenta_C).abs() > MAGENTA_TOLERANCE).flatten(3).any(-1)
+    return torch.stack([picture_NHX.any(2).sum(1), picture_NHX.any(1).sum(1)], 1).clamp(min=1)
+
+
+def _open_clip_image(towers: Towers, pixels_NCHX: Tensor, _: bool) -> Tensor:
+    return towers.clip.encode_image(pixels_NCHX)
+
+
+def _open_clip_text(towers: Towers, input_ids_BW: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    """The anchor is the library's own sentence vector. The states of tokens are what it is projected from.
+
+    The library's text towers take the full number of positions. They have no output for the states in common, so these
+    are read where they pass.
+    """
+    text_config, clip = towers.config.text_config, towers.clip
+    missing = text_config.max_position_embeddings - input_ids_BW.shape[1]
+    padded_BL = F.pad(input_ids_BW, (0, max(missing, 0)), value=text_config.pad_token_id)
+    text = getattr(clip, "text", clip)
+    last, project = (text.transformer, text.proj) if hasattr(text, "pooler") else (text.ln_final, text.text_projection)
+    seen: list[Any] = []
+    hook = last.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        anchor_BD = clip.encode_text(padded_BL)
+    finally:
+        hook.remove()
+    states = getattr(seen[0], "last_hidden_state", seen[0])[:, :input_ids_BW.shape[1]]
+    if project is not None:
+        states = states @ project if isinstance(project, Tensor) else project(states)
+    return states, anchor_BD
+
+
+_CLIP = Family(_clip_image, _clip_text, lambda config: config.projection_dim, ("vision_model", "visual_projection"))
+_SIGLIP = Family(_siglip_image, _siglip_text, lambda config: config.text_config.projection_size, ("vision_model",),
+                 lower_case=True)
+
 # `model_type` of a checkpoint's config.json -> how it is used
 FAMILIES = {
-    "clip": Family(_clip_image, _clip_text, lambda config: config.projection_dim,
-                   ("vision_model", "visual_projection")),
-    "clip_conv_stem": Family(_clip_image, _clip_text, lambda config: config.projection_dim,
-                             ("vision_model", "visual_projection")),       # towers from scratch, see stem.py
-    "siglip": Family(_siglip_image, _siglip_text, lambda config: config.text_config.projection_size,
-                     ("vision_model",)),
+    "clip": _CLIP,
+    "clip_conv_stem": _CLIP,        # towers from scratch, see stem.py
+    "metaclip_2": _CLIP,
+    "siglip": _SIGLIP,              # and SigLIP 2 of a fixed size
+    "siglip2": replace(_SIGLIP, image=_naflex_image),       # NaFlex
+    "open_clip": Family(_open_clip_image, _open_clip_text, lambda config: config.model["embed_dim"], ("vision",)),
 }

@@ -8,10 +8,12 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ModelError
+from hcmi.model.geometry import CLIP_SQUARE, Square, image_processor
+from hcmi.model.open_clip_towers import clean_function
 from hcmi.model.towers import explain_missing_package
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -22,27 +24,28 @@ SPACES = r"[\s\u200b]+"         # of any kind; the zero-width space ends a word 
 INVISIBLE = r"[\p{Cf}&&[^\u200b]]"       # soft hyphens, joiners, byte order marks, which may be inside a word
 PIECES = r"\p{L}[\p{L}\p{M}]*|\p{N}+|[^\p{L}\p{N}]"
 PUNCTUATION_SPACE = r"^Ġ(?=[!-/:-@\[-`{-~])"       # Ġ is how a byte-level tokenizer writes a space
-CLIP_SQUARE = ("crop", "BICUBIC")       # how a frame becomes square (`hcmi.video`), and the filter
-FILTERS = ("NEAREST", "LANCZOS", "BILINEAR", "BICUBIC", "BOX", "HAMMING")       # by Pillow's numbers
 
 
 class HcmiProcessor:
     """Tokenizer, normalisation and the sizes they were trained with. Several threads may use one processor at once.
 
     Frames must have the model's size; `hcmi.video` makes them so, as `square` says. Here they are only normalised.
-    `untrained`: ids of tokens that no training caption has. A pretrained tokenizer has none.
+    `untrained`: ids of tokens that no training caption has. A pretrained tokenizer has none. `clean`: the rule by which
+    texts are cleaned first (`clean_function`). `pad_id`: of padding, where it is not the tokenizer's own.
 
     A tokenizer keeps the padding and truncation settings of its last call, so a call with other settings would change
     them for a call that is running in another thread. Every call here asks for none. Rows are cut and padded after it.
     """
 
     def __init__(self, tokenizer, image_processor, num_words: int, image_size: int, untrained: Iterable[int] = (),
-                 square: tuple[str, str] = CLIP_SQUARE):
+                 square: Square = CLIP_SQUARE, clean: str = "", pad_id: int | None = None):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.num_words = num_words
         self.image_size = image_size
         self.square = square
+        self.clean_rule, self.clean = clean, clean_function(clean)
+        self.pad_id = int(tokenizer.pad_token_id if pad_id is None else pad_id)
         self.untrained = torch.tensor(sorted(untrained), dtype=torch.long)
         bare, whole = (self.tokens("a", special) for special in (False, True))
         self._num_ends = whole[::-1].index(bare[-1])        # special tokens after a text
@@ -75,46 +78,52 @@ class HcmiProcessor:
         return cls(tokenizer, images, num_words, image_size, set(range(len(tokenizer))) - seen)
 
     @classmethod
-    def from_backbone(cls, backbone: str, num_words: int, image_size: int, own_square: bool = False,
-                      subject: str = "model.backbone") -> "HcmiProcessor":
-        """The pretrained checkpoint's own tokenizer and normalisation.
+    def from_backbone(cls, backbone: str, num_words: int, image_size: int, square: Square = CLIP_SQUARE,
+                      subject: str = "model.backbone", lower_case: bool = False) -> "HcmiProcessor":
+        """The pretrained checkpoint's own tokenizer and normalisation, by `transformers`.
 
-        `own_square`: frames become square as the checkpoint does it; otherwise as CLIP does, which is how shards are
-        made.
+        `square`: how frames become square. `lower_case`: the checkpoint was trained on small letters. Not every
+        tokenizer makes them itself (SigLIP 1's does, SigLIP 2's mostly does not).
         """
         name = f"{subject} {backbone!r}"
         or_scratch = ", or set model.backbone to scratch" if subject == "model.backbone" else ""
         try:
             with explain_missing_package(name):
-                tokenizer, images = AutoTokenizer.from_pretrained(backbone), _image_processor(backbone)
+                tokenizer, images = AutoTokenizer.from_pretrained(backbone), image_processor(backbone)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{name}: need its tokenizer and preprocessor files, got: "
                              f"{str(error).splitlines()[0]} Download the checkpoint where there is a network and give "
                              f"its folder{or_scratch}.") from error
-        square = _own_square(name, images, image_size) if own_square else CLIP_SQUARE
-        return cls(tokenizer, images, num_words, image_size, square=square)
+        lower = lower_case and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
+        return cls(tokenizer, images, num_words, image_size, square=square, clean="lower" if lower else "")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
         with explain_missing_package(f"model folder {folder}"):
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            images = _image_processor(folder)
+            images = image_processor(folder)
         saved = tokenizer.init_kwargs
         how, resample = saved.get("square", CLIP_SQUARE)
         return cls(tokenizer, images, int(saved["num_words"]), int(saved["image_size"]), saved.get("untrained", ()),
-                   (how, resample))
+                   (how, resample), saved.get("clean", ""), saved.get("pad_id"))
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.tokenizer.init_kwargs.update(num_words=self.num_words, image_size=self.image_size,
-                                          untrained=self.untrained.tolist(), square=list(self.square))
+                                          untrained=self.untrained.tolist(), square=list(self.square),
+                                          **self._text_rules())
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
     def describe(self) -> dict:
-        """The preprocessing, as an index records it; `square` only where it is not CLIP's."""
+        """The preprocessing, as an index records it; `square` and rules for texts only where they are not CLIP's."""
         return {"image_size": self.image_size, "num_words": self.num_words,
                 "image_mean": list(self.image_processor.image_mean), "image_std": list(self.image_processor.image_std),
-                **({} if self.square == CLIP_SQUARE else {"square": list(self.square)})}
+                **({} if self.square == CLIP_SQUARE else {"square": list(self.square)}), **self._text_rules()}
+
+    def _text_rules(self) -> dict:
+        """What is done to texts beside the tokenizer; empty for most."""
+        return {**({"clean": self.clean_rule} if self.clean_rule else {}),
+                **({} if self.pad_id == self.tokenizer.pad_token_id else {"pad_id": self.pad_id})}
 
     def frames(self, frames: np.ndarray | Tensor) -> Tensor:
         """uint8 [..., H, X, C] in 0..255 -> float32 [..., C, H, X], normalised, on the input's device.
@@ -144,10 +153,10 @@ class HcmiProcessor:
 
     def tokens(self, text: str, special: bool = False) -> list[int]:
         """Token ids of the whole text; `special` adds the start and end tokens."""
-        return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return self.tokenizer(self.clean(text), add_special_tokens=special, verbose=False)["input_ids"]
 
     def known(self, text: str) -> tuple[str, list[str]]:
-        """The text without the words that have a token which no training caption has, and the list of these words.
+        """The cleaned text without the words that have a token which no training caption has, and these words.
 
         The text is empty if no token is left.
 
@@ -156,6 +165,7 @@ class HcmiProcessor:
         [ours]
         """
         left_out: list[str] = []
+        text = self.clean(text)
         while True:         # the rest may form a word that was not there before
             encoded = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
             at_W = torch.isin(encoded["input_ids"][0], self.untrained).nonzero()[:, 0].tolist()
@@ -169,12 +179,12 @@ class HcmiProcessor:
 
     def _encode(self, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Ids, cut to `num_words` and padded as the tokenizer itself would do it, and its mask if it gives one."""
-        encoded = self.tokenizer(texts, verbose=False)
+        encoded = self.tokenizer([self.clean(text) for text in texts], verbose=False)
         rows = [ids if len(ids) <= self.num_words
                 else ids[:self.num_words - self._num_ends] + ids[len(ids) - self._num_ends:]
                 for ids in encoded["input_ids"]]
         ids_BW = pad_sequence([torch.tensor(ids, dtype=torch.long) for ids in rows], batch_first=True,
-                              padding_value=self.tokenizer.pad_token_id)
+                              padding_value=self.pad_id)
         if "attention_mask" not in encoded:
             return ids_BW, None
         lengths_B = torch.tensor([len(ids) for ids in rows])
@@ -186,27 +196,3 @@ def _mask_after_first_end(ids_BW: Tensor, end_id: int) -> Tensor:
     ended_BW = (ids_BW == end_id).long().cumsum(1)
     return ((ended_BW == 0) | ((ended_BW == 1) & (ids_BW == end_id))).long()
 
-
-def _image_processor(source: str | Path):
-    """The Pillow variant, which is bicubic, as in the checkpoints' training, and does not need torchvision."""
-    return AutoImageProcessor.from_pretrained(source, backend="pil")
-
-
-def _own_square(name: str, images, image_size: int) -> tuple[str, str]:
-    """How the checkpoint's own preprocessing makes an image square.
-
-    Raises: ModelError when it is neither a resize and a centre crop of one size nor a resize of the whole image.
-    """
-    size, crop = ({side: length for side, length in dict(getattr(images, field, None) or {}).items() if length}
-                  for field in ("size", "crop_size"))
-    whole = {"height": image_size, "width": image_size}
-    cropped = bool(getattr(images, "do_center_crop", False))
-    if images.do_resize and images.do_rescale and images.do_normalize and abs(images.rescale_factor * 255 - 1) < 1e-6:
-        resample = FILTERS[int(images.resample)]
-        if cropped and size == {"shortest_edge": image_size} and crop == whole:
-            return "crop", resample
-        if not cropped and size == whole:
-            return "squash", resample
-    raise ModelError(f"{name}, preprocessor_config.json: need images resized to {image_size} pixels and then cropped "
-                     f"or not, scaled by 1/255 and normalised, got resize {size}, crop {crop if cropped else 'none'}. "
-                     f"Choose another checkpoint.")

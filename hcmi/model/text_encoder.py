@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from hcmi.errors import ModelError
-from hcmi.model.modeling import HcmiConfig, HcmiModel, load_retriever
+from hcmi.model.checkpoint import load_retriever
+from hcmi.model.modeling import HcmiConfig, HcmiModel
 from hcmi.model.towers import drop_vision_tower
 from hcmi.types import VideoTokens
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from hcmi.errors import ConfigError
-from hcmi.model import HcmiModel
+from hcmi.model import HcmiModel, is_foreign
 
 MAX_TOP = 1000
 MAX_QUERY_CHARS = 2000
@@ -32,13 +32,9 @@ def check_query(query: str) -> str:
 def check_words(query: str, model: HcmiModel) -> None:
     """Raises: ConfigError when the model knows none of the query's words, or not its language."""
     processor = model.processor
-    letters = [char for char in query if char.isalpha()]
-    foreign = sum(not char.isascii() for char in letters)
-    # Punctuation may take several tokens in any language, so only words are counted.
-    words = "".join(char if char.isalpha() or unicodedata.category(char)[0] == "M" else " " for char in query)
-    if 2 * foreign > len(letters) and len(processor.tokens(words)) > len(letters):
+    if is_foreign(processor.tokenizer, processor.clean(query)):
         raise ConfigError(f"query {_shorten(query)!r}: need words of a language the model knows, got text its "
-                          "tokenizer can only spell byte by byte. Ask in the language of the training captions.")
+                          "tokenizer can only spell byte by byte. Ask in a language that it was trained on.")
     if not processor.known(query)[0]:
         raise ConfigError(f"query {_shorten(query)!r}: need a word that a training caption has, got none. "
                           "Ask in the words of the training captions.")

@@ -8,8 +8,8 @@ from hcmi.shards.loader import TrainBatch, TrainLoader
 from hcmi.shards.reader import ShardReader
 from hcmi.shards.sampler import pick_frames
 from hcmi.shards.sequential import clip_batches, eval_batches
-from hcmi.shards.shard_index import SplitIndex, read_splits
+from hcmi.shards.shard_index import SplitIndex, read_splits, read_square
 from hcmi.shards.stage import write_shards
 
 __all__ = ["ShardReader", "SplitIndex", "TrainBatch", "TrainLoader", "clip_batches", "eval_batches", "pick_frames",
-           "read_splits", "write_shards"]
+           "read_splits", "read_square", "write_shards"]

@@ -20,6 +20,7 @@ from hcmi.dataset import read_manifest_table
 from hcmi.errors import DecodeError
 from hcmi.shards.shard_index import KEY_CHARACTERS
 from hcmi.types import SPLITS, Clip, Skip
+from hcmi.video import CLIP_SQUARE, Square
 
 KEY_VERSION = 1         # raise it when the same video and parameters give other frames than before
 SLICE = 1000            # rows that are turned into `Clip`s at a time
@@ -54,10 +55,12 @@ class ClipTable:
             yield from zip(part.tolist(), self.clips(part), strict=True)
 
 
-def read_clip_table(manifest_path: str | Path, config: ShardsConfig) -> ClipTable:
+def read_clip_table(manifest_path: str | Path, config: ShardsConfig, square: Square = CLIP_SQUARE) -> ClipTable:
     """Raises: DataError when the file is missing, damaged or not a manifest."""
     table = read_manifest_table(manifest_path)
     settings = f"{KEY_VERSION} {config.size} {config.num_frames} {config.quality}"
+    if square != CLIP_SQUARE:       # so that shards of earlier versions are used again
+        settings += f" {' '.join(square)}"
     keys = []
     for batch in table.select(["sha256", "start_s", "end_s"]).to_batches(10_000):
         for content in zip(*(column.to_pylist() for column in batch.columns), strict=True):

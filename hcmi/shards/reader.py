@@ -12,7 +12,7 @@ import numpy as np
 
 from hcmi.errors import DataError
 from hcmi.shards.shard_file import decode_into, jpeg_shape, parse_record
-from hcmi.shards.shard_index import MAKE_AGAIN, read_split, unreadable
+from hcmi.shards.shard_index import MAKE_AGAIN, read_split, read_square, unreadable
 from hcmi.types import Clip
 from hcmi.video import Decoded
 
@@ -36,6 +36,7 @@ class ShardReader:
         self.num_stored = self.index.num_stored         # frames of each clip
         self.clips, self.stored = self._read_records()
         self.frame_shape = self._read_frame_shape()     # (height, width, 3)
+        self.square = read_square(shards_dir)           # how frames became square
 
     def __len__(self) -> int:
         return len(self.index)

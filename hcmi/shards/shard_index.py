@@ -3,6 +3,7 @@
 Index and tars are in a folder, or under a base URL from which webdataset reads them.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from webdataset import gopen
 from hcmi.errors import DataError
 from hcmi.files import webdataset_url
 from hcmi.types import SPLITS
+from hcmi.video import CLIP_SQUARE, Square
 
 KEY_CHARACTERS = 32     # of a frames key, and of the hash of a record
 INDEX = pa.schema([
@@ -73,6 +75,24 @@ def read_splits(shards: str | Path) -> dict[str, SplitIndex]:
     table = _read(shards)
     found = set(table["split"].unique().to_pylist())
     return {split: _of_split(str(shards), table, split) for split in SPLITS if split in found}
+
+
+def read_square(shards: str | Path) -> Square:
+    """How the frames in the shards became square, from stats.json; shards without it are as CLIP has them.
+
+    Raises: DataError when it is damaged.
+    """
+    name = "stats.json"
+    try:
+        with open_shard(shards, name) as file:
+            content = file.read()
+    except (OSError, ValueError):
+        return CLIP_SQUARE
+    try:
+        how, resample = json.loads(content or b"{}").get("square", CLIP_SQUARE)
+    except (ValueError, AttributeError) as error:
+        raise unreadable(shards, name, "the settings of the shards", error) from error
+    return how, resample
 
 
 def is_remote(shards: str | Path) -> bool:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from hcmi.config import ShardsConfig
 from hcmi.dataset import write_skipped
-from hcmi.errors import DataError, DecodeError
+from hcmi.errors import ConfigError, DataError, DecodeError
 from hcmi.files import ask_to_write, atomic_file, lock, writing
 from hcmi.progress import track
 from hcmi.shards.clip_table import ClipTable, Failures, assign_shards, read_clip_table
@@ -33,33 +33,39 @@ from hcmi.shards.journal import Journal
 from hcmi.shards.shard_file import Jpegs, ShardEntry, write_shard
 from hcmi.shards.shard_index import INDEX
 from hcmi.types import Clip
-from hcmi.video import Decoded, DecoderPool, EncodeJob, encode_job, map_on_ray
+from hcmi.video import CLIP_SQUARE, Decoded, DecoderPool, EncodeJob, Square, encode_job, map_on_ray
 
 
-def write_shards(*, manifest_path: str | Path, out_dir: str | Path, config: ShardsConfig) -> dict[str, Any]:
+def write_shards(*, manifest_path: str | Path, out_dir: str | Path, config: ShardsConfig,
+                 square: Square = CLIP_SQUARE) -> dict[str, Any]:
     """Decode every clip of the manifest into `<out_dir>/<split>-%06d.tar`; returns a summary.
+
+    `square`: how frames become square, which `shards.fit` and `model.backbone` decide.
 
     Beside the tars: `index.parquet` (schema `INDEX`, one row a clip, shard by shard), `stats.json`, `skipped.jsonl`.
 
     Raises: DataError when another run writes `out_dir`, the manifest is missing, or more than `max_skip_fraction` of
     the clips cannot be decoded; MachineError when it cannot be written. `out_dir` is then as it was, and decoded clips
-    are kept for the next run.
+    are kept for the next run. ConfigError when `shards.size` does not hold whole frames.
     """
     started = time.monotonic()
+    if square[0] == "whole" and config.size % 32:
+        raise ConfigError(f"shards.size: need a multiple of 32 for frames that are whole, got {config.size}. 512 holds "
+                          f"the 256 patches of SigLIP 2 NaFlex.")
     out_dir = Path(os.path.realpath(out_dir))
     ask_to_write(folders=[out_dir])
     work = out_dir.with_name(out_dir.name + ".work")
-    clip_table = read_clip_table(manifest_path, config)
+    clip_table = read_clip_table(manifest_path, config, square)
     with writing(out_dir), _lock(work, out_dir):
         _finish_interrupted_swap(out_dir, work)
         existing = ExistingShards(out_dir)
         with closing(Journal(work / "journal")) as journal:
             offsets = _find_in_journal(clip_table, journal)
             missing = np.flatnonzero((offsets < 0) & ~existing.has(clip_table.keys))
-            failures = Failures(clip_table, _decode(clip_table, missing, journal, offsets, config))
+            failures = Failures(clip_table, _decode(clip_table, missing, journal, offsets, config, square))
             _check_failures(failures, work, out_dir, config)
             try:
-                stats = _write_folder(work / "new", clip_table, failures, existing, journal, offsets, config)
+                stats = _write_folder(work / "new", clip_table, failures, existing, journal, offsets, config, square)
                 _swap(out_dir, work)
             finally:        # half a folder would take room on a full disk
                 shutil.rmtree(work / "new", ignore_errors=True)
@@ -91,8 +97,8 @@ def _find_in_journal(clip_table: ClipTable, journal: Journal) -> np.ndarray:
     return offsets
 
 
-def _decode(clip_table: ClipTable, missing: np.ndarray, journal: Journal, offsets: np.ndarray, config: ShardsConfig
-            ) -> dict[int, DecodeError]:
+def _decode(clip_table: ClipTable, missing: np.ndarray, journal: Journal, offsets: np.ndarray, config: ShardsConfig,
+            square: Square) -> dict[int, DecodeError]:
     """Decode the clips with the keys `missing` into the journal and write their places into `offsets`.
 
     Returns the errors of those that cannot be decoded.
@@ -102,7 +108,7 @@ def _decode(clip_table: ClipTable, missing: np.ndarray, journal: Journal, offset
         return errors
     missing = missing[np.argsort(clip_table.first_row[missing])]   # manifest order keeps a video's clips together
     with track(None, "shards", len(missing), "clip") as bar:
-        for job, result in _run(_jobs(clip_table, missing, config), config):
+        for job, result in _run(_jobs(clip_table, missing, config, square), config):
             if isinstance(result, Decoded):
                 offsets[job.key] = journal.append(clip_table.key(job.key), result)
             else:
@@ -119,10 +125,11 @@ def _run(jobs: Iterator[EncodeJob], config: ShardsConfig) -> Iterator[tuple[Enco
             yield from pool.map(jobs)
 
 
-def _jobs(clip_table: ClipTable, keys: np.ndarray, config: ShardsConfig) -> Iterator[EncodeJob]:
+def _jobs(clip_table: ClipTable, keys: np.ndarray, config: ShardsConfig, square: Square) -> Iterator[EncodeJob]:
     for index, (_, clip) in zip(keys.tolist(), clip_table.iter_clips(clip_table.first_row[keys]), strict=True):
         end_s = clip.end_s if clip.end_s > clip.start_s else None
-        yield EncodeJob(index, clip.path, config.num_frames, config.size, clip.start_s, end_s, quality=config.quality)
+        yield EncodeJob(index, clip.path, config.num_frames, config.size, clip.start_s, end_s, square=square,
+                        quality=config.quality)
 
 
 def _check_failures(failures: Failures, work: Path, out_dir: Path, config: ShardsConfig) -> None:
@@ -139,7 +146,7 @@ def _check_failures(failures: Failures, work: Path, out_dir: Path, config: Shard
 
 
 def _write_folder(new: Path, clip_table: ClipTable, failures: Failures, existing: ExistingShards, journal: Journal,
-                  offsets: np.ndarray, config: ShardsConfig) -> dict[str, Any]:
+                  offsets: np.ndarray, config: ShardsConfig, square: Square) -> dict[str, Any]:
     """Write the folder `new` with all that `out_dir` will hold. Returns the content of stats.json."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -169,7 +176,8 @@ def _write_folder(new: Path, clip_table: ClipTable, failures: Failures, existing
     stats = {"num_clips": num_clips.total(), "clips": dict(num_clips), "shards": dict(numbers), "bytes": size_bytes,
              "video_seconds": {split: round(value, 3) for split, value in seconds.items()},
              "skipped": dict(sorted(failures.reasons().items())), "decoders": dict(sorted(decoders.items())),
-             "size": config.size, "num_frames": config.num_frames, "quality": config.quality}
+             "size": config.size, "num_frames": config.num_frames, "quality": config.quality,
+             **({} if square == CLIP_SQUARE else {"square": list(square)})}
     with atomic_file(new / "stats.json") as temporary:
         temporary.write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
     return stats

@@ -20,7 +20,7 @@ from hcmi.errors import DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, new_retriever, score
+from hcmi.model import HcmiModel, new_retriever, score, warn_of_foreign
 from hcmi.progress import track
 from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
 from hcmi.shards import ShardReader, TrainLoader
@@ -35,6 +35,7 @@ from hcmi.train.processes import count_processes, in_processes, joined, started_
 from hcmi.train.ranks import ALONE, Ranks
 from hcmi.train.state import Progress
 from hcmi.train.step import LOWER, LossError, training_step
+from hcmi.train.zero_shot import keep_zero_shot
 
 VALIDATION_BATCH = 64
 
@@ -44,7 +45,8 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
     """Train on the split `train`, validate on `val`, and write the best epoch's model folder. Returns a summary.
 
     A run that was stopped continues from its last checkpoint, with the same result. It may have several processes
-    (docs/training.md). A process that is not the first one of `torchrun` returns an empty summary.
+    (docs/training.md). A process that is not the first one of `torchrun` returns an empty summary. With no epochs the
+    pretrained backbone becomes the model as it is.
 
     Raises: DataError for an empty split, broken shards, fewer videos than processes or clips without the tag that
     denoising needs; ConfigError for a device that is not there; ModelError for a backbone or checkpoint that cannot be
@@ -53,6 +55,8 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
     options: dict[str, Any] = {"shards_dir": shards_dir, "model_dir": model_dir, "metrics_dir": metrics_dir,
                                "checkpoint_dir": checkpoint_dir, "model_config": model_config, "config": config}
     ask_to_write(folders=[model_dir], files=[Path(metrics_dir, "metrics.json"), Path(checkpoint_dir, "step")])
+    if config.epochs == 0:
+        return keep_zero_shot(shards_dir, model_dir, metrics_dir, model_config, config, validate)
     if started_by_torchrun():
         with joined(config.device) as (ranks, device):
             return train_rank(ranks, device, **options)
@@ -130,7 +134,9 @@ def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: Shard
                    ) -> HcmiModel:
     """An untrained model on the device."""
     captions = [caption for clip in reader.clips for caption in clip.captions]
-    model = new_retriever(model_config, reader.frame_shape[0], captions)
+    model = new_retriever(model_config, reader.frame_shape[0], captions, reader.square)
+    if model_config.backbone != "scratch":
+        warn_of_foreign(model.processor.tokenizer, captions, model_config.backbone)
     if config.activation_checkpointing:
         model.checkpoint_activations()
     nn.Module.to(model, device)

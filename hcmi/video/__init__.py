@@ -4,6 +4,7 @@ Callers that read files of unknown quality use `DecoderPool` or `run_one`: decod
 deadline, because native decoders hang and crash. A file that cannot be used is a `DecodeError` with one of `REASONS`.
 """
 
+from hcmi.video.crop import CLIP_SQUARE, Square, to_square
 from hcmi.video.decoded import REASONS, Decoded
 from hcmi.video.files import VIDEO_ENDINGS, check_file, check_name, find_videos, is_text, refusal, sha256
 from hcmi.video.jobs import DecodeJob, EncodeJob, Measured, ProbeJob, encode_job, measure_job, probe_job
@@ -12,6 +13,7 @@ from hcmi.video.pool import DecoderPool, run_one
 from hcmi.video.ray_cluster import map_on_ray
 
 __all__ = [
+    "CLIP_SQUARE",
     "REASONS",
     "VIDEO_ENDINGS",
     "DecodeJob",
@@ -20,6 +22,7 @@ __all__ = [
     "EncodeJob",
     "Measured",
     "ProbeJob",
+    "Square",
     "check_file",
     "check_name",
     "encode_job",
@@ -32,4 +35,5 @@ __all__ = [
     "refusal",
     "run_one",
     "sha256",
+    "to_square",
 ]

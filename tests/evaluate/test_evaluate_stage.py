@@ -248,7 +248,7 @@ def test_evaluate_measures_a_checkpoint_and_names_it(world, tmp_path):
                       plots_dir=tmp_path / "plots", params=params)
     assert (report["protocol"]["model"], report["protocol"]["trained"]) == (str(checkpoint), False)
     assert report["raw"] == report["levels"]["video_sentence"]
-    assert f"model {checkpoint}, untrained" in report_text(report)
+    assert f"model {checkpoint}, zero-shot of {checkpoint}" in report_text(report)
 
 
 def test_split_sha256_changes_when_a_caption_does(world, tmp_path):

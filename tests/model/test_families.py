@@ -1,13 +1,23 @@
 """What one family of towers computes, and that another family is one row of the table."""
 
+import importlib.util
+
+import numpy as np
 import pytest
+import simplejpeg
 import torch
+from checkpoint_world import CHECKPOINTS, OPEN_CLIP, TEXTS, own_outputs
 from model_world import pictures, randomised, save_small_clip
-from transformers import ChineseCLIPConfig, ChineseCLIPModel, MetaClip2Config, MetaClip2Model
+from PIL import Image
+from transformers import ChineseCLIPConfig, ChineseCLIPModel
+from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
 from hcmi.errors import ModelError
-from hcmi.model.families import FAMILIES, Family, clip_class_token
+from hcmi.model import encode_texts, load_retriever, load_text_encoder
+from hcmi.model.families import FAMILIES, Family, clip_class_token, picture_shapes
 from hcmi.model.towers import embedding_dim, frame_features, load_towers, text_features
+from hcmi.video import to_square
+from hcmi.video.crop import whole_shape
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +28,128 @@ def clip_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip(clip_folder):
     return load_towers(str(clip_folder), 77).eval()
+
+
+LARGE = {"pe_core", "mobileclip_2", "eva"}      # the library's image towers, which have one size
+
+
+def of_family(name: str):
+    """A parameter of a test, which needs the family's library."""
+    missing = name in OPEN_CLIP and importlib.util.find_spec("open_clip") is None
+    return pytest.param(name, marks=[*([pytest.mark.slow] if name in LARGE else []), pytest.mark.skipif(
+        missing, reason="open_clip is not installed: pip install 'hcmi[open_clip]'")])
+
+
+@pytest.fixture(scope="module", params=[of_family(name) for name in CHECKPOINTS])
+def checkpoint(request, tmp_path_factory):
+    folder = CHECKPOINTS[request.param](tmp_path_factory.mktemp(request.param))
+    return folder, load_retriever(folder)
+
+
+def photographs() -> list[Image.Image]:
+    """Of five shapes: wide, high, square; one has an odd number of pixels to crop, one becomes larger."""
+    generator = np.random.default_rng(0)
+    shapes = [(48, 88), (96, 40), (64, 64), (240, 328), (72, 155)]
+    return [Image.fromarray(np.kron(generator.integers(0, 256, (height // 8, -(-width // 8), 3), np.uint8),
+                                    np.ones((8, 8, 1), np.uint8))[:height, :width]) for height, width in shapes]
+
+
+def frames_of(pictures, processor) -> torch.Tensor:
+    return processor.frames(np.stack([to_square(np.asarray(picture), processor.image_size, processor.square)
+                                      for picture in pictures]))
+
+
+@torch.no_grad()
+def test_pixels_ids_and_vectors_are_the_librarys_own(checkpoint):
+    folder, model = checkpoint
+    own, pixels_NCHX = own_outputs(folder, photographs(), TEXTS), frames_of(photographs(), model.processor)
+    for found, needed in zip(pixels_NCHX, own.pixels, strict=True):
+        if model.processor.square[0] == "whole":        # patches, padded; ours are a picture
+            patches = found.unflatten(1, (-1, 16)).unflatten(3, (-1, 16)).permute(1, 3, 2, 4, 0).flatten(2)
+            inside = needed.abs().sum(1) > 0
+            rows = [patch for row in patches for patch in row if not torch.equal(patch, patches[-1, -1])]
+            found, needed = torch.stack(rows), needed[inside]
+        assert torch.equal(found, needed)
+    scale = float(own.images_BD.abs().max())
+    torch.testing.assert_close(frame_features(model.towers, pixels_NCHX), own.images_BD, atol=1e-5 * max(scale, 1),
+                               rtol=1e-5)
+    ids_BW, mask_BW = model.processor.texts(TEXTS)
+    width = min(ids_BW.shape[1], own.ids_BL.shape[1])
+    assert torch.equal(ids_BW[:, :width], own.ids_BL[:, :width])
+    states_BWD, anchor_BD = text_features(model.towers, ids_BW, mask_BW.bool())
+    torch.testing.assert_close(anchor_BD, own.texts_BD, atol=1e-5, rtol=1e-5)
+    assert states_BWD.shape == (*ids_BW.shape, embedding_dim(model.towers.config))
+    short_BW, short_mask_BW = model.processor.texts(TEXTS[:1])       # alone, with less padding
+    torch.testing.assert_close(text_features(model.towers, short_BW, short_mask_BW.bool())[1], anchor_BD[:1],
+                               atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_model_is_the_same_when_it_is_saved_and_loaded(checkpoint, tmp_path):
+    _, model = checkpoint
+    model.save_pretrained(tmp_path / "model")
+    loaded, pixels_NCHX = load_retriever(tmp_path / "model"), frames_of(photographs()[:2], model.processor)
+    assert loaded.processor.describe() == model.processor.describe()
+    torch.testing.assert_close(frame_features(loaded.towers, pixels_NCHX), frame_features(model.towers, pixels_NCHX))
+    for found, needed in zip(loaded.processor.texts(TEXTS), model.processor.texts(TEXTS), strict=True):
+        assert torch.equal(found, needed)
+    ids_BW, mask_BW = model.processor.texts(TEXTS)
+    torch.testing.assert_close(loaded.encode_texts(ids_BW, mask_BW).sentence_BD,
+                               model.encode_texts(ids_BW, mask_BW).sentence_BD)
+
+
+def test_text_side_alone_gives_the_same_vectors(checkpoint):
+    folder, model = checkpoint
+    encoder = load_text_encoder(folder)
+    assert encoder.fingerprint == model.fingerprint
+    torch.testing.assert_close(encode_texts(encoder, TEXTS).sentence_BD, encode_texts(model, TEXTS).sentence_BD)
+    assert sum(weight.numel() for weight in encoder.parameters()) < sum(
+        weight.numel() for weight in model.parameters())
+
+
+def test_gradients_reach_both_towers_when_words_are_trained(checkpoint):
+    """Every level reads the states of tokens or frames, so these must be a part of the graph."""
+    _, model = checkpoint
+    ids_BW, mask_BW = model.processor.texts(TEXTS[:2])
+    model.zero_grad()
+    states_BWD, _ = text_features(model.towers, ids_BW, mask_BW.bool())
+    (states_BWD.square().sum() + frame_features(model.towers, frames_of(photographs()[:1], model.processor)).square()
+     .sum()).backward()
+    reached = {name for name, weight in model.towers.named_parameters() if weight.grad is not None}
+    assert any("token_embedding" in name for name in reached)
+    assert any(name.startswith(("vision_model", "clip.visual")) for name in reached)
+    model.zero_grad()
+
+
+def test_a_picture_that_is_as_good_as_magenta_is_one_patch(tmp_path):
+    """Only plain magenta is left out, so a black frame, which pads short clips, is a picture too."""
+    model = load_retriever(CHECKPOINTS["siglip_2_naflex"](tmp_path))
+    frames = np.zeros((2, 128, 128, 3), np.uint8)
+    frames[1] = (255, 0, 255)
+    with torch.no_grad():
+        assert frame_features(model.towers, model.processor.frames(frames)).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(48, 88), (88, 48), (1080, 1920), (333, 100), (16, 16), (719, 1281), (100, 333)])
+def test_whole_pictures_have_naflexs_own_shape(shape):
+    assert whole_shape(*shape, 512) == get_image_size_for_max_num_patches(*shape, 16, 256)
+
+
+def test_whole_pictures_fit_when_they_are_longer_than_the_square():
+    assert whole_shape(16, 3000, 512) == (16, 512)
+
+
+@pytest.mark.parametrize(("quality", "subsampling"), [(90, "420"), (75, "420"), (90, "444")])
+def test_shapes_of_whole_pictures_are_found_again_in_jpegs(quality, subsampling):
+    """Shards hold JPEG, which mixes colours at the rim of the picture."""
+    pictures = [np.asarray(picture) for picture in photographs()]
+    pictures += [np.full((48, 88, 3), colour, np.uint8) for colour in [(0, 0, 0), (255, 0, 0), (0, 0, 255), (255,) * 3]]
+    frames = np.stack([to_square(picture, 128, ("whole", "BILINEAR")) for picture in pictures])
+    back = np.stack([simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(frame, quality=quality,
+                                                                   colorsubsampling=subsampling)) for frame in frames])
+    patches = (torch.from_numpy(back) / 127.5 - 1).unflatten(1, (-1, 16)).unflatten(3, (-1, 16)).transpose(2, 3)
+    needed = [[side // 16 for side in whole_shape(*picture.shape[:2], 128)] for picture in pictures]
+    assert picture_shapes(patches).tolist() == needed
 
 
 def pixels(count: int, size: int) -> torch.Tensor:
@@ -44,24 +176,13 @@ def test_class_token_has_the_gradients_of_the_pooled_output_when_backpropagated(
 
 @torch.no_grad()
 def test_a_new_family_is_read_when_it_has_a_row(tmp_path, monkeypatch):
-    """MetaCLIP 2 is put together as CLIP is, so its row is CLIP's; nothing else has to change."""
-    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "projection_dim": 24}
-    config = MetaClip2Config(projection_dim=24, vision_config=dict(common, image_size=32, patch_size=8),
-                             text_config=dict(common, vocab_size=50, eos_token_id=2, pad_token_id=1, bos_token_id=0))
-    randomised(MetaClip2Model(config)).save_pretrained(tmp_path)
+    """A checkpoint that is put together as CLIP is needs CLIP's row; nothing else has to change."""
+    folder = CHECKPOINTS["metaclip_2"](tmp_path)
+    monkeypatch.delitem(FAMILIES, "metaclip_2")
     with pytest.raises(ModelError, match=r"need a dual tower of family clip or .*, got 'metaclip_2'"):
-        load_towers(str(tmp_path), 16)
+        load_towers(str(folder), 16)
     monkeypatch.setitem(FAMILIES, "metaclip_2", FAMILIES["clip"])
-    towers, own = load_towers(str(tmp_path), 16).eval(), MetaClip2Model.from_pretrained(tmp_path).eval()
-    images = pixels(3, 32)
-    needed = own.get_image_features(pixel_values=images).pooler_output
-    torch.testing.assert_close(frame_features(towers, images), needed, atol=1e-5, rtol=1e-5)
-    ids_BW = torch.tensor([[0, 7, 8, 9, 2], [0, 5, 2, 1, 1]])
-    mask_BW = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], dtype=torch.bool)
-    states_BWD, anchor_BD = text_features(towers, ids_BW, mask_BW)
-    assert states_BWD.shape == (2, 5, embedding_dim(towers.config))
-    torch.testing.assert_close(anchor_BD, own.get_text_features(input_ids=ids_BW).pooler_output, atol=1e-5, rtol=1e-5)
+    assert load_towers(str(folder), 16)
 
 
 @torch.no_grad()

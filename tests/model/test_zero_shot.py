@@ -19,7 +19,8 @@ from video_files import write_pictures
 
 from hcmi.errors import ModelError
 from hcmi.model import describe_model, description_text, encode_texts, load_retriever, load_text_encoder
-from hcmi.model.modeling import is_checkpoint
+from hcmi.model.checkpoint import is_checkpoint
+from hcmi.model.families import FAMILIES as FAMILIES_KNOWN
 from hcmi.video import DecodeJob
 from hcmi.video.jobs import decode_job
 
@@ -193,7 +194,7 @@ def test_a_missing_file_is_named_in_one_line(tmp_path, names, message):
 
 def test_a_model_of_another_family_is_refused_in_one_line(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    assert refused(tmp_path) == (f"model '{tmp_path}': need a dual tower of family clip or clip_conv_stem or siglip, "
+    assert refused(tmp_path) == (f"model '{tmp_path}': need a dual tower of family {' or '.join(FAMILIES_KNOWN)}, "
                                  f"got 'bert'. Choose a CLIP or SigLIP checkpoint.")
 
 
@@ -208,7 +209,10 @@ def test_preprocessing_that_we_cannot_repeat_is_refused_in_one_line(tmp_path):
     folder = save_small_clip(tmp_path / "clip")
     config = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps({**config, "size": {"shortest_edge": 40}}))
-    assert "need images resized to 32 pixels and then cropped or not" in refused(folder)
+    assert "need images resized to one size and then cropped to it or not" in refused(folder)
+    other = {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config | other))
+    assert "need preprocessor_config.json to make the 32 pixels of config.json, got 40" in refused(folder)
 
 
 def test_an_unknown_precision_is_refused(folder):

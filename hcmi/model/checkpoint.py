@@ -1,0 +1,207 @@
+"""Models by the place that they come from: the folder of a trained one, or a checkpoint of any family.
+
+A checkpoint is one of `transformers` or of open_clip, by its folder or its name on the hub. Nothing is added to it: a
+model that was made of a checkpoint alone ranks as the checkpoint itself does.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from hcmi.config import ModelConfig
+from hcmi.errors import ModelError
+from hcmi.model import modeling
+from hcmi.model.families import FAMILIES, Towers
+from hcmi.model.geometry import (
+    CLIP_SQUARE,
+    OPEN_CLIP,
+    WHOLE_PATCH,
+    Square,
+    check_square,
+    checkpoint_geometry,
+    config_folder,
+    read_open_clip,
+)
+from hcmi.model.modeling import LOCAL, PRECISIONS, VOCABULARIES, ZERO_SHOT_WEIGHTS, HcmiConfig, HcmiModel
+from hcmi.model.open_clip_towers import OpenClipTowers, load_open_clip, open_clip_tokenizer
+from hcmi.model.processor import HcmiProcessor
+from hcmi.model.towers import load_towers
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)    # open_clip's default
+READ = ["*.json", "*.safetensors", "*.model", "*.txt"]      # of an open_clip checkpoint on the hub
+
+
+def load_retriever(source: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> HcmiModel:
+    """Load a folder that `save_pretrained` wrote, or a checkpoint by its folder or its name on the hub.
+
+    A checkpoint becomes an untrained retriever that ranks as the checkpoint itself does: by the cosine of the mean of
+    the frames' unit vectors and the text's vector. The model is in evaluation mode. `precision`: one of PRECISIONS, in
+    which the towers are stored. While it loads, the weights are float32.
+
+    Raises: ModelError when nothing is there, a file or a library is missing or broken, a checkpoint is of another
+    family, or a tensor has the wrong shape (naming both shapes).
+    """
+    if not is_checkpoint(source):
+        return modeling.load_retriever(source, device, precision)
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision {precision!r}: need one of {', '.join(PRECISIONS)}, got another. Correct it.")
+    model = _zero_shot(*read_checkpoint(str(source), "model"), str(source))
+    model.checkpoint = str(source)
+    model.store_towers(precision)
+    return nn.Module.to(model, device).eval()
+
+
+def is_trained(model: HcmiModel) -> bool:
+    """Whether `hcmi train` changed the model; otherwise it is a checkpoint, also where `train.epochs: 0` saved it."""
+    return not model.checkpoint and not getattr(model.config, "zero_shot", False)
+
+
+def is_checkpoint(source: str | Path) -> bool:
+    """Whether this is a folder that another library wrote, or looks like a name on the hub.
+
+    `models/...` is never a name: the hub has no owner of that name.
+    """
+    source = str(source)
+    if os.path.isdir(source):
+        try:
+            config = json.loads(Path(source, "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return Path(source, OPEN_CLIP).is_file()        # otherwise loading says what is wrong
+        return isinstance(config, dict) and config.get("model_type") != HcmiConfig.model_type
+    owner = source.partition("/")[0]
+    return (re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None and owner != "models"
+            and not os.path.exists(owner))
+
+
+def new_retriever(config: ModelConfig, image_size: int, captions: list[str], square: Square = CLIP_SQUARE
+                  ) -> HcmiModel:
+    """An untrained retriever. The tokenizer of scratch towers is learned from `captions`, those of the training split.
+
+    `square`: how the frames of `image_size` pixels became square. Warns when the backbone was trained on others.
+    Raises: ModelError when the backbone cannot be loaded or its patches do not fit the frames.
+    """
+    if config.backbone == "scratch":
+        model = modeling.new_retriever(config, image_size, captions)
+        model.processor.square = square
+        return model
+    towers, processor = read_checkpoint(config.backbone, "model.backbone", config.num_words)
+    _use_frames(towers, processor, config.backbone, image_size, square)
+    processor.num_words = config.num_words
+    model = HcmiModel(HcmiConfig(towers=towers.config.to_dict(), **config.model_dump(exclude={"scratch"})), towers)
+    model.processor = processor
+    return model
+
+
+def zero_shot_retriever(config: ModelConfig, image_size: int, square: Square = CLIP_SQUARE) -> HcmiModel:
+    """The backbone as it is, for frames of these shards: the baseline that training must beat.
+
+    Text has the checkpoint's own length, and only the level video-sentence has a weight. Warns and raises as
+    `new_retriever` does.
+    """
+    towers, processor = read_checkpoint(config.backbone, "model.backbone")
+    _use_frames(towers, processor, config.backbone, image_size, square)
+    model = _zero_shot(towers, processor, config.backbone, config.num_frames)
+    model.config.zero_shot = True
+    return model.eval()
+
+
+def read_checkpoint(source: str, subject: str, num_words: int = 0) -> tuple[Towers, HcmiProcessor]:
+    """Towers of at least `num_words` text positions, and the processor that makes a checkpoint's own inputs.
+
+    Raises: ModelError as `load_retriever` does. `subject` is what messages call the checkpoint.
+    """
+    name = f"{subject} {source!r}"
+    folder = config_folder(source)
+    config = read_open_clip(folder) if folder else None
+    if folder and config is not None:
+        return _read_open_clip(source, folder, config, name, subject)
+    if os.path.isdir(source):
+        _check_files(Path(source), name)
+    towers = load_towers(source, num_words, subject)
+    square, size = checkpoint_geometry(source, subject)
+    text, vision = towers.config.text_config, towers.config.vision_config
+    processor = HcmiProcessor.from_backbone(source, text.max_position_embeddings, size, square, subject,
+                                            FAMILIES[towers.config.model_type].lower_case)
+    text.pad_token_id = processor.pad_id        # SigLIP 2's files disagree
+    if square[0] == "whole":
+        vision.image_size = size        # NaFlex has none of its own
+    elif size != vision.image_size:
+        raise ModelError(f"{name}: need preprocessor_config.json to make the {vision.image_size} pixels of config.json,"
+                         f" got {size}: images resized to {vision.image_size} pixels and then cropped or not. Copy "
+                         f"both from one checkpoint.")
+    return towers, processor
+
+
+def _read_open_clip(source: str, folder: Path, config: dict, name: str, subject: str
+                    ) -> tuple[OpenClipTowers, HcmiProcessor]:
+    if not os.path.isdir(source):
+        folder = Path(snapshot_download(source, allow_patterns=READ))
+    try:
+        square, size = checkpoint_geometry(str(folder), subject)
+        tokenizer, clean, pad_id = open_clip_tokenizer(folder, config, name)
+    except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
+        raise ModelError(f"{name}, {OPEN_CLIP}: need a configuration and tokenizer as open_clip writes them, got: "
+                         f"{' '.join(str(error).split())[:200]} Copy or download it again.") from error
+    towers = load_open_clip(folder, config, name)
+    towers.config.text_config.pad_token_id = pad_id
+    own = config.get("preprocess_cfg", {})
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size},
+        image_mean=list(own.get("mean", CLIP_MEAN)), image_std=list(own.get("std", CLIP_STD)))
+    return towers, HcmiProcessor(tokenizer, images, towers.config.text_config.max_position_embeddings, size,
+                                 square=square, clean=clean, pad_id=pad_id)
+
+
+def _use_frames(towers: Towers, processor: HcmiProcessor, backbone: str, image_size: int, square: Square) -> None:
+    """Have a checkpoint's processor take frames of shards. Raises: ModelError when the towers cannot read them."""
+    check_square(processor.square, square, f"model.backbone {backbone!r}, shards")
+    patch = WHOLE_PATCH if square[0] == "whole" else towers.config.vision_config.patch_size or 1
+    if image_size < patch:
+        raise ModelError(f"shards.size: need at least the {patch} pixels of a patch of {backbone!r}, got {image_size}. "
+                         f"Raise shards.size.")
+    if image_size != processor.image_size and isinstance(towers, OpenClipTowers):
+        raise ModelError(f"shards.size: need the {processor.image_size} pixels of {backbone!r}, got {image_size}. Set "
+                         f"shards.size.")
+    processor.image_size, processor.square = image_size, square
+
+
+def _zero_shot(towers: Towers, processor: HcmiProcessor, source: str, num_frames: int = 12) -> HcmiModel:
+    """The checkpoint's towers under an `hcmi` head of zeros, which passes their features on as they are.
+
+    A head of zeros has no random values, so the model is the same in every process and on every machine.
+    """
+    described = {key: value for key, value in towers.config.to_dict().items() if key not in LOCAL}
+    model = HcmiModel(HcmiConfig(towers=described, backbone=source, num_frames=num_frames,
+                                 num_words=processor.num_words, temporal_layers=0,
+                                 level_weights=dict(ZERO_SHOT_WEIGHTS)), towers)
+    with torch.no_grad():
+        for module in model.head.modules():
+            if not isinstance(module, (nn.LayerNorm, nn.ParameterDict)):        # the latter holds the logit scales
+                for weight in module.parameters(recurse=False):
+                    weight.zero_()
+    model.processor = processor
+    return model
+
+
+def _check_files(folder: Path, name: str) -> None:
+    """Raises: ModelError naming the tokenizer or preprocessing file that a checkpoint of a known family lacks.
+
+    Without a tokenizer's files `transformers` may make an empty one.
+    """
+    try:
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return          # `load_towers` says what is needed
+    if family not in FAMILIES:
+        return
+    for names in (("preprocessor_config.json", "processor_config.json"),
+                  (*VOCABULARIES, "vocab.json", "sentencepiece.bpe.model")):
+        if not any((folder / file).is_file() for file in names):
+            raise ModelError(f"{name}: need {names[0]} of the checkpoint, found none. Copy all files of the checkpoint "
+                             f"into the folder.")

@@ -1,0 +1,161 @@
+"""Checkpoints of the library open_clip (the extra `hcmi[open_clip]`): PE-Core, DFN, MobileCLIP 2, EVA and others.
+
+A folder of open_clip has `open_clip_config.json`, the weights as safetensors, and mostly a tokenizer. The library
+makes the towers and reads the weights. `OpenClipTowers` gives them the form of a `transformers` model, in which a
+trained model keeps them. The library is imported when towers are made, because it may be missing.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTokenizer, PretrainedConfig, PreTrainedModel
+
+from hcmi.errors import ModelError
+from hcmi.model.geometry import OPEN_CLIP
+
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+INSTALL = "Install it: pip install 'hcmi[open_clip]'."
+
+
+class OpenClipConfig(PretrainedConfig):
+    """`model` is the `model_cfg` of open_clip_config.json; the parts hold what this project asks of every family."""
+
+    model_type = "open_clip"
+    sub_configs = {"vision_config": PretrainedConfig, "text_config": PretrainedConfig}      # noqa: RUF012
+
+    def __init__(self, model: dict | None = None, vision_config: Any = None, text_config: Any = None, **kwargs):
+        model = model or {}
+        vision, text = (model.get(part, {}) for part in ("vision_cfg", "text_cfg"))
+        self.model = model
+        self.vision_config = _part(vision_config, {"image_size": vision.get("image_size", 224),
+                                                   "patch_size": vision.get("patch_size")})
+        self.text_config = _part(text_config, {"max_position_embeddings": text.get("context_length", 77),
+                                               "pad_token_id": text.get("pad_id", 0)})
+        super().__init__(**kwargs)
+
+
+def _part(given: Any, default: dict) -> PretrainedConfig:
+    if isinstance(given, PretrainedConfig):
+        return given
+    return PretrainedConfig(**(default if given is None else given))
+
+
+class OpenClipTowers(PreTrainedModel):
+    """A model of open_clip as `clip`. Its image tower is `clip.visual`; the rest is the text tower."""
+
+    config_class = OpenClipConfig
+    _supports_attention_backend = True      # the library's own attention runs, whatever is asked for
+    _supports_sdpa = True
+
+    def __init__(self, config: OpenClipConfig, clip: Any = None):
+        super().__init__(config)
+        self.clip: Any = _make(config.model) if clip is None else clip
+        for name, table in list(self.clip.named_buffers()):
+            # Saved with the weights: `from_pretrained` makes models without memory, and loses what no file holds.
+            owner, _, last = name.rpartition(".")
+            self.clip.get_submodule(owner).register_buffer(last, table)
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Change nothing: the library has initialised its layers, or a file holds them."""
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.clip.logit_scale
+
+    @property
+    def vision(self) -> Any:
+        return self.clip.visual
+
+    @vision.setter
+    def vision(self, tower: Any) -> None:
+        self.clip.visual = tower
+
+
+AutoConfig.register(OpenClipConfig.model_type, OpenClipConfig)
+AutoModel.register(OpenClipConfig, OpenClipTowers)
+
+
+def _library(subject: str) -> Any:
+    """Raises: ModelError when it is not installed."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ModelError(f"{subject}: need the library open_clip to read it, got none: {error}. {INSTALL}") from error
+    return open_clip
+
+
+def _make(model: dict[str, Any]) -> Any:
+    """Raises: ModelError when the library is missing or does not know such a model."""
+    library = _library("an open_clip model")
+    options = json.loads(json.dumps(model))
+    options["vision_cfg"]["timm_model_pretrained"] = False       # no download: our folder has all weights
+    options["text_cfg"]["hf_model_pretrained"] = False
+    custom = options.pop("custom_text", False) or "hf_model_name" in options["text_cfg"]
+    if "multimodal_cfg" in options:
+        raise ModelError("an open_clip model: need a dual tower, got CoCa, which also writes captions. Choose another "
+                         "checkpoint.")
+    return (library.CustomTextCLIP if custom else library.CLIP)(**options)
+
+
+def load_open_clip(folder: Path, config: dict[str, Any], name: str) -> OpenClipTowers:
+    """The towers of an open_clip folder, in float32. `name` is what messages call it.
+
+    Raises: ModelError when the library is missing, or the weights are missing or do not fit.
+    """
+    library = _library(name)
+    found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if found is None:
+        raise ModelError(f"{name}: need the weights as {WEIGHTS[0]}, found none. Copy or download it; other formats "
+                         f"can run code, and are not read.")
+    try:
+        clip = _make(config["model_cfg"])
+        library.load_checkpoint(clip, str(found), strict=True)
+        return OpenClipTowers(OpenClipConfig(config["model_cfg"]), clip)
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, OSError, SafetensorError) as error:
+        raise ModelError(f"{name}: need {OPEN_CLIP} and weights that belong together, got: "
+                         f"{' '.join(str(error).split())[:300]} Copy or download it again.") from error
+
+
+def open_clip_tokenizer(folder: Path, config: dict[str, Any], name: str) -> tuple[Any, str, int]:
+    """The tokenizer as `transformers` has it, the rule that cleans texts, and the id of padding.
+
+    Raises: ModelError when the folder lacks the tokenizer that its configuration asks for, or it is used in a way that
+    we cannot repeat.
+    """
+    text = config["model_cfg"]["text_cfg"]
+    options = dict(text.get("tokenizer_kwargs", {}))
+    odd = {key for key in ("strip_sep_token", "language", "reduction_mask") if options.pop(key, None)}
+    if odd or text.get("tokenizer_mode"):
+        raise ModelError(f"{name}, {OPEN_CLIP}: need a tokenizer without {' or '.join(sorted(odd | {'a mode'}))}, got "
+                         f"one with it. Choose another checkpoint.")
+    if not text.get("hf_tokenizer_name"):
+        return _clip_tokenizer(name), f"open_clip:{options.get('clean', 'lower')}", 0
+    clean = options.pop("clean", "whitespace")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")):
+        raise ModelError(f"{name}: need tokenizer.json of the checkpoint, found none. Copy all files of the checkpoint "
+                         f"into its folder.")
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    return tokenizer, f"open_clip:{clean}", tokenizer.pad_token_id
+
+
+def _clip_tokenizer(name: str) -> CLIPTokenizer:
+    """CLIP's own, which the library has without a folder. It pads with 0; `transformers` would use the end token."""
+    own = _library(name).tokenizer.SimpleTokenizer()
+    words = {token.replace("<start_of_text>", "<|startoftext|>").replace("<end_of_text>", "<|endoftext|>"): number
+             for token, number in own.encoder.items()}
+    return CLIPTokenizer(vocab=words, merges=list(own.bpe_ranks), model_max_length=77)
+
+
+def clean_function(rule: str) -> Callable[[str], str]:
+    """How texts are cleaned before the tokenizer sees them: not at all, `lower`, or `open_clip:` and its own name."""
+    if not rule:
+        return lambda text: text
+    if rule == "lower":
+        return str.lower
+    return _library("this model's texts").tokenizer.get_clean_fn(rule.removeprefix("open_clip:"))
