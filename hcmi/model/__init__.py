@@ -5,15 +5,26 @@ folder: configuration, weights, tokenizer and preprocessing. A CLIP or SigLIP ch
 """
 
 from hcmi.model.describe import describe_model, description_text
-from hcmi.model.encode import bucketed_similarities, concatenate, encode_texts, encode_videos, score
+from hcmi.model.encode import (
+    bucketed_similarities,
+    concatenate,
+    encode_batches,
+    encode_frames,
+    encode_precision,
+    encode_texts,
+    encode_videos,
+    score,
+)
 from hcmi.model.heads import GAIN
 from hcmi.model.interaction import TOLD_SHARE
 from hcmi.model.modeling import FILES, PRECISIONS, HcmiModel, load_retriever, new_retriever
+from hcmi.model.patches import multiply_patches
 from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
     "BLOCK", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "bucketed_similarities", "concatenate",
-    "describe_model", "description_text", "encode_texts", "encode_videos", "load_retriever", "load_text_encoder",
-    "new_retriever", "score", "similarity_blocks", "tiled_similarities",
+    "describe_model", "description_text", "encode_batches", "encode_frames", "encode_precision", "encode_texts",
+    "encode_videos", "load_retriever", "load_text_encoder", "multiply_patches", "new_retriever", "score",
+    "similarity_blocks", "tiled_similarities",
 ]
