@@ -20,7 +20,7 @@ import numpy as np
 from common import table, write_result
 
 from hcmi.evaluate import ranks
-from hcmi.export import encode_batches
+from hcmi.export import encode_clips
 from hcmi.model import HcmiModel, encode_texts, load_retriever, score
 from hcmi.scenes import Event, event_queries, phrase, single_events
 from hcmi.search import BASELINE_VIDEOS, find_moment, measure_baseline
@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
     shown, generator = shown_events(options.annotation, options.split), np.random.default_rng(0)
-    batches = list(encode_batches(model, reader.index, BASELINE_VIDEOS))
+    batches = list(encode_clips(model, reader.index, BASELINE_VIDEOS))
     others = batches[0][1]
     scores: dict[str, list[float]] = defaultdict(list)
     all_queries: list[str] = []

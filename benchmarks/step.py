@@ -1,6 +1,6 @@
-"""Time and peak memory of a training step of one head, measured in a separate process for heads.py.
+"""Time and peak memory of a training step, measured in a separate process for heads.py and train_step.py.
 
-    python benchmarks/step.py HEAD DEVICE [small|vit]
+    python benchmarks/step.py HEAD DEVICE [small|vit [MICRO_BATCH]]
 
 `small`: towers and batches of params.yaml. `vit`: towers of 12 layers and width 512 at 224 pixels, slightly smaller
 than CLIP ViT-B/32, and trained as pretrained towers are, in batches of 32, or of 128 on a GPU.
@@ -34,7 +34,7 @@ def resident_mb(which: str) -> float:
     return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) / 1024
 
 
-def main(head: str, device_name: str, towers: str = "small") -> None:
+def main(head: str, device_name: str, towers: str = "small", micro_batch: str = "0") -> None:
     params = load_params(ROOT / "params.yaml")
     section = params.model.model_copy(update={"head": head})
     size, batch_size = params.shards.size, params.train.batch_size
@@ -61,8 +61,13 @@ def main(head: str, device_name: str, towers: str = "small") -> None:
     before = resident_mb("VmRSS")
     for step in range(warm + steps):
         if step == warm:
+            if device.type == "cuda":
+                torch.cuda.synchronize()        # a step only launches work
             started = time.perf_counter() if device.type == "cuda" else time.process_time()
-        training_step(model, optimizers, batch, params.train, params.train.loss.denoise, precision)
+        training_step(model, optimizers, batch, params.train, params.train.loss.denoise, precision, None,
+                      int(micro_batch))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     ended = time.perf_counter() if device.type == "cuda" else time.process_time()
     peak = (torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident_mb("VmHWM") - before)
     print(json.dumps({"seconds": (ended - started) / steps, "peak_mb": peak}))

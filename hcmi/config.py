@@ -147,9 +147,11 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_fraction: Fraction
     max_grad_norm: Annotated[float, Field(gt=0)]
-    num_workers: Annotated[int, Field(ge=0)]            # loader processes of each training process
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)]  # loader processes of each training process; auto: 1 on
+                                                        # a CPU, by the number of cores with a GPU
     num_processes: Literal["auto"] | Positive           # of one run (docs/training.md); auto: one per GPU, else 1
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=0)]  # clips encoded at a time; 0: the batch; auto: what fits
+    compile: Literal["auto"] | bool                     # towers and head by torch.compile; auto: long runs on a GPU
     activation_checkpointing: bool                      # towers keep only the inputs of their layers: less memory
     loss: LossConfig
 

@@ -43,3 +43,8 @@ def track(items: Iterable | None = None, description: str = "", total: int | Non
     if sys.stderr.isatty():
         return tqdm(items, mininterval=0.2, maxinterval=0.2, dynamic_ncols=True, **common)
     return _Lines(items, mininterval=LINE_SECONDS, maxinterval=LINE_SECONDS, bar_format=LINE, delay=1e-9, **common)
+
+
+def note(line: str) -> None:
+    """A line on stderr that does not disturb the bars."""
+    tqdm.write(line, file=sys.stderr)

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 # Keys that change how fast a stage runs and not what it makes.
 SPEED_ONLY = {"shards.num_workers", "shards.executor", "shards.ray_address", "train.num_workers",
-              "train.num_processes", "train.micro_batch", "train.activation_checkpointing",
+              "train.num_processes", "train.micro_batch", "train.compile", "train.activation_checkpointing",
               "evaluate.batch_size", "export.batch_size"}
 NOT_A_STAGE = {"search"}
 

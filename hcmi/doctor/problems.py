@@ -39,7 +39,8 @@ def training_memory_bytes(params: Params) -> int:
     What the towers keep for the backward pass is not included; it depends on the towers.
     """
     numbers = params.train.batch_size * params.model.num_frames * params.shards.size**2 * 3
-    return numbers * (max(2, params.train.num_workers) + 2) + 4 * numbers
+    workers = 1 if params.train.num_workers == "auto" else params.train.num_workers
+    return numbers * (max(2, workers) + 2) + 4 * numbers
 
 
 def find_problems(report: dict[str, Any], names: Iterable[str], params: Params) -> list[str]:

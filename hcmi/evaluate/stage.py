@@ -22,14 +22,22 @@ from hcmi.evaluate.postprocess import FEWEST_CLIPS
 from hcmi.evaluate.split import EncodedSplit, encode_split
 from hcmi.evaluate.split_metrics import SplitMetrics, choose_scales, post_processed, shared_captions
 from hcmi.files import ask_to_write, atomic_dir, atomic_file, project_path
-from hcmi.model import HcmiModel, check_square, encode_texts, is_trained, load_retriever, score, warn_of_foreign
+from hcmi.model import (
+    HcmiModel,
+    check_square,
+    encode_precision,
+    encode_texts,
+    is_trained,
+    load_retriever,
+    score,
+    warn_of_foreign,
+)
 from hcmi.runtime import pick_device, tune_allocator
 from hcmi.shards import ShardReader
 from hcmi.types import TextTokens
 
 BANK_SEED = 0               # of the choice of training captions: the same in all runs that are compared
 SELECTION_SPLIT = "val"     # chooses the best epoch and the level weights (stage `train`), and here the scales
-PRECISION = "float32"
 HEADLINE = {"t2v": ("R@1", "R@5", "R@10"), "v2t": ("R@1",)}     # more would not fit 100 columns of `dvc exp show`
 
 
@@ -113,8 +121,9 @@ def protocol_card(model: HcmiModel, model_dir: str | Path, reader: ShardReader, 
             "num_texts": len(encoded.captions),
             "captions_per_video": round(float(np.mean(per_video)), 2) if uneven else per_video[0],
             "split_sha256": split_sha256(reader), "selection_split": SELECTION_SPLIT,
-            "decoder": "+".join(sorted({stored.decoder for stored in reader.stored})), "precision": PRECISION,
-            "seed": params.train.seed, "head": model.config.head, "backbone": model.config.backbone,
+            "decoder": "+".join(sorted({stored.decoder for stored in reader.stored})),
+            "precision": encode_precision(model.device), "seed": params.train.seed,
+            "head": model.config.head, "backbone": model.config.backbone,
             "model": project_path(model_dir), "trained": is_trained(model)}
 
 

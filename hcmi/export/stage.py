@@ -14,7 +14,7 @@ from hcmi.config import ExportConfig
 from hcmi.errors import DataError
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.index import TokenStore, TokenWriter, create_index, model_card, videos_table, write_parquet, write_texts
-from hcmi.model import HcmiModel, check_square, concatenate, encode_texts, load_retriever, score
+from hcmi.model import HcmiModel, check_square, concatenate, encode_batches, encode_texts, load_retriever, score
 from hcmi.progress import track
 from hcmi.runtime import pick_device
 from hcmi.shards import SplitIndex, clip_batches, pick_frames, read_splits, read_square
@@ -65,7 +65,7 @@ def _write_tokens(model: HcmiModel, splits: dict[str, SplitIndex], folder: Path,
     writer = TokenWriter(folder, num_videos, config.precision)
     with track(description="export", total=num_videos, unit="clip") as bar:
         for split, index in splits.items():
-            for batch in encode_batches(model, index, config.batch_size):
+            for batch in encode_clips(model, index, config.batch_size):
                 batch_clips, tokens, times_BT = batch
                 writer.append(tokens, times_BT)
                 clips += batch_clips
@@ -75,12 +75,11 @@ def _write_tokens(model: HcmiModel, splits: dict[str, SplitIndex], folder: Path,
     return videos_table(clips), reference
 
 
-@torch.inference_mode()
-def encode_batches(model: HcmiModel, index: SplitIndex, batch_size: int) -> Iterator[Encoded]:
+def encode_clips(model: HcmiModel, index: SplitIndex, batch_size: int) -> Iterator[Encoded]:
     """Every clip of a split once, in the shards' order."""
-    for batch in clip_batches(index, batch_size, model.config.num_frames):
-        pixels = model.processor.frames(batch.picked.frames_BTHXC.to(model.device))
-        tokens = model.encode_videos(pixels, batch.picked.frame_mask_BT.to(model.device)).to("cpu")
+    batches = ((batch, batch.picked.frames_BTHXC, batch.picked.frame_mask_BT)
+               for batch in clip_batches(index, batch_size, model.config.num_frames))
+    for batch, tokens in encode_batches(model, batches):
         times_BT = np.stack([frame_times(stored.times_s, model.config.num_frames) for stored in batch.stored])
         yield batch.clips, tokens, times_BT
 

@@ -7,18 +7,29 @@ folder: configuration, weights, tokenizer and preprocessing. A checkpoint of CLI
 
 from hcmi.model.checkpoint import is_trained, load_retriever, new_retriever, zero_shot_retriever
 from hcmi.model.describe import describe_model, description_text
-from hcmi.model.encode import bucketed_similarities, concatenate, encode_texts, encode_videos, score
+from hcmi.model.encode import (
+    bucketed_similarities,
+    concatenate,
+    encode_batches,
+    encode_frames,
+    encode_precision,
+    encode_texts,
+    encode_videos,
+    score,
+)
 from hcmi.model.geometry import CLIP_SQUARE, check_square, shards_square
 from hcmi.model.heads import GAIN
 from hcmi.model.interaction import TOLD_SHARE
 from hcmi.model.languages import is_foreign, warn_of_foreign
 from hcmi.model.modeling import FILES, PRECISIONS, HcmiModel
+from hcmi.model.patches import multiply_patches
 from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
     "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "bucketed_similarities",
-    "check_square", "concatenate", "describe_model", "description_text", "encode_texts", "encode_videos", "is_foreign",
-    "is_trained", "load_retriever", "load_text_encoder", "new_retriever", "score", "shards_square", "similarity_blocks",
+    "check_square", "concatenate", "describe_model", "description_text", "encode_batches", "encode_frames",
+    "encode_precision", "encode_texts", "encode_videos", "is_foreign", "is_trained", "load_retriever",
+    "load_text_encoder", "multiply_patches", "new_retriever", "score", "shards_square", "similarity_blocks",
     "tiled_similarities", "warn_of_foreign", "zero_shot_retriever",
 ]

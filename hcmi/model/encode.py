@@ -1,32 +1,82 @@
 """From frames and texts to tokens and scores, for training, evaluation, export, search and drift alike."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hcmi.ahead import on_device
 from hcmi.model.modeling import HcmiModel
+from hcmi.model.patches import multiply_patches
 from hcmi.model.tiles import tiled_similarities
 from hcmi.progress import track
+from hcmi.runtime import pick_precision, send
 from hcmi.types import EvalBatch, TextTokens, VideoTokens
 
 Tokens = TypeVar("Tokens", VideoTokens, TextTokens)
 
 
+def encode_precision(device: torch.device) -> str:
+    """What towers compute in when videos are encoded: bfloat16 on a GPU that multiplies it natively, else float32."""
+    return pick_precision("auto", device) if device.type == "cuda" else "float32"
+
+
 @torch.inference_mode()
+def encode_frames(model: HcmiModel, frames_BTHXC: Tensor | np.ndarray, frame_mask_BT: Tensor | None = None
+                  ) -> VideoTokens:
+    """Tokens of clips, float32 on the model's device, from uint8 frames of the model's size; without a mask all count.
+
+    On a GPU the towers compute in `encode_precision`, and the head in float32.
+    """
+    frames_BTHXC = torch.as_tensor(frames_BTHXC)
+    if frame_mask_BT is None:
+        frame_mask_BT = torch.ones(frames_BTHXC.shape[:2], dtype=torch.bool)
+    device = model.device
+    if device.type == "cuda":
+        multiply_patches(model)
+    pixels = model.processor.frames(send(frames_BTHXC, device))
+    in_bfloat16 = model.dtype == torch.float32 and encode_precision(device) == "bfloat16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
+        features_BTD = model.frame_features(pixels)
+    return model.head.video(features_BTD.float(), send(frame_mask_BT, device))
+
+
+@torch.inference_mode()
+def encode_batches(model: HcmiModel, batches: Iterable[tuple[Any, Tensor, Tensor]]
+                   ) -> Iterator[tuple[Any, VideoTokens]]:
+    """For each batch, which is anything, frames and mask: the thing, and tokens in float32 on the CPU; in order.
+
+    On a GPU three batches are under way: one is copied there, one is computed, and the tokens of one are copied back.
+    """
+    device = model.device
+    before: tuple[Any, VideoTokens, torch.cuda.Event] | None = None
+    for thing, frames_BTHXC, mask_BT in on_device(batches, device):
+        tokens = encode_frames(model, frames_BTHXC, mask_BT).to("cpu", non_blocking=True)
+        if device.type != "cuda":
+            yield thing, tokens
+            continue
+        copied = torch.cuda.current_stream(device).record_event()
+        if before is not None:
+            before[2].synchronize()
+            yield before[:2]
+        before = thing, tokens, copied
+    if before is not None:
+        before[2].synchronize()
+        yield before[:2]
+
+
 def encode_videos(model: HcmiModel, batches: Iterable[EvalBatch], total: int | None = None) -> VideoTokens:
     """Tokens of all videos in order, float32 on the CPU. `total` is the number of videos, for the progress bar."""
-    device = next(model.parameters()).device
     parts = []
+    given = ((batch.rows, batch.frames_BTHXC, batch.frame_mask_BT) for batch in batches)
     with track(description="encode videos", total=total, unit="clip") as bar:
-        for batch in batches:
-            pixels = model.processor.frames(torch.as_tensor(batch.frames_BTHXC).to(device))
-            mask_BT = torch.as_tensor(batch.frame_mask_BT).to(device)
-            parts.append(model.encode_videos(pixels, mask_BT).to("cpu"))
-            bar.update(len(parts[-1]))
+        for rows, tokens in encode_batches(model, given):
+            parts.append(tokens)
+            bar.update(len(rows))
     return concatenate(parts)
 
 
@@ -62,29 +112,34 @@ def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, part: int = 
 
 
 def bucketed_similarities(model: HcmiModel, ids_QW: Tensor, mask_QW: Tensor, videos: VideoTokens, num_buckets: int = 3,
-                          call: Callable[..., Any] = lambda function, *inputs: function(*inputs)
+                          call: Callable[..., Any] = lambda function, *inputs: function(*inputs),
+                          encode: Callable[[Tensor, Tensor], TextTokens] | None = None
                           ) -> tuple[dict[str, Tensor], Tensor]:
     """`training_similarities` [Q, V] of the head, and the texts' sentence vectors [Q, D], both with gradients.
 
     The texts are encoded in `num_buckets` groups of about equal length. Each group is cut to its own longest text, so
-    little is computed for padding. The results equal those of all texts at once. Masks have valid tokens first.
+    little is computed for padding. The results equal those of all texts at once. Masks have valid tokens first. Ids and
+    masks are on the CPU, and results where the videos are: to cut a group on a GPU, one would wait for its length.
     `call(function, *inputs)` gives the function's result, and may let the backward pass compute it again.
+    `encode` takes the place of `model.encode_texts`.
     """
     def encode_and_score(ids_BW: Tensor, mask_BW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        texts = model.encode_texts(ids_BW, mask_BW)
+        texts = (encode or model.encode_texts)(ids_BW, mask_BW)
         return texts.sentence_BD, model.head.training_similarities(texts, videos)
 
+    device = videos.video_BD.device
     lengths_Q = mask_QW.sum(1)
     order_Q = lengths_Q.argsort(stable=True)
     sentences: list[Tensor] = []
     levels: dict[str, list[Tensor]] = defaultdict(list)
     for rows in order_Q.tensor_split(min(num_buckets, len(order_Q))):
         longest = max(int(lengths_Q[rows[-1]]), 1)
-        sentence_BD, found = call(encode_and_score, ids_QW[rows, :longest], mask_QW[rows, :longest])
+        ids_BW, mask_BW = (send(tensor[rows, :longest], device) for tensor in (ids_QW, mask_QW))
+        sentence_BD, found = call(encode_and_score, ids_BW, mask_BW)
         sentences.append(sentence_BD)
         for level, sims_QV in found.items():
             levels[level].append(sims_QV)
-    back_Q = order_Q.argsort()
+    back_Q = send(order_Q.argsort(), device)
     return {level: torch.cat(parts)[back_Q] for level, parts in levels.items()}, torch.cat(sentences)[back_Q]
 
 

@@ -1,6 +1,6 @@
 """From strings and pixels to the model's inputs. It is saved beside the model, in the Hugging Face convention."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +49,7 @@ class HcmiProcessor:
         self.untrained = torch.tensor(sorted(untrained), dtype=torch.long)
         bare, whole = (self.tokens("a", special) for special in (False, True))
         self._num_ends = whole[::-1].index(bare[-1])        # special tokens after a text
-        self._mean_C11, self._std_C11 = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-                                         for values in (image_processor.image_mean, image_processor.image_std))
+        self._mean_std: dict[torch.device, tuple[Tensor, Tensor]] = {}      # [C, 1, 1] each, where frames have been
 
     @classmethod
     def from_captions(cls, captions: list[str], vocab_size: int, num_words: int, image_size: int) -> "HcmiProcessor":
@@ -137,7 +136,12 @@ class HcmiProcessor:
             raise ModelError(f"frames: need {self.image_size} x {self.image_size} pixels, as the model was made for, "
                              f"got {frames.shape[-2]} x {frames.shape[-3]}. Set shards.size to the model's image size.")
         pixels = frames.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
-        return pixels.div_(255).sub_(self._mean_C11.to(pixels.device)).div_(self._std_C11.to(pixels.device))
+        if pixels.device not in self._mean_std:         # a copy for each batch would wait for the GPU
+            images = self.image_processor
+            self._mean_std[pixels.device] = (_per_channel(images.image_mean, pixels.device),
+                                             _per_channel(images.image_std, pixels.device))
+        mean_C11, std_C11 = self._mean_std[pixels.device]
+        return pixels.div_(255).sub_(mean_C11).div_(std_C11)
 
     def texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, [B, W], where W is the length of the batch's longest caption, at most `num_words`.
@@ -189,6 +193,10 @@ class HcmiProcessor:
             return ids_BW, None
         lengths_B = torch.tensor([len(ids) for ids in rows])
         return ids_BW, (torch.arange(ids_BW.shape[1]) < lengths_B[:, None]).long()
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 def _mask_after_first_end(ids_BW: Tensor, end_id: int) -> Tensor:

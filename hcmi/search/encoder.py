@@ -5,10 +5,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hcmi.errors import DataError, DecodeError
-from hcmi.model import encode_texts, load_retriever
+from hcmi.model import encode_frames, encode_texts, load_retriever
 from hcmi.video import Decoded, DecodeJob, DecoderPool
 
 BATCH = 16
@@ -48,9 +47,7 @@ class Encoder:
         with DecoderPool(num_workers, TIMEOUT_S) as decoders:
             clips = _decoded(decoders, jobs)
             while batch := list(islice(clips, BATCH)):
-                pixels = self.model.processor.frames(np.stack([clip.frames for _, clip in batch]))
-                with torch.inference_mode():
-                    tokens = self.model.encode_videos(pixels, torch.ones(pixels.shape[:2], dtype=torch.bool))
+                tokens = encode_frames(self.model, np.stack([clip.frames for _, clip in batch])).to("cpu")
                 vectors_VD[[row for row, _ in batch]] = tokens.video_BD.numpy()
         return vectors_VD
 

@@ -22,7 +22,7 @@ import torch
 from hcmi.errors import DataError, DecodeError, MachineError, SearchIndexError, shown
 from hcmi.files import ask_to_write, atomic_file
 from hcmi.index import SearchIndex, add_videos, create_index, model_card, remove_videos
-from hcmi.model import HcmiModel
+from hcmi.model import HcmiModel, encode_frames
 from hcmi.progress import track
 from hcmi.types import Clip, VideoTokens
 from hcmi.video import Decoded, DecodeJob, DecoderPool, find_videos, probe, sha256
@@ -254,9 +254,7 @@ def _tokens(model: HcmiModel, decoded: list[Decoded]) -> list[VideoTokens]:
     """Tokens of each clip, encoded as one batch."""
     if not decoded:
         return []
-    pixels = model.processor.frames(np.stack([clip.frames for clip in decoded]))
-    with torch.inference_mode():
-        tokens = model.encode_videos(pixels, torch.ones(pixels.shape[:2], dtype=torch.bool))
+    tokens = encode_frames(model, np.stack([clip.frames for clip in decoded])).to("cpu")
     return [tokens[row:row + 1] for row in range(len(decoded))]
 
 

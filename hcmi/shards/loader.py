@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from hcmi.ahead import on_device
 from hcmi.errors import ConfigError, DataError
 from hcmi.shards.frame_loader import FrameLoader
 from hcmi.shards.reader import ShardReader
@@ -39,14 +41,16 @@ class TrainLoader:
 
     Order, captions and frames are pure functions of (seed, epoch, batch number) and of the arguments of
     `group_marginal_clips`. They do not depend on ranks, workers, or where an earlier run stopped. Workers decode whole
-    batches ahead of time into shared memory.
+    batches ahead of time into shared memory. Frames and masks are on `device`, where a GPU gets the next batch's ahead
+    of time.
 
     Raises: DataError when a clip has no caption or there are fewer videos than ranks; ConfigError when `batch_size`
     cannot be split over the ranks.
     """
 
     def __init__(self, reader: ShardReader, batch_size: int, num_frames: int, views: int = 1, seed: int = 0,
-                 rank: int = 0, world_size: int = 1, num_workers: int = 0, num_captions: int = 1):
+                 rank: int = 0, world_size: int = 1, num_workers: int = 0, num_captions: int = 1,
+                 device: torch.device | str = "cpu"):
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         for clip in reader.clips:
             if not clip.captions:
@@ -61,7 +65,7 @@ class TrainLoader:
         captions_N = np.array([len(clip.captions) for clip in reader.clips])
         self._order = TrainOrder(videos, captions_N, reader.num_stored, self.batch_size, num_frames, views,
                                  min(num_captions, int(captions_N.max())), seed)
-        self._epoch, self._batch = 0, 0
+        self._epoch, self._batch, self._device = 0, 0, torch.device(device)
         self._clip_order: np.ndarray | None = None
         self._frames = FrameLoader(reader, num_workers, self.batch_size // world_size * views * num_frames)
 
@@ -107,7 +111,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[TrainBatch]:
         plans = self._order.plans(self._epoch, self._batch, self.rank, self.world_size, self._clip_order)
-        for plan, frames_KBTHXC, frame_mask_BT in self._frames.run(plans):
+        for plan, frames_KBTHXC, frame_mask_BT in on_device(self._frames.run(plans), self._device):
             self._batch += 1
             clips = [self.reader.clips[row] for row in plan.rows]
             captions = [[clip.captions[number] for clip, number in zip(clips, numbers, strict=True)]

@@ -31,7 +31,7 @@ MAX_SHARE = 0.02                # of the run's time that checkpoints may take
 KEPT = 2
 NAME = re.compile(r"step_(\d{8,})(?:_best_(\d{4,}))?\.safetensors")
 # what may differ when a run is continued: it decides where and how fast the same is computed
-ELSEWHERE = {"device", "num_workers", "num_processes", "micro_batch", "activation_checkpointing"}
+ELSEWHERE = {"device", "num_workers", "num_processes", "micro_batch", "compile", "activation_checkpointing"}
 
 
 def run_identity(shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig) -> str:

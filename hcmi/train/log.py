@@ -7,6 +7,7 @@ from pathlib import Path
 from dvclive import Live
 
 from hcmi.files import writing
+from hcmi.train.speed import FIGURES
 
 
 class TrainingLog(Live):
@@ -32,10 +33,10 @@ class TrainingLog(Live):
             super()._init_dvc()
 
     def log_epoch(self, row: dict) -> None:
-        """Log one row of figures. The time an epoch took is left out, so that equal runs give an equal dvc.lock."""
+        """Log one row of figures. Those of its speed are left out, so that equal runs give an equal dvc.lock."""
         with writing(self.dir):
             for name, value in row.items():
-                if name not in ("epoch", "train/seconds"):
+                if name not in ("epoch", *FIGURES):
                     self.log_metric(name, value)
             self.next_step()
 

@@ -11,6 +11,7 @@ from hcmi.errors import MachineError
 from hcmi.model import HcmiModel
 from hcmi.shards import ShardReader, TrainBatch, TrainLoader
 from hcmi.train.denoising import denoise_mode
+from hcmi.train.parts import Parts
 from hcmi.train.ranks import Ranks
 from hcmi.train.step import batch_loss
 
@@ -66,22 +67,31 @@ def largest_batch(reader: ShardReader, loader: TrainLoader, num_frames: int, con
 
 def _fits(size: int, model: HcmiModel, batch: TrainBatch, config: TrainConfig, precision: str, ranks: Ranks) -> bool:
     """Whether this rank has the memory for a step of that micro-batch. It asks no other rank."""
-    device = next(model.parameters()).device
+    device = model.device
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    model.train()
     try:
-        with torch.random.fork_rng([device]):
-            spare = SPARE * torch.cuda.get_device_properties(device).total_memory
-            kept = torch.empty(int(4 * OPTIMIZER_COPIES * weights + spare), dtype=torch.uint8, device=device)
-            by_tag = config.loss.denoise_by == "tag"        # needs no memory
-            denoise = "off" if by_tag else denoise_mode(model, config, config.loss.warmup_epochs)
-            total, _ = batch_loss(model, batch, config, denoise, precision, None, size, replace(ranks, alone=True))
-            total.backward()
-            torch.cuda.synchronize(device)
-            del kept, total
+        spare = SPARE * torch.cuda.get_device_properties(device).total_memory
+        kept = torch.empty(int(4 * OPTIMIZER_COPIES * weights + spare), dtype=torch.uint8, device=device)
+        trial(size, model, batch, config, precision, ranks)
+        torch.cuda.synchronize(device)
+        del kept
         return True
     except torch.OutOfMemoryError:
         return False
     finally:
-        model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+
+
+def trial(size: int, model: HcmiModel, batch: TrainBatch, config: TrainConfig, precision: str, ranks: Ranks,
+          parts: Parts | None = None) -> None:
+    """Compute the gradients of a step in micro-batches of `size`, and forget them. No other rank is asked."""
+    model.train()
+    try:
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            by_tag = config.loss.denoise_by == "tag"        # needs no memory
+            denoise = "off" if by_tag else denoise_mode(model, config, config.loss.warmup_epochs)
+            total, _ = batch_loss(model, batch, config, denoise, precision, None, size, replace(ranks, alone=True),
+                                  parts)
+            total.backward()
+    finally:
+        model.zero_grad(set_to_none=True)

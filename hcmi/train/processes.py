@@ -38,6 +38,11 @@ def started_by_torchrun() -> bool:
     return all(name in os.environ for name in BY_TORCHRUN)
 
 
+def processes_here(ranks: Ranks) -> int:
+    """How many of the ranks are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
+
+
 def count_processes(wanted: int | str, device: str) -> int:
     """How many processes this machine is to run. Raises: ConfigError when they lack a GPU each."""
     gpus = torch.cuda.device_count() if pick_device(device).type == "cuda" else 0

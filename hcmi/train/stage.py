@@ -3,38 +3,41 @@
 The best epoch is chosen on the validation split alone.
 """
 
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
 from hcmi.errors import DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, new_retriever, score, warn_of_foreign
-from hcmi.progress import track
-from hcmi.runtime import pick_device, pick_precision, seed_everything, tune_allocator
+from hcmi.model import HcmiModel, multiply_patches, new_retriever, score, warn_of_foreign
+from hcmi.progress import note, track
+from hcmi.runtime import count_workers, pick_device, pick_precision, seed_everything, tune_allocator
 from hcmi.shards import ShardReader, TrainLoader
 from hcmi.train.checkpoints import Checkpoints, run_identity
 from hcmi.train.curves import draw_curves
 from hcmi.train.denoising import clip_meanings, denoise_mode
 from hcmi.train.log import TrainingLog
-from hcmi.train.micro_batch import pick_micro_batch
+from hcmi.train.micro_batch import largest_batch, pick_micro_batch, trial
 from hcmi.train.objective import group_size, loss_weights
 from hcmi.train.optimizers import make_optimizers, set_learning_rate
-from hcmi.train.processes import count_processes, in_processes, joined, started_by_torchrun
+from hcmi.train.parts import Parts, pick_parts
+from hcmi.train.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
 from hcmi.train.ranks import ALONE, Ranks
-from hcmi.train.state import Progress
-from hcmi.train.step import LOWER, LossError, training_step
+from hcmi.train.readback import LOWER, LossError, Readback, check_finite
+from hcmi.train.speed import Speed, epoch_line, write_speed
+from hcmi.train.state import Progress, StepResult
 from hcmi.train.zero_shot import keep_zero_shot
 
 VALIDATION_BATCH = 64
@@ -77,8 +80,8 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     model = model_to_train(model_config, config, train_reader, device)
     ranks.copy_weights(model)
     loader = TrainLoader(train_reader, config.batch_size, model_config.num_frames, seed=config.seed, rank=ranks.rank,
-                         world_size=ranks.size, num_workers=config.num_workers, num_captions=config.captions_per_clip)
-    total_steps = config.epochs * len(loader)
+                         world_size=ranks.size, num_captions=config.captions_per_clip, device=device,
+                         num_workers=count_workers(config.num_workers, device, processes_here(ranks)))
     optimizers = make_optimizers(model, config)
     trained = loss_weights(model, config)
     model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
@@ -88,39 +91,29 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
         if state := ranks.from_first(checkpoints.newest):
             state.restore(model, optimizers, loader, progress)
         micro_batch = pick_micro_batch(config, model, train_reader, loader, precision, ranks)
-
+        run = Run(model, optimizers, loader, progress, checkpoints, config, precision, meaning_N, micro_batch, ranks)
+        run = replace(run, parts=pick_parts(config, model, run.total_steps - progress.step, partial(try_parts, run)))
         with (open_log(metrics_dir, progress.history, ranks) as log,
-              track(description="train", total=total_steps, unit="step", shown=ranks.is_first) as bar):
+              track(description="train", total=run.total_steps, unit="step", shown=ranks.is_first) as bar):
             bar.update(progress.step)
             for epoch in range(loader.epoch, config.epochs):
-                started = time.monotonic()
-                model.train()
-                group_marginal_clips(loader, progress, model, config, epoch)
-                denoise = denoise_mode(model, config, epoch)
-                for batch in loader:
-                    set_learning_rate(optimizers, progress.step / total_steps, config.warmup_fraction)
-                    with explained(progress.step, train_reader, checkpoints):
-                        result = training_step(model, optimizers, batch, config, denoise, precision, meaning_N,
-                                               micro_batch, ranks)
-                    progress.add(result)
-                    bar.update(1)
-                    bar.set_postfix(epoch=epoch + 1, loss=f"{result.figures['loss']:.3f}")
-                    if ranks.is_first and checkpoints.due():
-                        checkpoints.save(model, optimizers, loader, progress)
+                speed = train_epoch(run, epoch, bar)
                 validation = ranks.from_first(partial(validate, model, val_reader))
-                row = progress.end_epoch(epoch, len(loader), validation, time.monotonic() - started)
+                row = progress.end_epoch(epoch, len(loader), validation, speed)
                 if log is not None:
                     log.log_epoch(row)
+                    note(epoch_line(row, config.epochs))
                     if progress.best_epoch == epoch:
                         checkpoints.keep_best(model)
                     if checkpoints.due(epoch_ends=True):
-                        checkpoints.save(model, optimizers, loader, progress)
+                        run.save()
             if log is None:
                 return {}
             checkpoints.finish()
             model.load_state_dict(checkpoints.best)
             model.config.level_weights = inference_weights(model, trained, val_reader)
             log.summary = {"val": {"R@1": progress.best_score}}  # `dvc exp show` has a column for each figure in here
+        write_speed(metrics_dir, progress.history)
         draw_curves(progress.history, progress.best_epoch, Path(metrics_dir, "plots", "training.png"))
         with atomic_dir(model_dir) as folder:
             model.save_pretrained(folder)
@@ -128,6 +121,70 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     return {"model": str(model_dir), "best_epoch": progress.best_epoch, "val_R@1": progress.best_score,
             "steps": progress.step, "device": str(device), "precision": precision, "processes": ranks.size,
             "micro_batch": micro_batch}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run works with, on this rank."""
+
+    model: HcmiModel
+    optimizers: Sequence[Optimizer]
+    loader: TrainLoader
+    progress: Progress
+    checkpoints: Checkpoints
+    config: TrainConfig
+    precision: str
+    meaning_N: Tensor | None
+    micro_batch: int
+    ranks: Ranks
+    parts: Parts | None = None      # those of the model
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * len(self.loader)
+
+    def save(self) -> None:
+        """Write a checkpoint. All steps that were launched have been counted."""
+        self.checkpoints.save(self.model, self.optimizers, self.loader, self.progress)
+
+
+def try_parts(run: Run, parts: Parts) -> None:
+    """Use them for a step's gradients, so that they are compiled before the first step."""
+    batch = largest_batch(run.loader.reader, run.loader, run.model.config.num_frames, run.config)
+    trial(run.micro_batch, run.model, batch, run.config, run.precision, run.ranks, parts)
+
+
+def train_epoch(run: Run, epoch: int, bar: Any) -> dict[str, float]:
+    """Train on the rest of an epoch; returns the figures of its speed.
+
+    No step that has given a number which is not finite, and none after it, gets into a checkpoint: its results are read
+    first.
+    """
+    model, loader, progress = run.model, run.loader, run.progress
+    model.train()
+    group_marginal_clips(loader, progress, model, run.config, epoch)
+    denoise = denoise_mode(model, run.config, epoch)
+    readback, speed = Readback(), Speed(model.device)
+
+    def count(results: list[StepResult]) -> None:
+        for result in results:
+            check_finite(result)
+            progress.add(result)
+            speed.count(len(result.rows))
+            bar.update(1)
+            bar.set_postfix(epoch=epoch + 1, loss=f"{float(result.figures['loss']):.3f}")
+
+    with explained(progress, loader.reader, run.checkpoints):
+        for batch in speed.waiting_for(loader):
+            launched = progress.step + len(readback)
+            set_learning_rate(run.optimizers, launched / run.total_steps, run.config.warmup_fraction)
+            count(readback.add(training_step(model, run.optimizers, batch, run.config, denoise, run.precision,
+                                             run.meaning_N, run.micro_batch, run.ranks, run.parts)))
+            if run.ranks.is_first and run.checkpoints.due():
+                count(readback.rest())
+                run.save()
+        count(readback.rest())
+    return speed.figures()
 
 
 def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: ShardReader, device: torch.device
@@ -139,6 +196,8 @@ def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: Shard
         warn_of_foreign(model.processor.tokenizer, captions, model_config.backbone)
     if config.activation_checkpointing:
         model.checkpoint_activations()
+    if device.type == "cuda":
+        multiply_patches(model)
     nn.Module.to(model, device)
     return model
 
@@ -158,14 +217,14 @@ def open_log(folder: str | Path, history: Sequence[dict], ranks: Ranks) -> Abstr
 
 
 @contextmanager
-def explained(step: int, reader: ShardReader, checkpoints: Checkpoints) -> Iterator[None]:
+def explained(progress: Progress, reader: ShardReader, checkpoints: Checkpoints) -> Iterator[None]:
     """Say of a loss that is not a number in which step it was, with which clips, and what is left to continue from."""
     try:
         yield
     except LossError as error:
         clips = ", ".join(reader.clips[row].video_id for row in error.rows)
-        raise ModelError(f"training, step {step + 1}: need a finite loss, got {error.loss}. {LOWER} The last good "
-                         f"checkpoint is {checkpoints.last_good()}; the clips were {clips}.") from error
+        raise ModelError(f"training, step {progress.step + 1}: need a finite loss, got {error.loss}. {LOWER} The last "
+                         f"good checkpoint is {checkpoints.last_good()}; the clips were {clips}.") from error
 
 
 def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiModel, config: TrainConfig,
@@ -178,12 +237,14 @@ def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiMod
 
 
 def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
-    """Text-to-video recall on a split, in per cent."""
+    """Recall on a split in per cent, text to video and (`v2t_`) video to text."""
     model.eval()
     encoded = encode_split(model, reader, VALIDATION_BATCH)
     sims_QV = model.combine(score(model, encoded.texts, encoded.videos)).numpy()
-    found = ranks_of(sims_QV, encoded.caption_video)
-    return {f"R@{k}": float(100 * np.mean(found.hits_at(k))) for k in (1, 5, 10)}
+    captioned = np.unique(encoded.caption_video)
+    found = {"": ranks_of(sims_QV, encoded.caption_video),
+             "v2t_": ranks_of(sims_QV.T[captioned], captioned[:, None] == encoded.caption_video)}
+    return {f"{way}R@{k}": float(100 * np.mean(found[way].hits_at(k))) for way in found for k in (1, 5, 10)}
 
 
 def inference_weights(model: HcmiModel, trained: Iterable[str], reader: ShardReader) -> dict[str, float]:

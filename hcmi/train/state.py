@@ -13,17 +13,20 @@ from torch.optim import Optimizer
 from hcmi.errors import ModelError
 from hcmi.model import HcmiModel
 from hcmi.shards import TrainLoader
-from hcmi.train.denoising import precision_and_recall
+from hcmi.train.denoising import denoising_figures, precision_and_recall
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step gives, on the CPU in float32, for the clips of the global batch."""
+    """What one training step gives for the clips of the global batch. Tensors are on the model's device."""
 
-    rows: list[int]                 # the clips
-    figures: dict[str, float]       # for the log: the loss, its terms, and counts of denoising
-    video_BD: Tensor                # embedding of each clip's video
-    views_2BD: Tensor | None        # the two views that denoising compared; None where it is off
+    rows: list[int]                     # the clips
+    figures: dict[str, Tensor]          # for the log: the loss, its terms and others; scalars
+    video_BD: Tensor                    # float32 embedding of each clip's video
+    views_2BD: Tensor | None = None     # float32, the two views that denoising compared; None where it is off
+    positives_BB: Tensor | None = None  # bool, which clips denoising counts as the same
+    meaning_B: Tensor | None = None     # on the CPU, equal for clips that truly are the same; None where unknown
+    rates: dict[str, float] = field(default_factory=dict)   # learning rates of the step
 
 
 @dataclass
@@ -46,21 +49,24 @@ class Progress:
         return cls(torch.zeros(num_clips, dim), torch.zeros(2, num_clips, dim))
 
     def add(self, result: StepResult) -> None:
-        """Count one step."""
+        """Count one step, whose result is on the CPU."""
         self.step += 1
         self.video_ND[result.rows] = result.video_BD
         if result.views_2BD is not None:
             self.views_2ND[:, result.rows] = result.views_2BD
-        for name, value in result.figures.items():
+        figures = {name: float(value) for name, value in result.figures.items()} | result.rates
+        if result.positives_BB is not None:
+            figures |= denoising_figures(result.positives_BB, result.meaning_B)
+        for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def end_epoch(self, epoch: int, num_steps: int, validation: dict[str, float], seconds: float) -> dict:
+    def end_epoch(self, epoch: int, num_steps: int, validation: dict[str, float], speed: dict[str, float]) -> dict:
         """The epoch's row of the history: means over its steps, and ratios of denoising's counts.
 
         The best epoch is the first one with the highest R@1 on validation.
         """
         means = precision_and_recall({name: total / num_steps for name, total in self.sums.items()})
-        row = {"epoch": epoch, "train/seconds": seconds, **{f"train/{name}": value for name, value in means.items()},
+        row = {"epoch": epoch, **speed, **{f"train/{name}": value for name, value in means.items()},
                **{f"val/{name}": value for name, value in validation.items()}}
         if validation["R@1"] > self.best_score:
             self.best_score, self.best_epoch = validation["R@1"], epoch

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from hcmi.model import HcmiModel
 from hcmi.shards import TrainBatch
+from hcmi.train.parts import Parts
 from hcmi.train.ranks import ALONE, Ranks
 from hcmi.train.step import batch_loss
 
@@ -40,11 +41,11 @@ def wild_model(head: str) -> HcmiModel:
 
 
 def gradients(model: HcmiModel, batch: TrainBatch, denoise: str = "off", precision: str = "float32",
-              micro_batch: int = 0, ranks: Ranks = ALONE) -> dict[str, Tensor]:
+              micro_batch: int = 0, ranks: Ranks = ALONE, parts: Parts | None = None) -> dict[str, Tensor]:
     """Gradient of each weight, the loss as `loss`, and what a step remembers of its clips."""
     config = train_config(denoise=denoise, denoise_by="both")
     model.zero_grad(set_to_none=True)
-    total, result = batch_loss(model, batch, config, denoise, precision, None, micro_batch, ranks)
+    total, result = batch_loss(model, batch, config, denoise, precision, None, micro_batch, ranks, parts)
     (total / ranks.size).backward()
     ranks.sum_gradients(model)
     found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}

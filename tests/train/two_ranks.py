@@ -42,7 +42,7 @@ def after_steps(ranks: Ranks) -> tuple[float, float]:
         losses = [training_step(models[where], optimizers[where], part, config, "positive", "float32", None, 0,
                                 who).figures["loss"]
                   for where, (part, who) in enumerate([(batch, ALONE), (own_part(batch, ranks), ranks)])]
-        worst = max(worst, abs(losses[1] / losses[0] - 1))
+        worst = max(worst, abs(float(losses[1] / losses[0]) - 1))
     return distance(models[1].state_dict(), models[0].state_dict()), worst
 
 

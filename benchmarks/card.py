@@ -1,0 +1,210 @@
+"""What training and encoding reach on a GPU, for train_step.py: shares of its matrix peak, and clips a second.
+
+Needs torch with Triton, transformers, pyarrow, webdataset, simplejpeg, pydantic, ruamel.yaml and tqdm, and no video
+decoder: clips are random pictures. CLIP has the shape of ViT-B/32 or B/16 and random weights.
+"""
+
+import importlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH, FRAMES, WORDS, PIXELS, QUALITY = 128, 12, 32, 224, 90
+NAMES = ("red", "green", "blue", "old", "new", "fast", "slow", "man", "dog", "cat", "car", "tree", "runs", "eats")
+# what other rooms use of a room, without the rest, which needs packages that a bare machine lacks
+ROOMS = {"hcmi.video": {"decoded": ("Decoded",)},
+         "hcmi.shards": {"reader": ("ShardReader",), "loader": ("TrainBatch", "TrainLoader"),
+                         "sequential": ("eval_batches",)},
+         "hcmi.train": {}}
+
+
+def open_rooms() -> None:
+    sys.path.insert(0, str(ROOT))
+    for name, parts in ROOMS.items():
+        room = sys.modules[name] = ModuleType(name)
+        room.__path__ = [str(ROOT / name.replace(".", "/"))]
+        for part, exported in parts.items():
+            module = importlib.import_module(f"{name}.{part}")
+            for each in exported:
+                setattr(room, each, getattr(module, each))
+
+
+def card_figures(quick: bool, device_name: str = "cuda", pixels: int = PIXELS, batch: int = BATCH) -> dict[str, float]:
+    """All figures; a smaller size and batch for a try without a GPU."""
+    open_rooms()
+    device, steps = torch.device(device_name), 10 if quick else 30
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="hcmi-card-") as work:
+        shards = write_shards(Path(work), {"train": (2 if quick else 8) * batch}, pixels)
+        for patch in (32, 16):
+            model = clip_shaped(patch, device, pixels)
+            figures |= {f"{name}_b{patch}": value
+                        for name, value in training(model, shards, device, steps, batch).items()}
+            if patch == 32:
+                figures |= encoding(model, shards)
+            del model
+            torch.cuda.empty_cache()
+    names = {"share_b32": "gpu_share_b32", "share_b16": "gpu_share_b16", "data_ratio_b32": "gpu_data_ratio"}
+    return {names.get(name, f"gpu_{name}" if name != "encode_speedup" else name): value
+            for name, value in figures.items()}
+
+
+def captions(count: int, seed: int = 0) -> list[str]:
+    generator = np.random.default_rng(seed)
+    return [" ".join(generator.choice(NAMES, WORDS - 2)) for _ in range(count)]
+
+
+def clip_shaped(patch: int, device: torch.device, pixels: int) -> Any:
+    """A retriever with the parameters of params.yaml around a CLIP of that patch size."""
+    from transformers import CLIPConfig
+
+    from hcmi.config import load_params
+    from hcmi.model import HcmiModel, multiply_patches
+    from hcmi.model.modeling import HcmiConfig
+    from hcmi.model.processor import HcmiProcessor
+
+    section = load_params(ROOT / "params.yaml").model
+    towers = CLIPConfig(vision_config={"patch_size": patch, "image_size": pixels}, projection_dim=512)
+    options = section.model_dump(exclude={"scratch"}) | {"backbone": "as if pretrained", "num_frames": FRAMES,
+                                                         "num_words": WORDS}
+    model = HcmiModel(HcmiConfig(towers=towers.to_dict(), **options)).train()
+    model.processor = HcmiProcessor.from_captions(captions(100), 1000, WORDS, pixels)
+    if device.type == "cuda":
+        multiply_patches(model)
+    return nn.Module.to(model, device)
+
+
+def write_shards(folder: Path, splits: dict[str, int], pixels: int, num_captions: int = 1) -> Path:
+    """Shards of random pictures, about 20 kB a frame at 224 pixels, with so many clips in each split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import simplejpeg
+
+    from hcmi.shards.existing_shards import ExistingShards
+    from hcmi.shards.shard_file import ShardEntry, write_shard
+    from hcmi.types import Clip
+    from hcmi.video import Decoded
+
+    generator, size = np.random.default_rng(0), (pixels // 4, pixels // 4, 3)
+
+    def frames() -> Any:
+        blocks = generator.integers(0, 256, (FRAMES, *size), np.uint8).repeat(4, 1).repeat(4, 2)
+        jpegs = tuple(simplejpeg.encode_jpeg(np.ascontiguousarray(frame), QUALITY) for frame in blocks)
+        return Decoded(jpegs, tuple(map(float, range(FRAMES))), "none", FRAMES, pixels, pixels)
+
+    tables = []
+    for split, clips in splits.items():
+        for start in range(0, clips, 256):
+            names = [f"{split}{row}" for row in range(start, min(start + 256, clips))]
+            texts = captions(len(names) * num_captions, start)
+            entries = [ShardEntry(Clip(name, f"{name}.mp4", split, tuple(texts[row::len(names)]), 0.0, 1.0, 1.0,
+                                       name, {}), name, frames) for row, name in enumerate(names)]
+            tables.append(write_shard(folder / f"{split}-{start // 256:06d}.tar", entries,
+                                      ExistingShards(folder / "none")))
+    pq.write_table(pa.concat_tables(tables), folder / "index.parquet")
+    return folder
+
+
+def training(model: Any, shards: Path, device: torch.device, steps: int, batch_size: int) -> dict[str, float]:
+    """Of a step on data in the GPU's memory: share of the matrix peak and clips/s; and from shards over that."""
+    from hcmi.config import load_params
+    from hcmi.runtime import count_workers, pick_precision
+    from hcmi.shards import ShardReader, TrainLoader
+    from hcmi.train.optimizers import make_optimizers
+    from hcmi.train.parts import Parts
+    from hcmi.train.readback import Readback
+    from hcmi.train.step import batch_loss, training_step
+
+    config = load_params(ROOT / "params.yaml").train
+    precision, optimizers, readback = pick_precision("auto", device), make_optimizers(model, config), Readback()
+    loader = TrainLoader(ShardReader(shards, "train"), batch_size, FRAMES, num_workers=count_workers("auto", device),
+                         device=device)
+    batch = next(iter(loader))
+    operations = counted(lambda: batch_loss(model, batch, config, "off", precision)[0].backward())
+    parts = Parts.of(model)
+    parts = parts.compiled() if device.type == "cuda" else parts
+
+    def run(batches: Iterator[Any]) -> float:
+        """Seconds a step."""
+        started, number = time.perf_counter(), 0
+        for number, each in enumerate(batches, 1):      # noqa: B007
+            readback.add(training_step(model, optimizers, each, config, "off", precision, parts=parts))
+        readback.rest()
+        return (time.perf_counter() - started) / number
+
+    run(iter([batch] * 5))
+    before = matrix_peak(device)
+    in_memory = run(iter([batch] * steps))
+    peak = (before + matrix_peak(device)) / 2
+    epochs = max(1, steps // len(loader))
+
+    def from_shards() -> Iterator[Any]:
+        for _ in range(epochs):
+            yield from loader
+
+    run(iter(from_shards()))        # starts the workers
+    streamed, alone = run(from_shards()), seconds(lambda: sum(1 for _ in from_shards())) / (epochs * len(loader))
+    memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0
+    return {"share": operations / in_memory / peak, "clips_per_second": batch_size / in_memory,
+            "data_ratio": in_memory / streamed, "loader_clips_per_second": batch_size / alone, "memory_mb": memory,
+            "tflop": operations / 1e12, "peak_tflops": peak / 1e12}
+
+
+def encoding(model: Any, shards: Path) -> dict[str, float]:
+    """Clips/s of `encode_videos`, and over the plain way: decode in this thread, then towers in float32."""
+    from hcmi.model import encode_videos
+    from hcmi.shards import ShardReader, eval_batches
+
+    reader = ShardReader(shards, "train")
+    model.eval()
+
+    @torch.inference_mode()
+    def plainly(clips: int = 64) -> None:
+        frames = np.stack([reader.frames(row, range(FRAMES)) for row in range(clips)])
+        pixels = model.processor.frames(torch.from_numpy(frames).to(model.device))
+        mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=model.device)
+        model.encode_videos(pixels, mask).to("cpu")
+
+    def whole() -> None:
+        encode_videos(model, eval_batches(reader, 64, FRAMES), len(reader))
+
+    plainly()
+    plain = 64 / min(seconds(plainly) for _ in range(3))
+    whole()
+    rate = len(reader) / seconds(whole)
+    model.train()
+    return {"encode_clips_per_second": rate, "encode_plain_clips_per_second": plain, "encode_speedup": rate / plain}
+
+
+def counted(work: Callable[[], object]) -> float:
+    """Operations of the matrix products, convolutions and attention of some work."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def matrix_peak(device: torch.device) -> float:
+    """Operations a second of a large square product in bfloat16."""
+    side = 8192 if device.type == "cuda" else 512
+    square = torch.randn(side, side, device=device).to(torch.bfloat16)
+    seconds(lambda: square @ square)
+    return 2 * side**3 / sorted(seconds(lambda: square @ square) for _ in range(10))[5]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,107 @@
+"""A step launches work and reads nothing; its result is read later, and a broken one is found all the same."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from model_world import train_config
+from step_world import random_batch, wild_model
+from torch import nn
+from train_world import assert_same_run, run, save_after_every_step
+
+from hcmi.errors import ModelError
+from hcmi.model import interaction
+from hcmi.model.heads import HEADS
+from hcmi.train import readback, training_step
+from hcmi.train import stage as subject
+from hcmi.train.stage import Checkpoints
+from hcmi.train.step import batch_loss
+
+
+def launch(monkeypatch, head: str, denoise: str, micro_batch: int, margin: float = 0.0) -> dict:
+    """A step's loss and gradients on tensors without data: to read one, on whatever way, is an error."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())      # knows no such device
+    # on a GPU the kernel takes the place of the function that asks this
+    monkeypatch.setattr(interaction, "_fill_padding", lambda tokens, mask: (tokens, ~mask.any(1)))
+    model = nn.Module.to(wild_model(head), "meta")
+    config = train_config(denoise=denoise, denoise_by="both", margin_weight=margin)
+    total, result = batch_loss(model, random_batch(8), config, denoise, "float32", None, micro_batch)
+    total.backward()
+    assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).is_meta
+    assert result.video_BD.is_meta
+    return result.figures
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+@pytest.mark.parametrize(("head", "denoise"), [*((head, "off") for head in HEADS), ("hcmi", "positive"),
+                                               ("hcmi", "mask")])
+def test_step_reads_nothing_back_when_it_is_launched(monkeypatch, head, denoise, micro_batch):
+    assert all(value.is_meta for value in launch(monkeypatch, head, denoise, micro_batch).values())
+
+
+def test_launch_finds_what_is_read_back(monkeypatch):
+    """The margin's own scores are picked by a mask, whose number the processor must know: it waits there, once."""
+    with pytest.raises(NotImplementedError, match="nonzero"):
+        launch(monkeypatch, "hcmi", "off", 0, margin=1.0)
+
+
+class Copied:
+    """Stands for the event of a copy that a GPU makes."""
+
+    def __init__(self, waited: list):
+        self.waited = waited
+
+    def synchronize(self) -> None:
+        self.waited.append(1)
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Results that are read as late as those of a GPU."""
+    waited: list[int] = []
+    monkeypatch.setattr(readback, "_copied", lambda result: (result, Copied(waited)))
+    return waited
+
+
+def test_readback_gives_results_in_order_and_late_when_the_device_is_a_gpu(late):
+    there = readback.Readback()
+    assert [there.add(number) for number in range(4)] == [[], [], [0], [1]]
+    assert (len(there), len(late)) == (2, 2)
+    assert there.rest() == [2, 3]
+    assert (len(there), there.rest()) == (0, [])
+
+
+def test_readback_gives_a_result_at_once_when_it_is_on_the_processor():
+    result = subject.StepResult([0], {"loss": torch.tensor(1.0)}, torch.zeros(1, 2))
+    assert readback.Readback().add(result) == [result]
+
+
+def test_train_has_the_same_weights_and_curves_when_results_are_read_late(films, undisturbed, tmp_path, late):
+    run(films, tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+    assert len(late) == 9
+
+
+@pytest.mark.parametrize("broken", [1, 4, 9])
+def test_train_names_the_step_and_saves_no_broken_weights_when_a_loss_is_read_late(films, tmp_path, monkeypatch, late,
+                                                                                   broken):
+    if broken != 4:         # once with checkpoints after every step, and once with those of each epoch
+        save_after_every_step(monkeypatch)
+    rows, saved = [], []
+
+    def planted(*args):
+        result = training_step(*args)
+        rows.append(result.rows)
+        if len(rows) == broken:
+            result.figures["loss"].fill_(torch.nan)
+        return result
+
+    save = Checkpoints.save
+    monkeypatch.setattr(subject, "training_step", planted)
+    monkeypatch.setattr(Checkpoints, "save", lambda *args: saved.append(args[-1].step) or save(*args))
+    with pytest.raises(ModelError) as caught:
+        run(films, tmp_path)
+    clips = ", ".join(subject.ShardReader(films, "train").clips[row].video_id for row in rows[broken - 1])
+    assert str(caught.value).startswith(f"training, step {broken}: need a finite loss, got nan.")
+    assert str(caught.value).endswith(f"the clips were {clips}.")
+    assert max(saved, default=0) == {1: 0, 4: 3, 9: 8}[broken]
