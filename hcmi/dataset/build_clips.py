@@ -53,8 +53,8 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
 
     `rows` may hold Skips, which are passed on. `locate` gives the path of a row's video, whether or not the file
     exists; when it raises a DecodeError the video is left out. A caption that repeats another of the same clip word for
-    word is left out unless `keep_repeats`. A row whose caption is None adds no caption to its clip. With `windows`, a long
-    video none of whose rows has a caption is divided: each window is a clip.
+    word is left out unless `keep_repeats`. A row whose caption is None adds no caption to its clip. With `windows`, a
+    long video without captions is divided, and each window is a clip.
 
     A video whose split no row gives gets one by a hash of its name, `config.seed` and the two fractions. Train, test
     and val get at least one video each, in this order, where there are enough. Videos of equal bytes get one split.
