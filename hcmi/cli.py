@@ -91,6 +91,10 @@ model_option = click.option("--model", default="models/hcmi", show_default=True,
 precision_option = click.option("--precision", default="float32", show_default=True, help="What the model's towers are "
                                 "stored in; the last two take half the memory.",
                                 type=click.Choice(["float32", "bfloat16", "float16"]))
+window_option = click.option("--window", metavar="SECONDS", type=float, help="Length of the windows of long videos, "
+                             "with --videos.  [default: windows.seconds of params.yaml, or 4]")
+overlap_option = click.option("--overlap", metavar="SECONDS", type=float, help="What neighbouring windows share.  "
+                              "[default: windows.overlap_seconds of params.yaml, or 3]")
 params_option = click.option("--params", default="params.yaml", show_default=True, help="Parameter file.")
 
 
@@ -251,11 +255,13 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 @click.option("--max-seconds", type=float, help="Only videos at most this long.")
 @click.option("--explain", metavar="FILE", help="Write why the first answer was found: .png, .svg, .pdf or .json.")
 @precision_option
+@window_option
+@overlap_option
 @params_option
 @json_option
 def search(query: str, top: int, videos: str | None, index: str | None, model: str, tags: tuple[str, ...],
-           min_seconds: float | None, max_seconds: float | None, explain: str | None, precision: str, params: str,
-           as_json: bool) -> None:
+           min_seconds: float | None, max_seconds: float | None, explain: str | None, precision: str,
+           window: float | None, overlap: float | None, params: str, as_json: bool) -> None:
     """Find the videos, and the moments in them, that QUERY describes.
 
     Examples:
@@ -275,7 +281,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     if explain is not None:
         searching.check_explanation_path(explain, "--explain")
     wanted = searching.parse_tags(tags, "--tag")
-    retriever = searching.open_retriever(model, index, videos, params, precision)
+    retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap)
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
     for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)
@@ -295,9 +301,11 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 @click.option("--index", help="Search index.  [default: search.uri of params.yaml, or export/index]")
 @model_option
 @precision_option
+@window_option
+@overlap_option
 @params_option
 def serve(host: str, port: int, videos: str | None, index: str | None, model: str, precision: str,
-          params: str) -> None:
+          window: float | None, overlap: float | None, params: str) -> None:
     """Serve the search page: type a query, watch the moment in each video, see why it was found.
 
     Examples:
@@ -309,7 +317,7 @@ def serve(host: str, port: int, videos: str | None, index: str | None, model: st
     from hcmi.search import open_retriever
     from hcmi.serve import serve as run
 
-    retriever = open_retriever(model, index, videos, params, precision)
+    retriever = open_retriever(model, index, videos, params, precision, window, overlap)
     for note in retriever.notes:
         click.echo(f"note: {shown(note)}", err=True)
     run(retriever, host, port, click.echo)

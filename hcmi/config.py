@@ -181,6 +181,20 @@ class SearchConfig(Section):
     candidates: Positive            # of the first stage; these are re-ranked exactly
 
 
+class WindowsConfig(Section):
+    """How long videos are divided for search, and where a folder has no captions (docs/long-videos.md)."""
+
+    seconds: Annotated[float, Field(ge=0.5)]            # length of a window, which has model.num_frames frames
+    overlap_seconds: Annotated[float, Field(ge=0)]      # that two neighbouring windows share
+    whole_seconds: Annotated[float, Field(ge=0)]        # a video of at most this length is not divided
+
+    @model_validator(mode="after")
+    def _moves_on(self):
+        if self.overlap_seconds >= self.seconds:
+            raise ValueError(f"overlap_seconds: need less than seconds={self.seconds:g}, got {self.overlap_seconds:g}")
+        return self
+
+
 class DriftConfig(Section):
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]     # of batches that have not drifted
     seed: int
@@ -196,6 +210,7 @@ class Params(Section):
     evaluate: EvaluateConfig
     export: ExportConfig
     search: SearchConfig
+    windows: WindowsConfig
     drift: DriftConfig
 
 

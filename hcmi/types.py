@@ -142,8 +142,18 @@ class EvalBatch:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A part of a file that answers a search."""
+
+    video_id: str                 # of the clip, or window, that it was found in
+    score: float
+    start_s: float                # seconds into the file
+    end_s: float
+
+
+@dataclass(frozen=True)
 class Hit:
-    """One answer to a search."""
+    """One answer to a search: a file, and the clip of it, or window, that answers best."""
 
     rank: int
     video_id: str
@@ -152,3 +162,4 @@ class Hit:
     start_s: float                # the best moment, seconds into the file
     end_s: float
     levels: dict[str, float]      # score, before weighting, of each level that has a weight above 0
+    more: tuple[Moment, ...] = ()   # further moments of the same file, best first; no two of all share a second

@@ -14,12 +14,12 @@ from contextlib import closing, contextmanager
 from itertools import groupby
 from operator import itemgetter
 
-from hcmi.config import DatasetConfig
+from hcmi.config import DatasetConfig, WindowsConfig
 from hcmi.dataset.captions import CaptionRow
 from hcmi.errors import DataError, DecodeError, MachineError, shown
 from hcmi.progress import track
 from hcmi.types import Clip, Skip
-from hcmi.video import VIDEO_ENDINGS, DecoderPool, ProbeJob, check_name, is_text, probe_job, sha256
+from hcmi.video import VIDEO_ENDINGS, DecoderPool, ProbeJob, check_length, check_name, cut, is_text, probe_job, sha256
 
 PROBE_TIMEOUT_S = 20.0
 LONGEST_ID = 80             # characters, of the 100 that a tar has for a name; longer ids are cut and end in a hash
@@ -48,12 +48,13 @@ DISK_ERRORS = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLI
 
 
 def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow], str], config: DatasetConfig,
-                keep_repeats: bool = False) -> Iterator[Clip | Skip]:
+                keep_repeats: bool = False, windows: WindowsConfig | None = None) -> Iterator[Clip | Skip]:
     """Yield the clips in order of video_id, and a Skip for everything that is left out.
 
     `rows` may hold Skips, which are passed on. `locate` gives the path of a row's video, whether or not the file
     exists; when it raises a DecodeError the video is left out. A caption that repeats another of the same clip word for
-    word is left out unless `keep_repeats`. A row whose caption is None adds no caption to its clip.
+    word is left out unless `keep_repeats`. A row whose caption is None adds no caption to its clip. With `windows`, a
+    long video without captions is divided, and each window is a clip.
 
     A video whose split no row gives gets one by a hash of its name, `config.seed` and the two fractions. Train, test
     and val get at least one video each, in this order, where there are enough. Videos of equal bytes get one split.
@@ -66,6 +67,8 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
         db.executescript(TABLES)
         yield from _spool(db, rows, locate, config.seed, keep_repeats)
         yield from _inspect(db)
+        if windows is not None:
+            yield from _divide(db, windows)
         yield from _cut(db)
         _assign_splits(db, config)
         yield from _drop_leaking(db)
@@ -193,6 +196,24 @@ def _hash(name: str, path: str) -> tuple[str, str, str | DecodeError]:
         return name, path, sha256(path)
     except DecodeError as error:
         return name, path, error
+
+
+def _divide(db: sqlite3.Connection, windows: WindowsConfig) -> Iterator[Skip]:
+    """Replace the row of each long video that has no caption by a row for each window."""
+    found = db.execute("SELECT name, path, duration FROM captions JOIN facts USING (name) JOIN videos USING (name) "
+                       "GROUP BY name HAVING count(caption) = 0 ORDER BY name").fetchall()
+    for name, path, duration in found:
+        parts = cut(duration, windows)
+        if len(parts) == 1:
+            continue
+        db.execute("DELETE FROM captions WHERE name = ?", (name,))
+        try:
+            check_length(path, duration)
+        except DecodeError as error:
+            yield _skip(name, path, error.reason, str(error))
+            continue
+        db.executemany("INSERT INTO captions (name, start, end, copy) VALUES (?, ?, ?, 0)",
+                       ((name, start, TO_THE_END if end is None else end) for start, end in parts))
 
 
 def _cut(db: sqlite3.Connection) -> Iterator[Skip]:

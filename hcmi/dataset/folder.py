@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from hcmi.config import DatasetConfig
+from hcmi.config import DatasetConfig, WindowsConfig
 from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow, not_utf8, read_captions
 from hcmi.errors import DataError
@@ -18,11 +18,13 @@ from hcmi.video import find_videos, is_text, refusal
 Found = Iterator[Clip | Skip]
 
 
-def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True) -> Found:
+def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True,
+                windows: WindowsConfig | None = None) -> Found:
     """The clips of a folder in the `folder` format in order of video_id, and a Skip for everything left out.
 
     Without `captions_required` every video file becomes a clip, with the captions that captions.csv has for it, and
-    `folder` may also be a plain folder of videos.
+    `folder` may also be a plain folder of videos. With `windows`, a long video without captions is divided, and each
+    window is a clip.
 
     Raises: DataError when the table is wrong or names a file outside the folder.
     """
@@ -36,7 +38,7 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
         rows = read_captions(folder / "captions.csv")
     if not captions_required:
         rows = chain(rows, _uncaptioned(videos))
-    return build_clips(rows, lambda row: _locate(videos, inside, row), config)
+    return build_clips(rows, lambda row: _locate(videos, inside, row), config, windows=windows)
 
 
 def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
@@ -64,14 +66,14 @@ def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
     return path
 
 
-def read_folder(folder: str | Path, config: DatasetConfig,
-                captions_required: bool = True) -> tuple[list[Clip], list[Skip]]:
+def read_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True,
+                windows: WindowsConfig | None = None) -> tuple[list[Clip], list[Skip]]:
     """All of `iter_folder` at once: the clips, and what was left out.
 
     Raises: DataError as `iter_folder` does, and when not one clip is left.
     """
     skipped: list[Skip] = []
-    clips = list(only_clips(iter_folder(folder, config, captions_required), skipped.append))
+    clips = list(only_clips(iter_folder(folder, config, captions_required, windows), skipped.append))
     if not clips:
         raise nothing_usable(folder, Counter(skip.reason for skip in skipped), skipped)
     return clips, skipped

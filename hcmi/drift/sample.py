@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hcmi.config import Params, ShardsConfig
+from hcmi.config import Params, ShardsConfig, WindowsConfig
 from hcmi.dataset import read_folder, write_manifest
 from hcmi.drift.profile import CLIP_COLUMNS, clip_columns
 from hcmi.errors import DataError
@@ -46,10 +46,13 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     """Decode and encode a folder of videos: the sample, the clips that were left out, and the number of clips found.
 
     The sample is None when no clip can be read. Frames go through the same sampling, resizing and JPEG as those of the
-    shards (whose stats.json holds the settings); otherwise the model would see the difference as drift.
+    shards (whose stats.json holds the settings); otherwise the model would see the difference as drift. Each window
+    of a long video without captions is a clip; here windows do not overlap.
     Raises: DataError when the captions are wrong or the folder holds nothing usable.
     """
-    clips, skipped = read_folder(folder, params.dataset, captions_required=False)
+    apart = WindowsConfig(seconds=params.windows.seconds, whole_seconds=params.windows.whole_seconds,
+                          overlap_seconds=0.0)          # no second counts twice
+    clips, skipped = read_folder(folder, params.dataset, captions_required=False, windows=apart)
     num_found = len(clips) + len(unreadable(skipped))
     chosen = [replace(clips[row], split=REFERENCE) for row in draw_rows(len(clips), generator)]
     with tempfile.TemporaryDirectory(prefix="hcmi-drift-") as work:

@@ -11,6 +11,7 @@ from hcmi.model.encode import (
     bucketed_similarities,
     concatenate,
     encode_batches,
+    encode_features,
     encode_frames,
     encode_precision,
     encode_texts,
@@ -28,8 +29,8 @@ from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
     "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "bucketed_similarities",
-    "check_square", "concatenate", "describe_model", "description_text", "encode_batches", "encode_frames",
-    "encode_precision", "encode_texts", "encode_videos", "is_foreign", "is_trained", "load_retriever",
+    "check_square", "concatenate", "describe_model", "description_text", "encode_batches", "encode_features",
+    "encode_frames", "encode_precision", "encode_texts", "encode_videos", "is_foreign", "is_trained", "load_retriever",
     "load_text_encoder", "multiply_patches", "new_retriever", "score", "shards_square", "similarity_blocks",
     "tiled_similarities", "warn_of_foreign", "zero_shot_retriever",
 ]

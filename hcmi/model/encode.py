@@ -26,23 +26,28 @@ def encode_precision(device: torch.device) -> str:
 
 
 @torch.inference_mode()
-def encode_frames(model: HcmiModel, frames_BTHXC: Tensor | np.ndarray, frame_mask_BT: Tensor | None = None
-                  ) -> VideoTokens:
-    """Tokens of clips, float32 on the model's device, from uint8 frames of the model's size; without a mask all count.
+def encode_features(model: HcmiModel, frames_BTHXC: Tensor | np.ndarray) -> Tensor:
+    """The towers' features [B, T, D], float32 on the model's device, of uint8 frames of the model's size.
 
-    On a GPU the towers compute in `encode_precision`, and the head in float32.
+    On a GPU the towers compute in `encode_precision`.
     """
-    frames_BTHXC = torch.as_tensor(frames_BTHXC)
-    if frame_mask_BT is None:
-        frame_mask_BT = torch.ones(frames_BTHXC.shape[:2], dtype=torch.bool)
     device = model.device
     if device.type == "cuda":
         multiply_patches(model)
-    pixels = model.processor.frames(send(frames_BTHXC, device))
+    pixels = model.processor.frames(send(torch.as_tensor(frames_BTHXC), device))
     in_bfloat16 = model.dtype == torch.float32 and encode_precision(device) == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
-        features_BTD = model.frame_features(pixels)
-    return model.head.video(features_BTD.float(), send(frame_mask_BT, device))
+        return model.frame_features(pixels).float()
+
+
+@torch.inference_mode()
+def encode_frames(model: HcmiModel, frames_BTHXC: Tensor | np.ndarray, frame_mask_BT: Tensor | None = None
+                  ) -> VideoTokens:
+    """Tokens of clips from their frames, as `encode_features` takes them; without a mask all frames count."""
+    features_BTD = encode_features(model, frames_BTHXC)
+    if frame_mask_BT is None:
+        frame_mask_BT = torch.ones(features_BTD.shape[:2], dtype=torch.bool)
+    return model.head.video(features_BTD, send(frame_mask_BT, model.device))
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ EXPLANATION_SUFFIXES = (".json", ".png", ".svg", ".pdf")
 
 
 def hit_record(hit: Hit) -> dict[str, Any]:
-    """For JSON: rank, video_id, path, score, start_s, end_s, and `levels` with the score of each level."""
-    fields = {name: value for name, value in vars(hit).items() if name != "levels"}
-    return {**fields, "levels": hit.levels}
+    """For JSON: rank, video_id, path, score, start_s, end_s, `levels` with the score of each level, and `more`."""
+    return asdict(hit)
 
 
 def hits_text(hits: Sequence[Hit]) -> str:
@@ -31,6 +31,9 @@ def hits_text(hits: Sequence[Hit]) -> str:
         levels = "  ".join(f"{name.replace('_', '-')} {value:.3f}" for name, value in hit.levels.items())
         lines.append(f"{hit.rank:3d}  {path:{width}}  {hit.start_s:7.1f} - {hit.end_s:.1f} s  score {hit.score:.3f}  "
                      f"({levels})")
+        if hit.more:
+            others = ", ".join(f"{moment.start_s:.1f} - {moment.end_s:.1f} s" for moment in hit.more)
+            lines.append(f"{'':3}  {'':{width}}  also {others}")
     return "\n".join(lines)
 
 

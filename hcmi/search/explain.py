@@ -1,6 +1,6 @@
 """Why a video answers a query: what each word adds to the score in its best frame, and each phrase in its best clip."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Explanation:
         """For JSON."""
         lists = {name.split("_T")[0].split("_W")[0]: value.round(5).tolist() for name, value in vars(self).items()
                  if isinstance(value, np.ndarray)}
-        return {"query": self.query, "hit": vars(self.hit), "level_weights": self.level_weights, "words": self.words,
+        return {"query": self.query, "hit": asdict(self.hit), "level_weights": self.level_weights, "words": self.words,
                 **lists, "marks_share": self.marks_share, "phrases": [vars(phrase) for phrase in self.phrases]}
 
 

@@ -1,35 +1,31 @@
 """The index of a folder of videos that is searched without a pipeline; only new files are decoded and encoded.
 
 Each pair of a model and a folder has its own index in the cache. Files are known by their bytes: a renamed file keeps
-its embeddings, a changed one is encoded again, and a deleted one is no longer found. Long videos are cut into clips, so
-that an answer points to a part of them.
+its embeddings, a changed one is encoded again, and a deleted one is no longer found. Long videos are divided into
+windows, so that an answer points to a part of them (`encode_files.py`).
 """
 
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from hcmi.config import WindowsConfig
 from hcmi.errors import DataError, DecodeError, MachineError, SearchIndexError, shown
 from hcmi.files import ask_to_write, atomic_file
 from hcmi.index import SearchIndex, add_videos, create_index, model_card, remove_videos
-from hcmi.model import HcmiModel, encode_frames
+from hcmi.model import HcmiModel
 from hcmi.progress import track
-from hcmi.types import Clip, VideoTokens
-from hcmi.video import Decoded, DecodeJob, DecoderPool, find_videos, probe, sha256
+from hcmi.search.encode_files import EncodedFile, encode_files
+from hcmi.video import find_videos, sha256
 
-CLIP_SECONDS = 30.0     # [ours] a video of more than twice this is cut into equal clips of about this length
-BATCH = 16
-COMMIT = 256            # files that become searchable at a time: after an interruption, the next run continues there
+COMMIT = 256            # clips, in whole files, that become searchable at a time; an interrupted run continues there
+# Chosen on films of the validation split of Scenes: docs/long-videos.md. Used where there is no params.yaml.
+WINDOWS = WindowsConfig(seconds=4.0, overlap_seconds=3.0, whole_seconds=30.0)
 
 
 @dataclass(frozen=True)
@@ -53,32 +49,25 @@ class _File:
     problem: str | None = None      # why it cannot be searched
 
 
-@dataclass(frozen=True)
-class _EncodedFile:
-    """The clips of one new file with their tokens and frame times; none, and a problem, when no clip can be decoded."""
-
-    sha256: str
-    rows: list[tuple[Clip, VideoTokens, np.ndarray]]
-    problem: str | None = None
-
-
-def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None, num_workers: int = 0,
-                 timeout_s: float = 20.0) -> FolderIndex:
+def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None,
+                 windows: WindowsConfig = WINDOWS, num_workers: int = 0, timeout_s: float = 60.0) -> FolderIndex:
     """Bring the index of `folder` up to date. `cache`: default $HCMI_CACHE or ~/.cache/hcmi.
+
+    Each way of dividing long videos has an index of its own. `timeout_s`: for a minute of a film, or a short video.
 
     Raises: DataError when the folder is missing, or holds no video that can be decoded; MachineError when nothing can
     be written to the cache.
     """
     folder = Path(os.path.realpath(folder))
     found = videos_by_name(folder)
-    home = _home(folder, _maker(model), cache)
+    home = _home(folder, _maker(model, windows), cache)
     known = _read_notes(home / "files.json")
     files = {name: _know_file(str(path), known.get(name)) for name, path in found.items()}
     before = {name for name, file in files.items() if file.problem}
     files = _hash_files(files)
     index = _follow_files(_open_or_create(home / "index", model), files)
     new = _new_files(index, files)
-    problems = _add_files(index, new, model, num_workers, timeout_s)
+    problems = _add_files(index, new, model, windows, num_workers, timeout_s)
     for name, file in files.items():
         if file.sha256 in problems:         # the message names the one of equal files that was read
             own = problems[file.sha256].replace(shown(new[file.sha256].path), shown(file.path))
@@ -108,17 +97,9 @@ def videos_by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-def cut(duration_s: float) -> list[tuple[float, float | None]]:
-    """(start_s, end_s) of the clips that a video is searched by; None is the end of the file."""
-    if duration_s <= 2 * CLIP_SECONDS:
-        return [(0.0, None)]
-    edges = np.linspace(0, duration_s, round(duration_s / CLIP_SECONDS) + 1).round(3).tolist()
-    return [(start, end) for start, end in zip(edges, [*edges[1:-1], None], strict=False)]
-
-
-def _maker(model: HcmiModel) -> str:
-    """What made the tokens: the model, and the precision of its towers where it is not float32."""
-    return model.fingerprint if model.dtype == torch.float32 else f"{model.fingerprint} {model.dtype}"
+def _maker(model: HcmiModel, windows: WindowsConfig) -> str:
+    """What made the tokens: the model, the precision of its towers, and how long videos are divided."""
+    return f"{model.fingerprint} {model.dtype} {windows}"
 
 
 def _home(folder: Path, maker: str, cache: str | Path | None) -> Path:
@@ -195,74 +176,25 @@ def _new_files(index: SearchIndex, files: dict[str, _File]) -> dict[str, _File]:
             if file.sha256 not in indexed and file.problem is None}
 
 
-def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, num_workers: int, timeout_s: float
-               ) -> dict[str, str]:
+def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, windows: WindowsConfig, num_workers: int,
+               timeout_s: float) -> dict[str, str]:
     """Decode, encode and index new files, given by sha256; sha256 -> problem of those that cannot be searched."""
-    with DecoderPool(num_workers, timeout_s, probe) as probers, DecoderPool(num_workers, timeout_s) as decoders:
-        jobs, problems = _decode_jobs(list(new.values()), probers, model)
-        encoded = _encode(model, decoders, jobs, new)
-        while chunk := list(islice(encoded, COMMIT)):
-            problems |= {file.sha256: file.problem for file in chunk if file.problem is not None}
-            if rows := [row for file in chunk for row in file.rows]:
-                clips, tokens, times = zip(*rows, strict=True)
-                add_videos(index.folder, clips, zip(tokens, times, strict=True))
-    return problems
+    problems: dict[str, str] = {}
+    ready: list[EncodedFile] = []
 
+    def commit() -> None:
+        clips = [clip for file in ready for clip in file.clips]
+        if clips:
+            add_videos(index.folder, clips, (tokens for file in ready for tokens in file.tokens(model)))
+        ready.clear()
 
-def _decode_jobs(files: list[_File], probers: DecoderPool, model: HcmiModel) -> tuple[list[DecodeJob], dict[str, str]]:
-    """One job for each clip of each file, and sha256 -> problem of the files that cannot be probed.
-
-    A job's key is (sha256, number of the clip, duration in seconds that the container claims).
-    """
-    jobs, problems = [], {}
-    sha256_of = {file.path: file.sha256 for file in files}
-    for path, info in track(probers.map(sha256_of), "probe", total=len(files), unit="file") if files else ():
-        if isinstance(info, DecodeError):
-            problems[sha256_of[path]] = str(info)
+    paths = {sha256: file.path for sha256, file in new.items()}
+    for file in encode_files(model, paths, windows, num_workers, timeout_s):
+        if file.problem is not None:
+            problems[file.sha256] = file.problem
             continue
-        for number, (start_s, end_s) in enumerate(cut(info.duration_s)):
-            jobs.append(DecodeJob((sha256_of[path], number, info.duration_s), path, model.config.num_frames,
-                                  model.processor.image_size, start_s, end_s, square=model.processor.square))
-    return jobs, problems
-
-
-def _encode(model: HcmiModel, decoders: DecoderPool, jobs: list[DecodeJob], files: dict[str, _File]
-            ) -> Iterator[_EncodedFile]:
-    """Each file as soon as all of its clips have been decoded. `files`: by sha256."""
-    num_clips = Counter(job.key[0] for job in jobs)
-    waiting = Counter(num_clips)
-    done: dict[str, list[tuple[Clip, VideoTokens, np.ndarray]]] = {sha256: [] for sha256 in num_clips}
-    errors: dict[str, str] = {}
-    results = iter(track(decoders.map(jobs), "read videos", total=len(jobs), unit="clip") if jobs else ())
-    while batch := list(islice(results, BATCH)):
-        good = [(job, decoded) for job, decoded in batch if not isinstance(decoded, DecodeError)]
-        for (job, decoded), tokens in zip(good, _tokens(model, [decoded for _, decoded in good]), strict=True):
-            sha256, number, _ = job.key
-            clip = _clip(job, decoded, files[sha256], number if num_clips[sha256] > 1 else None)
-            done[sha256].append((clip, tokens, np.array([decoded.times_s], np.float32)))
-        for job, decoded in batch:
-            sha256 = job.key[0]
-            waiting[sha256] -= 1
-            if isinstance(decoded, DecodeError):
-                errors.setdefault(sha256, str(decoded))
-            if not waiting[sha256]:
-                rows = done.pop(sha256)
-                yield _EncodedFile(sha256, rows, None if rows else errors[sha256])
-
-
-def _tokens(model: HcmiModel, decoded: list[Decoded]) -> list[VideoTokens]:
-    """Tokens of each clip, encoded as one batch."""
-    if not decoded:
-        return []
-    tokens = encode_frames(model, np.stack([clip.frames for clip in decoded])).to("cpu")
-    return [tokens[row:row + 1] for row in range(len(decoded))]
-
-
-def _clip(job: DecodeJob, decoded: Decoded, file: _File, number: int | None) -> Clip:
-    """The last clip ends where the container says that the file ends, or at its last frame if that is later."""
-    _, _, duration_s = job.key
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(file.path).stem)[:60]
-    end_s = job.end_s if job.end_s is not None else max(duration_s, decoded.times_s[-1])
-    suffix = "" if number is None else f"-{number:03d}"
-    return Clip(f"{stem}-{file.sha256[:8]}{suffix}", file.path, "test", (), job.start_s, end_s, end_s - job.start_s,
-                file.sha256, {})
+        ready.append(file)
+        if sum(len(file.clips) for file in ready) >= COMMIT:
+            commit()
+    commit()
+    return problems

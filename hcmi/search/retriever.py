@@ -1,12 +1,14 @@
 """Find videos, and the moments in them, for a text or a video: FAISS first, then exact three-level re-ranking."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from hcmi.config import WindowsConfig
 from hcmi.errors import DataError, shown
 from hcmi.index import Filter, MilvusIndex, SearchIndex, is_milvus
 from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder
@@ -14,9 +16,10 @@ from hcmi.runtime import one_thread
 from hcmi.search.explain import Explanation, explain_hit
 from hcmi.search.moments import BASELINE_VIDEOS, Baseline, find_moment, measure_baseline
 from hcmi.search.query import check_query, check_top, check_words
-from hcmi.types import Clip, Hit, TextTokens, VideoTokens
+from hcmi.types import Clip, Hit, Moment, TextTokens, VideoTokens
 
 CANDIDATES = 200
+MOMENTS = 5             # of one file, at most
 Index = SearchIndex | MilvusIndex
 
 
@@ -55,16 +58,18 @@ class Retriever:
 
     @classmethod
     def from_folder(cls, videos: str | Path, model: str | Path | HcmiModel = "models/hcmi",
-                    candidates: int = CANDIDATES, cache: str | Path | None = None, precision: str = "float32"
-                    ) -> "Retriever":
+                    candidates: int = CANDIDATES, cache: str | Path | None = None, precision: str = "float32",
+                    windows: WindowsConfig | None = None) -> "Retriever":
         """A retriever over a folder of videos. Embeddings are kept in `cache` (default: $HCMI_CACHE or ~/.cache/hcmi).
+
+        `windows`: how long videos are divided; default: 4 s that overlap by 3 s, in videos of more than 30 s.
 
         Raises: ModelError; DataError when there is no such folder, or no usable video in it.
         """
-        from hcmi.search.folder_index import index_folder
+        from hcmi.search.folder_index import WINDOWS, index_folder
 
         loaded = load_retriever(model, precision=precision) if isinstance(model, (str, Path)) else model
-        found = index_folder(loaded, videos, cache)
+        found = index_folder(loaded, videos, cache, windows or WINDOWS)
         retriever = cls(loaded, found.path, candidates)
         retriever.notes = list(found.news.values())
         if len(found.skipped) > len(found.news):
@@ -74,8 +79,9 @@ class Retriever:
 
     def search(self, query: str, top: int = 10, tags: dict[str, str] | None = None,
                min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
-        """Videos that show what `query` says, best first, each with its best moment.
+        """Files that show what `query` says, best first, each with its best moments.
 
+        Clips and windows of one file are one answer. Up to MOMENTS moments of it are given that share no second.
         The query may describe a part of a video: what else the video shows does not lower its score.
         Raises: ConfigError when the query cannot be understood or `top` is out of range.
         """
@@ -84,18 +90,21 @@ class Retriever:
 
     def similar(self, video_id: str, top: int = 10, tags: dict[str, str] | None = None,
                 min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
-        """Videos like an indexed one, best first. Its frames and clips are used as words and phrases. [ours]
+        """Files like an indexed video, best first. Its frames and clips are used as words and phrases. [ours]
+
+        Other clips or windows of its own file are left out.
 
         Raises: ConfigError when `top` is out of range; DataError when no such video is indexed.
         """
         check_top(top)
         index = self._newest()
-        video = index.tokens(_row_of(index, video_id))
+        row = _row_of(index, video_id)
+        video, own = index.tokens(row), index.clips(row)[0]
         text = TextTokens(video.video_BD, video.frames_BTD, video.clips_BCD, video.frame_weights_BT,
                           video.clip_weights_BC)
         where = Filter(tuple((tags or {}).items()), min_seconds, max_seconds)
         hits = self._rank(index, text, top + 1, where)
-        others = [hit for hit in hits if hit.video_id != video_id][:top]
+        others = [hit for hit in hits if hit.path != own.path][:top]
         return [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, 1)]
 
     def rank_captions(self, video_id: str, captions: Sequence[str] | None = None, top: int = 10
@@ -201,16 +210,38 @@ class Retriever:
             with torch.inference_mode():
                 levels = self.model.similarities(text, videos)
                 scores_V = self.model.combine(levels)[0]
-            best = torch.argsort(scores_V, descending=True, stable=True)[:top].tolist()
-            baseline, hits = self._baseline(index, text), []
-            found = zip(best, index.clips(rows[best]), index.times(rows[best]), strict=True)
-            for rank, (at, clip, times_T) in enumerate(found, 1):
-                start_s, end_s = find_moment(text, videos[at:at + 1], times_T, clip.start_s, clip.end_s, baseline,
-                                             self.model.uses_words)
-                hits.append(Hit(rank, clip.video_id, clip.path, float(scores_V[at]), round(start_s, 3),
-                                round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()
-                                                  if self.model.level_weights[name] > 0}))
+            order = torch.argsort(scores_V, descending=True, stable=True).tolist()
+            clips, baseline = index.clips(rows), self._baseline(index, text)
+            files: dict[str, list[int]] = {}        # path -> its candidates, best first
+            for at in order:
+                files.setdefault(clips[at].path, []).append(at)
+            hits = []
+            for rank, (path, candidates) in enumerate(list(files.items())[:top], 1):
+                best, *more = _apart(self._moments(index, rows, clips, candidates, text, videos, scores_V, baseline))
+                hits.append(Hit(rank, best.video_id, path, best.score, best.start_s, best.end_s,
+                                {name: float(sims[0, candidates[0]]) for name, sims in levels.items()
+                                 if self.model.level_weights[name] > 0}, tuple(more)))
         return hits
+
+    def _moments(self, index: Index, rows: np.ndarray, clips: list[Clip], candidates: list[int], text: TextTokens,
+                 videos: VideoTokens, scores_V: Tensor, baseline: Baseline | None) -> Iterator[Moment]:
+        """The moment in each of `candidates`, which are places in `rows`, `clips`, `videos` and `scores_V`."""
+        for at, times_T in zip(candidates, index.times(rows[candidates]), strict=True):
+            clip = clips[at]
+            start_s, end_s = find_moment(text, videos[at:at + 1], times_T, clip.start_s, clip.end_s, baseline,
+                                         self.model.uses_words)
+            yield Moment(clip.video_id, float(scores_V[at]), round(start_s, 3), round(end_s, 3))
+
+
+def _apart(moments: Iterable[Moment]) -> list[Moment]:
+    """The first MOMENTS of `moments`, best first, without those that share time with one before them."""
+    kept: list[Moment] = []
+    for moment in moments:
+        if all(moment.end_s <= other.start_s or other.end_s <= moment.start_s for other in kept):
+            kept.append(moment)
+            if len(kept) == MOMENTS:
+                break
+    return kept
 
 
 def _row_of(index: Index, video_id: str) -> np.ndarray:

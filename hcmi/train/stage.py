@@ -38,6 +38,7 @@ from hcmi.train.ranks import ALONE, Ranks
 from hcmi.train.readback import LOWER, LossError, Readback, check_finite
 from hcmi.train.speed import Speed, epoch_line, write_speed
 from hcmi.train.state import Progress, StepResult
+from hcmi.train.step import training_step
 from hcmi.train.zero_shot import keep_zero_shot
 
 VALIDATION_BATCH = 64

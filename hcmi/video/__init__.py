@@ -11,6 +11,7 @@ from hcmi.video.jobs import DecodeJob, EncodeJob, Measured, ProbeJob, encode_job
 from hcmi.video.packets import probe
 from hcmi.video.pool import DecoderPool, run_one
 from hcmi.video.ray_cluster import map_on_ray
+from hcmi.video.windows import check_length, cut
 
 __all__ = [
     "CLIP_SQUARE",
@@ -24,7 +25,9 @@ __all__ = [
     "ProbeJob",
     "Square",
     "check_file",
+    "check_length",
     "check_name",
+    "cut",
     "encode_job",
     "find_videos",
     "is_text",

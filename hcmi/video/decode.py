@@ -34,6 +34,7 @@ MIN_DECORD_PIXELS = 16      # decord 0.6 miscounts the bytes of narrower frames
 # to be skipped, which costs 10 % of its time.
 WAITING_BYTES = 2**26
 Keep = Callable[[np.ndarray], Any]
+Pick = Callable[[Sequence[float]], list[int]]       # which frames are wanted, given the times of all in seconds
 
 
 class _UnexpectedFrameError(Exception):
@@ -56,47 +57,66 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
     return Decoded(np.stack(clip.frames), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)
 
 
+def decode_times(path: str | Path, times_s: Sequence[float], size: int, start_s: float, end_s: float | None,
+                 square: Square = CLIP_SQUARE) -> Decoded[np.ndarray]:
+    """The frames that are shown at `times_s`, seconds into the file, of the segment start_s <= t < end_s; in one pass.
+
+    A frame is shown until the next one; before the first frame of the segment, the first one is taken. The times of the
+    result are `times_s`. Sizes and squares are those of `decode_clip`.
+
+    Raises: DecodeError with a reason from `REASONS`.
+    """
+    def shown(frame_times_s: Sequence[float]) -> list[int]:
+        return [max(bisect_right(frame_times_s, time + 1e-6) - 1, 0) for time in times_s]
+    clip = _decode(path, shown, lambda picture: to_square(picture, size, square), start_s, end_s, "pyav")
+    return Decoded(np.stack(clip.frames), tuple(times_s), clip.decoder, clip.num_decodable, clip.width, clip.height)
+
+
 def decode_and_keep(path: str | Path, num_frames: int, size: int, keep: Keep, start_s: float = 0.0,
                     end_s: float | None = None, decoder: str = "auto", square: Square = CLIP_SQUARE) -> Decoded[tuple]:
     """As `decode_clip`, but keeps the result of `keep(frame [H,X,3])` for each frame instead of its pixels.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
-    def finish(picture: np.ndarray) -> Any:
-        return keep(to_square(picture, size, square))
+    return _decode(path, lambda times_s: _spread(len(times_s), num_frames),
+                   lambda picture: keep(to_square(picture, size, square)), start_s, end_s, decoder)
+
+
+def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None, decoder: str
+            ) -> Decoded[tuple]:
     with open_video(path) as (container, stream):
         scan = scan_packets(container, stream, start_s, end_s)
         suits_decord = scan.trusted and scan.whole and _suits_decord(container, stream)
     if scan.pts and (decoder == "decord" or (decoder == "auto" and suits_decord)):
         try:
-            return _decode_with_decord(path, num_frames, finish, scan)
+            return _decode_with_decord(path, pick, finish, scan)
         except (RuntimeError, ImportError, OSError) as error:
             if decoder == "decord":
                 raise refusal("no_frames", path, str(error).strip().splitlines()[-1]) from error
-    return _decode_with_pyav(path, num_frames, finish, start_s, end_s, scan)
+    return _decode_with_pyav(path, pick, finish, start_s, end_s, scan)
 
 
-def _decode_with_decord(path: str | Path, num_frames: int, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
+def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
     """Raises: RuntimeError, ImportError, OSError."""
-    picked = _spread(len(scan.pts), num_frames)
+    picked = pick(scan.times_s(range(len(scan.pts))))
     pictures, width, height = _decord_pictures(path, sorted(set(picked)), len(scan.pts), finish)
     return _clip(pictures, picked, scan.times_s(picked), "decord", len(scan.pts), width, height)
 
 
-def _decode_with_pyav(path: str | Path, num_frames: int, finish: Keep, start_s: float, end_s: float | None,
+def _decode_with_pyav(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None,
                       scan: PacketScan) -> Decoded[tuple]:
     """Raises: DecodeError."""
     if scan.pts and scan.trusted:
         try:
-            return _decode_by_jumping(path, num_frames, finish, scan)
+            return _decode_by_jumping(path, pick, finish, scan)
         except _UnexpectedFrameError:
             pass
-    return _decode_by_reading_all(path, num_frames, finish, start_s, end_s, scan.whole)
+    return _decode_by_reading_all(path, pick, finish, start_s, end_s, scan.whole)
 
 
-def _decode_by_jumping(path: str | Path, num_frames: int, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
+def _decode_by_jumping(path: str | Path, pick: Pick, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
     """Decode only from the key frame before each wanted frame. Raises: _UnexpectedFrameError."""
-    picked = _spread(len(scan.pts), num_frames)
+    picked = pick(scan.times_s(range(len(scan.pts))))
     wanted = deque(sorted(set(picked)))
     pictures: dict[int, Any] = {}
     with open_video(path) as (container, stream):
@@ -111,18 +131,19 @@ def _decode_by_jumping(path: str | Path, num_frames: int, finish: Keep, scan: Pa
     return _clip(pictures, picked, scan.times_s(picked), "pyav", len(scan.pts), width, height)
 
 
-def _decode_by_reading_all(path: str | Path, num_frames: int, finish: Keep, start_s: float, end_s: float | None,
+def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None,
                            whole: bool) -> Decoded[tuple]:
     """Decode the segment twice: to count the frames it really has, then to keep some. Raises: DecodeError."""
     with open_video(path) as (container, stream):
         times = [time for time, _ in _all_frames(container, stream, start_s, end_s)]
     if not times:
         raise refusal("no_frames" if whole else "too_short", path)
-    picked = _spread(len(times), num_frames)
+    picked = pick(times)
+    wanted = set(picked)
     pictures = {}
     with open_video(path) as (container, stream):
         for index, (_, frame) in enumerate(_all_frames(container, stream, start_s, end_s)):
-            if index in picked:
+            if index in wanted:
                 picture = _upright(frame)
                 pictures[index] = finish(picture)
                 height, width = picture.shape[:2]

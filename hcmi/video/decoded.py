@@ -16,6 +16,7 @@ REASONS = {
     "unsupported_codec": "no decoder for the video stream",
     "no_frames": "a video stream without a frame that can be decoded",
     "too_short": "the segment start_s..end_s holds no frame",
+    "too_long": "more than 10 hours",
     "timeout": "not decoded within shards.decode_timeout_s",
     "crashed": "the decoder took its process down",
     "unexpected": "an unexpected error",

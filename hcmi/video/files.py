@@ -23,7 +23,7 @@ VIDEO_ENDINGS = frozenset((
 GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 LACKING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE))     # of the machine
 NOT_OPENED = GONE | {errno.EMFILE, errno.ENFILE}       # FFmpeg's other errors are about what is in the file
-NEXT_STEPS = {"bad_name": "Rename it.", "outside": "Copy the file there.",
+NEXT_STEPS = {"bad_name": "Rename it.", "outside": "Copy the file there.", "too_long": "Cut it into parts.",
               "unexpected": "Remove the file, and report this message."}
 
 

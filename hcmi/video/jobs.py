@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 
 from hcmi.video.crop import CLIP_SQUARE, Square
-from hcmi.video.decode import decode_and_keep, decode_clip
+from hcmi.video.decode import decode_and_keep, decode_clip, decode_times
 from hcmi.video.decoded import Decoded, VideoInfo
 from hcmi.video.packets import probe
 
@@ -41,6 +41,7 @@ class DecodeJob:
     end_s: float | None = None
     decoder: str = "auto"
     square: Square = CLIP_SQUARE    # how frames become square
+    times_s: tuple[float, ...] = ()     # the frames shown at these seconds, in place of `num_frames` evenly spread ones
 
     def after_crash(self) -> "DecodeJob | None":
         """The job to run when this one hung or crashed its process: PyAV alone, or None if that has been tried.
@@ -73,7 +74,12 @@ def probe_job(job: ProbeJob) -> VideoInfo:
 
 
 def decode_job(job: DecodeJob) -> Decoded[np.ndarray]:
-    """The frames of a clip, as `decode_clip` gives them. Raises: DecodeError with a reason from `REASONS`."""
+    """The frames of a clip, as `decode_clip` or `decode_times` gives them.
+
+    Raises: DecodeError with a reason from `REASONS`.
+    """
+    if job.times_s:
+        return decode_times(job.path, job.times_s, job.size, job.start_s, job.end_s, job.square)
     return decode_clip(job.path, job.num_frames, job.size, job.start_s, job.end_s, job.decoder, job.square)
 
 

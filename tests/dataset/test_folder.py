@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from dataset_world import CONFIG, found_in
 
+from hcmi.config import WindowsConfig
 from hcmi.dataset import read_folder
 from hcmi.dataset.folder import iter_folder
 from hcmi.errors import DataError
@@ -200,3 +201,23 @@ def test_every_odd_file_is_a_clip_or_has_a_reason_when_looked_at(shared_data):
     assert clips | set(skipped) == set(decoded)
     assert set(skipped.values()) <= set(REASONS)
     assert {name for name, frames in decoded.items() if not frames} >= set(skipped), "a file with frames was left out"
+
+
+def test_long_video_without_captions_is_divided_into_clips(folder, film):
+    root = folder("video,caption\nb.mp4,a cat asleep\n")        # each of the two films has 2 s
+    windows = WindowsConfig(seconds=0.8, overlap_seconds=0.2, whole_seconds=1.0)
+    clips, skipped = read_folder(root, CONFIG, captions_required=False, windows=windows)
+    assert skipped == []
+    assert [(clip.video_id, clip.start_s, clip.end_s, clip.captions) for clip in clips] == [
+        ("a_0-800", 0.0, 0.8, ()), ("a_1200-end", 1.2, 2.0, ()), ("a_600-1400", 0.6, 1.4, ()),
+        ("b", 0.0, 2.0, ("a cat asleep",))]
+    assert len({clip.split for clip in clips if clip.video_id.startswith("a")}) == 1
+    assert len(read_folder(root, CONFIG, captions_required=False)[0]) == 2
+
+
+def test_video_that_claims_twelve_hours_is_left_out_when_long_videos_are_divided(folder, film, monkeypatch):
+    monkeypatch.setattr("hcmi.video.windows.MAX_HOURS", 1 / 3600)
+    windows = WindowsConfig(seconds=0.8, overlap_seconds=0.2, whole_seconds=1.0)
+    _, skipped = read_folder(folder("video,caption\nb.mp4,a cat\n"), CONFIG, captions_required=False, windows=windows)
+    assert [(skip.video_id, skip.reason) for skip in skipped] == [("a", "too_long")]
+    assert skipped[0].detail.endswith("Cut it into parts.")

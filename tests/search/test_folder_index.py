@@ -1,13 +1,14 @@
 """A folder of small real videos, searched while files are added, deleted, renamed and broken."""
 
 import pytest
-from search_world import T, searchable_model, write_video
+from search_world import searchable_model, write_video
 
 import hcmi.search.folder_index
+import hcmi.video
 from hcmi.errors import DataError
 from hcmi.index import SearchIndex
 from hcmi.search import Retriever
-from hcmi.search.folder_index import cut, index_folder, videos_by_name
+from hcmi.search.folder_index import index_folder, videos_by_name
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_second_visit_decodes_nothing(model, videos, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(hcmi.search.folder_index.DecoderPool, "_start", never)
+    monkeypatch.setattr(hcmi.video.DecoderPool, "_start", never)
     assert indexed(index_folder(model, videos, tmp_path / "cache")) == indexed(first)
 
 
@@ -93,28 +94,6 @@ def test_folder_of_copies_of_a_broken_file_is_refused(model, tmp_path):
         (tmp_path / name).write_bytes(b"no video at all")
     with pytest.raises(DataError, match="need a video that can be decoded, got 2 that cannot"):
         index_folder(model, tmp_path, tmp_path / "cache")
-
-
-def test_long_video_is_cut_into_clips(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(hcmi.search.folder_index, "CLIP_SECONDS", 2.0)
-    monkeypatch.setattr(hcmi.search.folder_index, "COMMIT", 1)
-    write_video(tmp_path / "videos" / "long.mp4", 250, seconds=10)
-    write_video(tmp_path / "videos" / "short.mp4", 250, seconds=1)
-    found = index_folder(model, tmp_path / "videos", tmp_path / "cache")
-    index = SearchIndex.open(found.path)
-    rows = index.live_rows()
-    parts = [(clip.start_s, clip.end_s) for clip in index.clips(rows)
-             if clip.path.endswith("long.mp4")]
-    assert sorted(parts) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
-    for clip, times_T in zip(index.clips(rows), index.times(rows), strict=True):
-        assert len(times_T) == T
-        assert clip.start_s <= times_T[0] <= times_T[-1] < clip.end_s
-
-
-def test_cut_keeps_short_videos_whole_and_long_ones_equal():
-    assert cut(0) == cut(60) == [(0.0, None)]
-    assert cut(61) == [(0.0, 30.5), (30.5, None)]
-    assert cut(90) == [(0.0, 30.0), (30.0, 60.0), (60.0, None)]
 
 
 def test_broken_cache_is_made_again(model, videos, tmp_path):

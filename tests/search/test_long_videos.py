@@ -1,0 +1,164 @@
+"""Long videos in a folder: their windows, against a loop that decodes and encodes each window by itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from search_world import T, call_hcmi, searchable_model, write_video
+from video_files import write_pictures
+
+import hcmi.search.encode_files
+from hcmi.config import WindowsConfig
+from hcmi.errors import ConfigError
+from hcmi.index import SearchIndex
+from hcmi.search import Retriever
+from hcmi.search.command import with_options
+from hcmi.search.folder_index import WINDOWS, index_folder
+from hcmi.video.decode import decode_clip, decode_times
+
+FPS = 12
+RULE = WindowsConfig(seconds=2.0, overlap_seconds=1.0, whole_seconds=3.0)       # with T = 6: 3 frames a second
+SECONDS = 9.5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A film whose colour changes all the time, a short video, and their index."""
+    root = tmp_path_factory.mktemp("long")
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 255, (round(SECONDS * FPS) + 1, 3)).cumsum(0) // 3 % 256
+    write_pictures(root / "videos/film.mp4", (np.full((48, 48, 3), colour, np.uint8) for colour in colours), FPS,
+                   g="30", crf="10")
+    write_video(root / "videos/short.mp4", 200)
+    model = searchable_model()
+    found = index_folder(model, root / "videos", root / "cache", RULE, num_workers=1)
+    return root, model, SearchIndex.open(found.path)
+
+
+def film_rows(index):
+    rows = index.live_rows()
+    clips = index.clips(rows)
+    order = sorted((clip.start_s, row) for row, clip in zip(rows, clips, strict=True) if clip.path.endswith("film.mp4"))
+    return np.array([row for _, row in order])
+
+
+def test_windows_of_a_film_are_those_of_the_rule(world):
+    _, _, index = world
+    rows = film_rows(index)
+    windows = [(clip.start_s, clip.end_s) for clip in index.clips(rows)]
+    assert windows[:3] == [(0, 2), (1, 3), (2, 4)]
+    assert windows[-1] == (pytest.approx(7.667, abs=1e-3), pytest.approx(9.583, abs=1e-3)), "it ends with the film"
+    assert len(index) == len(rows) + 1
+    for clip, times_T in zip(index.clips(rows), index.times(rows), strict=True):
+        assert np.allclose(times_T, clip.start_s + (np.arange(T) + 0.5) / 3, atol=1e-2)
+
+
+def test_tokens_of_each_window_are_those_of_a_loop_that_decodes_it_alone(world):
+    root, model, index = world
+    rows = film_rows(index)
+    for row, clip in list(zip(rows, index.clips(rows), strict=True))[:-1]:
+        alone = decode_clip(root / "videos/film.mp4", T, model.processor.image_size, clip.start_s, clip.end_s)
+        with torch.inference_mode():
+            wanted = model.encode_videos(model.processor.frames(alone.frames[None]), torch.ones(1, T, dtype=torch.bool))
+        got = index.tokens(row[None])
+        for name in ("video_BD", "frames_BTD", "clips_BCD"):
+            assert torch.allclose(getattr(got, name), getattr(wanted, name), atol=5e-3), (clip.start_s, name)
+
+
+def test_parts_of_a_film_give_the_same_windows_when_it_is_decoded_in_several(world, tmp_path, monkeypatch):
+    root, model, index = world
+    monkeypatch.setattr(hcmi.search.encode_files, "PART_SECONDS", 2.5)
+    monkeypatch.setattr(hcmi.search.encode_files, "WINDOWS", 2)
+    found = index_folder(model, root / "videos", tmp_path / "cache", RULE, num_workers=2)
+    other = SearchIndex.open(found.path)
+    rows, others = film_rows(index), film_rows(other)
+    assert index.clips(rows) == other.clips(others)
+    assert torch.equal(index.tokens(rows).frames_BTD, other.tokens(others).frames_BTD)
+
+
+def test_each_frame_goes_through_the_towers_once(world, tmp_path, monkeypatch):
+    root, model, _ = world
+    seen = []
+    frame_features = model.frame_features
+    monkeypatch.setattr(model, "frame_features", lambda pixels: seen.append(pixels.shape[1]) or frame_features(pixels))
+    index_folder(model, root / "videos", tmp_path / "cache", RULE, num_workers=1)
+    assert sum(seen) == 29 + T, "9.58 s with 3 frames a second, and the short video"
+
+
+def test_frame_that_stays_long_is_taken_for_every_time_at_which_it_is_shown(tmp_path):
+    """Variable frame rate: frames at 0, 0.1, ... 0.9 and then one at 8 s."""
+    import av
+
+    with av.open(str(tmp_path / "slides.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for number, pts in enumerate([*range(10), 80]):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * number, np.uint8), "rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    shown = decode_times(tmp_path / "slides.mkv", [0.05, 0.35, 0.95, 4.0, 7.9, 8.0], 16, 0.0, None)
+    assert np.abs(shown.frames.mean((1, 2, 3)) - np.array([0, 60, 180, 180, 180, 200])).max() < 4
+    assert shown.times_s == (0.05, 0.35, 0.95, 4.0, 7.9, 8.0)
+
+
+def test_answers_of_a_film_are_one_hit_whose_moments_share_no_second(world):
+    root, model, index = world
+    retriever = Retriever(model, index.folder)
+    hits = retriever.search("a red ring")
+    assert sorted(hit.path for hit in hits) == sorted(str(path) for path in (root / "videos").glob("*.mp4"))
+    film = next(hit for hit in hits if hit.path.endswith("film.mp4"))
+    moments = [(film.start_s, film.end_s), *((other.start_s, other.end_s) for other in film.more)]
+    assert 1 < len(moments) <= 5
+    for number, (start, end) in enumerate(moments):
+        assert all(end <= other[0] or other[1] <= start for other in moments[:number])
+    scores = [film.score, *(other.score for other in film.more)]
+    assert scores == sorted(scores, reverse=True)
+    text = retriever.encode_query("a red ring")
+    with torch.inference_mode():
+        every = model.combine(model.similarities(text, index.tokens(film_rows(index))))[0]
+    assert film.score == pytest.approx(float(every.max()))
+
+
+def test_film_like_a_window_is_another_file(world):
+    _, model, index = world
+    window = index.clips(film_rows(index)[:1])[0]
+    assert [hit.path.rsplit("/", 1)[1] for hit in Retriever(model, index.folder).similar(window.video_id)] == [
+        "short.mp4"]
+
+
+def test_explanation_of_a_window_has_its_frames(world):
+    _, model, index = world
+    retriever = Retriever(model, index.folder)
+    hit = next(hit for hit in retriever.search("a red ring") if hit.path.endswith("film.mp4"))
+    why = retriever.explain("a red ring", hit)
+    assert len(why.times_s) == T
+    assert hit.start_s - 1e-3 <= why.times_s[-1]
+    assert json.loads(json.dumps(why.record()))["hit"]["more"][0]["video_id"] == hit.more[0].video_id
+
+
+def test_answers_name_further_moments_when_the_command_searches_a_film(world, tmp_path, monkeypatch):
+    root, model, _ = world
+    model.save_pretrained(root / "model")
+    monkeypatch.setenv("HCMI_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (root / "films").mkdir(exist_ok=True)
+    (root / "films/film.mp4").write_bytes(write_video(tmp_path / "film.mp4", 250, seconds=31, fps=4).read_bytes())
+    asked = ("search", "a red ring", "--videos", root / "films", "--model", root / "model", "--window", 10)
+    hit, = json.loads(call_hcmi(*asked, "--json").stdout)
+    assert [list(hit)[-1], list(hit["more"][0])] == ["more", ["video_id", "score", "start_s", "end_s"]]
+    assert "     also " in call_hcmi(*asked).stdout.replace(str(root / "films/film.mp4"), "")
+    for wrong, message in ((("--overlap", 10), "need 0 or more, and less than the window's 10 seconds, got 10"),
+                           (("--window", 0.01), "--window: need at least 0.5 seconds, got 0.01")):
+        assert message in call_hcmi(*asked, *wrong, code=1).stderr
+    refused = call_hcmi("search", "a red ring", "--model", root / "model", "--overlap", 1, code=1)
+    assert "--window and --overlap: need --videos FOLDER" in refused.stderr
+
+
+def test_overlap_keeps_its_share_when_only_the_length_is_given():
+    assert with_options(WINDOWS, 8.0, None) == WINDOWS.model_copy(update={"seconds": 8.0, "overlap_seconds": 6.0})
+    assert with_options(WINDOWS, None, 1.0).overlap_seconds == 1.0
+    with pytest.raises(ConfigError, match=r"--window: need at least 0\.5 seconds, got nan"):
+        with_options(WINDOWS, float("nan"), None)
