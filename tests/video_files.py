@@ -11,6 +11,11 @@ import av
 import numpy as np
 
 STEP = 4
+# Names of good files that are not one line of UTF-8: as Latin-1 has them, and with control characters.
+NO_LINES = ("caf\udce9.mp4", "d\udce9r/video.mp4", "new\nline.mp4", "red\x1b[31m.mp4", "tab\t.mp4", "line\u2028.mp4")
+OF_SYSTEMS = ("._plain.mp4", ".Trash/plain.mp4", "__MACOSX/plain.mp4", "@eaDir/plain.mp4/SYNOVIDEO.mp4",
+              "$RECYCLE.BIN/plain.mp4")
+STILL_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 
 
 def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: str = "libx264", rotation: int = 0,
@@ -65,15 +70,17 @@ def write_odd_folder(folder: Path) -> tuple[list[str], dict[str, str]]:
     """Good videos under names that look like something else, and what is no video under the name of one.
 
     The names of the good ones, and the reason for each of the others; names that are no UTF-8 as Python decodes them.
+    Files of systems (`OF_SYSTEMS`), source code, a photo and a link to the folder itself are neither.
     """
     good = ["plain.mp4", "-dash.mp4", "--help.mp4", "with space.mp4", "a:b.mp4", "100%d;'\".mp4", "ünï/grün.mp4",
-            "family 👩‍👩‍👧.mp4", "שלום עולם.mp4", "x" * 251 + ".mp4"]
+            "family 👩‍👩‍👧.mp4", "שלום עולם.mp4", "x" * 251 + ".mp4", *NO_LINES]
     for number, name in enumerate(good):
         write_grey(folder / "made.mp4", num_frames=20 + number).rename(_inside(folder, name))
-    bad = dict.fromkeys(("caf\udce9.mp4", "d\udce9r/video.mp4", "new\nline.mp4", "red\x1b[31m.mp4", "tab\t.mp4",
-                         "line\u2028.mp4"), "bad_name")
-    for name in bad:
+    for name in OF_SYSTEMS:
         shutil.copy(folder / "plain.mp4", _inside(folder, name))
+    (folder / "source.ts").write_text("export const answer = 42;\n" * 40)
+    (folder / "photo.heic").write_bytes(STILL_HEIC)
+    (folder / "up").symlink_to(".")
     (folder / "folder.mp4").mkdir()
     os.mkfifo(folder / "pipe.mp4")
     with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(folder):      # such a path may be 107 characters long
@@ -84,7 +91,7 @@ def write_odd_folder(folder: Path) -> tuple[list[str], dict[str, str]]:
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("this is no video " * 100)
     special = ("folder.mp4", "pipe.mp4", "socket.mp4", "loop.mp4", "device.mp4")
-    return good, {**bad, **dict.fromkeys(special, "unreadable"),
+    return good, {**dict.fromkeys(special, "unreadable"),
                   "broken.mp4": "missing", "empty.mp4": "empty_file", "text.mp4": "not_a_video"}
 
 

@@ -7,8 +7,8 @@ yields rows in the order of the files; `read_annotations` counts them.
 import csv
 import io
 import json
-import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from hcmi.dataset.build_clips import bare_name, place_of
 from hcmi.dataset.captions import CaptionRow
 from hcmi.errors import ConfigError, DataError
 from hcmi.types import SPLITS
+from hcmi.video import walk_files
 
 Rows = Iterator[CaptionRow]
 SEGMENT_S = 5.0             # the unit of time of DiDeMo
@@ -333,13 +334,11 @@ def read_annotations(config: DatasetConfig) -> Rows:
 
 
 def files_by_bare_name(folder: Path) -> dict[str, str]:
-    """Path of every file below `folder`/videos by its name without ending, since people convert and nest videos.
+    """Path of every file below `folder`/videos by its name without ending (NFC), since people convert and nest videos.
 
     Of two files with the same name the first in alphabetical order is taken.
     """
     found: dict[str, str] = {}
-    for root, folders, files in os.walk(folder / "videos"):
-        folders.sort()
-        for name in sorted(files):
-            found.setdefault(bare_name(name), f"{root}/{name}")
+    for path in walk_files(folder / "videos") if (folder / "videos").is_dir() else ():
+        found.setdefault(unicodedata.normalize("NFC", bare_name(path.name)), str(path))
     return found

@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 import sqlite3
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from hcmi.config import DatasetConfig
 from hcmi.dataset.captions import CaptionRow
 from hcmi.errors import DataError, DecodeError, MachineError, shown
 from hcmi.progress import track
-from hcmi.types import Clip, Skip
+from hcmi.types import Clip, Skip, path_of_text, path_text
 from hcmi.video import VIDEO_ENDINGS, DecoderPool, ProbeJob, check_name, is_text, probe_job, sha256
 
 PROBE_TIMEOUT_S = 20.0
@@ -98,21 +99,22 @@ def _spool(db: sqlite3.Connection, rows: Iterable[CaptionRow | Skip], locate: Ca
         if isinstance(row, Skip):
             yield row
             continue
-        if row.video in refused:
+        name = path_text(row.video)     # SQLite takes only text
+        if name in refused:
             continue
         try:
-            path = _note_video(db, row, locate, seed)
+            path = _note_video(db, name, row, locate, seed)
         except DecodeError as error:
-            refused.add(row.video)
-            yield _skip(row.video, error.path, error.reason, str(error))
+            refused.add(name)
+            yield _skip(name, error.path, error.reason, str(error))
             continue
         if problem := _problem(row):
-            yield _skip(row.video, path, *problem)
+            yield _skip(name, path, *problem)
             continue
         start = round(row.start_s or 0.0, 3)
         end = TO_THE_END if row.end_s is None else round(row.end_s, 3)
-        if not db.execute(insert, (row.video, start, end, row.caption, number if keep_repeats else 0)).rowcount:
-            yield _skip(row.video, path, "duplicate_row", f"{row.where}: need a clip's caption once, got it again.")
+        if not db.execute(insert, (name, start, end, row.caption, number if keep_repeats else 0)).rowcount:
+            yield _skip(name, path, "duplicate_row", f"{row.where}: need a clip's caption once, got it again.")
 
 
 def _problem(row: CaptionRow) -> tuple[str, str] | None:
@@ -128,22 +130,24 @@ def _problem(row: CaptionRow) -> tuple[str, str] | None:
     return None
 
 
-def _note_video(db: sqlite3.Connection, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int) -> str:
-    """Put the video of a row into `videos`, or the row's split into the video's entry. Returns the path.
+def _note_video(db: sqlite3.Connection, name: str, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int
+                ) -> str:
+    """Put the video of a row into `videos`, or the row's split into the video's entry. Returns the path as text.
 
     Raises: DataError when two rows give the video different splits; DecodeError when it cannot be used.
     """
     select = "SELECT path, split, said FROM videos WHERE name = ?"
-    known = db.execute(select, (row.video,)).fetchone() if is_text(row.video) else None
+    known = db.execute(select, (name,)).fetchone() if is_text(name) else None
     if known is None:
+        check_name(row.video)
         path = locate(row)
         check_name(path)
         db.execute("INSERT INTO videos VALUES (?, ?, ?, ?, ?)",
-                   (row.video, path, row.split, place_of(row.video, seed), row.where))
-        return path
+                   (name, path_text(path), row.split, place_of(name, seed), shown(row.where)))
+        return path_text(path)
     path, split, said = known
     if row.split and split is None:
-        db.execute("UPDATE videos SET split = ?, said = ? WHERE name = ?", (row.split, row.where, row.video))
+        db.execute("UPDATE videos SET split = ?, said = ? WHERE name = ?", (row.split, shown(row.where), name))
     elif row.split and row.split != split:
         raise DataError(f"{row.where}: need one split for all rows of {row.video!r}, got {row.split} here and {split} "
                         f"in {said}. A video in two splits is trained on and tested on; correct one of them.")
@@ -168,10 +172,11 @@ def _inspect(db: sqlite3.Connection) -> Iterator[Skip]:
 def _probe_jobs(db: sqlite3.Connection, bar) -> Iterator[ProbeJob]:
     """A job for each file that could be hashed; the others go to the table `unreadable`, however many they are."""
     videos = db.execute("SELECT name, path FROM videos ORDER BY name")
-    for name, path, found in _hashed(videos):
+    for name, path, found in _hashed((name, path_of_text(path)) for name, path in videos):
         if isinstance(found, DecodeError):
             bar.update(1)
-            db.execute("INSERT INTO unreadable VALUES (?, ?, ?, ?)", (name, path, found.reason, str(found)))
+            db.execute("INSERT INTO unreadable VALUES (?, ?, ?, ?)",
+                       (name, path_text(path), found.reason, str(found)))
         else:
             yield ProbeJob((name, found), path)
 
@@ -212,7 +217,11 @@ def _cut(db: sqlite3.Connection) -> Iterator[Skip]:
 
 
 def place_of(name: str, seed: int) -> float:
-    """A number in [0, 1) from a hash of a video's name, to be compared with the fractions of the splits."""
+    """A number in [0, 1) from a hash of a video's name, to be compared with the fractions of the splits.
+
+    The name is taken in NFC, so that a copy of the videos on another system has the same splits.
+    """
+    name = unicodedata.normalize("NFC", name)
     return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:12], 16) / 16**12
 
 
@@ -224,6 +233,7 @@ def bare_name(name: str) -> str:
 
 def clip_id(name: str, start_s: float = 0.0, end_s: float = TO_THE_END) -> str:
     """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a segment."""
+    name = unicodedata.normalize("NFC", name)
     stem = bare_name(name)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
     if re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
@@ -276,4 +286,5 @@ def _clips(db: sqlite3.Connection) -> Iterator[Clip]:
         video_id, path, split, start, end, duration, sha256 = head
         end = duration if end == TO_THE_END else min(end, duration) if duration else end
         captions = tuple(row[7] for row in group if row[7] is not None)
-        yield Clip(video_id, path, split, captions, start, end, round(max(end - start, 0.0), 6), sha256, {})
+        duration_s = round(max(end - start, 0.0), 6)
+        yield Clip(video_id, path_of_text(path), split, captions, start, end, duration_s, sha256, {})

@@ -76,12 +76,12 @@ def _check_text(where: str, cell: str, column: str) -> None:
         try:
             cell.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise not_utf8(where, cell) from error
+            raise _not_utf8(where, cell) from error
     if "\0" in cell:
         raise DataError(f"{where}: need text, got a zero byte. Save the file as CSV in UTF-8.")
 
 
-def not_utf8(where: str, cell: str) -> DataError:
+def _not_utf8(where: str, cell: str) -> DataError:
     """The error about a cell that was read with `surrogateescape`."""
     byte = next(ord(char) - 0xDC00 for char in cell if "\udc80" <= char <= "\udcff")
     return DataError(f"{where}: need UTF-8, got the byte 0x{byte:02x}. Save the file as UTF-8.")

@@ -3,17 +3,18 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from hcmi.config import DatasetConfig
 from hcmi.dataset.build_clips import build_clips
-from hcmi.dataset.captions import CaptionRow, not_utf8, read_captions
+from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.errors import DataError
 from hcmi.files import project_path
 from hcmi.types import Clip, Skip
-from hcmi.video import find_videos, is_text, refusal
+from hcmi.video import find_videos, is_text, names_below, refusal
 
 Found = Iterator[Clip | Skip]
 
@@ -34,6 +35,8 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     rows: Iterable[CaptionRow] = ()
     if captions_required or os.path.isfile(folder / "captions.csv"):
         rows = read_captions(folder / "captions.csv")
+    name_on_disk = names_below(videos)
+    rows = (replace(row, video=name_on_disk(row.video)) for row in rows)
     if not captions_required:
         rows = chain(rows, _uncaptioned(videos))
     return build_clips(rows, lambda row: _locate(videos, inside, row), config)
@@ -57,7 +60,7 @@ def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
         raise DataError(f"{where}: need a path inside {videos}, got {name!r} with '..'. Copy the file there.")
     path = project_path(videos / name)
     if not is_text(name) and not os.path.lexists(path):
-        raise not_utf8(where, name)
+        raise refusal("missing", path, f"{where} holds bytes that are no UTF-8: save the table as UTF-8")
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(inside):
         raise refusal("outside", path, f"to {real}")

@@ -1,5 +1,6 @@
 """The `dataset` stage: read any known data set and write the manifest. docs/datasets.md says what to put where."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ def _published(config: DatasetConfig, generated_dir: Path) -> Found:
     files = files_by_bare_name(folder)
 
     def locate(row: CaptionRow) -> str:
-        return project_path(files.get(row.video, folder / "videos" / row.video))
+        return project_path(files.get(unicodedata.normalize("NFC", row.video), folder / "videos" / row.video))
 
     return build_clips(read_annotations(config), locate, config, keep_repeats=True)
 

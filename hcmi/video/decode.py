@@ -170,7 +170,7 @@ def _decord_pictures(path: str | Path, indices: list[int], expected: int, finish
                 waiting.clear()
         del reader      # ends its thread
         pictures |= {i: finish(frame) for i, frame in waiting.items()}
-    except decord.DECORDError as error:
+    except (decord.DECORDError, UnicodeEncodeError) as error:       # it takes only names in UTF-8
         raise RuntimeError(str(error)) from error
     return pictures, frame.shape[1], frame.shape[0]
 

@@ -13,7 +13,7 @@ import av
 from av.stream import Disposition
 
 from hcmi.video.decoded import VideoInfo
-from hcmi.video.files import NOT_OPENED, check_file, one_file, refusal
+from hcmi.video.files import NOT_OPENED, check_file, is_still_image, one_file, refusal
 
 SEEKS_ANYWHERE = frozenset({"mpegts", "mpeg"})      # these have no index: a seek may land behind the key frame
 LEADS_S = (1.0, 10.0, 100.0)    # so seek this much earlier, and check that a key frame follows in time
@@ -74,7 +74,7 @@ def open_video(path: str | Path) -> Iterator[tuple]:
             raise refusal("not_a_video", path) from error
     with container:
         videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not videos:
+        if not videos or is_still_image(path, container.format.name):
             raise refusal("no_video_stream", path)
         stream = videos[0]
         if stream.codec_context is None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -253,6 +254,16 @@ BROKEN = {
     "no captions": ("captions_msvd.json", "{}", r"captions_msvd.json, a: need list, got null"),
     "numbers": ("captions_msvd.json", '{"a": [3]}', r"captions_msvd.json, a: need str, got 3"),
 }
+
+
+def test_video_is_found_by_its_name_when_systems_and_macs_have_been_there(tmp_path):
+    nfd = unicodedata.normalize("NFD", "café")
+    for name in (".Trash/v_1.mp4", "__MACOSX/v_1.mp4", "part/v_1.webm", "._v_2.mp4", "v_2.MP4", f"{nfd}.avi"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name).touch()
+    found = {name: Path(path).relative_to(tmp_path / "videos").as_posix()
+             for name, path in files_by_bare_name(tmp_path).items()}
+    assert found == {"v_1": "part/v_1.webm", "v_2": "v_2.MP4", "café": f"{nfd}.avi"}
 
 
 @pytest.mark.parametrize("case", BROKEN)
