@@ -39,7 +39,7 @@ def is_passed_over(name: str) -> bool:
 
 
 def folders_with_files(root: str | Path) -> list[Path]:
-    """The folders in `root` that hold a file or cannot be listed, sorted by name; `is_passed_over` ones are left out."""
+    """The folders in `root` that hold a file or cannot be listed, by name; `is_passed_over` ones are left out."""
     root = Path(root)
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()] if root.is_dir() else []
     return [folder for folder in folders if not is_passed_over(folder.name) and _holds_files(folder)]

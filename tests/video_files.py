@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -19,8 +20,11 @@ STILL_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 
 
 def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: str = "libx264", rotation: int = 0,
-                   **options: str) -> Path:
-    """A video file of these pictures, uint8 [H, X, 3]; the one writer of the tests. `options`: those of the codec."""
+                   start_s: int = 0, pixel_shape: int = 1, **options: str) -> Path:
+    """A video file of these pictures, uint8 [H, X, 3]; the one writer of the tests. `options`: those of the codec.
+
+    `start_s`: the time of the first frame. `pixel_shape`: width of a pixel in heights of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = iter(pictures)
     first = next(pictures)
@@ -30,14 +34,18 @@ def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: 
         stream.options = options
         if rotation:
             stream.set_display_rotation(rotation)
-        for picture in (first, *pictures):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel_shape)
+        for number, picture in enumerate((first, *pictures)):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+            frame.pts, frame.time_base = start_s * fps + number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
 def write_grey(path: Path, num_frames: int = 20, fps: int = 10, width: int = 64, height: int = 48, gop: int = 250,
-               codec: str = "libx264", rotation: int = 0, split: bool = False) -> Path:
+               codec: str = "libx264", rotation: int = 0, split: bool = False, start_s: int = 0,
+               pixel_shape: int = 1) -> Path:
     """`split`: the left half stays black, so that rotation shows."""
     def picture(index: int) -> np.ndarray:
         made = np.full((height, width, 3), index * STEP % 256, np.uint8)
@@ -46,8 +54,8 @@ def write_grey(path: Path, num_frames: int = 20, fps: int = 10, width: int = 64,
             made[:, width // 2:] = 250
         return made
 
-    return write_pictures(path, map(picture, range(num_frames)), fps, codec, rotation, g=str(gop), crf="10",
-                          preset="ultrafast", sc_threshold="0")
+    return write_pictures(path, map(picture, range(num_frames)), fps, codec, rotation, start_s, pixel_shape,
+                          g=str(gop), crf="10", preset="ultrafast", sc_threshold="0")
 
 
 def write_sound(path: Path) -> Path:

@@ -17,6 +17,7 @@ from operator import itemgetter
 
 from hcmi.config import DatasetConfig
 from hcmi.dataset.captions import CaptionRow
+from hcmi.dataset.near_duplicates import NearDuplicate, near_duplicates
 from hcmi.errors import DataError, DecodeError, MachineError, shown
 from hcmi.progress import track
 from hcmi.types import Clip, Skip, path_of_text, path_text
@@ -29,7 +30,7 @@ TABLES = """
     CREATE TABLE captions (n INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, caption TEXT, copy INTEGER,
                            UNIQUE (name, start, end, caption, copy));
     CREATE TABLE unreadable (name TEXT PRIMARY KEY, path TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;
-    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL) WITHOUT ROWID;
+    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL, look INTEGER) WITHOUT ROWID;
     CREATE TABLE clips (video_id TEXT PRIMARY KEY, name TEXT, start REAL, end REAL) WITHOUT ROWID;
     CREATE TABLE contents (sha256 TEXT PRIMARY KEY, place REAL, split TEXT, free INTEGER, evaluated TEXT) WITHOUT ROWID;
 """
@@ -43,14 +44,18 @@ CONTENTS = """
                  min(iif(split = 'val', path, NULL)) AS val
           FROM videos JOIN facts USING (name) WHERE name IN (SELECT name FROM clips) GROUP BY sha256)
 """
+LOOKS = """
+    SELECT path, coalesce(videos.split, contents.split) AS own, duration, look FROM videos JOIN facts USING (name)
+    JOIN contents USING (sha256) WHERE look NOT NULL AND name IN (SELECT name FROM clips) AND own != ? ORDER BY name
+"""
 TO_THE_END = -1.0           # in the column `end`; SQLite would take two NULLs as different
 # SQLite's errors about a disk that is full, broken or not writable; its other errors are bugs.
 DISK_ERRORS = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
 
 
 def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow], str], config: DatasetConfig,
-                keep_repeats: bool = False) -> Iterator[Clip | Skip]:
-    """Yield the clips in order of video_id, and a Skip for everything that is left out.
+                keep_repeats: bool = False) -> Iterator[Clip | Skip | NearDuplicate]:
+    """Yield the clips in order of video_id, a Skip for everything left out, and what looks like a copy across splits.
 
     `rows` may hold Skips, which are passed on. `locate` gives the path of a row's video, whether or not the file
     exists; when it raises a DecodeError the video is left out. A caption that repeats another of the same clip word for
@@ -58,8 +63,8 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
 
     A video whose split no row gives gets one by a hash of its name, `config.seed` and the two fractions. Train, test
     and val get at least one video each, in this order, where there are enough. Videos of equal bytes get one split.
-    Where the rows give them several, the training videos among them are left out: a model must not be tested on what it
-    was trained on, and the evaluation stays as it is given.
+    Where the rows give them several, only those of test are used, or else those of val: a model must not be tested on
+    what it was trained or chosen on, and the test stays as it is given.
 
     Raises: DataError when rows contradict each other; and the errors of `rows` and `locate`.
     """
@@ -70,6 +75,7 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
         yield from _cut(db)
         _assign_splits(db, config)
         yield from _drop_leaking(db)
+        yield from near_duplicates(db.execute(LOOKS, ("train",)), db.execute(LOOKS, ("test",)))
         yield from _clips(db)
 
 
@@ -113,6 +119,10 @@ def _spool(db: sqlite3.Connection, rows: Iterable[CaptionRow | Skip], locate: Ca
             continue
         start = round(row.start_s or 0.0, 3)
         end = TO_THE_END if row.end_s is None else round(row.end_s, 3)
+        if end != TO_THE_END and end <= start:
+            yield _skip(name, path, "bad_segment", f"{row.where}: need a part of a millisecond or more, got "
+                                                   f"{row.start_s or 0.0} to {row.end_s}.")
+            continue
         if not db.execute(insert, (name, start, end, row.caption, number if keep_repeats else 0)).rowcount:
             yield _skip(name, path, "duplicate_row", f"{row.where}: need a clip's caption once, got it again.")
 
@@ -165,7 +175,8 @@ def _inspect(db: sqlite3.Connection) -> Iterator[Skip]:
             if isinstance(found, DecodeError):
                 yield _skip(name, job.path, found.reason, str(found))
             else:
-                db.execute("INSERT INTO facts VALUES (?, ?, ?)", (name, digest, round(found.duration_s, 6)))
+                facts = name, digest, round(found.duration_s, 6), found.look
+                db.execute("INSERT INTO facts VALUES (?, ?, ?, ?)", facts)
     yield from (_skip(*row) for row in db.execute("SELECT name, path, reason, detail FROM unreadable ORDER BY name"))
 
 
@@ -266,13 +277,13 @@ def _assign_splits(db: sqlite3.Connection, config: DatasetConfig) -> None:
 
 
 def _drop_leaking(db: sqlite3.Connection) -> Iterator[Skip]:
-    """Remove the training clips whose bytes are given to val or test too; yield a Skip for each."""
-    leaking = db.execute("SELECT video_id, name, path, contents.split, evaluated FROM clips JOIN videos USING (name) "
-                         "JOIN facts USING (name) JOIN contents USING (sha256) WHERE videos.split = 'train' "
-                         "AND evaluated NOT NULL ORDER BY video_id").fetchall()
-    for video_id, name, path, split, evaluated in leaking:
+    """Remove the clips of train and val whose bytes are given to a later split too; yield a Skip for each."""
+    leaking = db.execute("SELECT video_id, name, path, videos.split, contents.split, evaluated FROM clips JOIN videos "
+                         "USING (name) JOIN facts USING (name) JOIN contents USING (sha256) "
+                         "WHERE videos.split != contents.split ORDER BY video_id").fetchall()
+    for video_id, name, path, own, split, evaluated in leaking:
         db.execute("DELETE FROM clips WHERE video_id = ?", (video_id,))
-        detail = (f"{path}: need other videos for training than for {split}, got the bytes of {evaluated}. "
+        detail = (f"{path}: need other videos for {own} than for {split}, got the bytes of {evaluated}. "
                   f"Remove this file, or give both the same split.")
         yield _skip(name, path, "duplicate_video", detail, video_id)
 

@@ -11,12 +11,13 @@ from typing import Any
 from hcmi.config import DatasetConfig
 from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow, read_captions
+from hcmi.dataset.near_duplicates import NearDuplicate
 from hcmi.errors import DataError
 from hcmi.files import project_path
 from hcmi.types import Clip, Skip
 from hcmi.video import find_videos, is_text, names_below, refusal
 
-Found = Iterator[Clip | Skip]
+Found = Iterator[Clip | Skip | NearDuplicate]
 
 
 def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True) -> Found:
@@ -73,20 +74,21 @@ def read_folder(folder: str | Path, config: DatasetConfig,
 
     Raises: DataError as `iter_folder` does, and when not one clip is left.
     """
-    skipped: list[Skip] = []
-    clips = list(only_clips(iter_folder(folder, config, captions_required), skipped.append))
+    left_out: list[Skip | NearDuplicate] = []
+    clips = list(only_clips(iter_folder(folder, config, captions_required), left_out.append))
+    skipped = [one for one in left_out if isinstance(one, Skip)]
     if not clips:
         raise nothing_usable(folder, Counter(skip.reason for skip in skipped), skipped)
     return clips, skipped
 
 
-def only_clips(found: Found, skip: Callable[[Skip], Any]) -> Iterator[Clip]:
-    """The clips among `found`; each Skip is given to `skip`."""
+def only_clips(found: Found, note: Callable[[Any], object]) -> Iterator[Clip]:
+    """The clips among `found`; everything else is given to `note`."""
     for one in found:
         if isinstance(one, Clip):
             yield one
         else:
-            skip(one)
+            note(one)
 
 
 def nothing_usable(folder: str | Path, reasons: Counter[str], skipped: list[Skip]) -> DataError:

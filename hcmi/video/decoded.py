@@ -32,6 +32,7 @@ class VideoInfo:
     duration_s: float
     num_frames_claimed: int     # 0 where the headers say nothing
     codec: str
+    look: int | None = None     # 64 bits of what the first frame looks like (`look_of`); None where it is flat
 
 
 Frames = TypeVar("Frames")

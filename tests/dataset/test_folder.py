@@ -13,7 +13,7 @@ from dataset_world import CONFIG, found_in
 from hcmi.dataset import read_folder
 from hcmi.dataset.folder import iter_folder
 from hcmi.errors import DataError
-from hcmi.types import Clip
+from hcmi.types import Clip, Skip
 from hcmi.video import REASONS
 
 REFUSED = {
@@ -217,7 +217,7 @@ def test_every_real_clip_is_found_when_captions_are_human(shared_data):
 def test_every_odd_file_is_a_clip_or_has_a_reason_when_looked_at(shared_data):
     found = list(iter_folder(shared_data / "odd_videos", CONFIG, captions_required=False))
     clips = {clip.path.rsplit("odd_videos/")[1] for clip in found if isinstance(clip, Clip)}
-    skipped = {row.path.rsplit("odd_videos/")[1]: row.reason for row in found if not isinstance(row, Clip)}
+    skipped = {row.path.rsplit("odd_videos/")[1]: row.reason for row in found if isinstance(row, Skip)}
     decoded = {entry["file"]: entry["decoded"] for entry in
                json.loads((shared_data / "odd_videos" / "probe.json").read_text())}
     assert clips | set(skipped) == set(decoded) - {"exoplayer/sample_MP.heic"}      # a photo
