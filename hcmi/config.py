@@ -41,7 +41,8 @@ class ScenesConfig(Section):
 
 
 class DatasetConfig(Section):
-    name: Literal["scenes", "folder", "webdataset", "msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vatex"]
+    name: Literal["scenes", "folder", "webdataset", "msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vatex",
+                  "tvr", "charades_sta", "qvhighlights"]
     path: str                       # folder of the data set's files (webdataset: docs/datasets.md); unused by scenes
     protocol: str                   # of a published data set (docs/datasets.md), or `default`
     val_fraction: Fraction          # share of the videos without a given split

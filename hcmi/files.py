@@ -16,6 +16,9 @@ from hcmi.errors import WRITING, HcmiError, MachineError, file_of, machine_error
 LEFT_SECONDS = 60       # an unlocked temporary folder of this age was left by a writer that was killed
 TEMPORARY = re.compile(r"(?<![^/])\.([^/]+)\.\w{8}\.tmp(?![^/])")     # names of temporary files and folders
 CHECKED_BYTES = 2**20   # a disk without room for this is full
+# What systems and archivers put beside people's files, in lower case; names that start with a dot are theirs too.
+SYSTEM_NAMES = frozenset(("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+                          "thumbs.db", "desktop.ini"))
 
 
 def project_path(path: str | Path) -> str:
@@ -30,16 +33,25 @@ def webdataset_url(url: str) -> str:
     return f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3://") else url
 
 
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or the system's own, and so is never a person's data."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
 def folders_with_files(root: str | Path) -> list[Path]:
-    """The folders in `root` that hold a file or cannot be listed, sorted by name; hidden folders are left out."""
+    """The folders in `root` that hold a file or cannot be listed, by name; `is_passed_over` ones are left out."""
     root = Path(root)
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()] if root.is_dir() else []
-    return [folder for folder in folders if not folder.name.startswith(".") and _holds_files(folder)]
+    return [folder for folder in folders if not is_passed_over(folder.name) and _holds_files(folder)]
 
 
 def _holds_files(folder: Path) -> bool:
     unlisted: list[OSError] = []
-    return any(files for _, _, files in os.walk(folder, onerror=unlisted.append)) or bool(unlisted)
+    for _, folders, files in os.walk(folder, onerror=unlisted.append):
+        if not all(map(is_passed_over, files)):
+            return True
+        folders[:] = [name for name in folders if not is_passed_over(name)]
+    return bool(unlisted)
 
 
 def ask_to_write(*, folders: Iterable[str | Path] = (), files: Iterable[str | Path] = ()) -> None:

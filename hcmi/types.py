@@ -11,6 +11,7 @@ In pixels the last dimension is colour, RGB, and is written C as well: `frames_B
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,26 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f]|5c)")
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
 SPLITS = ("train", "val", "test")
+
+
+def path_text(path: str) -> str:
+    """A path as text for tables and JSON: a byte of a file name that is no UTF-8 becomes `\\xe9`, as people see it.
+
+    A path that holds such an escape by itself gets its backslash escaped, so that `path_of_text` is the inverse.
+    """
+    if "\\x" in path:
+        path = _ESCAPED_BYTE.sub(lambda found: r"\x5c" + found[0][1:], path)
+    return path if path.isascii() else "".join(
+        f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in path)
+
+
+def path_of_text(text: str) -> str:
+    """The path that `path_text` made into text, as Python opens it (surrogateescape)."""
+    return text if "\\x" not in text else _ESCAPED_BYTE.sub(
+        lambda found: "\\" if found[1] == "5c" else chr(0xDC00 + int(found[1], 16)), text)
 
 
 @dataclass(frozen=True)
@@ -39,8 +58,8 @@ class Clip:
     tags: dict[str, str]     # free labels for filters and evaluation slices, e.g. {"num_events": "3"}
 
     def to_row(self) -> dict[str, Any]:
-        """A row of `CLIP_SCHEMA`, which is also ready for JSON."""
-        return {**vars(self), "captions": list(self.captions), "tags": dict(self.tags)}
+        """A row of `CLIP_SCHEMA`, which is also ready for JSON; its path is text (`path_text`)."""
+        return {**vars(self), "path": path_text(self.path), "captions": list(self.captions), "tags": dict(self.tags)}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Clip":
@@ -49,7 +68,8 @@ class Clip:
         Raises: KeyError when a column is missing.
         """
         values = {name: row[name] for name in CLIP_SCHEMA.names}
-        return cls(**{**values, "captions": tuple(row["captions"] or ()), "tags": dict(row["tags"] or {})})
+        return cls(**{**values, "path": path_of_text(row["path"]), "captions": tuple(row["captions"] or ()),
+                      "tags": dict(row["tags"] or {})})
 
     @property
     def content_key(self) -> tuple[str, float, float]:

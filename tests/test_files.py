@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hcmi.files
 from hcmi.errors import MachineError
-from hcmi.files import ask_to_write, atomic_dir, atomic_file
+from hcmi.files import ask_to_write, atomic_dir, atomic_file, folders_with_files
+from hcmi.types import path_of_text, path_text
 
 
 def write_half(writer, target) -> None:
@@ -153,3 +156,19 @@ def test_atomic_file_is_another_file_when_it_replaces_one(tmp_path):
             path.write_text("new")
         assert reader.read() == "old"
         assert os.stat(target).st_ino != os.fstat(reader.fileno()).st_ino
+
+
+PARTS = (b"\\", b"x", b"5c", b"e9", b"\xe9", b"\xc3\xa9", b"/")
+
+
+@given(st.one_of(st.binary(max_size=12), st.lists(st.sampled_from(PARTS), max_size=8).map(b"".join)))
+def test_path_is_text_and_comes_back_when_its_bytes_are_anything(raw):
+    path = os.fsdecode(raw)
+    assert path_of_text(path_text(path).encode("utf-8").decode()) == path
+
+
+def test_folder_holds_no_files_when_they_are_those_of_a_system(tmp_path):
+    for name in ("a/videos/v.mp4", "mac/.DS_Store", "mac/__MACOSX/v.mp4", "windows/Thumbs.db", "@eaDir/v.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [folder.name for folder in folders_with_files(tmp_path)] == ["a"]

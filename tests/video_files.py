@@ -5,17 +5,26 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
 STEP = 4
+# Names of good files that are not one line of UTF-8: as Latin-1 has them, and with control characters.
+NO_LINES = ("caf\udce9.mp4", "d\udce9r/video.mp4", "new\nline.mp4", "red\x1b[31m.mp4", "tab\t.mp4", "line\u2028.mp4")
+OF_SYSTEMS = ("._plain.mp4", ".Trash/plain.mp4", "__MACOSX/plain.mp4", "@eaDir/plain.mp4/SYNOVIDEO.mp4",
+              "$RECYCLE.BIN/plain.mp4")
+STILL_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 
 
 def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: str = "libx264", rotation: int = 0,
-                   **options: str) -> Path:
-    """A video file of these pictures, uint8 [H, X, 3]; the one writer of the tests. `options`: those of the codec."""
+                   start_s: int = 0, pixel_shape: int = 1, **options: str) -> Path:
+    """A video file of these pictures, uint8 [H, X, 3]; the one writer of the tests. `options`: those of the codec.
+
+    `start_s`: the time of the first frame. `pixel_shape`: width of a pixel in heights of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = iter(pictures)
     first = next(pictures)
@@ -25,14 +34,18 @@ def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: 
         stream.options = options
         if rotation:
             stream.set_display_rotation(rotation)
-        for picture in (first, *pictures):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel_shape)
+        for number, picture in enumerate((first, *pictures)):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+            frame.pts, frame.time_base = start_s * fps + number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
 def write_grey(path: Path, num_frames: int = 20, fps: int = 10, width: int = 64, height: int = 48, gop: int = 250,
-               codec: str = "libx264", rotation: int = 0, split: bool = False) -> Path:
+               codec: str = "libx264", rotation: int = 0, split: bool = False, start_s: int = 0,
+               pixel_shape: int = 1) -> Path:
     """`split`: the left half stays black, so that rotation shows."""
     def picture(index: int) -> np.ndarray:
         made = np.full((height, width, 3), index * STEP % 256, np.uint8)
@@ -41,8 +54,8 @@ def write_grey(path: Path, num_frames: int = 20, fps: int = 10, width: int = 64,
             made[:, width // 2:] = 250
         return made
 
-    return write_pictures(path, map(picture, range(num_frames)), fps, codec, rotation, g=str(gop), crf="10",
-                          preset="ultrafast", sc_threshold="0")
+    return write_pictures(path, map(picture, range(num_frames)), fps, codec, rotation, start_s, pixel_shape,
+                          g=str(gop), crf="10", preset="ultrafast", sc_threshold="0")
 
 
 def write_sound(path: Path) -> Path:
@@ -65,15 +78,17 @@ def write_odd_folder(folder: Path) -> tuple[list[str], dict[str, str]]:
     """Good videos under names that look like something else, and what is no video under the name of one.
 
     The names of the good ones, and the reason for each of the others; names that are no UTF-8 as Python decodes them.
+    Files of systems (`OF_SYSTEMS`), source code, a photo and a link to the folder itself are neither.
     """
     good = ["plain.mp4", "-dash.mp4", "--help.mp4", "with space.mp4", "a:b.mp4", "100%d;'\".mp4", "ünï/grün.mp4",
-            "family 👩‍👩‍👧.mp4", "שלום עולם.mp4", "x" * 251 + ".mp4"]
+            "family 👩‍👩‍👧.mp4", "שלום עולם.mp4", "x" * 251 + ".mp4", *NO_LINES]
     for number, name in enumerate(good):
         write_grey(folder / "made.mp4", num_frames=20 + number).rename(_inside(folder, name))
-    bad = dict.fromkeys(("caf\udce9.mp4", "d\udce9r/video.mp4", "new\nline.mp4", "red\x1b[31m.mp4", "tab\t.mp4",
-                         "line\u2028.mp4"), "bad_name")
-    for name in bad:
+    for name in OF_SYSTEMS:
         shutil.copy(folder / "plain.mp4", _inside(folder, name))
+    (folder / "source.ts").write_text("export const answer = 42;\n" * 40)
+    (folder / "photo.heic").write_bytes(STILL_HEIC)
+    (folder / "up").symlink_to(".")
     (folder / "folder.mp4").mkdir()
     os.mkfifo(folder / "pipe.mp4")
     with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(folder):      # such a path may be 107 characters long
@@ -84,7 +99,7 @@ def write_odd_folder(folder: Path) -> tuple[list[str], dict[str, str]]:
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("this is no video " * 100)
     special = ("folder.mp4", "pipe.mp4", "socket.mp4", "loop.mp4", "device.mp4")
-    return good, {**bad, **dict.fromkeys(special, "unreadable"),
+    return good, {**dict.fromkeys(special, "unreadable"),
                   "broken.mp4": "missing", "empty.mp4": "empty_file", "text.mp4": "not_a_video"}
 
 

@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 import sqlite3
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,10 @@ from operator import itemgetter
 
 from hcmi.config import DatasetConfig, WindowsConfig
 from hcmi.dataset.captions import CaptionRow
+from hcmi.dataset.near_duplicates import NearDuplicate, near_duplicates
 from hcmi.errors import DataError, DecodeError, MachineError, shown
 from hcmi.progress import track
-from hcmi.types import Clip, Skip
+from hcmi.types import Clip, Skip, path_of_text, path_text
 from hcmi.video import VIDEO_ENDINGS, DecoderPool, ProbeJob, check_length, check_name, cut, is_text, probe_job, sha256
 
 PROBE_TIMEOUT_S = 20.0
@@ -28,7 +30,7 @@ TABLES = """
     CREATE TABLE captions (n INTEGER PRIMARY KEY, name TEXT, start REAL, end REAL, caption TEXT, copy INTEGER,
                            UNIQUE (name, start, end, caption, copy));
     CREATE TABLE unreadable (name TEXT PRIMARY KEY, path TEXT, reason TEXT, detail TEXT) WITHOUT ROWID;
-    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL) WITHOUT ROWID;
+    CREATE TABLE facts (name TEXT PRIMARY KEY, sha256 TEXT, duration REAL, look INTEGER) WITHOUT ROWID;
     CREATE TABLE clips (video_id TEXT PRIMARY KEY, name TEXT, start REAL, end REAL) WITHOUT ROWID;
     CREATE TABLE contents (sha256 TEXT PRIMARY KEY, place REAL, split TEXT, free INTEGER, evaluated TEXT) WITHOUT ROWID;
 """
@@ -42,14 +44,19 @@ CONTENTS = """
                  min(iif(split = 'val', path, NULL)) AS val
           FROM videos JOIN facts USING (name) WHERE name IN (SELECT name FROM clips) GROUP BY sha256)
 """
+LOOKS = """
+    SELECT path, coalesce(videos.split, contents.split) AS own, duration, look FROM videos JOIN facts USING (name)
+    JOIN contents USING (sha256) WHERE look NOT NULL AND name IN (SELECT name FROM clips) AND own != ? ORDER BY name
+"""
 TO_THE_END = -1.0           # in the column `end`; SQLite would take two NULLs as different
 # SQLite's errors about a disk that is full, broken or not writable; its other errors are bugs.
 DISK_ERRORS = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN))
 
 
 def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow], str], config: DatasetConfig,
-                keep_repeats: bool = False, windows: WindowsConfig | None = None) -> Iterator[Clip | Skip]:
-    """Yield the clips in order of video_id, and a Skip for everything that is left out.
+                keep_repeats: bool = False, windows: WindowsConfig | None = None
+                ) -> Iterator[Clip | Skip | NearDuplicate]:
+    """Yield the clips in order of video_id, a Skip for everything left out, and what looks like a copy across splits.
 
     `rows` may hold Skips, which are passed on. `locate` gives the path of a row's video, whether or not the file
     exists; when it raises a DecodeError the video is left out. A caption that repeats another of the same clip word for
@@ -58,8 +65,8 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
 
     A video whose split no row gives gets one by a hash of its name, `config.seed` and the two fractions. Train, test
     and val get at least one video each, in this order, where there are enough. Videos of equal bytes get one split.
-    Where the rows give them several, the training videos among them are left out: a model must not be tested on what it
-    was trained on, and the evaluation stays as it is given.
+    Where the rows give them several, only those of test are used, or else those of val: a model must not be tested on
+    what it was trained or chosen on, and the test stays as it is given.
 
     Raises: DataError when rows contradict each other; and the errors of `rows` and `locate`.
     """
@@ -72,6 +79,7 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
         yield from _cut(db)
         _assign_splits(db, config)
         yield from _drop_leaking(db)
+        yield from near_duplicates(db.execute(LOOKS, ("train",)), db.execute(LOOKS, ("test",)))
         yield from _clips(db)
 
 
@@ -101,21 +109,26 @@ def _spool(db: sqlite3.Connection, rows: Iterable[CaptionRow | Skip], locate: Ca
         if isinstance(row, Skip):
             yield row
             continue
-        if row.video in refused:
+        name = path_text(row.video)     # SQLite takes only text
+        if name in refused:
             continue
         try:
-            path = _note_video(db, row, locate, seed)
+            path = _note_video(db, name, row, locate, seed)
         except DecodeError as error:
-            refused.add(row.video)
-            yield _skip(row.video, error.path, error.reason, str(error))
+            refused.add(name)
+            yield _skip(name, error.path, error.reason, str(error))
             continue
         if problem := _problem(row):
-            yield _skip(row.video, path, *problem)
+            yield _skip(name, path, *problem)
             continue
         start = round(row.start_s or 0.0, 3)
         end = TO_THE_END if row.end_s is None else round(row.end_s, 3)
-        if not db.execute(insert, (row.video, start, end, row.caption, number if keep_repeats else 0)).rowcount:
-            yield _skip(row.video, path, "duplicate_row", f"{row.where}: need a clip's caption once, got it again.")
+        if end != TO_THE_END and end <= start:
+            yield _skip(name, path, "bad_segment", f"{row.where}: need a part of a millisecond or more, got "
+                                                   f"{row.start_s or 0.0} to {row.end_s}.")
+            continue
+        if not db.execute(insert, (name, start, end, row.caption, number if keep_repeats else 0)).rowcount:
+            yield _skip(name, path, "duplicate_row", f"{row.where}: need a clip's caption once, got it again.")
 
 
 def _problem(row: CaptionRow) -> tuple[str, str] | None:
@@ -131,22 +144,24 @@ def _problem(row: CaptionRow) -> tuple[str, str] | None:
     return None
 
 
-def _note_video(db: sqlite3.Connection, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int) -> str:
-    """Put the video of a row into `videos`, or the row's split into the video's entry. Returns the path.
+def _note_video(db: sqlite3.Connection, name: str, row: CaptionRow, locate: Callable[[CaptionRow], str], seed: int
+                ) -> str:
+    """Put the video of a row into `videos`, or the row's split into the video's entry. Returns the path as text.
 
     Raises: DataError when two rows give the video different splits; DecodeError when it cannot be used.
     """
     select = "SELECT path, split, said FROM videos WHERE name = ?"
-    known = db.execute(select, (row.video,)).fetchone() if is_text(row.video) else None
+    known = db.execute(select, (name,)).fetchone() if is_text(name) else None
     if known is None:
+        check_name(row.video)
         path = locate(row)
         check_name(path)
         db.execute("INSERT INTO videos VALUES (?, ?, ?, ?, ?)",
-                   (row.video, path, row.split, place_of(row.video, seed), row.where))
-        return path
+                   (name, path_text(path), row.split, place_of(name, seed), shown(row.where)))
+        return path_text(path)
     path, split, said = known
     if row.split and split is None:
-        db.execute("UPDATE videos SET split = ?, said = ? WHERE name = ?", (row.split, row.where, row.video))
+        db.execute("UPDATE videos SET split = ?, said = ? WHERE name = ?", (row.split, shown(row.where), name))
     elif row.split and row.split != split:
         raise DataError(f"{row.where}: need one split for all rows of {row.video!r}, got {row.split} here and {split} "
                         f"in {said}. A video in two splits is trained on and tested on; correct one of them.")
@@ -164,17 +179,19 @@ def _inspect(db: sqlite3.Connection) -> Iterator[Skip]:
             if isinstance(found, DecodeError):
                 yield _skip(name, job.path, found.reason, str(found))
             else:
-                db.execute("INSERT INTO facts VALUES (?, ?, ?)", (name, digest, round(found.duration_s, 6)))
+                facts = name, digest, round(found.duration_s, 6), found.look
+                db.execute("INSERT INTO facts VALUES (?, ?, ?, ?)", facts)
     yield from (_skip(*row) for row in db.execute("SELECT name, path, reason, detail FROM unreadable ORDER BY name"))
 
 
 def _probe_jobs(db: sqlite3.Connection, bar) -> Iterator[ProbeJob]:
     """A job for each file that could be hashed; the others go to the table `unreadable`, however many they are."""
     videos = db.execute("SELECT name, path FROM videos ORDER BY name")
-    for name, path, found in _hashed(videos):
+    for name, path, found in _hashed((name, path_of_text(path)) for name, path in videos):
         if isinstance(found, DecodeError):
             bar.update(1)
-            db.execute("INSERT INTO unreadable VALUES (?, ?, ?, ?)", (name, path, found.reason, str(found)))
+            db.execute("INSERT INTO unreadable VALUES (?, ?, ?, ?)",
+                       (name, path_text(path), found.reason, str(found)))
         else:
             yield ProbeJob((name, found), path)
 
@@ -233,7 +250,11 @@ def _cut(db: sqlite3.Connection) -> Iterator[Skip]:
 
 
 def place_of(name: str, seed: int) -> float:
-    """A number in [0, 1) from a hash of a video's name, to be compared with the fractions of the splits."""
+    """A number in [0, 1) from a hash of a video's name, to be compared with the fractions of the splits.
+
+    The name is taken in NFC, so that a copy of the videos on another system has the same splits.
+    """
+    name = unicodedata.normalize("NFC", name)
     return int(hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()[:12], 16) / 16**12
 
 
@@ -245,6 +266,7 @@ def bare_name(name: str) -> str:
 
 def clip_id(name: str, start_s: float = 0.0, end_s: float = TO_THE_END) -> str:
     """A readable id of letters, digits, `_` and `-`: the file's name, and the milliseconds of a segment."""
+    name = unicodedata.normalize("NFC", name)
     stem = bare_name(name)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
     if re.search(r"[^A-Za-z0-9_.\-/ ]", stem) or not plain:
@@ -277,13 +299,13 @@ def _assign_splits(db: sqlite3.Connection, config: DatasetConfig) -> None:
 
 
 def _drop_leaking(db: sqlite3.Connection) -> Iterator[Skip]:
-    """Remove the training clips whose bytes are given to val or test too; yield a Skip for each."""
-    leaking = db.execute("SELECT video_id, name, path, contents.split, evaluated FROM clips JOIN videos USING (name) "
-                         "JOIN facts USING (name) JOIN contents USING (sha256) WHERE videos.split = 'train' "
-                         "AND evaluated NOT NULL ORDER BY video_id").fetchall()
-    for video_id, name, path, split, evaluated in leaking:
+    """Remove the clips of train and val whose bytes are given to a later split too; yield a Skip for each."""
+    leaking = db.execute("SELECT video_id, name, path, videos.split, contents.split, evaluated FROM clips JOIN videos "
+                         "USING (name) JOIN facts USING (name) JOIN contents USING (sha256) "
+                         "WHERE videos.split != contents.split ORDER BY video_id").fetchall()
+    for video_id, name, path, own, split, evaluated in leaking:
         db.execute("DELETE FROM clips WHERE video_id = ?", (video_id,))
-        detail = (f"{path}: need other videos for training than for {split}, got the bytes of {evaluated}. "
+        detail = (f"{path}: need other videos for {own} than for {split}, got the bytes of {evaluated}. "
                   f"Remove this file, or give both the same split.")
         yield _skip(name, path, "duplicate_video", detail, video_id)
 
@@ -297,4 +319,5 @@ def _clips(db: sqlite3.Connection) -> Iterator[Clip]:
         video_id, path, split, start, end, duration, sha256 = head
         end = duration if end == TO_THE_END else min(end, duration) if duration else end
         captions = tuple(row[7] for row in group if row[7] is not None)
-        yield Clip(video_id, path, split, captions, start, end, round(max(end - start, 0.0), 6), sha256, {})
+        duration_s = round(max(end - start, 0.0), 6)
+        yield Clip(video_id, path_of_text(path), split, captions, start, end, duration_s, sha256, {})

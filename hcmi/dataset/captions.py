@@ -50,7 +50,7 @@ def read_captions(path: str | Path) -> Iterator[CaptionRow]:
         cells = _rows(csv.reader(file, strict=True), path)
         columns = _header(path, next(cells, (1, []))[1])
         for number, row in cells:
-            if row:
+            if any(map(str.strip, row)):
                 yield _row(f"{path} row {number}", columns, row)
             if number % 1000 == 0:
                 bar.update(os.lseek(file.fileno(), 0, os.SEEK_CUR) - bar.n)
@@ -76,12 +76,12 @@ def _check_text(where: str, cell: str, column: str) -> None:
         try:
             cell.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise not_utf8(where, cell) from error
+            raise _not_utf8(where, cell) from error
     if "\0" in cell:
         raise DataError(f"{where}: need text, got a zero byte. Save the file as CSV in UTF-8.")
 
 
-def not_utf8(where: str, cell: str) -> DataError:
+def _not_utf8(where: str, cell: str) -> DataError:
     """The error about a cell that was read with `surrogateescape`."""
     byte = next(ord(char) - 0xDC00 for char in cell if "\udc80" <= char <= "\udcff")
     return DataError(f"{where}: need UTF-8, got the byte 0x{byte:02x}. Save the file as UTF-8.")
@@ -91,6 +91,8 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     for cell in cells:
         _check_text(f"{path} row 1", cell, "")
     columns = [cell.strip() for cell in cells]
+    while columns and not columns[-1]:          # spreadsheets write the empty cells beside a table, too
+        columns.pop()
     known = ",".join(REQUIRED) + "[," + ",".join(OPTIONAL) + "]"
     got = ",".join(columns) or "nothing"
     if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
@@ -103,6 +105,10 @@ def _header(path: Path, cells: list[str]) -> list[str]:
 
 
 def _row(where: str, columns: list[str], cells: list[str]) -> CaptionRow:
+    while len(cells) > len(columns) and not cells[-1].strip():
+        cells.pop()
+    if len(cells) < len(columns) and set(columns[len(cells):]) <= set(OPTIONAL):     # Excel leaves out empty cells
+        cells += [""] * (len(columns) - len(cells))
     if len(cells) != len(columns):
         raise DataError(f"{where}: need {len(columns)} cells ({','.join(columns)}), got {len(cells)}. "
                         f"Put a caption that holds a comma in double quotes.")

@@ -3,19 +3,21 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from hcmi.config import DatasetConfig, WindowsConfig
 from hcmi.dataset.build_clips import build_clips
-from hcmi.dataset.captions import CaptionRow, not_utf8, read_captions
+from hcmi.dataset.captions import CaptionRow, read_captions
+from hcmi.dataset.near_duplicates import NearDuplicate
 from hcmi.errors import DataError
 from hcmi.files import project_path
 from hcmi.types import Clip, Skip
-from hcmi.video import find_videos, is_text, refusal
+from hcmi.video import find_videos, is_text, names_below, refusal
 
-Found = Iterator[Clip | Skip]
+Found = Iterator[Clip | Skip | NearDuplicate]
 
 
 def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True,
@@ -36,6 +38,8 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     rows: Iterable[CaptionRow] = ()
     if captions_required or os.path.isfile(folder / "captions.csv"):
         rows = read_captions(folder / "captions.csv")
+    name_on_disk = names_below(videos)
+    rows = (replace(row, video=name_on_disk(row.video)) for row in rows)
     if not captions_required:
         rows = chain(rows, _uncaptioned(videos))
     return build_clips(rows, lambda row: _locate(videos, inside, row), config, windows=windows)
@@ -59,7 +63,7 @@ def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
         raise DataError(f"{where}: need a path inside {videos}, got {name!r} with '..'. Copy the file there.")
     path = project_path(videos / name)
     if not is_text(name) and not os.path.lexists(path):
-        raise not_utf8(where, name)
+        raise refusal("missing", path, f"{where} holds bytes that are no UTF-8: save the table as UTF-8")
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(inside):
         raise refusal("outside", path, f"to {real}")
@@ -72,20 +76,21 @@ def read_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
 
     Raises: DataError as `iter_folder` does, and when not one clip is left.
     """
-    skipped: list[Skip] = []
-    clips = list(only_clips(iter_folder(folder, config, captions_required, windows), skipped.append))
+    left_out: list[Skip | NearDuplicate] = []
+    clips = list(only_clips(iter_folder(folder, config, captions_required, windows), left_out.append))
+    skipped = [one for one in left_out if isinstance(one, Skip)]
     if not clips:
         raise nothing_usable(folder, Counter(skip.reason for skip in skipped), skipped)
     return clips, skipped
 
 
-def only_clips(found: Found, skip: Callable[[Skip], Any]) -> Iterator[Clip]:
-    """The clips among `found`; each Skip is given to `skip`."""
+def only_clips(found: Found, note: Callable[[Any], object]) -> Iterator[Clip]:
+    """The clips among `found`; everything else is given to `note`."""
     for one in found:
         if isinstance(one, Clip):
             yield one
         else:
-            skip(one)
+            note(one)
 
 
 def nothing_usable(folder: str | Path, reasons: Counter[str], skipped: list[Skip]) -> DataError:

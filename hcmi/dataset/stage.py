@@ -1,5 +1,6 @@
 """The `dataset` stage: read any known data set and write the manifest. docs/datasets.md says what to put where."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow
 from hcmi.dataset.folder import Found, iter_folder, nothing_usable, only_clips
 from hcmi.dataset.manifest import write_manifest
+from hcmi.dataset.near_duplicates import NearDuplicate
 from hcmi.dataset.webdataset import iter_webdataset
 from hcmi.errors import DataError
 from hcmi.files import ask_to_write, atomic_dir, project_path
@@ -33,7 +35,7 @@ def _published(config: DatasetConfig, generated_dir: Path) -> Found:
     files = files_by_bare_name(folder)
 
     def locate(row: CaptionRow) -> str:
-        return project_path(files.get(row.video, folder / "videos" / row.video))
+        return project_path(files.get(unicodedata.normalize("NFC", row.video), folder / "videos" / row.video))
 
     return build_clips(read_annotations(config), locate, config, keep_repeats=True)
 
@@ -46,7 +48,7 @@ WRITE_VIDEOS = ("scenes", "webdataset")        # into the folder for generated f
 
 def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_dir: str | Path,
                   incoming_dir: str | Path) -> dict[str, Any]:
-    """Write manifest.parquet and skipped.jsonl into `manifest_dir`. Returns counts for people and programs.
+    """Write manifest.parquet, skipped.jsonl and near_duplicates.jsonl into `manifest_dir`. Returns counts.
 
     `scenes` and `webdataset` write their videos into `generated_dir`, and `scenes` its two batches into `incoming_dir`;
     the other data sets leave these folders empty.
@@ -60,18 +62,23 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
     if config.name not in WRITE_VIDEOS:
         with atomic_dir(generated_dir):
             pass
-    counts: Counter[str] = Counter(dict.fromkeys(("clips", *SPLITS, "captions"), 0))
+    counts: Counter[str] = Counter(dict.fromkeys(("clips", *SPLITS, "captions", "near_duplicates"), 0))
     reasons: Counter[str] = Counter()
     first: list[Skip] = []
     with (atomic_dir(manifest_dir) as temporary,
-          open(temporary / "skipped.jsonl", "w", encoding="utf-8", newline="\n") as skipped):
+          open(temporary / "skipped.jsonl", "w", encoding="utf-8", newline="\n") as skipped,
+          open(temporary / "near_duplicates.jsonl", "w", encoding="utf-8", newline="\n") as alike):
 
-        def skip(found: Skip) -> None:
+        def note(found: Skip | NearDuplicate) -> None:
+            if isinstance(found, NearDuplicate):
+                counts["near_duplicates"] += 1
+                alike.write(found.to_line())
+                return
             skipped.write(found.to_line())
             reasons[found.reason] += 1
             first[:] = first or [found]
 
-        clips = only_clips(DATASETS[config.name](config, Path(generated_dir)), skip)
+        clips = only_clips(DATASETS[config.name](config, Path(generated_dir)), note)
         if not write_manifest(_counted(clips, counts), temporary / "manifest.parquet"):
             raise nothing_usable(config.path, reasons, first)
     for batch in BATCHES:

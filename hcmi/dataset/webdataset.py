@@ -15,6 +15,7 @@ from typing import Any
 from hcmi.config import DatasetConfig
 from hcmi.dataset.build_clips import build_clips, clip_id
 from hcmi.dataset.captions import CaptionRow
+from hcmi.dataset.near_duplicates import NearDuplicate
 from hcmi.errors import DataError, shown
 from hcmi.files import atomic_dir, project_path, webdataset_url
 from hcmi.progress import track
@@ -28,7 +29,7 @@ END_MARK = bytes(512)                           # an uncompressed tar ends with 
 BAD_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL)
 
 
-def iter_webdataset(config: DatasetConfig, generated_dir: Path) -> Iterator[Clip | Skip]:
+def iter_webdataset(config: DatasetConfig, generated_dir: Path) -> Iterator[Clip | Skip | NearDuplicate]:
     """The clips of the tars that `config.path` names, in order of video_id, and a Skip for each sample left out.
 
     The videos are written to `generated_dir`/videos, all of them or none.

@@ -2,6 +2,7 @@
 
 import os
 import time
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from hcmi.config import DatasetConfig, ShardsConfig
 from hcmi.dataset import SOURCES, files_by_bare_name, read_annotations, read_captions
 from hcmi.errors import DataError, DecodeError
-from hcmi.video import DecoderPool, EncodeJob, Measured, find_videos, measure_job
+from hcmi.video import DecoderPool, EncodeJob, Measured, find_videos, measure_job, names_below
 
 Captions = dict[str, dict[tuple[float | None, float | None], list[str]]]     # of each video, by start and end
 
@@ -44,14 +45,15 @@ def read_videos(folder: Path, config: DatasetConfig) -> tuple[dict[str, Path], C
     inside = folder / "videos" if os.path.isdir(folder / "videos") else folder
     captions: Captions = defaultdict(lambda: defaultdict(list))
     if os.path.isfile(folder / "captions.csv"):
+        name_on_disk = names_below(inside)
         for row in read_captions(folder / "captions.csv"):
-            captions[row.video][row.start_s, row.end_s].append(row.caption or "")
+            captions[name_on_disk(row.video)][row.start_s, row.end_s].append(row.caption or "")
         return {name: inside / name for name in captions}, captions
     if config.name in SOURCES and os.path.realpath(config.path) == os.path.realpath(folder):
         for row in read_annotations(config):
             captions[row.video][row.start_s, row.end_s].append(row.caption or "")
         files = files_by_bare_name(folder)
-        return {name: Path(files.get(name, inside / name)) for name in captions}, captions
+        return {name: Path(files.get(unicodedata.normalize("NFC", name), inside / name)) for name in captions}, captions
     return {path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions
 
 

@@ -2,39 +2,50 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hcmi.errors import ConfigError
+from hcmi.errors import ConfigError, shown
 from hcmi.files import ask_to_write, atomic_file, project_path
 from hcmi.search.explain import Explanation
-from hcmi.types import Hit
+from hcmi.types import Hit, path_text
 
 EXPLANATION_SUFFIXES = (".json", ".png", ".svg", ".pdf")
 
 
 def hit_record(hit: Hit) -> dict[str, Any]:
-    """For JSON: rank, video_id, path, score, start_s, end_s, `levels` with the score of each level, and `more`."""
-    return asdict(hit)
+    """For JSON: rank, video_id, path, score, start_s, end_s, `levels` with the score of each level, and `more`.
+
+    Bytes of the path that are no UTF-8 are escaped (`path_text`).
+    """
+    return asdict(hit) | {"path": path_text(hit.path)}
 
 
 def hits_text(hits: Sequence[Hit]) -> str:
     """A table for people."""
     if not hits:
         return "Nothing found: the index is empty, or no video passes the filters."
-    paths = [project_path(hit.path) for hit in hits]
-    width = max(map(len, paths))
+    paths = [shown(project_path(hit.path)) for hit in hits]
+    width = max(map(_columns, paths))
     lines = []
     for hit, path in zip(hits, paths, strict=True):
         levels = "  ".join(f"{name.replace('_', '-')} {value:.3f}" for name, value in hit.levels.items())
-        lines.append(f"{hit.rank:3d}  {path:{width}}  {hit.start_s:7.1f} - {hit.end_s:.1f} s  score {hit.score:.3f}  "
+        path += " " * (width - _columns(path))
+        lines.append(f"{hit.rank:3d}  {path}  {hit.start_s:7.1f} - {hit.end_s:.1f} s  score {hit.score:.3f}  "
                      f"({levels})")
         if hit.more:
             others = ", ".join(f"{moment.start_s:.1f} - {moment.end_s:.1f} s" for moment in hit.more)
             lines.append(f"{'':3}  {'':{width}}  also {others}")
     return "\n".join(lines)
+
+
+def _columns(text: str) -> int:
+    """The columns of a terminal that a text takes: two for a Chinese, Japanese or Korean character and an emoji."""
+    seen = [char for char in text if unicodedata.category(char) not in ("Mn", "Me", "Cf")]
+    return len(seen) + sum(unicodedata.east_asian_width(char) in "WF" for char in seen)
 
 
 def missing_files(hits: Sequence[Hit]) -> list[str]:

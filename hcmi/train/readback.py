@@ -70,7 +70,8 @@ def _copied(result: StepResult) -> tuple[StepResult, torch.cuda.Event | None]:
     kept = {name: getattr(result, name) for name in ("video_BD", "views_2BD", "positives_BB")}
     with torch.cuda.device(device):
         figures = torch.stack([value.float() for value in values]).to("cpu", non_blocking=True)     # one copy for all
-        there = {name: None if tensor is None else tensor.to("cpu", non_blocking=True) for name, tensor in kept.items()}
+        there: dict[str, Any] = {name: None if tensor is None else tensor.to("cpu", non_blocking=True)
+                                 for name, tensor in kept.items()}
         event = torch.cuda.Event()
         event.record()
     return replace(result, figures=dict(zip(names, figures, strict=True)), **there), event

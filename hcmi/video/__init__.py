@@ -6,7 +6,17 @@ deadline, because native decoders hang and crash. A file that cannot be used is 
 
 from hcmi.video.crop import CLIP_SQUARE, Square, to_square
 from hcmi.video.decoded import REASONS, Decoded
-from hcmi.video.files import VIDEO_ENDINGS, check_file, check_name, find_videos, is_text, refusal, sha256
+from hcmi.video.files import (
+    VIDEO_ENDINGS,
+    check_file,
+    check_name,
+    find_videos,
+    is_text,
+    names_below,
+    refusal,
+    sha256,
+    walk_files,
+)
 from hcmi.video.jobs import DecodeJob, EncodeJob, Measured, ProbeJob, encode_job, measure_job, probe_job
 from hcmi.video.packets import probe
 from hcmi.video.pool import DecoderPool, run_one
@@ -33,10 +43,12 @@ __all__ = [
     "is_text",
     "map_on_ray",
     "measure_job",
+    "names_below",
     "probe",
     "probe_job",
     "refusal",
     "run_one",
     "sha256",
     "to_square",
+    "walk_files",
 ]

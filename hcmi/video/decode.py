@@ -23,7 +23,16 @@ import numpy as np
 from hcmi.video.crop import CLIP_SQUARE, Square, to_square
 from hcmi.video.decoded import Decoded
 from hcmi.video.files import refusal
-from hcmi.video.packets import PacketScan, decode_frames, frame_rate, open_video, scan_packets, seek, segment_bounds
+from hcmi.video.packets import (
+    PacketScan,
+    decode_frames,
+    frame_rate,
+    open_video,
+    pixel_shape,
+    scan_packets,
+    seek,
+    segment_bounds,
+)
 
 # In these, one packet is one shown frame. VP8, VP9 and AV1 have hidden frames, which decord counts and repeats.
 DECORD_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "mjpeg"})
@@ -123,7 +132,7 @@ def _decode_by_jumping(path: str | Path, pick: Pick, finish: Keep, scan: PacketS
         while wanted:
             for index, frame in _frames_from_key(container, stream, scan, wanted[0]):
                 if index == wanted[0]:
-                    picture = _upright(frame)
+                    picture = _upright(frame, stream)
                     pictures[wanted.popleft()] = finish(picture)
                     height, width = picture.shape[:2]
                     if not wanted or _should_jump(scan, index, wanted[0]):
@@ -144,7 +153,7 @@ def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: 
     with open_video(path) as (container, stream):
         for index, (_, frame) in enumerate(_all_frames(container, stream, start_s, end_s)):
             if index in wanted:
-                picture = _upright(frame)
+                picture = _upright(frame, stream)
                 pictures[index] = finish(picture)
                 height, width = picture.shape[:2]
     return _clip(pictures, picked, [times[i] for i in picked], "pyav", len(times), width, height)
@@ -165,6 +174,7 @@ def _spread(available: int, wanted: int) -> list[int]:
 def _suits_decord(container, stream) -> bool:
     pixels = stream.codec_context.format
     return (stream.codec_context.name in DECORD_CODECS and container.format.name in DECORD_CONTAINERS
+            and pixel_shape(stream) == 1        # it gives squeezed pictures as they are stored
             and min(stream.width, stream.height) >= MIN_DECORD_PIXELS
             and pixels is not None and all(part.bits == 8 for part in pixels.components))
 
@@ -191,7 +201,7 @@ def _decord_pictures(path: str | Path, indices: list[int], expected: int, finish
                 waiting.clear()
         del reader      # ends its thread
         pictures |= {i: finish(frame) for i, frame in waiting.items()}
-    except decord.DECORDError as error:
+    except (decord.DECORDError, UnicodeEncodeError) as error:       # it takes only names in UTF-8
         raise RuntimeError(str(error)) from error
     return pictures, frame.shape[1], frame.shape[0]
 
@@ -250,6 +260,8 @@ def _all_frames(container, stream, start_s: float, end_s: float | None) -> Itera
             yield (pts - origin) * base, frame
 
 
-def _upright(frame) -> np.ndarray:
-    picture = frame.to_ndarray(format="rgb24")
+def _upright(frame, stream) -> np.ndarray:
+    """The frame as it is shown: with square pixels, and rotated."""
+    width = max(1, round(frame.width * pixel_shape(stream)))
+    picture = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
     return np.rot90(picture, frame.rotation // 90 % 4) if frame.rotation else picture

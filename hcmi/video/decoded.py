@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 REASONS = {
-    "bad_name": "a name that is not one line of UTF-8 text",
+    "bad_name": "a name that no file can have",
     "outside": "a link that leads out of the folder",
     "missing": "no such file",
     "unreadable": "not a regular file, or no permission to read it",
@@ -33,6 +33,7 @@ class VideoInfo:
     duration_s: float
     num_frames_claimed: int     # 0 where the headers say nothing
     codec: str
+    look: int | None = None     # 64 bits of what the first frame looks like (`look_of`); None where it is flat
 
 
 Frames = TypeVar("Frames")

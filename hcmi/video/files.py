@@ -9,17 +9,29 @@ import hashlib
 import os
 import stat
 import traceback
-from collections.abc import Iterator
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hcmi.errors import DataError, DecodeError, HcmiError, MachineError, machine_error, shown
+from hcmi.errors import DataError, DecodeError, HcmiError, MachineError, machine_error
+from hcmi.files import is_passed_over
 from hcmi.video.decoded import REASONS
 
 # Endings of the files that are taken for videos. Some also hold sound or pictures only; those are refused when opened.
 VIDEO_ENDINGS = frozenset((
-    ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".heic", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
-    ".mpeg", ".mpg", ".mts", ".mxf", ".ogg", ".ogv", ".ps", ".rm", ".ts", ".vob", ".webm", ".wmv"))
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".heic", ".m2ts", ".m2v", ".m4v", ".mkv",
+    ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogg", ".ogv", ".ps", ".qt", ".rm", ".ts", ".vob",
+    ".webm", ".wmv"))
+TEXT_TOO = frozenset((".mts", ".ps", ".ts"))        # TypeScript and PostScript have these endings as well
+HEAD_BYTES = 512
+# First bytes of the containers that a file without an ending is looked at for, and where they stand.
+SIGNATURES = ((4, b"ftyp"), (0, b"\x1aE\xdf\xa3"), (8, b"AVI "), (0, b"FLV\x01"), (0, b"\0\0\x01\xba"),
+              (0, b"0&\xb2u\x8ef\xcf\x11"))
+# Brands of ISO 23008-12.
+STILL_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avif", b"jpeg"))
+MOVING_BRANDS = frozenset((b"hevc", b"hevx", b"hevm", b"hevs", b"msf1", b"avis"))
 GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 LACKING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE))     # of the machine
 NOT_OPENED = GONE | {errno.EMFILE, errno.ENFILE}       # FFmpeg's other errors are about what is in the file
@@ -67,13 +79,17 @@ def is_text(text: str) -> bool:
 
 
 def check_name(path: str | Path) -> None:
-    """Raises: DecodeError when `path` is not one line of text, as tables, JSON and messages need it."""
-    if shown(path) != str(path):
+    """Raises: DecodeError when no file can be called `path`."""
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:      # half a character, which JSON can spell
+        possible = False
+    if not possible:
         raise refusal("bad_name", path)
 
 
 def check_file(path: str | Path) -> None:
-    """Raises: DecodeError when `path` is not a readable regular file, is empty, or is not one line of text."""
+    """Raises: DecodeError when `path` is not a readable regular file, or is empty."""
     check_name(path)
     with one_file(path):
         status = os.stat(path)
@@ -90,22 +106,106 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_videos(folder: str | Path) -> list[Path]:
-    """Sorted paths below `folder` with one of `VIDEO_ENDINGS`, of any kind of file, and folders that cannot be read.
+def is_still_image(path: str | Path, container: str) -> bool:
+    """Whether a file is a photo. `container`: what FFmpeg calls its format.
 
-    Hidden files and folders are left out. Links to folders are not followed.
+    FFmpeg reads a photo as a video of one frame: HEIF as MP4, and others through its readers of images.
+    """
+    if container == "image2" or container.endswith("_pipe"):
+        return True
+    with open(path, "rb") as file:
+        return _is_still_heif(file.read(HEAD_BYTES))
+
+
+def _is_still_heif(head: bytes) -> bool:
+    brands = {head[at:at + 4] for at in range(16, min(int.from_bytes(head[:4]), HEAD_BYTES), 4)} | {head[8:12]}
+    return head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS and not brands & MOVING_BRANDS
+
+
+def is_video_file(path: str | Path) -> bool:
+    """Whether a file is taken for a video: by its ending, and by its first bytes where the ending does not say it.
+
+    What the bytes show is left out silently: photos (.heic), source code (.ts) and documents (.ps). A file without an
+    ending is a video if it begins like one. A file that cannot be read counts by its ending; opening it gives the
+    reason. What other files than videos have the ending of one, such as a web page called film.mp4, is refused when it
+    is opened.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    if ending and ending not in VIDEO_ENDINGS:
+        return False
+    if ending and ending != ".heic" and ending not in TEXT_TOO:
+        return True
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):     # reading a pipe would block
+            return bool(ending)
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return bool(ending)
+    if not ending:
+        return not _is_still_heif(head) and any(head.startswith(mark, at) for at, mark in SIGNATURES)
+    return not (_is_still_heif(head) if ending == ".heic" else _is_plain_text(head))
+
+
+def _is_plain_text(head: bytes) -> bool:
+    return bool(head) and not any(byte < 32 and byte not in b"\t\n\r\f\x1b\x04" for byte in head)
+
+
+def walk_files(folder: str | Path) -> list[Path]:
+    """Sorted paths of all files below `folder`, of any kind, and of the folders that cannot be read.
+
+    Hidden files and those of systems and archivers (`is_passed_over`) are left out. A link to a folder is followed, but
+    each folder is listed once: under its own name where that is below `folder`, else under that of the first link.
 
     Raises: DataError when `folder` itself cannot be read.
     """
     found: list[Path] = []
+    seen: set[str] = set()
+    waiting = deque([str(folder)])
 
     def note(error: OSError) -> None:
         if Path(error.filename) == Path(folder):
             raise DataError(f"{folder}: need a folder that can be read, got: {error.strerror}. Correct its "
                             f"permissions.") from error
         found.append(Path(error.filename))
-    for root, folders, files in os.walk(folder, onerror=note):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in (*folders, *files)
-                  if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_ENDINGS]
+    while waiting:
+        for root, folders, files in os.walk(waiting.popleft(), onerror=note):
+            real = os.path.realpath(root)
+            names = [] if real in seen else sorted(name for name in folders if not is_passed_over(name))
+            links = [name for name in names if os.path.islink(os.path.join(root, name))]
+            waiting += [os.path.join(root, name) for name in links]
+            folders[:] = [name for name in names if name not in links]
+            if real not in seen:
+                found += [Path(root, name) for name in files if not is_passed_over(name)]
+                # a folder with the ending of a video is the user's mistake, and gets its line
+                found += [Path(root, name) for name in names if os.path.splitext(name)[1].lower() in VIDEO_ENDINGS]
+            seen.add(real)
     return sorted(found)
+
+
+def find_videos(folder: str | Path) -> list[Path]:
+    """The paths of `walk_files` that are taken for videos, and the folders that cannot be read.
+
+    Raises: DataError when `folder` itself cannot be read.
+    """
+    return [path for path in walk_files(folder) if is_video_file(path) or os.path.isdir(path)]
+
+
+def names_below(folder: str | Path) -> Callable[[str], str]:
+    """A function that gives the name below `folder` of the file that a name in a table means.
+
+    macOS writes `é` as two characters (NFD) and most tables as one (NFC), so names are compared in NFC where there is
+    no file of exactly this name. The name itself is returned where there is none at all.
+    """
+    known: dict[str, str] = {}
+
+    def name_on_disk(name: str) -> str:
+        if name.isascii() or os.path.lexists(os.path.join(folder, name)):
+            return name
+        if not known:
+            known[""] = ""          # so that the folder is walked once
+            for path in walk_files(folder):
+                below = path.relative_to(folder).as_posix()
+                known.setdefault(unicodedata.normalize("NFC", below), below)
+        return known.get(unicodedata.normalize("NFC", name), name)
+    return name_on_disk

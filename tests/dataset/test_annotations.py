@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -243,16 +244,91 @@ def test_reading_is_refused_when_the_protocol_is_unknown():
 def test_reading_is_refused_when_a_row_names_another_split(monkeypatch):
     rows = [annotations.CaptionRow("a", "a cat", split="tset", where="list.json entry 0")]
     monkeypatch.setitem(SOURCES, "msvd", Source(lambda folder, protocol: iter(rows), {"multi": {}}))
-    with pytest.raises(DataError, match=r"^list.json entry 0: need one of the splits train, val, test, got 'tset'\. D"):
+    with pytest.raises(DataError, match=r"^list.json entry 0: need one of the splits train, val, test, got 'tset'\. d"):
         list(read_annotations(config_for("msvd", "x")))
 
 
 BROKEN = {
     "not json": ("captions_msvd.json", "{", r"captions_msvd.json: need JSON, got"),
-    "a list": ("captions_msvd.json", "[1]", r"captions_msvd.json: need dict, got \[1\]. Download the file again"),
+    "a list": ("captions_msvd.json", "[1]", r"captions_msvd.json: need dict, got \[1\]. docs/datasets.md shows"),
     "no captions": ("captions_msvd.json", "{}", r"captions_msvd.json, a: need list, got null"),
     "numbers": ("captions_msvd.json", '{"a": [3]}', r"captions_msvd.json, a: need str, got 3"),
 }
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+OTHERS = {
+    "GRAM and VAST": ("msrvtt", {
+        "descs_ret_train.json": json.dumps([{"video_id": "video0", "desc": "a dog", "subtitle": ""},
+                                            {"video_id": "video1.mp4", "desc": ["a cat ", "it sleeps"]}]),
+        "descs_ret_test.json": json.dumps([{"video_id": "video7", "desc": "a bird"}])},
+        [("video0", "a dog", "train"), ("video1", "a cat", "train"), ("video1", "it sleeps", "train"),
+         ("video7", "a bird", "test")]),
+    "T-MASS": ("didemo", {
+        "didemo_train_label.csv": "success,video_path,starts,ends,text,formatted_data\n"
+                                  'True,/x/1@N00_2_ab.m4v,tensor([[0]]),tensor([[31]]),"a man, then a dog",/t_0.pth\n',
+        "didemo_val_label.csv": "success,video_path,starts,ends,text,formatted_data\n",
+        "didemo_test_label.csv": "success,video_path,starts,ends,text,formatted_data\n"
+                                 "True,/x/5@N06_8_fd.,tensor([0]),tensor([31]),a baby,/x/t_1.pth\n"},
+        [("1@N00_2_ab", "a man, then a dog", "train"), ("5@N06_8_fd", "a baby", "test")]),
+    "CLIP2Video": ("vatex", {
+        "vatex_data.json": json.dumps({"a_1_11": {"enCap": ["a dog", "a puppy"]}, "b_2_12": {"enCap": ["a cat"]}}),
+        "train_list.txt": "a_1_11\n", "test_list.txt": "b_2_12\n"},
+        [("a_1_11", "a dog", "train"), ("a_1_11", "a puppy", "train"), ("b_2_12", "a cat", "test")]),
+}
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+def test_annotation_is_read_when_it_is_laid_out_as_other_code_has_it(tmp_path, layout):
+    name, files, expected = OTHERS[layout]
+    for file, content in files.items():
+        (tmp_path / file).write_text(content)
+    rows = list(read_annotations(config_for(name, tmp_path, val_fraction=0.0)))
+    assert [(row.video, row.caption, row.split) for row in rows] == expected
+    held_out = [row.split for row in read_annotations(config_for(name, tmp_path, val_fraction=1.0))]
+    has_val = "didemo_val_label.csv" in files
+    assert held_out == ["val" if row[2] == "train" and not has_val else row[2] for row in expected]
+
+
+MOMENTS = {
+    "tvr": ({"tvr_train_release.jsonl": lines({"vid_name": "friends_1", "ts": [1.5, 4], "desc": "Ross sits. "}),
+             "tvr_val_release.jsonl": "\n" + lines({"vid_name": "house_2", "ts": [0, 2.25], "desc": "He runs."})},
+            [("friends_1", "Ross sits.", 1.5, 4.0, "train"), ("house_2", "He runs.", 0.0, 2.25, "test")]),
+    "charades_sta": ({"charades_sta_train.txt": "AO8RW 0.0 6.9##a person puts a book down.\r\n",
+                      "charades_sta_test.txt": "3MSZA 24.3 30.4##person turn ## a light on.\n\n"},
+                     [("AO8RW", "a person puts a book down.", 0.0, 6.9, "train"),
+                      ("3MSZA", "person turn ## a light on.", 24.3, 30.4, "test")]),
+    "qvhighlights": ({"highlight_train_release.jsonl": lines(
+                        {"qid": 1, "query": "A family", "vid": "b_660.0_810.0", "relevant_windows": [[0, 4], [8, 16]]}),
+                      "highlight_val_release.jsonl": lines(
+                        {"qid": 2, "query": "A car", "vid": "c_60.0_210.0", "relevant_windows": [[10, 12]]})},
+                     [("b_660.0_810.0", "A family", 8.0, 16.0, "train"),
+                      ("c_60.0_210.0", "A car", 10.0, 12.0, "test")]),
+}
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_moments_have_their_sentence_and_times(tmp_path, name, monkeypatch):
+    files, expected = MOMENTS[name]
+    for file, content in files.items():
+        (tmp_path / file).write_text(content)
+    source = Source(SOURCES[name].read, {"moments": {"train": Counts(1, 1), "test": Counts(1, 1)}})
+    monkeypatch.setitem(annotations.SOURCES, name, source)
+    rows = list(read_annotations(config_for(name, tmp_path, val_fraction=0.0)))
+    assert [(row.video, row.caption, row.start_s, row.end_s, row.split) for row in rows] == expected
+
+
+def test_video_is_found_by_its_name_when_systems_and_macs_have_been_there(tmp_path):
+    nfd = unicodedata.normalize("NFD", "café")
+    for name in (".Trash/v_1.mp4", "__MACOSX/v_1.mp4", "part/v_1.webm", "._v_2.mp4", "v_2.MP4", f"{nfd}.avi"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name).touch()
+    found = {name: Path(path).relative_to(tmp_path / "videos").as_posix()
+             for name, path in files_by_bare_name(tmp_path).items()}
+    assert found == {"v_1": "part/v_1.webm", "v_2": "v_2.MP4", "café": f"{nfd}.avi"}
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -274,7 +350,10 @@ FILES = {"msrvtt": ("MSRVTT_data.json", "MSRVTT_train.9k.csv", "MSRVTT_JSFUSION_
          "lsmdc": ("LSMDC16_annos_training.csv", "LSMDC16_annos_val.csv", "LSMDC16_challenge_1000_publictect.csv"),
          "didemo": tuple(f"{split}_{end}" for split in ("train", "val", "test") for end in ("data.json", "list.txt")),
          "activitynet": ("train.json", "val_1.json"),
-         "vatex": ("vatex_training_v1.0.json", "vatex_validation_v1.0.json", "val_list.txt", "test_list.txt")}
+         "vatex": ("vatex_training_v1.0.json", "vatex_validation_v1.0.json", "val_list.txt", "test_list.txt"),
+         "tvr": ("tvr_train_release.jsonl", "tvr_val_release.jsonl"),
+         "charades_sta": ("charades_sta_train.txt", "charades_sta_test.txt"),
+         "qvhighlights": ("highlight_train_release.jsonl", "highlight_val_release.jsonl")}
 
 
 def test_every_published_data_set_is_read_from_random_files():
@@ -286,7 +365,7 @@ def test_every_published_data_set_is_read_from_random_files():
 def test_readers_refuse_in_one_line_when_files_are_random(tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("fuzz")
     for file in FILES[name]:
-        if file.endswith(".json"):
+        if file.endswith((".json", ".jsonl")):
             content = data.draw(st.one_of(JSON.map(json.dumps).map(str.encode), st.binary(max_size=40)))
         else:
             content = data.draw(st.one_of(st.text("a\t,\n\"\r", max_size=40).map(str.encode), st.binary(max_size=40),

@@ -5,13 +5,17 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dataset_world import CONFIG, rows_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from video_files import write_pictures
 
 from hcmi.dataset.build_clips import build_clips, clip_id
 from hcmi.dataset.captions import CaptionRow
+from hcmi.dataset.near_duplicates import NearDuplicate, near_duplicates
 from hcmi.types import Clip, Skip
 
 
@@ -99,11 +103,48 @@ def test_every_split_has_a_video_of_its_own_when_copies_are_many(film_of):
     assert len(set(splits_of(rows, lambda row: film_of(CaptionRow("a.mp4", "x"))).values())) == 1
 
 
-def test_copies_of_one_video_keep_their_splits_when_none_is_for_training_or_all_are(film_of):
+def test_equal_bytes_are_in_one_split_whatever_splits_are_given(film_of):
+    """Those of the test stay; else those of val."""
     rows = [CaptionRow(f"{name}.mp4", "x", split=split) for name, split in (
-        ("v", "val"), ("t", "test"), ("w", "test"), ("r1", "train"), ("r2", "train"))]
-    splits = splits_of(rows, lambda row: film_of(CaptionRow("r.mp4" if row.video[0] == "r" else "t.mp4", "x")))
-    assert splits == {"v": "val", "t": "test", "w": "test", "r1": "train", "r2": "train"}
+        ("v", "val"), ("t", "test"), ("t2", "test"), ("t3", "train"), ("r", "train"), ("r2", "train"), ("w", "val"),
+        ("w2", "train"))]
+    film = {"v": "t"}
+    found = list(build_clips(rows, lambda row: film_of(CaptionRow(film.get(row.video[0], row.video[0]), "x")), CONFIG))
+    splits = {clip.video_id: clip.split for clip in found if isinstance(clip, Clip)}
+    assert splits == {"t": "test", "t2": "test", "r": "train", "r2": "train", "w": "val"}
+    left_out = {skip.video_id: skip.detail for skip in found if isinstance(skip, Skip)}
+    assert set(left_out) == {"v", "t3", "w2"}
+    assert "need other videos for val than for test, got the bytes of " in left_out["v"]
+
+
+def test_a_copy_that_is_encoded_again_is_named_and_kept(tmp_path):
+    def picture(seed, size=(96, 128)):
+        grid = np.random.default_rng(seed).integers(0, 255, (6, 8)).astype(np.uint8)
+        return np.asarray(Image.fromarray(grid).resize(size[::-1]).convert("RGB"))
+
+    write_pictures(tmp_path / "film.mp4", [picture(1)] * 20, 10, crf="12")
+    write_pictures(tmp_path / "small.mkv", [picture(1, (48, 64))] * 20, 10, crf="36")
+    write_pictures(tmp_path / "longer.mp4", [picture(1)] * 60, 10)
+    write_pictures(tmp_path / "other.mp4", [picture(2)] * 20, 10)
+    write_pictures(tmp_path / "black.mp4", [picture(2) * 0] * 20, 10)
+    write_pictures(tmp_path / "black2.mp4", [picture(2, (48, 64)) * 0] * 20, 10)
+    splits = {"film.mp4": "test", "small.mkv": "train", "longer.mp4": "train", "other.mp4": "train",
+              "black.mp4": "test", "black2.mp4": "train"}
+    rows = [CaptionRow(name, "x", split=split) for name, split in splits.items()]
+    found = list(build_clips(rows, lambda row: str(tmp_path / row.video), CONFIG))
+    assert sum(isinstance(one, Clip) for one in found) == 6
+    assert [one for one in found if not isinstance(one, Clip)] == [
+        NearDuplicate(f"{tmp_path}/small.mkv", "train", f"{tmp_path}/film.mp4", "test")]
+
+
+@given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=7), st.floats(0, 99), st.floats(-2, 2))
+def test_looks_are_alike_when_at_most_four_bits_differ(look, flipped, duration_s, later):
+    other = look ^ sum(1 << bit for bit in flipped)
+    signed = [value - 2**64 * (value >> 63) for value in (look, other)]
+    test = ("a", "test", duration_s, signed[0])
+    found = list(near_duplicates([test], [("b", "train", duration_s + later, signed[1]), test]))
+    alike = len(flipped) <= 4 and abs(duration_s + later - duration_s) <= 0.5
+    assert found == [NearDuplicate("b", "train", "a", "test")] * alike
 
 
 @pytest.mark.parametrize("given", [("train",), ("val",), ("test",), ("train", "test")])
@@ -158,3 +199,10 @@ def test_a_row_is_left_out_when_its_times_are_no_times(film, start_s, end_s):
     skip, clip = build_clips(rows, lambda row: str(film), CONFIG)
     assert (skip.reason, clip.captions) == ("bad_segment", ("good",))
     assert skip.detail.startswith("row 2: need start and end in seconds from 0, got ")
+
+
+def test_a_part_is_left_out_when_it_rounds_to_nothing(film):
+    rows = [CaptionRow("a.mp4", "good", 1.0004, 1.0016), CaptionRow("a.mp4", "bad", 1.0001, 1.0004, where="row 3")]
+    skip, clip = build_clips(rows, lambda row: str(film), CONFIG)
+    assert (skip.reason, clip.captions, clip.duration_s) == ("bad_segment", ("good",), 0.002)
+    assert skip.detail == "row 3: need a part of a millisecond or more, got 1.0001 to 1.0004."

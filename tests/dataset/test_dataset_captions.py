@@ -15,6 +15,16 @@ def test_rows_have_their_place_and_times_when_read(tmp_path):
                                          CaptionRow("b.mp4", "", 1.0, None, None, f"{path} row 4")]
 
 
+def test_table_is_read_when_a_spreadsheet_has_written_it(tmp_path):
+    """Excel writes the empty cells beside and below a table, and from row 17 on leaves out those at a row's end."""
+    path = tmp_path / "captions.csv"
+    rows = ("video,caption,start,end,split,,", "a.mp4,a dog,,,test,,", "b.mp4,a cat", "c.mp4,,1,", ",,,,,,", ",,", "")
+    path.write_text("\r\n".join(rows))
+    assert list(read_captions(path)) == [CaptionRow("a.mp4", "a dog", None, None, "test", f"{path} row 2"),
+                                         CaptionRow("b.mp4", "a cat", where=f"{path} row 3"),
+                                         CaptionRow("c.mp4", "", 1.0, where=f"{path} row 4")]
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.binary(max_size=200),
                  st.text(max_size=200).map(lambda text: b"video,caption,start\n" + text.encode()),

@@ -22,12 +22,12 @@ def test_training_video_is_left_out_when_the_given_splits_evaluate_on_its_bytes(
     (root / "videos" / "link.mp4").symlink_to("a.mp4")
     summary, _, skips = build(CONFIG.model_copy(update={"path": str(root)}), tmp_path)
     counts = {"train": 1, "val": 0, "test": 0, split: 1}
-    assert summary == {"dataset": "folder", "clips": 2, "captions": 2, "hours": 0.001, **counts,
+    assert summary == {"dataset": "folder", "clips": 2, "captions": 2, "near_duplicates": 0, "hours": 0.001, **counts,
                        "skipped": {"duplicate_video": 3}}
     assert [skip.video_id for skip in skips] == ["b_0-1000", "b_1000-end", "link"]
     assert skips[0] == Skip(
         "b_0-1000", f"{root}/videos/b.mp4", "dataset", "duplicate_video",
-        f"{root}/videos/b.mp4: need other videos for training than for {split}, got the bytes of {root}/videos/a.mp4. "
+        f"{root}/videos/b.mp4: need other videos for train than for {split}, got the bytes of {root}/videos/a.mp4. "
         f"Remove this file, or give both the same split.")
 
 
@@ -35,8 +35,8 @@ def test_stage_writes_manifest_and_skipped_when_the_folder_is_good(folder, film_
     root = folder("video,caption\na.mp4,a dog\nb.mp4,a cat\ngone.mp4,x\n")
     shutil.copy(film_of(CaptionRow("b.mp4", "x")), root / "videos" / "b.mp4")
     summary, clips, (skip,) = build(CONFIG.model_copy(update={"path": str(root)}), tmp_path)
-    assert summary == {"dataset": "folder", "clips": 2, "train": 1, "val": 0, "test": 1, "captions": 2, "hours": 0.001,
-                       "skipped": {"missing": 1}}
+    assert summary == {"dataset": "folder", "clips": 2, "train": 1, "val": 0, "test": 1, "captions": 2,
+                       "near_duplicates": 0, "hours": 0.001, "skipped": {"missing": 1}}
     assert list(clips) == ["a", "b"]
     assert (skip.video_id, skip.stage, skip.reason) == ("gone", "dataset", "missing")
     assert [list((tmp_path / name).iterdir()) for name in ("generated", "incoming/scenes_same")] == [[], []]
@@ -50,7 +50,8 @@ def test_stage_leaves_the_old_manifest_when_the_folder_is_bad(folder, tmp_path):
     with pytest.raises(DataError, match=r"with '\.\.'"):
         build(config, tmp_path)
     assert (tmp_path / "manifest" / "manifest.parquet").read_bytes() == before
-    assert sorted(path.name for path in (tmp_path / "manifest").iterdir()) == ["manifest.parquet", "skipped.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "manifest").iterdir()) == [
+        "manifest.parquet", "near_duplicates.jsonl", "skipped.jsonl"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

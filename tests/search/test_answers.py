@@ -7,7 +7,7 @@ import pytest
 
 from hcmi.errors import ConfigError, MachineError
 from hcmi.search import check_explanation_path, hit_record, hits_text, missing_files
-from hcmi.types import Hit
+from hcmi.types import Hit, path_of_text
 
 
 def hit(path: str, rank: int = 1) -> Hit:
@@ -27,6 +27,22 @@ def test_table_shows_paths_from_the_working_folder_where_they_are_below_it(tmp_p
     assert [line.split()[1] for line in lines] == ["videos/a.mp4", "b.mp4", "/elsewhere/c.mp4"]
     assert lines[0].endswith("2.0 - 4.2 s  score 1.500  (frame-word 0.500  video-sentence 1.000)")
     assert hits_text([]).startswith("Nothing found")
+
+
+def test_table_has_one_line_an_answer_and_columns_where_they_are_seen(tmp_path, monkeypatch):
+    """Two columns of a terminal for a Chinese character and an emoji; none for an accent of its own."""
+    monkeypatch.chdir(tmp_path)
+    columns = {"a.mp4": 5, "犬の動画.mp4": 12, "new\nline.mp4": 13, "caf\udce9.mp4": 11, "🐶.mp4": 6, "e\u0301.mp4": 5}
+    lines = hits_text([hit(path, rank) for rank, path in enumerate(columns, 1)]).splitlines()
+    begins = [line.index(" 2.0 - ") - len(line.split()[1]) + width
+              for line, width in zip(lines, columns.values(), strict=True)]
+    assert begins == [begins[0]] * len(columns)
+
+
+def test_record_is_text_when_a_name_is_no_utf8():
+    path = hit_record(hit("caf\udce9/a\\xe9.mp4"))["path"]
+    assert path.encode("utf-8").decode() == r"caf\xe9/a\x5cxe9.mp4"
+    assert path_of_text(path) == "caf\udce9/a\\xe9.mp4"
 
 
 def test_missing_files_are_named(tmp_path):
