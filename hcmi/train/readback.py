@@ -7,6 +7,7 @@ has just launched. So the copies are only launched too, and a result is read whe
 import math
 from collections import deque
 from dataclasses import replace
+from typing import Any
 
 import torch
 
