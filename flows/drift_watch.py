@@ -15,11 +15,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed, State
 
-from flows.batches import Ledger, complete, find_batches, look
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
 from flows.stages import changed_outs, is_running, mixed_outs, pins
 from hcmi.files import lock
+from hcmi.incoming import Ledger, complete, find_batches, look
 
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
 INCOMING = Path("data/incoming")

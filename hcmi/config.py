@@ -173,13 +173,21 @@ class ExportConfig(Section):
 
 
 class SearchConfig(Section):
-    uri: str                        # a folder: FAISS; a path ending in .db: Milvus Lite; http(s)://host:port: Milvus
+    # a folder: FAISS; a path ending in .db: Milvus Lite; http(s)://host:port: Milvus. With the default, export/index,
+    # the current release is searched where there is one.
+    uri: str
     candidates: Positive            # of the first stage; these are re-ranked exactly
 
 
 class DriftConfig(Section):
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]     # of batches that have not drifted
     seed: int
+
+
+class PromoteConfig(Section):
+    """The gate before what is served (`hcmi promote`)."""
+
+    margin: Annotated[float, Field(ge=0)]       # points of R@1 that a new model may lose on the test set
 
 
 class Params(Section):
@@ -193,6 +201,7 @@ class Params(Section):
     export: ExportConfig
     search: SearchConfig
     drift: DriftConfig
+    promote: PromoteConfig
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
