@@ -37,7 +37,8 @@ def test_first_release_is_served_with_its_lineage_and_searched_by_default(here):
     assert (found["decision"], found["version"], found["replaces"]) == ("promoted", "v1", None)
     assert served() == "v1"
     record = json.loads((here / "releases/current/release.json").read_text())
-    assert record["model"]["fingerprint"] == fingerprint(here / "models/hcmi") == fingerprint(here / "releases/v1/model")
+    made_by = record["model"]["fingerprint"]
+    assert made_by == fingerprint(here / "models/hcmi") == fingerprint(here / "releases/v1/model")
     assert record["videos"] == 30
     assert {"made", "code", "data", "params_yaml_sha256", "why", "figures"} <= set(record)
     assert (here / "releases/v1/params.yaml").read_bytes() == (here / "params.yaml").read_bytes()
