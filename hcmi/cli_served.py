@@ -1,16 +1,48 @@
-"""The verbs about what is served: promote, rollback, releases. `hcmi/cli.py` adds them to the command."""
+"""The verbs about what is served: add, promote, rollback, releases. `hcmi/cli.py` adds them to the command."""
 
 import json
 
 import click
 
-from hcmi.options import json_option, model_option, params_option
+from hcmi.options import json_option, model_option, params_option, show
 
 releases_option = click.option("--releases", "releases_dir", default="releases", show_default=True,
                                help="Folder of releases.")
 accepted_option = click.option("--accepted", default="data/accepted.json", show_default=True,
                                help="List of accepted batches.")
 incoming_option = click.option("--incoming", default="data/incoming", show_default=True, help="Folder of new batches.")
+
+
+@click.command()
+@click.argument("folder", required=False)
+@click.option("--batch", "batches", multiple=True, metavar="NAME", help="Add this batch whatever its verdict; may be "
+              "repeated.")
+@click.option("--accepted-only", is_flag=True, help="Judge nothing; add what has been accepted.")
+@click.option("--quiet-seconds", default=60.0, show_default=True, help="A file that has not changed for so long is "
+              "whole.")
+@click.option("--reports", default="reports/watch", show_default=True, help="Folder of drift reports.")
+@click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
+@releases_option
+@accepted_option
+@incoming_option
+@params_option
+@json_option
+def add(folder: str | None, batches: tuple[str, ...], accepted_only: bool, quiet_seconds: float, reports: str,
+        shards: str, releases_dir: str, accepted: str, incoming: str, params: str, as_json: bool) -> None:
+    """Make new videos searchable: those of FOLDER become a batch, and each batch is judged and, if it may be, added.
+
+    Examples:
+
+      hcmi add /mnt/bucket/new
+
+      hcmi add --batch 2026-11-30
+    """
+    from hcmi.config import load_params
+    from hcmi.ingest import add as run
+
+    show(run(folder=folder, batches=batches, incoming_dir=incoming, reports_dir=reports, releases_dir=releases_dir,
+             accepted=accepted, shards_dir=shards, params=load_params(params), quiet_s=quiet_seconds,
+             judge=not accepted_only), as_json)
 
 
 @click.command()
@@ -72,4 +104,4 @@ def releases(releases_dir: str, as_json: bool) -> None:
     click.echo(json.dumps(table, indent=2, ensure_ascii=False) if as_json else releases_text(table))
 
 
-COMMANDS = (promote, rollback, releases)
+COMMANDS = (add, promote, rollback, releases)

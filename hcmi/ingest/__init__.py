@@ -2,5 +2,6 @@
 
 from hcmi.ingest.encode import temporary_shards
 from hcmi.ingest.fill import fill, missing_batches
+from hcmi.ingest.stage import add
 
-__all__ = ["fill", "missing_batches", "temporary_shards"]
+__all__ = ["add", "fill", "missing_batches", "temporary_shards"]
