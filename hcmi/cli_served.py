@@ -21,14 +21,13 @@ incoming_option = click.option("--incoming", default="data/incoming", show_defau
 @click.option("--quiet-seconds", default=60.0, show_default=True, help="A file that has not changed for so long is "
               "whole.")
 @click.option("--reports", default="reports/watch", show_default=True, help="Folder of drift reports.")
-@click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @releases_option
 @accepted_option
 @incoming_option
 @params_option
 @json_option
 def add(folder: str | None, batches: tuple[str, ...], accepted_only: bool, quiet_seconds: float, reports: str,
-        shards: str, releases_dir: str, accepted: str, incoming: str, params: str, as_json: bool) -> None:
+        releases_dir: str, accepted: str, incoming: str, params: str, as_json: bool) -> None:
     """Make new videos searchable: those of FOLDER become a batch, and each batch is judged and, if it may be, added.
 
     Examples:
@@ -41,8 +40,7 @@ def add(folder: str | None, batches: tuple[str, ...], accepted_only: bool, quiet
     from hcmi.ingest import add as run
 
     show(run(folder=folder, batches=batches, incoming_dir=incoming, reports_dir=reports, releases_dir=releases_dir,
-             accepted=accepted, shards_dir=shards, params=load_params(params), quiet_s=quiet_seconds,
-             judge=not accepted_only), as_json)
+             accepted=accepted, params=load_params(params), quiet_s=quiet_seconds, judge=not accepted_only), as_json)
 
 
 @click.command()

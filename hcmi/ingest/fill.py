@@ -21,7 +21,7 @@ def missing_batches(release: Release, accepted: str | Path) -> list[Accepted]:
     return [entry for entry in read_accepted(accepted) if entry.searched and entry.content not in there]
 
 
-def fill(release: Release, wanted: list[Accepted], *, incoming_dir: str | Path, shards_dir: str | Path, params: Params,
+def fill(release: Release, wanted: list[Accepted], *, incoming_dir: str | Path, params: Params,
          model: HcmiModel | None = None) -> dict[str, int]:
     """Add the clips of these batches to the release's index while others search. Returns batch -> clips added.
 
@@ -33,14 +33,14 @@ def fill(release: Release, wanted: list[Accepted], *, incoming_dir: str | Path, 
     for entry in wanted:
         model = model or load_retriever(release.model, pick_device("auto"))
         clips, _ = batch_clips(Path(incoming_dir) / entry.batch, params.dataset)
-        added[entry.batch] = _add(release, model, clips, params, shards_dir)
+        added[entry.batch] = _add(release, model, clips, params)
         release.note_batch(entry.content)
     return added
 
 
-def _add(release: Release, model: HcmiModel, clips: list[Clip], params: Params, shards_dir: str | Path) -> int:
+def _add(release: Release, model: HcmiModel, clips: list[Clip], params: Params) -> int:
     """The number of clips that could be decoded and are in the index now."""
-    with temporary_shards(clips, params, shards_dir) as index:
+    with temporary_shards(clips, params, release.shards) as index:
         if index is None:
             return 0
         found = list(encode_batches(model, index, params.export.batch_size))

@@ -26,13 +26,14 @@ PATIENCE_S = 1800.0
 
 
 def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str | Path, reports_dir: str | Path,
-        releases_dir: str | Path, accepted: str | Path, shards_dir: str | Path, params: Params, quiet_s: float,
-        judge: bool = True) -> dict[str, Any]:
+        releases_dir: str | Path, accepted: str | Path, params: Params, quiet_s: float, judge: bool = True
+        ) -> dict[str, Any]:
     """Take in the new videos of `folder`, judge the batches that have not been judged, and add accepted ones.
 
     `batches`: accept these whatever their verdict, and judge nothing. Without `judge`, only what has been accepted is
     added. Returns the new batch, the files that are left for later or cannot be read, the verdicts of this call, and
     batch -> clips added to the served index.
+    It reads the served release and nothing that the stages write, so the pipeline may run at the same time.
     Raises: ReleaseError when nothing is served; DataError when `folder` or a batch is not there or is wrong; and what
     judging and encoding raise.
     """
@@ -51,25 +52,24 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
         if batches:
             accept_named(incoming, ledger, accepted, batches)
         elif judge:
-            found["verdicts"] = _judge(release, ledger, incoming, Path(reports_dir), shards_dir, params, quiet_s)
+            found["verdicts"] = _judge(release, ledger, incoming, Path(reports_dir), params, quiet_s)
             accept_judged(incoming, ledger, accepted)
     with releases.lock():
         release = releases.current() or release
-        found["added"] = fill(release, missing_batches(release, accepted), incoming_dir=incoming,
-                              shards_dir=shards_dir, params=params)
+        found["added"] = fill(release, missing_batches(release, accepted), incoming_dir=incoming, params=params)
     return found
 
 
-def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, shards_dir: str | Path, params: Params,
-           quiet_s: float) -> dict[str, str]:
+def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, params: Params, quiet_s: float
+           ) -> dict[str, str]:
     """Batch -> verdict, and what was done, of each complete batch whose content has not been judged."""
     said: dict[str, str] = {}
     for folder, seen in complete(find_batches(incoming), quiet_s, PATIENCE_S):
         content = ledger.content(folder, seen)
         if content in ledger.verdicts:
             continue
-        found = drift(incoming_dir=incoming, model_dir=release.model, export_dir=release.export, shards_dir=shards_dir,
-                      out_dir=reports / folder.name, params=params, batches=[folder.name])
+        found = drift(incoming_dir=incoming, model_dir=release.model, export_dir=release.export,
+                      shards_dir=release.shards, out_dir=reports / folder.name, params=params, batches=[folder.name])
         verdict = next(iter(found["verdicts"].values()))
         if ledger.content(folder, look(folder)) == content:     # otherwise it has changed, and is judged again
             ledger.record(content, folder.name, verdict)

@@ -23,7 +23,7 @@ SEED = 0
 
 
 def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequence[Accepted], *,
-                      incoming_dir: str | Path, shards_dir: str | Path, params: Params, samples: int
+                      incoming_dir: str | Path, params: Params, samples: int
                       ) -> Difference | None:
     """R@1 of the held-out captioned clips of the newest batches; None where there are too few.
 
@@ -33,7 +33,7 @@ def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequ
     clips = _held_out(accepted[-NEWEST:], Path(incoming_dir), params)
     if sum(len(clip.captions) for clip in clips) < FEWEST_QUERIES:
         return None
-    with temporary_shards(clips, params, shards_dir) as index:
+    with temporary_shards(clips, params, pairs[-1][1].shards) as index:
         if index is None:
             return None
         same = len({tuple(_test_ids(release)) for _, release in pairs}) == 1
@@ -46,9 +46,9 @@ def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequ
     groups = np.repeat(np.arange(len(kept)), [len(clip.captions) for clip in kept])
     if len(groups) < FEWEST_QUERIES:
         return None
-    hits = [100 * one.hits_at(1) for one in found]
-    low, high = paired_difference(*hits, np.random.default_rng(SEED), samples, groups)["ci95"]
-    return Difference("newest batches", float(hits[0].mean()), float(hits[1].mean()), low, high, len(groups))
+    served, new = (100 * one.hits_at(1) for one in found)
+    low, high = paired_difference(served, new, np.random.default_rng(SEED), samples, groups)["ci95"]
+    return Difference("newest batches", float(served.mean()), float(new.mean()), low, high, len(groups))
 
 
 def _held_out(entries: Sequence[Accepted], incoming_dir: Path, params: Params) -> list[Clip]:

@@ -52,13 +52,14 @@ def promote(*, model_dir: str | Path, export_dir: str | Path, metrics: str | Pat
             with releases.add() as staged:
                 for name, source in workspace.items():
                     copy_folder(source, staged.folder / name)
+                _copy_test_shards(Path(shards_dir), staged.shards)
                 model = _check(staged)
                 decision = _compare(champion, staged, model, accepted=accepted, incoming_dir=incoming_dir,
                                     shards_dir=shards_dir, params=params, must_be_better=must_be_better)
                 if decision["decision"] == "refused":
                     raise _RefusedError
-                added = fill(staged, missing_batches(staged, accepted), incoming_dir=incoming_dir,
-                             shards_dir=shards_dir, params=params, model=model)
+                added = fill(staged, missing_batches(staged, accepted), incoming_dir=incoming_dir, params=params,
+                             model=model)
                 # the key of what was copied: the workspace may have changed since
                 _describe(staged, _key({"export": staged.export}), decision, champion, model, added)
         except _RefusedError:
@@ -106,6 +107,17 @@ def _key(workspace: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
+def _copy_test_shards(source: Path, target: Path) -> None:
+    """What judging a batch reads of the shards: the test clips' frames, and the settings. It needs no other shard."""
+    target.mkdir()
+    try:
+        for path in [source / "index.parquet", source / "stats.json", *sorted(source.glob("test-*.tar"))]:
+            shutil.copyfile(path, target / path.name)
+    except FileNotFoundError as error:
+        raise ReleaseError(f"{source}: need the shards of the model, got no {Path(error.filename).name}. {AGAIN}"
+                           ) from error
+
+
 def _check(staged: Release) -> HcmiModel:
     """The model of a copy whose parts belong together. Raises: ReleaseError."""
     model = load_retriever(staged.model, pick_device("auto"))
@@ -133,7 +145,7 @@ def _compare(champion: Release | None, staged: Release, model: HcmiModel, *, acc
     served = load_retriever(champion.model, pick_device("auto"))
     test = _on_test(champion, staged, shards_dir, params)
     batches = compare_on_newest([(served, champion), (model, staged)], read_accepted(accepted),
-                                incoming_dir=incoming_dir, shards_dir=shards_dir, params=params,
+                                incoming_dir=incoming_dir, params=params,
                                 samples=params.evaluate.bootstrap_samples)
     # the same model over another index cannot be better
     passed, why = decide(test, batches, params.promote.margin,
@@ -154,7 +166,8 @@ def _on_test(champion: Release, staged: Release, shards_dir: str | Path, params:
                      plots_dir=measured / "plots", params=params)
         found = compare_runs(measured, staged.folder, params.evaluate.bootstrap_samples)
     row = found["differences"]["t2v"]["R@1"]
-    return Difference("test set", row["a"], row["b"], *row["ci95"], reports[1]["raw"]["t2v"]["n"])
+    low, high = row["ci95"]
+    return Difference("test set", row["a"], row["b"], low, high, reports[1]["raw"]["t2v"]["n"])
 
 
 def _describe(staged: Release, key: str, decision: dict[str, Any], champion: Release | None, model: HcmiModel,

@@ -3,6 +3,7 @@
     current -> v2                   a link, replaced in one system call
     v1/, v2/                        one release each, complete from the moment that it is there
         model/ export/ plots/ metrics/evaluate.json
+        shards/                     of the test split alone: what new batches are compared with
         params.yaml, dvc.lock       copies, where the project has them
         release.json                where it comes from: data, code, the model, and why it was promoted
         batches.json                the accepted batches that have been added to its index
@@ -52,6 +53,10 @@ class Release:
     @property
     def index(self) -> Path:
         return self.folder / "export" / "index"
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
 
     @cached_property
     def record(self) -> dict[str, Any]:

@@ -35,9 +35,11 @@ def open_retriever(model: str | None, index: str | None, videos: str | None, par
 def _served(paths: tuple[str, str], candidates: int, precision: str, follow: bool) -> Retriever:
     """A retriever over the release that the link points at; loaded again if another one took its place meanwhile."""
     while True:
-        before = [os.path.realpath(path) for path in paths]
+        model, index = before = tuple(os.path.realpath(path) for path in paths)
+        if follow:
+            model, index = paths
         try:
-            return Retriever(*(paths if follow else before), candidates, precision)
+            return Retriever(model, index, candidates, precision)
         except (HcmiError, OSError):
-            if [os.path.realpath(path) for path in paths] == before:
+            if tuple(os.path.realpath(path) for path in paths) == before:
                 raise
