@@ -6,6 +6,7 @@ memory): `main`, the first process of the group, sees the end of its standard in
 the `make flows` that started it has ended (`end_with_make_flows`).
 """
 
+import json
 import os
 import signal
 import socket
@@ -46,6 +47,25 @@ def run_in_child(*command: str, log: Callable[[str], object] = print) -> None:
         end_group(process)
     if code != 0:
         raise ChildError(f"{' '.join(command)}: need exit code 0, got {code}. Its last line: {last}")
+
+
+def run_for_json(*command: str, log: Callable[[str], object] = print) -> Any:
+    """Run `command` as `run_in_child` does. Returns the JSON that its output ends with.
+
+    Raises: ChildError.
+    """
+    lines: list[str] = []
+
+    def keep(line: str) -> None:
+        lines.append(line)
+        log(line)
+
+    run_in_child(*command, log=keep)
+    start = max((number for number, line in enumerate(lines) if line == "{"), default=0)
+    try:
+        return json.loads("\n".join(lines[start:]))
+    except ValueError as error:
+        raise ChildError(f"{' '.join(command)}: need JSON at the end of its output, got: {lines[-1:]}") from error
 
 
 def start_group(*command: str, **options: Any) -> subprocess.Popen:

@@ -1,8 +1,9 @@
 """Report on the batches in data/incoming that have not been judged: `python -m flows.drift_watch`, or daily once its
 schedule is on. `python -m flows.drift_watch BATCH ...` judges the named batches, also if they have been judged before.
 
-Batches arrive at any time, so this is a flow outside the DAG. It reads pinned artefacts only: shards, model and export
-as dvc.lock has them, all from one run of the pipeline.
+Batches arrive at any time, so this is a flow outside the DAG. It reads the release that is served, which no run of the
+pipeline changes. Without a release it reads pinned artefacts only: shards, model and export as dvc.lock has them, all
+from one run of the pipeline. The flow `ingest` judges in the same way, and acts on the verdicts.
 """
 
 import json
@@ -15,17 +16,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed, State
 
-from flows.batches import Ledger, complete, find_batches, look
+from flows.artifacts import show, table
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
 from flows.stages import changed_outs, is_running, mixed_outs, pins
 from hcmi.files import lock
+from hcmi.incoming import Ledger, action, complete, find_batches, look, worst
+from hcmi.releases import Release, Releases
 
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
 INCOMING = Path("data/incoming")
 REPORTS = Path("reports/watch")             # not reports/drift, which belongs to the stage
-STATES = {"ok": "Completed", "drift": "Drifted", "too small to judge": "TooSmall"}     # any other verdict: Failed
-SEVERITY = ("Completed", "TooSmall", "Drifted")
 QUIET_SECONDS = 60          # a batch that has not changed for this long is complete
 PATIENCE_SECONDS = 1800     # a batch that still changes after this long is left to the next run
 LOOK_SECONDS = 5
@@ -54,22 +55,31 @@ def wait_for_pipeline() -> None:
 @task(name="report", task_run_name="report {batch}", cache_policy=NO_CACHE, persist_result=False, retries=1,
       retry_delay_seconds=10, tags=["gpu"])
 def report(batch: str) -> str:
-    """Write reports/watch/<batch>/ and return the verdict: ok, drift, unreadable, too small to judge.
+    """Write reports/watch/<batch>/ and return the verdict (`hcmi.incoming.ACTIONS` lists them).
 
     Raises: ChildError.
     """
     folder = REPORTS / batch
-    run_in_child(sys.executable, "-m", "hcmi", "drift", "--batch", batch, "--out", str(folder),
+    release = Releases().current()
+    of_release = [] if release is None else _options(release)
+    run_in_child(sys.executable, "-m", "hcmi", "drift", "--batch", batch, "--out", str(folder), *of_release,
                  log=get_run_logger().info)
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"][batch]
+
+
+def _options(release: Release) -> list[str]:
+    return ["--model", str(release.model), "--export", str(release.export), "--shards", str(release.shards)]
 
 
 def report_with_pinned(batch: str) -> str:
     """The verdict of a report during which the artefacts did not change.
 
-    It waits for the pipeline outside the task, because the task holds a GPU slot that the pipeline may need.
+    A release never changes, so only a project without one waits for the pipeline. It waits outside the task, because
+    the task holds a GPU slot that the pipeline may need.
     Raises: ChildError, WatchError.
     """
+    if Releases().current() is not None:
+        return report(batch)
     while True:
         wait_for_pipeline()
         check_pinned()
@@ -94,11 +104,17 @@ def drift_watch(batches: list[str] | None = None, quiet_seconds: float = QUIET_S
     """
     end_with_make_flows()
     with lock(REPORTS / ".lock"):         # two watches at once would judge a batch twice: the second one waits
-        return judge(batches or [], quiet_seconds)
+        verdicts, growing = judge(batches or [], quiet_seconds)
+    show("drift-watch", "New batches", verdicts_table(verdicts, growing),
+         "**What now?** The flow `ingest`, or `hcmi add`, acts on these verdicts.")
+    return outcome(verdicts, growing)
 
 
-def judge(named: list[str], quiet_seconds: float) -> State:
-    """Judge each batch when it is complete. A verdict is recorded only if the batch did not change meanwhile."""
+def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, str], list[str]]:
+    """Judge each batch when it is complete. A verdict is recorded only if the batch did not change meanwhile.
+
+    Returns: batch -> verdict, or why there is no report; and the batches that are still being copied.
+    """
     logger = get_run_logger()
     found = {folder.name: folder for folder in find_batches(INCOMING)}
     unknown = [name for name in named if name not in found]
@@ -123,19 +139,26 @@ def judge(named: list[str], quiet_seconds: float) -> State:
             ledger.record(content, folder.name, verdicts[folder.name])
     for folder in waiting:
         logger.info("%s: still being copied; left to the next run", folder)
-    return outcome(verdicts, [folder.name for folder in waiting])
+    return verdicts, [folder.name for folder in waiting]
 
 
-def outcome(verdicts: dict[str, str], growing: list[str]) -> State:
-    """The final state of the run: that of its worst verdict."""
+def verdicts_table(verdicts: dict[str, str], growing: list[str]) -> str:
+    """For the page of the run."""
+    rows = [[name, verdict, action(verdict).said, REPORTS / name / "index.html"] for name, verdict in verdicts.items()]
+    rows += [[name, "", "still being copied; left to the next run", ""] for name in growing]
+    return table(["batch", "verdict", "what follows", "report"], rows) if rows else "Every batch has been judged."
+
+
+def outcome(verdicts: dict[str, str], growing: list[str], *more: str) -> State:
+    """The final state of the run: that of its worst verdict. `more`: what else its message says."""
     parts = [f"{name}: {verdict}. {REPORTS / name / 'index.html'}" for name, verdict in verdicts.items()]
     parts += [f"{name}: still being copied" for name in growing]
-    message = "; ".join(parts) or f"{INCOMING}: every batch has been judged"
+    message = "; ".join([*(parts or [f"{INCOMING}: every batch has been judged"]), *more])
     get_run_logger().info(message)
-    names = [STATES.get(verdict) for verdict in verdicts.values()]
-    if None in names:
+    states = [action(verdict).state for verdict in verdicts.values()]
+    if None in states:
         return Failed(message=message)
-    return Completed(name=max(["Completed", *filter(None, names)], key=SEVERITY.index), message=message)
+    return Completed(name=worst([state for state in states if state]), message=message)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,15 @@ run one at a time (tag `gpu`). The dependencies are read from dvc.yaml and writt
 """
 
 import sys
+import time
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from flows.artifacts import show, table
 from flows.child import ChildError, end_with_make_flows, run_in_child
+from flows.promote import promote
 from flows.server import check_server, run_name
 from flows.stages import is_stale, plan, running
 
@@ -35,26 +38,41 @@ def run_stage(stage: str) -> str:
 
 
 @flow(name="pipeline", flow_run_name=run_name("retrain"), persist_result=False)
-def pipeline() -> dict[str, str]:
+def pipeline(then_promote: bool = False) -> dict[str, str]:
     """Run every stale stage, in the order of dvc.yaml. Waits while another run of the pipeline is in progress.
 
-    Returns: stage -> `fresh` or `ran`.
+    `then_promote`: serve the model that results, if it is not worse than the one that is served.
+    Returns: stage -> `fresh` or `ran`; and `promote` -> what was decided.
     """
     end_with_make_flows()
     with running(get_run_logger().info):
-        return run_stages()
+        outcome = run_stages()
+        if then_promote:
+            decided = promote(wait=False, return_state=True)
+            if decided.is_failed():
+                decided.result()
+            outcome["promote"] = decided.message or ""
+        return outcome
 
 
 def run_stages() -> dict[str, str]:
-    """One task a stage; each waits for the stages that it depends on."""
+    """One task a stage; each waits for the stages that it depends on. What ran is on the page of the run."""
     outcome: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     states: dict = {}
-    for step in plan():
-        one = run_stage.with_options(tags=[GPU_TAG] if step.gpu else [])
-        after = [states[name] for name in step.after]
-        states[step.name] = one(step.name, wait_for=after, return_state=True)
-        outcome[step.name] = states[step.name].result()
-    return outcome
+    try:
+        for step in plan():
+            one = run_stage.with_options(tags=[GPU_TAG] if step.gpu else [])
+            after = [states[name] for name in step.after]
+            started = time.monotonic()
+            states[step.name] = one(step.name, wait_for=after, return_state=True)
+            seconds[step.name] = time.monotonic() - started
+            outcome[step.name] = states[step.name].result()
+        return outcome
+    finally:
+        if seconds:
+            show("stages", "Stages", table(["stage", "", "seconds"], [
+                [name, outcome.get(name, "**failed**"), f"{took:.1f}"] for name, took in seconds.items()]))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ def changed_outs(*stages: str) -> list[str]:
                       if out.hash_info.value is None or out.status())
 
 
+def outs_of_stages() -> set[str]:
+    """Every path that a stage of dvc.yaml makes, relative to the project's folder."""
+    with Repo() as repo:
+        return {str(out) for stage in repo.index.stages if stage.is_data_source is False for out in stage.outs}
+
+
 def pins(*stages: str) -> dict[str, str | None]:
     """Output of these stages -> the hash that dvc.lock pins."""
     with Repo() as repo:

@@ -11,8 +11,18 @@ from pathlib import Path
 
 import click
 
-from hcmi import __version__
+from hcmi import __version__, cli_served
 from hcmi.errors import HcmiError, MachineError, file_of, machine_error, shown, system_error
+from hcmi.options import (
+    json_option,
+    model_option,
+    overlap_option,
+    params_option,
+    precision_option,
+    served_option,
+    show,
+    window_option,
+)
 
 STOPPED = 130       # the shell's exit code for Ctrl-C
 
@@ -76,35 +86,15 @@ def _format_warning(message, category, filename, lineno, line=None) -> str:
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
-def _show(summary: dict, as_json: bool) -> None:
-    if as_json:
-        json.dump(summary, sys.stdout, indent=2, ensure_ascii=False)
-        click.echo()
-    else:
-        for key, value in summary.items():
-            click.echo(f"{key}: {value}")
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
-model_option = click.option("--model", default="models/hcmi", show_default=True, help="Folder of a trained model, or "
-                            "the folder or name of a CLIP or SigLIP checkpoint.")
-precision_option = click.option("--precision", default="float32", show_default=True, help="What the model's towers are "
-                                "stored in; the last two take half the memory.",
-                                type=click.Choice(["float32", "bfloat16", "float16"]))
-window_option = click.option("--window", metavar="SECONDS", type=float, help="Length of the windows of long videos, "
-                             "with --videos.  [default: windows.seconds of params.yaml, or 4]")
-overlap_option = click.option("--overlap", metavar="SECONDS", type=float, help="What neighbouring windows share.  "
-                              "[default: windows.overlap_seconds of params.yaml, or 3]")
-params_option = click.option("--params", default="params.yaml", show_default=True, help="Parameter file.")
-
-
 @main.command()
 @click.option("--manifest", default="data/manifest", show_default=True, help="Folder for the manifest.")
 @click.option("--generated", default="data/generated", show_default=True, help="Folder for generated videos.")
 @click.option("--incoming", default="data/incoming", show_default=True, help="Folder for generated new batches.")
+@click.option("--accepted", default="data/accepted.json", show_default=True, help="List of the batches in --incoming "
+              "that are training data too.")
 @params_option
 @json_option
-def dataset(manifest: str, generated: str, incoming: str, params: str, as_json: bool) -> None:
+def dataset(manifest: str, generated: str, incoming: str, accepted: str, params: str, as_json: bool) -> None:
     """List every clip of the data set with its captions, split and file; make the videos of `scenes`.
 
     Example: hcmi dataset --json
@@ -112,8 +102,8 @@ def dataset(manifest: str, generated: str, incoming: str, params: str, as_json: 
     from hcmi.config import load_params
     from hcmi.dataset import build_dataset
 
-    _show(build_dataset(config=load_params(params).dataset, manifest_dir=manifest, generated_dir=generated,
-                        incoming_dir=incoming), as_json)
+    show(build_dataset(config=load_params(params).dataset, manifest_dir=manifest, generated_dir=generated,
+                        incoming_dir=incoming, accepted=accepted), as_json)
 
 
 @main.command()
@@ -135,7 +125,7 @@ def shards(manifest: str, out: str, params: str, as_json: bool) -> None:
         from hcmi.model import shards_square  # takes seconds to import
 
         square["square"] = shards_square(config.shards.fit, config.model.backbone)
-    _show(write_shards(manifest_path=manifest, out_dir=out, config=config.shards, **square), as_json)
+    show(write_shards(manifest_path=manifest, out_dir=out, config=config.shards, **square), as_json)
 
 
 @main.command()
@@ -157,7 +147,7 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as
     summary = run(shards_dir=shards, model_dir=out, metrics_dir=metrics, checkpoint_dir=checkpoints,
                   model_config=config.model, config=config.train)
     if summary:         # of several processes that torchrun has started, one reports
-        _show(summary, as_json)
+        show(summary, as_json)
 
 
 @main.command()
@@ -213,12 +203,12 @@ def export(model: str, shards: str, out: str, push: str | None, params: str, as_
     if push:
         from hcmi.index import push_export
 
-        _show(push_export(out, push), as_json)
+        show(push_export(out, push), as_json)
         return
     from hcmi.config import load_params
     from hcmi.export import export as run
 
-    _show(run(model_dir=model, shards=shards, out_dir=out, config=load_params(params).export), as_json)
+    show(run(model_dir=model, shards=shards, out_dir=out, config=load_params(params).export), as_json)
 
 
 @main.command()
@@ -241,15 +231,15 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 
     result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
                  params=load_params(params), batches=batches)
-    _show(result if as_json else {"report": f"{out}/index.html", **result["verdicts"]}, as_json)
+    show(result if as_json else {"report": f"{out}/index.html", **result["verdicts"]}, as_json)
 
 
 @main.command()
 @click.argument("query")
 @click.option("--top", default=10, show_default=True, help="How many answers.")
 @click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
-@click.option("--index", help="Search index.  [default: search.uri of params.yaml, or export/index]")
-@model_option
+@click.option("--index", help="Search index.  [default: the current release, or search.uri of params.yaml]")
+@served_option
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
 @click.option("--min-seconds", type=float, help="Only videos at least this long.")
 @click.option("--max-seconds", type=float, help="Only videos at most this long.")
@@ -259,7 +249,7 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 @overlap_option
 @params_option
 @json_option
-def search(query: str, top: int, videos: str | None, index: str | None, model: str, tags: tuple[str, ...],
+def search(query: str, top: int, videos: str | None, index: str | None, model: str | None, tags: tuple[str, ...],
            min_seconds: float | None, max_seconds: float | None, explain: str | None, precision: str,
            window: float | None, overlap: float | None, params: str, as_json: bool) -> None:
     """Find the videos, and the moments in them, that QUERY describes.
@@ -298,13 +288,13 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
-@click.option("--index", help="Search index.  [default: search.uri of params.yaml, or export/index]")
-@model_option
+@click.option("--index", help="Search index.  [default: the current release, or search.uri of params.yaml]")
+@served_option
 @precision_option
 @window_option
 @overlap_option
 @params_option
-def serve(host: str, port: int, videos: str | None, index: str | None, model: str, precision: str,
+def serve(host: str, port: int, videos: str | None, index: str | None, model: str | None, precision: str,
           window: float | None, overlap: float | None, params: str) -> None:
     """Serve the search page: type a query, watch the moment in each video, see why it was found.
 
@@ -317,7 +307,7 @@ def serve(host: str, port: int, videos: str | None, index: str | None, model: st
     from hcmi.search import open_retriever
     from hcmi.serve import serve as run
 
-    retriever = open_retriever(model, index, videos, params, precision, window, overlap)
+    retriever = open_retriever(model, index, videos, params, precision, window, overlap, follow=True)
     for note in retriever.notes:
         click.echo(f"note: {shown(note)}", err=True)
     run(retriever, host, port, click.echo)
@@ -376,6 +366,10 @@ def overrides(files: tuple[str, ...], params: str) -> None:
         if len(str(value).split()) != 1:        # the shell would split it
             raise ConfigError(f"{key}: need a value without spaces, got {value!r}. Set it with dvc exp run -S.")
     click.echo(" ".join(f"-S {key}={value}" for key, value in changes.items()))
+
+
+for command in cli_served.COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,9 @@ class ExportConfig(Section):
 
 
 class SearchConfig(Section):
-    uri: str                        # a folder: FAISS; a path ending in .db: Milvus Lite; http(s)://host:port: Milvus
+    # a folder: FAISS; a path ending in .db: Milvus Lite; http(s)://host:port: Milvus. With the default, export/index,
+    # the current release is searched where there is one.
+    uri: str
     candidates: Positive            # of the first stage; these are re-ranked exactly
 
 
@@ -201,6 +203,12 @@ class DriftConfig(Section):
     seed: int
 
 
+class PromoteConfig(Section):
+    """The gate before what is served (`hcmi promote`)."""
+
+    margin: Annotated[float, Field(ge=0)]       # points of R@1 that a new model may lose on the test set
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -213,6 +221,7 @@ class Params(Section):
     search: SearchConfig
     windows: WindowsConfig
     drift: DriftConfig
+    promote: PromoteConfig
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

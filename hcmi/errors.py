@@ -66,6 +66,10 @@ class DriftError(HcmiError):
     """A drift profile or an incoming batch cannot be judged."""
 
 
+class ReleaseError(HcmiError):
+    """A release is missing or broken, or no release can be made."""
+
+
 class MachineError(HcmiError):
     """The machine lacks disk space, memory or a permission; the input is not at fault."""
 

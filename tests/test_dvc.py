@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 SPEED_ONLY = {"shards.num_workers", "shards.executor", "shards.ray_address", "train.num_workers",
               "train.num_processes", "train.micro_batch", "train.compile", "train.activation_checkpointing",
               "evaluate.batch_size", "export.batch_size"}
-NOT_A_STAGE = {"search", "windows"}
+NOT_A_STAGE = {"search", "windows", "promote"}
 
 
 def read(name: str) -> dict:

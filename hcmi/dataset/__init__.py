@@ -4,6 +4,7 @@ The manifest has one row a clip: its file, its segment, its captions, its split.
 in skipped.jsonl. Other rooms also read folders and annotations through this one.
 """
 
+from hcmi.dataset.accepted import Accepted, accept, batch_clips, is_held_out, read_accepted
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.captions import read_captions
 from hcmi.dataset.folder import read_folder
@@ -12,8 +13,13 @@ from hcmi.dataset.stage import build_dataset
 
 __all__ = [
     "SOURCES",
+    "Accepted",
+    "accept",
+    "batch_clips",
     "build_dataset",
     "files_by_bare_name",
+    "is_held_out",
+    "read_accepted",
     "read_annotations",
     "read_captions",
     "read_folder",

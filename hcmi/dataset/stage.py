@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.config import DatasetConfig
+from hcmi.dataset.accepted import accepted_clips, with_accepted
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.build_clips import build_clips
 from hcmi.dataset.captions import CaptionRow
@@ -47,8 +48,10 @@ WRITE_VIDEOS = ("scenes", "webdataset")        # into the folder for generated f
 
 
 def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_dir: str | Path,
-                  incoming_dir: str | Path) -> dict[str, Any]:
+                  incoming_dir: str | Path, accepted: str | Path | None = None) -> dict[str, Any]:
     """Write manifest.parquet, skipped.jsonl and near_duplicates.jsonl into `manifest_dir`. Returns counts.
+
+    `accepted`: the list of batches in `incoming_dir` whose clips are training data too (hcmi/dataset/accepted.py).
 
     `scenes` and `webdataset` write their videos into `generated_dir`, and `scenes` its two batches into `incoming_dir`;
     the other data sets leave these folders empty.
@@ -62,6 +65,12 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
     if config.name not in WRITE_VIDEOS:
         with atomic_dir(generated_dir):
             pass
+    for batch in BATCHES:       # before the manifest, because an accepted batch may be one of them
+        if config.name == "scenes":
+            write_batch(config.scenes, config.seed, batch, Path(incoming_dir) / batch)
+        else:
+            with atomic_dir(Path(incoming_dir) / batch):
+                pass
     counts: Counter[str] = Counter(dict.fromkeys(("clips", *SPLITS, "captions", "near_duplicates"), 0))
     reasons: Counter[str] = Counter()
     first: list[Skip] = []
@@ -79,14 +88,11 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
             first[:] = first or [found]
 
         clips = only_clips(DATASETS[config.name](config, Path(generated_dir)), note)
+        if accepted is not None:
+            more = accepted_clips(accepted, incoming_dir, config, note)
+            clips = with_accepted(clips, more, temporary / "base.parquet")
         if not write_manifest(_counted(clips, counts), temporary / "manifest.parquet"):
             raise nothing_usable(config.path, reasons, first)
-    for batch in BATCHES:
-        if config.name == "scenes":
-            write_batch(config.scenes, config.seed, batch, Path(incoming_dir) / batch)
-        else:
-            with atomic_dir(Path(incoming_dir) / batch):
-                pass
     seconds = counts.pop("milliseconds", 0) / 1000
     return {"dataset": config.name, **counts, "hours": round(seconds / 3600, 3), "skipped": dict(reasons)}
 

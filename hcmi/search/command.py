@@ -3,32 +3,52 @@
 import os
 
 from hcmi.config import SearchConfig, WindowsConfig, load_params
-from hcmi.errors import ConfigError
+from hcmi.errors import ConfigError, HcmiError
+from hcmi.releases import served_paths
 from hcmi.search.folder_index import WINDOWS
 from hcmi.search.retriever import CANDIDATES, Retriever
 
+MODEL, EXPORT = "models/hcmi", "export/index"
 LEAST_WINDOW_S = 0.5
 
 
-def open_retriever(model: str, index: str | None, videos: str | None, params: str, precision: str = "float32",
-                   window: float | None = None, overlap: float | None = None) -> Retriever:
+def open_retriever(model: str | None, index: str | None, videos: str | None, params: str, precision: str = "float32",
+                   window: float | None = None, overlap: float | None = None, follow: bool = False) -> Retriever:
     """The retriever that the options ask for. `params` may be missing, because searching a folder needs no pipeline.
 
-    `window` and `overlap`: seconds of the windows of long videos; default: those of `params`.
+    Without `model` and `index` it is over the current release, where there is one and search.uri is the default; with
+    `follow`, over the link to it, so that a later release is found there. `window` and `overlap`: seconds of the
+    windows of long videos; default: those of `params`.
     Raises: ConfigError when both `index` and `videos` are given, or the windows are wrong; and as Retriever does.
     """
-    search, windows = SearchConfig(uri="export/index", candidates=CANDIDATES), WINDOWS
+    search, windows = SearchConfig(uri=EXPORT, candidates=CANDIDATES), WINDOWS
     if os.path.exists(params):
         config = load_params(params)
         search, windows = config.search, config.windows
+    served = served_paths()
     if videos is not None:
         if index is not None:
             raise ConfigError(f"--videos {videos}: need one place to search, got --index {index} too. Leave one out.")
-        return Retriever.from_folder(videos, model, search.candidates, precision=precision,
-                                     windows=with_options(windows, window, overlap))
+        return Retriever.from_folder(videos, model or (served[0] if served else MODEL), search.candidates,
+                                     precision=precision, windows=with_options(windows, window, overlap))
     if window is not None or overlap is not None:
         raise ConfigError("--window and --overlap: need --videos FOLDER, got none. An index is divided already.")
-    return Retriever(model, index or search.uri, search.candidates, precision)
+    if served is not None and model is None and index is None and search.uri == EXPORT:
+        return _served(served, search.candidates, precision, follow)
+    return Retriever(model or MODEL, index or search.uri, search.candidates, precision)
+
+
+def _served(paths: tuple[str, str], candidates: int, precision: str, follow: bool) -> Retriever:
+    """A retriever over the release that the link points at; loaded again if another one took its place meanwhile."""
+    while True:
+        model, index = before = tuple(os.path.realpath(path) for path in paths)
+        if follow:
+            model, index = paths
+        try:
+            return Retriever(model, index, candidates, precision)
+        except (HcmiError, OSError):
+            if tuple(os.path.realpath(path) for path in paths) == before:
+                raise
 
 
 def with_options(windows: WindowsConfig, window: float | None, overlap: float | None) -> WindowsConfig:

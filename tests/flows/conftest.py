@@ -23,6 +23,8 @@ def toy(tmp_path, monkeypatch) -> Path:
     shutil.copytree(ROOT / "flows", project / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("prefect.yaml", "prefect.toml"):
         shutil.copy(ROOT / name, project / name)
+    deployed = (project / "prefect.yaml").read_text()
+    (project / "prefect.yaml").write_text(deployed.replace("then_promote: true", "then_promote: false"))    # no model
     (project / "dvc.yaml").write_text(TOY)
     (project / "params.yaml").write_text("copies: 2\n")
     (project / "in.txt").write_text("hello\n")

@@ -40,7 +40,7 @@ def put(folder: Path, name: str, content: bytes | None = None) -> Path:
 
 
 def watch(*batches: str):
-    return drift_watch.judge(list(batches), quiet_seconds=0)
+    return drift_watch.outcome(*drift_watch.judge(list(batches), quiet_seconds=0))
 
 
 def test_every_batch_is_judged_once_and_the_run_ends_as_the_worst(world):

@@ -1,99 +1,17 @@
 """`make flows` for real: a server and a worker on the loopback address, prefect.yaml runs started and killed."""
 
 import fcntl
-import json
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from flow_world import ROOT, environment
+from flow_world import ENDED, ROOT, Flows, environment, free_port, wait_for
 from ruamel.yaml import YAML
-
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(what, seconds: float):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = what()
-        if found:
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"nothing after {seconds} s")
-
-
-class Flows:
-    """`make flows` of one project. Every process that it starts, directly or not, has a mark in its environment."""
-
-    def __init__(self, project: Path):
-        self.project, self.port, self.log = project, free_port(), project / "up.log"
-        variables = {key: value for key, value in environment(project).items() if key != "PREFECT_HOME"}
-        with open(self.log, "a", encoding="utf-8") as log:
-            self.begin = log.tell()
-            self.process = subprocess.Popen([sys.executable, "-m", "flows.up", "--port", str(self.port)], stdout=log,
-                                            stderr=subprocess.STDOUT, env={**variables, "FLOWS_MARK": str(project)})
-        wait_for(lambda: "make flows: ready" in self.output() or self.process.poll() is not None, 240)
-        assert self.process.poll() is None, self.output()
-
-    def output(self) -> str:
-        return self.log.read_bytes()[self.begin:].decode("utf-8", "replace")
-
-    def ask(self, path: str, body: dict | None = None) -> dict | list:
-        """What the server answers. It says 503 for a moment when another of its parts is writing to SQLite."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/{path}", data,
-                                         {"Content-Type": "application/json"})
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
-
-    def trigger(self) -> str:
-        deployment = self.ask("deployments/name/pipeline/retrain")["id"]
-        return self.ask(f"deployments/{deployment}/create_flow_run", {})["id"]
-
-    def end_of(self, run: str, seconds: float = 240) -> str:
-        return wait_for(lambda: next((kind for kind in [self.ask(f"flow_runs/{run}")["state"]["type"]]
-                                      if kind in ENDED), None), seconds)
-
-    def processes(self) -> list[psutil.Process]:
-        """All living processes that belong to it, the first one left out."""
-        return [other for other in psutil.process_iter() if other.pid != self.process.pid and self._marked(other)]
-
-    def _marked(self, process: psutil.Process) -> bool:
-        try:
-            return process.environ().get("FLOWS_MARK") == str(self.project)
-        except psutil.Error:
-            return False
-
-    def find(self, *words: str) -> psutil.Process:
-        """The process whose command line holds these words and that is not the `flows.child` that started it."""
-        return next(process for process in self.processes()
-                    if set(words) <= set(process.cmdline()) and "flows.child" not in process.cmdline())
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        self.process.wait(120)
 
 
 @pytest.fixture
@@ -113,8 +31,9 @@ def start(toy) -> Iterator:
 
 def test_deployments_have_schedules_that_are_off():
     deployments = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert [item["name"] for item in deployments] == ["retrain", "drift-watch"]
-    assert [[schedule["active"] for schedule in item["schedules"]] for item in deployments] == [[False], [False]]
+    assert [item["name"] for item in deployments] == ["retrain", "drift-watch", "ingest", "promote"]
+    assert [[schedule["active"] for schedule in item.get("schedules", [])] for item in deployments] == [
+        [False], [False], [False], []]
 
 
 def test_up_says_so_in_one_line_when_the_port_is_taken(toy):
@@ -138,8 +57,9 @@ def test_runs_are_created_and_executed_when_a_schedule_is_on_or_somebody_asks(st
     with open(toy / "flows/stages.py", "a", encoding="utf-8") as own:
         own.write('    print("code of the tree that it stands in")\n')
     flows = start()
-    names = {item["name"]: item["schedules"][0]["active"] for item in flows.ask("deployments/filter", {})}
-    assert names == {"retrain": True, "drift-watch": False}
+    names = {item["name"]: [schedule["active"] for schedule in item["schedules"]]
+             for item in flows.ask("deployments/filter", {})}
+    assert names == {"retrain": [True], "drift-watch": [False], "ingest": [False], "promote": []}
     deployment = flows.ask("deployments/name/pipeline/retrain")["id"]
     mine = {"flow_runs": {"deployment_id": {"any_": [deployment]}, "state": {"type": {"any_": list(ENDED)}}}}
     run = wait_for(lambda: flows.ask("flow_runs/filter", mine), 300)[0]

@@ -1,4 +1,4 @@
-"""flows.batches on real files: what is complete, what is new, by content and not by time."""
+"""hcmi.incoming.batches on real files: what is complete, what is new, by content and not by time."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.batches import Ledger, complete, find_batches, look
+from hcmi.incoming import Ledger, complete, find_batches, look
 
 HOUR = 3600.0           # no file of a test is as old: only two equal looks can show that a batch is complete
 
@@ -108,7 +108,7 @@ def test_a_quiet_batch_is_complete_at_once_when_it_has_long_been_there(tmp_path)
 def test_contents_are_read_once_when_nothing_changes(tmp_path, monkeypatch):
     batch = make_batch(tmp_path / "in", "first")
     content = Ledger(tmp_path).content(batch, look(batch))
-    monkeypatch.setattr("flows.batches._digest", None)      # reading the files fails from now on
+    monkeypatch.setattr("hcmi.incoming.batches._digest", None)      # reading the files fails from now on
     assert Ledger(tmp_path).content(batch, look(batch)) == content
 
 

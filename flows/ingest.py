@@ -1,0 +1,177 @@
+"""New videos in, nothing worse out: `python -m flows.ingest [FOLDER]`, or hourly once its schedule is on.
+
+New files of a folder become a batch, every new batch is judged, and what follows from the verdict is done. Each step is
+recorded where it takes effect, and is done only if it is not recorded there. So a run that is killed at any time is
+continued by the next one, and nothing is done twice:
+
+    step                                    recorded in
+    files become a batch                    data/incoming/<batch>, data/incoming/inbox.json
+    the batch is judged                     reports/watch/judged.json
+    it is accepted                          data/accepted.json
+    DVC keeps it                            data/incoming/<batch>.dvc
+    it joins the served index               the index, releases/<version>/batches.json
+    a training run is started               the server (by a key of its own), reports/watch/retrain.json
+"""
+
+import hashlib
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.logging import get_run_logger
+from prefect.settings import get_current_settings
+from prefect.states import State
+
+from flows.artifacts import show
+from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
+from flows.drift_watch import INCOMING, QUIET_SECONDS, REPORTS, WatchError, judge, outcome, verdicts_table
+from flows.server import check_server, run_name
+from flows.stages import outs_of_stages
+from hcmi.dataset import read_accepted
+from hcmi.errors import HcmiError
+from hcmi.files import atomic_file, lock
+from hcmi.incoming import Collected, Ledger, accept_judged, action, collect, judged_batches
+from hcmi.releases import Releases
+
+INBOX = "data/inbox"
+ACCEPTED = Path("data/accepted.json")
+RETRAIN = "pipeline/retrain"        # the deployment
+COOL_DOWN_HOURS = 24.0
+DECODE_SECONDS = 20.0               # for the first frame of a new file
+
+
+@task(name="collect", task_run_name="new files of {inbox}", cache_policy=NO_CACHE, persist_result=False)
+def take_in(inbox: str, quiet_seconds: float) -> Collected:
+    """A batch of the new files. Raises: DataError."""
+    found = collect(inbox, INCOMING, f"{datetime.now():%Y-%m-%d}", quiet_seconds, DECODE_SECONDS)
+    logger = get_run_logger()
+    logger.info("%s: %d new files%s", inbox, len(found.files), f" are the batch {found.batch}" if found.batch else "")
+    for name, reason in found.quarantined.items():
+        logger.warning("%s cannot be read and is left out: %s", name, reason)
+    return found
+
+
+@task(name="add", task_run_name="add to the served index", cache_policy=NO_CACHE, persist_result=False, retries=1,
+      retry_delay_seconds=10, tags=["gpu"])
+def add_accepted() -> dict[str, int]:
+    """Add the accepted batches that the served index does not hold. Returns batch -> clips. Raises: ChildError."""
+    return run_for_json(sys.executable, "-m", "hcmi", "add", "--accepted-only", "--json",
+                        log=get_run_logger().info)["added"]
+
+
+@flow(name="ingest", flow_run_name=run_name("ingest"), persist_result=False)
+def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_hours: float = COOL_DOWN_HOURS) -> State:
+    """Take in, judge, accept, add, and start a training run where search is hurt.
+
+    The run ends as Completed, Changed, CannotTell, SearchHurt or Failed: the worst of its batches.
+    """
+    end_with_make_flows()
+    took = Collected()
+    with lock(REPORTS / ".lock"):         # the drift watch holds it too
+        if Path(inbox).is_dir():
+            took = take_in(inbox, quiet_seconds)
+        verdicts, growing = judge([], quiet_seconds)
+        accept_judged(INCOMING, Ledger(REPORTS), ACCEPTED)
+    tracked = track_accepted()
+    added = add_accepted() if Releases().current() is not None else {}
+    started = start_retrain(cool_down_hours)
+    report(took, verdicts, growing, added, tracked, started)
+    return outcome(verdicts, growing, *(f"{name}: {count} clips added" for name, count in added.items()),
+                   *([started] if started else []))
+
+
+def track_accepted() -> list[str]:
+    """Give the accepted batches to DVC, so that the next training run of any machine has them.
+
+    Returns: the batches that are new to DVC. One that DVC does not take now, such as during `dvc repro`, is given to it
+    by the next run.
+    """
+    wanted = [entry.batch for entry in read_accepted(ACCEPTED)
+              if not (INCOMING / f"{entry.batch}.dvc").exists() and (INCOMING / entry.batch).is_dir()]
+    made = outs_of_stages() if wanted else set()
+    done = []
+    for batch in wanted:
+        if str(INCOMING / batch) in made:       # a stage makes it
+            continue
+        try:
+            run_in_child(sys.executable, "-m", "dvc", "add", "--quiet", str(INCOMING / batch),
+                         log=get_run_logger().info)
+            done.append(batch)
+        except ChildError as error:
+            get_run_logger().warning("%s: not given to DVC yet; the next run tries again. %s", batch, error)
+    return done
+
+
+def start_retrain(cool_down_hours: float) -> str:
+    """Start the deployment `retrain` for the batches that hurt search and for which none has been started.
+
+    At most one in `cool_down_hours`; batches that arrive earlier are waited for by the next. Returns what was done.
+    """
+    path = REPORTS / "retrain.json"
+    done = _read(path)
+    hurt = [entry for entry in judged_batches(INCOMING, Ledger(REPORTS))
+            if action(entry.verdict).retrain and entry.content not in done["contents"]]
+    if not hurt:
+        return ""
+    names = ", ".join(entry.batch for entry in hurt)
+    until = datetime.fromisoformat(done["when"]) + timedelta(hours=cool_down_hours)
+    if until > datetime.now(UTC):
+        return f"retrain for {names}: not before {until:%Y-%m-%d %H:%M} UTC, because the last was started less than " \
+               f"{cool_down_hours:g} hours ago"
+    if get_current_settings().api.url is None:
+        return f"retrain for {names}: need a server, got none. Run `python -m flows.pipeline`, then `hcmi promote`"
+    contents = sorted(entry.content for entry in hurt)
+    key = "search-hurt-" + hashlib.sha256(" ".join(contents).encode()).hexdigest()[:16]
+    try:        # the server knows the key: a run that is killed before the next line starts no second one
+        run: Any = run_deployment(RETRAIN, timeout=0, idempotency_key=key, as_subflow=False)
+    except ObjectNotFound:
+        return f"retrain for {names}: need the deployment {RETRAIN}, got none. Start `make flows`"
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps({"contents": [*done["contents"], *contents],
+                                         "when": datetime.now(UTC).isoformat(timespec="seconds")}, indent=1))
+    return f"retrain for {names}: started as {run.name}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        datetime.fromisoformat(found["when"])
+        return {"contents": list(found["contents"]), "when": found["when"]}
+    except (OSError, ValueError, KeyError, TypeError):      # none has been started, or the file is damaged
+        return {"contents": [], "when": datetime.fromtimestamp(0, UTC).isoformat()}
+
+
+def report(took: Collected, verdicts: dict[str, str], growing: list[str], added: dict[str, int], tracked: list[str],
+           started: str) -> None:
+    """The artifact: what came in, what was decided, and what a person has to do."""
+    release = Releases().current()
+    came = [f"{len(took.files)} new files are the batch `{took.batch}`."] if took.batch else []
+    came += [f"{len(took.waiting)} files are still being written and are left to the next run."] if took.waiting else []
+    came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
+    done = [f"`{name}`: {count} clips are searchable now." for name, count in added.items()]
+    done += [started + "."] if started else []
+    todo = [f"Commit `{ACCEPTED}` and {', '.join(f'`{INCOMING / name}.dvc`' for name in tracked)}, then `dvc push`."
+            ] if tracked else []
+    if release is None:
+        todo.append("Nothing is served yet: `hcmi promote` makes the first release, which accepted batches can join.")
+    todo += [f"Look at `{REPORTS / name / 'index.html'}`." for name, verdict in verdicts.items()
+             if verdict not in ("ok", "changed")]
+    show("ingest", "New videos", "  \n".join(came), verdicts_table(verdicts, growing), "  \n".join(done),
+         "**What now?** " + (" ".join(todo) or "Nothing to do."))
+
+
+if __name__ == "__main__":
+    try:
+        check_server()
+        end = ingest(*sys.argv[1:2], return_state=True)
+        if end.is_failed():
+            end.result()
+        print(end.message)
+    except (ChildError, WatchError, HcmiError) as error:
+        sys.exit(f"flows.ingest: {error}")

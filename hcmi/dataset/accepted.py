@@ -1,0 +1,121 @@
+"""Accepted batches: folders of data/incoming whose clips are training data from the next run of the pipeline on.
+
+`data/accepted.json` lists them, and belongs in git: the `dataset` stage depends on this list alone, so a batch that has
+not been accepted makes no stage run again. A batch is named with the content that was judged.
+"""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hcmi.config import DatasetConfig
+from hcmi.dataset.build_clips import LONGEST_ID
+from hcmi.dataset.folder import read_folder
+from hcmi.dataset.manifest import write_manifest
+from hcmi.errors import DataError
+from hcmi.files import atomic_file
+from hcmi.types import Clip, Skip
+
+HELD_OUT = 4            # one clip of so many is never trained on, so that models can be compared on the batch [ours]
+DIGEST = 12             # characters of a clip's content in its video_id
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A batch that has been accepted. `searched`: whether its clips join the served index at once."""
+
+    batch: str
+    content: str
+    verdict: str
+    searched: bool
+    accepted: str               # UTC
+
+
+def read_accepted(path: str | Path) -> list[Accepted]:
+    """The accepted batches, oldest first; none where there is no file. Raises: DataError when it is broken."""
+    try:
+        return [Accepted(**entry) for entry in json.loads(Path(path).read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: need a list of accepted batches, got something else. Restore it from git.") from error
+
+
+def accept(path: str | Path, entry: Accepted) -> bool:
+    """Add a batch to the list; the same content again only turns `searched` on. Returns whether the list changed."""
+    known = read_accepted(path)
+    changed = [replace(old, searched=old.searched or entry.searched) if old.content == entry.content else old
+               for old in known]
+    if entry.content not in {old.content for old in known}:
+        # a batch that has grown replaces what was accepted of it
+        changed = [old for old in changed if old.batch != entry.batch] + [entry]
+    if changed == known:
+        return False
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps([asdict(one) for one in changed], indent=1, ensure_ascii=False) + "\n",
+                             encoding="utf-8")
+    return True
+
+
+def batch_clips(folder: str | Path, config: DatasetConfig) -> tuple[list[Clip], list[Skip]]:
+    """Every clip of a batch in order of video_id, with or without captions, and what was left out.
+
+    A video_id ends in a hash of the clip's content, because two batches may hold different files of one name.
+    Raises: DataError when the captions are wrong or nothing is usable.
+    """
+    clips, skipped = read_folder(folder, config, captions_required=False)
+    named = [replace(clip, video_id=_unique_id(clip), split="train") for clip in clips]
+    return sorted({clip.video_id: clip for clip in named}.values(), key=lambda clip: clip.video_id), skipped
+
+
+def _unique_id(clip: Clip) -> str:
+    digest = hashlib.sha256(repr(clip.content_key).encode()).hexdigest()[:DIGEST]
+    return f"{clip.video_id[:LONGEST_ID - 1 - DIGEST]}-{digest}"
+
+
+def is_held_out(clip: Clip) -> bool:
+    """Whether a clip of an accepted batch is kept for comparing models. It depends on the bytes of the file alone."""
+    return int(hashlib.sha256(clip.sha256.encode()).hexdigest()[:8], 16) % HELD_OUT == 0
+
+
+def accepted_clips(path: str | Path, incoming_dir: str | Path, config: DatasetConfig,
+                   skip: Callable[[Skip], Any]) -> list[Clip]:
+    """The clips that accepted batches add to the training split, in order of video_id: captioned and not held out.
+
+    Raises: DataError when an accepted batch is not there.
+    """
+    found: dict[str, Clip] = {}
+    for entry in read_accepted(path):
+        folder = Path(incoming_dir) / entry.batch
+        if not folder.is_dir():
+            raise DataError(f"{folder}: need the batch that {path} lists, got none. Run `dvc pull`, or take it off the "
+                            "list.")
+        clips, skipped = batch_clips(folder, config)
+        for one in skipped:
+            skip(one)
+        found |= {clip.video_id: clip for clip in clips if clip.captions and not is_held_out(clip)}
+    return sorted(found.values(), key=lambda clip: clip.video_id)
+
+
+def with_accepted(base: Iterable[Clip], accepted: list[Clip], scratch: Path) -> Iterator[Clip]:
+    """Both in order of video_id, without accepted clips whose bytes `base` has: those keep their own split.
+
+    `base` is written to the file `scratch` first, because its contents must be known and may not fit the memory.
+    """
+    if not accepted:
+        yield from base
+        return
+    write_manifest(base, scratch)
+    with pq.ParquetFile(scratch) as file:
+        known = set(pc.unique(file.read(columns=["sha256"])["sha256"]).to_pylist())
+        rows = (Clip.from_row(row) for batch in file.iter_batches() for row in batch.to_pylist())
+        new = (clip for clip in accepted if clip.sha256 not in known)
+        yield from heapq.merge(rows, new, key=lambda clip: clip.video_id)
+    scratch.unlink()

@@ -1,0 +1,51 @@
+"""Accepted batches become searchable: their clips join the index of a release."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from hcmi.config import Params
+from hcmi.dataset import Accepted, batch_clips, read_accepted
+from hcmi.export import encode_batches
+from hcmi.index import add_videos
+from hcmi.ingest.encode import temporary_shards
+from hcmi.model import HcmiModel, load_retriever
+from hcmi.releases import Release
+from hcmi.runtime import pick_device
+from hcmi.types import Clip
+
+
+def missing_batches(release: Release, accepted: str | Path) -> list[Accepted]:
+    """The accepted batches that the release's index should hold and does not, oldest first."""
+    there = set(release.batches)
+    return [entry for entry in read_accepted(accepted) if entry.searched and entry.content not in there]
+
+
+def fill(release: Release, wanted: list[Accepted], *, incoming_dir: str | Path, params: Params,
+         model: HcmiModel | None = None) -> dict[str, int]:
+    """Add the clips of these batches to the release's index while others search. Returns batch -> clips added.
+
+    A batch counts as added once its clips are in the index. A run that was stopped in between adds them again, which
+    changes nothing. `model`: that of the release, if it is loaded already.
+    Raises: DataError when a batch is gone or holds nothing usable; ModelError; SearchIndexError; MachineError.
+    """
+    added: dict[str, int] = {}
+    for entry in wanted:
+        model = model or load_retriever(release.model, pick_device("auto"))
+        clips, _ = batch_clips(Path(incoming_dir) / entry.batch, params.dataset)
+        added[entry.batch] = _add(release, model, clips, params)
+        release.note_batch(entry.content)
+    return added
+
+
+def _add(release: Release, model: HcmiModel, clips: list[Clip], params: Params) -> int:
+    """The number of clips that could be decoded and are in the index now."""
+    with temporary_shards(clips, params, release.shards) as index:
+        if index is None:
+            return 0
+        found = list(encode_batches(model, index, params.export.batch_size))
+    split_of = {clip.video_id: clip.split for clip in clips}
+    kept = [replace(clip, split=split_of[clip.video_id]) for batch, _, _ in found for clip in batch]
+    precision = json.loads((release.export / "meta.json").read_text(encoding="utf-8"))["precision"]
+    add_videos(release.index, kept, [(tokens, times_BT) for _, tokens, times_BT in found], precision)
+    return len(kept)

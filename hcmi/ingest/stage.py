@@ -1,0 +1,77 @@
+"""`hcmi add`: what the flow `ingest` does, once and without Prefect."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hcmi.config import Params
+from hcmi.drift import drift
+from hcmi.errors import ReleaseError
+from hcmi.files import lock
+from hcmi.incoming import (
+    Ledger,
+    accept_judged,
+    accept_named,
+    action,
+    collect,
+    complete,
+    find_batches,
+    look,
+)
+from hcmi.ingest.fill import fill, missing_batches
+from hcmi.releases import Release, Releases
+
+PATIENCE_S = 1800.0
+
+
+def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str | Path, reports_dir: str | Path,
+        releases_dir: str | Path, accepted: str | Path, params: Params, quiet_s: float, judge: bool = True
+        ) -> dict[str, Any]:
+    """Take in the new videos of `folder`, judge the batches that have not been judged, and add accepted ones.
+
+    `batches`: accept these whatever their verdict, and judge nothing. Without `judge`, only what has been accepted is
+    added. Returns the new batch, the files that are left for later or cannot be read, the verdicts of this call, and
+    batch -> clips added to the served index.
+    It reads the served release and nothing that the stages write, so the pipeline may run at the same time.
+    Raises: ReleaseError when nothing is served; DataError when `folder` or a batch is not there or is wrong; and what
+    judging and encoding raise.
+    """
+    releases = Releases(releases_dir)
+    release = releases.current()
+    if release is None:
+        raise ReleaseError(f"{releases.root}: need a release whose index new videos can join, got none. Run "
+                           "`hcmi promote`.")
+    incoming, found = Path(incoming_dir), dict[str, Any]()
+    with lock(Path(reports_dir) / ".lock"):         # the flows that judge hold it too
+        if folder is not None:
+            took = collect(folder, incoming, f"{datetime.now():%Y-%m-%d}", quiet_s, params.shards.decode_timeout_s)
+            found |= {"batch": took.batch, "files": len(took.files), "waiting": took.waiting,
+                      "quarantined": took.quarantined}
+        ledger = Ledger(Path(reports_dir))
+        if batches:
+            accept_named(incoming, ledger, accepted, batches)
+        elif judge:
+            found["verdicts"] = _judge(release, ledger, incoming, Path(reports_dir), params, quiet_s)
+            accept_judged(incoming, ledger, accepted)
+    with releases.lock():
+        release = releases.current() or release
+        found["added"] = fill(release, missing_batches(release, accepted), incoming_dir=incoming, params=params)
+    return found
+
+
+def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, params: Params, quiet_s: float
+           ) -> dict[str, str]:
+    """Batch -> verdict, and what was done, of each complete batch whose content has not been judged."""
+    said: dict[str, str] = {}
+    for folder, seen in complete(find_batches(incoming), quiet_s, PATIENCE_S):
+        content = ledger.content(folder, seen)
+        if content in ledger.verdicts:
+            continue
+        found = drift(incoming_dir=incoming, model_dir=release.model, export_dir=release.export,
+                      shards_dir=release.shards, out_dir=reports / folder.name, params=params, batches=[folder.name])
+        verdict = next(iter(found["verdicts"].values()))
+        if ledger.content(folder, look(folder)) == content:     # otherwise it has changed, and is judged again
+            ledger.record(content, folder.name, verdict)
+            said[folder.name] = f"{verdict}: {action(verdict).said}"
+    return said

@@ -1,0 +1,29 @@
+"""Options that several verbs of the command line share, and how a verb shows what it made."""
+
+import json
+import sys
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+model_option = click.option("--model", default="models/hcmi", show_default=True, help="Folder of a trained model, or "
+                            "the folder or name of a CLIP or SigLIP checkpoint.")
+served_option = click.option("--model", help="Folder of a trained model, or the folder or name of a CLIP or SigLIP "
+                             "checkpoint.  [default: the current release, or models/hcmi]")
+precision_option = click.option("--precision", default="float32", show_default=True, help="What the model's towers are "
+                                "stored in; the last two take half the memory.",
+                                type=click.Choice(["float32", "bfloat16", "float16"]))
+window_option = click.option("--window", metavar="SECONDS", type=float, help="Length of the windows of long videos, "
+                             "with --videos.  [default: windows.seconds of params.yaml, or 4]")
+overlap_option = click.option("--overlap", metavar="SECONDS", type=float, help="What neighbouring windows share.  "
+                              "[default: windows.overlap_seconds of params.yaml, or 3]")
+params_option = click.option("--params", default="params.yaml", show_default=True, help="Parameter file.")
+
+
+def show(summary: dict, as_json: bool) -> None:
+    if as_json:
+        json.dump(summary, sys.stdout, indent=2, ensure_ascii=False)
+        click.echo()
+    else:
+        for key, value in summary.items():
+            click.echo(f"{key}: {value}")

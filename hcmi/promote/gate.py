@@ -1,0 +1,56 @@
+"""Whether a challenger may replace the champion, from paired differences of R@1. Pure."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Difference:
+    """R@1 of text to video in per cent of champion and challenger on the same queries, and their difference.
+
+    `low`, `high`: the 95 % interval of challenger minus champion.
+    """
+
+    where: str
+    champion: float
+    challenger: float
+    low: float
+    high: float
+    queries: int
+
+    @property
+    def better(self) -> bool:
+        return self.low > 0
+
+    @property
+    def worse(self) -> bool:
+        return self.high < 0
+
+    def __str__(self) -> str:
+        return (f"{self.where}: R@1 {self.challenger:.1f} instead of {self.champion:.1f}, difference "
+                f"{self.challenger - self.champion:+.1f} [{self.low:+.1f}, {self.high:+.1f}], {self.queries} queries")
+
+    def to_record(self) -> dict[str, Any]:
+        return vars(self) | {"difference": self.challenger - self.champion}
+
+
+def decide(test: Difference, batches: Difference | None, margin: float, must_be_better: bool = True
+           ) -> tuple[bool, str]:
+    """Whether to promote, and why, in one line.
+
+    On the test set a loss of more than `margin` points must be ruled out: the interval's lower end is above it. On the
+    newest batches, which have fewer queries, the challenger must not be shown to be worse. With `must_be_better` it
+    must be shown to be better on one of the two; otherwise many small losses could add up over many promotions. [ours]
+    """
+    if test.low < -margin:
+        return False, f"{test}. A loss of more than {margin:g} points cannot be ruled out."
+    if batches is not None and batches.worse:
+        return False, f"{batches}. It is worse there."
+    found = [test] if batches is None else [test, batches]
+    figures = "; ".join(map(str, found))
+    better = [one.where for one in found if one.better]
+    if better:
+        return True, f"{figures}. Better on the {' and the '.join(better)}, and not worse."
+    if must_be_better:
+        return False, f"{figures}. Not shown to be better. `hcmi promote --not-worse` promotes it all the same."
+    return True, f"{figures}. Not worse."

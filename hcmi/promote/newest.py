@@ -1,0 +1,77 @@
+"""Champion and challenger on the newest accepted batches: on clips that neither was trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hcmi.config import Params
+from hcmi.dataset import Accepted, batch_clips, is_held_out
+from hcmi.errors import DataError
+from hcmi.evaluate import Ranks, paired_difference, ranks
+from hcmi.export import encode_batches
+from hcmi.index import TokenStore, read_videos, round_trip
+from hcmi.ingest import temporary_shards
+from hcmi.model import HcmiModel, concatenate, encode_texts, score
+from hcmi.promote.gate import Difference
+from hcmi.releases import Release
+from hcmi.types import Clip, VideoTokens
+
+NEWEST = 3              # batches [ours]
+FEWEST_QUERIES = 20     # with fewer, no difference could be shown [ours]
+SEED = 0
+
+
+def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequence[Accepted], *,
+                      incoming_dir: str | Path, params: Params, samples: int
+                      ) -> Difference | None:
+    """R@1 of the held-out captioned clips of the newest batches; None where there are too few.
+
+    `pairs`: champion and challenger, each with its release. Each caption's clip competes with the other held-out clips
+    and with the test clips of the release.
+    """
+    clips = _held_out(accepted[-NEWEST:], Path(incoming_dir), params)
+    if sum(len(clip.captions) for clip in clips) < FEWEST_QUERIES:
+        return None
+    with temporary_shards(clips, params, pairs[-1][1].shards) as index:
+        if index is None:
+            return None
+        same = len({tuple(_test_ids(release)) for _, release in pairs}) == 1
+        found = []
+        for model, release in pairs:
+            encoded = list(encode_batches(model, index, params.export.batch_size))
+            kept = [clip for batch, _, _ in encoded for clip in batch]
+            found.append(_ranks(model, kept, concatenate([tokens for _, tokens, _ in encoded]),
+                                release if same else None))
+    groups = np.repeat(np.arange(len(kept)), [len(clip.captions) for clip in kept])
+    if len(groups) < FEWEST_QUERIES:
+        return None
+    served, new = (100 * one.hits_at(1) for one in found)
+    low, high = paired_difference(served, new, np.random.default_rng(SEED), samples, groups)["ci95"]
+    return Difference("newest batches", float(served.mean()), float(new.mean()), low, high, len(groups))
+
+
+def _held_out(entries: Sequence[Accepted], incoming_dir: Path, params: Params) -> list[Clip]:
+    found: dict[str, Clip] = {}
+    for entry in entries:
+        try:
+            clips, _ = batch_clips(incoming_dir / entry.batch, params.dataset)
+        except DataError:       # a batch that is gone cannot be compared on
+            continue
+        found |= {clip.video_id: clip for clip in clips if clip.captions and is_held_out(clip)}
+    return sorted(found.values(), key=lambda clip: clip.video_id)
+
+
+def _test_ids(release: Release) -> list[str]:
+    path = release.export / "reference" / "videos.parquet"
+    return read_videos(path)["video_id"].to_pylist() if path.is_file() else []
+
+
+def _ranks(model: HcmiModel, clips: list[Clip], videos: VideoTokens, release: Release | None) -> Ranks:
+    gallery = [videos]
+    if release is not None and (release.export / "reference" / "embeddings").is_dir():
+        store = TokenStore(release.export / "reference" / "embeddings")
+        gallery = [round_trip(videos, store.precision), store.tokens(slice(None))]
+    texts = encode_texts(model, [caption for clip in clips for caption in clip.captions])
+    own = np.repeat(np.arange(len(clips)), [len(clip.captions) for clip in clips])
+    return ranks(model.combine(score(model, texts, concatenate(gallery))).numpy(), own)

@@ -1,0 +1,207 @@
+"""The folder `releases/`:
+
+    current -> v2                   a link, replaced in one system call
+    v1/, v2/                        one release each, complete from the moment that it is there
+        model/ export/ plots/ metrics/evaluate.json
+        shards/                     of the test split alone: what new batches are compared with
+        params.yaml, dvc.lock       copies, where the project has them
+        release.json                where it comes from: data, code, the model, and why it was promoted
+        batches.json                the accepted batches that have been added to its index
+        withdrawn.json              only where it has been rolled back
+    decisions.jsonl                 one line for each promotion, refusal and rollback
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hcmi.errors import ReleaseError
+from hcmi.files import atomic_dir, atomic_file, lock, writing
+
+ROOT = "releases"
+CURRENT = "current"
+VERSION = re.compile(r"v([1-9][0-9]*)")
+NOT_SERVED = shutil.ignore_patterns(".*", "embeddings.parquet")     # temporary files; the tokens for Ray and Spark
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release; `folder` may also be the link `current`, through which a reader follows promotions."""
+
+    folder: Path
+
+    @property
+    def version(self) -> str:
+        return os.path.basename(os.path.realpath(self.folder))
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "export" / "index"
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What release.json says. Raises: ReleaseError when it is missing or broken."""
+        return _read(self.folder / "release.json")
+
+    @property
+    def withdrawn(self) -> dict[str, Any] | None:
+        """When and why it was rolled back; None if it was not."""
+        path = self.folder / "withdrawn.json"
+        return _read(path) if path.exists() else None
+
+    @property
+    def batches(self) -> list[str]:
+        """The contents of the accepted batches that have been added to its index."""
+        path = self.folder / "batches.json"
+        return _read(path) if path.exists() else []
+
+    def note_batch(self, content: str) -> None:
+        """Remember that the index holds the batch with this content."""
+        if content not in self.batches:
+            _write(self.folder / "batches.json", [*self.batches, content])
+
+
+class Releases:
+    """All releases of a project. Writers hold `lock()`; readers need none."""
+
+    def __init__(self, root: str | Path = ROOT):
+        self.root = Path(root)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while a release is added, changed or chosen: one writer at a time."""
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with lock(self.root / ".lock"):
+                yield
+
+    def all(self) -> list[Release]:
+        """Every release, oldest first."""
+        found = [path for path in self.root.iterdir() if VERSION.fullmatch(path.name)] if self.root.is_dir() else []
+        return [Release(path) for path in sorted(found, key=lambda path: int(path.name[1:]))]
+
+    def current(self) -> Release | None:
+        """The release that is served, by its own folder: it stays the same after the next promotion."""
+        try:
+            name = os.readlink(self.root / CURRENT)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ReleaseError(f"{self.root / CURRENT}: need a link to a release, got a file or folder. Move it away "
+                               "and run `hcmi rollback VERSION`.") from error
+        return self.get(name)
+
+    def get(self, version: str) -> Release:
+        """Raises: ReleaseError when there is no such release."""
+        folder = self.root / version
+        if not VERSION.fullmatch(version) or not folder.is_dir():
+            known = ", ".join(release.version for release in self.all()) or "none"
+            raise ReleaseError(f"{self.root}: need a release called {version!r}, got {known}. `hcmi releases` lists "
+                               "them.")
+        return Release(folder)
+
+    @contextmanager
+    def add(self) -> Iterator[Release]:
+        """A new release, empty at first. It is there, and complete, when the block ends without an error."""
+        numbers = [int(release.version[1:]) for release in self.all()]
+        version = f"v{max(numbers, default=0) + 1}"
+        with atomic_dir(self.root / version) as folder:
+            yield Release(folder)
+
+    def serve(self, version: str) -> Release:
+        """Let `current` point at this release: one system call, so a reader finds the old release or this one."""
+        release = self.get(version)
+        link = self.root / f".{CURRENT}.{os.getpid()}.tmp"
+        with writing(self.root / CURRENT):
+            link.unlink(missing_ok=True)
+            link.symlink_to(version)
+            link.replace(self.root / CURRENT)
+        return release
+
+    def withdraw(self, release: Release, why: str) -> None:
+        """Mark a release, so that the same model is not promoted again by itself."""
+        _write(release.folder / "withdrawn.json", {"when": now(), "why": why})
+
+    def reinstate(self, release: Release) -> None:
+        """Undo `withdraw`."""
+        (release.folder / "withdrawn.json").unlink(missing_ok=True)
+
+    def log(self, **decision: Any) -> None:
+        """Append a line to decisions.jsonl."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / "decisions.jsonl", "a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps({"when": now(), **decision}, ensure_ascii=False) + "\n")
+
+    def table(self) -> list[dict[str, Any]]:
+        """For people and programs: one row a release, oldest first."""
+        current = self.current()
+        return [{"version": release.version, "made": release.record["made"],
+                 "current": current is not None and release.version == current.version,
+                 "withdrawn": release.withdrawn, "figures": release.record["figures"],
+                 "videos": release.record["videos"], "batches": len(release.batches),
+                 "model": release.record["model"]["fingerprint"], "code": release.record["code"],
+                 "replaces": release.record["replaces"], "why": release.record["why"]} for release in self.all()]
+
+
+def served_paths(root: str | Path = ROOT) -> tuple[str, str] | None:
+    """Model folder and index of the current release, through its link; None where there is no release."""
+    link = Path(root) / CURRENT
+    if not link.is_symlink():
+        return None
+    return str(Release(link).model), str(Release(link).index)
+
+
+def releases_text(table: list[dict[str, Any]]) -> str:
+    """A table for people, the newest release first."""
+    if not table:
+        return "No release yet. `hcmi promote` makes one of the trained model."
+    lines = [f"{'':2}{'version':9}{'made':22}{'R@1':>6}{'R@10':>6}{'videos':>8}  model         why"]
+    for row in reversed(table):
+        mark = "* " if row["current"] else "  "
+        figures = row["figures"]["t2v"]
+        why = row["withdrawn"]["why"] if row["withdrawn"] else row["why"]
+        lines.append(f"{mark}{row['version']:9}{row['made'][:19]:22}{figures['R@1']:6.1f}{figures['R@10']:6.1f}"
+                     f"{row['videos']:8}  {row['model'][:12]}  {why}")
+    return "\n".join([*lines, "* is served; R@1 and R@10 in per cent, text to video, test set."])
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """A copy that shares no file with its source, because a release must outlive whatever overwrites the source."""
+    shutil.copytree(source, target, ignore=NOT_SERVED)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write(path: Path, content: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{path}: need a complete release, got none that can be read. Run `hcmi rollback VERSION` "
+                           "to serve another one, then delete this one.") from error

@@ -1,0 +1,110 @@
+"""New files become a batch: whole ones alone, by content, once, and unreadable ones are listed."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from model_world import write_film
+
+from hcmi.errors import DataError
+from hcmi.incoming import Collected, collect
+
+COLOURS = ("red", "blue", "green", "yellow")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    for colour in COLOURS:
+        write_film(folder / f"{colour}.mp4", [colour, "black"], frames_each=4)
+    return folder
+
+
+@pytest.fixture
+def inbox(films, tmp_path) -> Path:
+    """red.mp4 and blue.mp4 with captions."""
+    (tmp_path / "inbox").mkdir()
+    for name in ("red.mp4", "blue.mp4"):
+        shutil.copy(films / name, tmp_path / "inbox" / name)
+    (tmp_path / "inbox/captions.csv").write_text('video,caption\nred.mp4,"a red, film"\nlater.mp4,a film to come\n')
+    return tmp_path / "inbox"
+
+
+def take(inbox: Path, quiet_s: float = 0, wait=lambda seconds: None) -> Collected:
+    return collect(inbox, inbox.parent / "incoming", "monday", quiet_s, 20.0, wait)
+
+
+def batches(inbox: Path) -> dict[str, list[str]]:
+    """Batch -> its videos."""
+    return {path.name: sorted(video.name for video in path.glob("videos/*"))
+            for path in sorted((inbox.parent / "incoming").iterdir()) if path.is_dir()}
+
+
+def test_new_files_become_one_batch_with_their_captions_and_only_once(inbox, films):
+    found = take(inbox)
+    assert (found.batch, found.files, found.waiting, found.quarantined) == ("monday", ["blue.mp4", "red.mp4"], [], {})
+    assert (inbox.parent / "incoming/monday/captions.csv").read_text().splitlines() == [
+        "video,caption,start,end", 'red.mp4,"a red, film",,']
+    assert take(inbox).batch is None
+    shutil.copy(films / "green.mp4", inbox)
+    assert take(inbox).batch == "monday-2"
+    assert batches(inbox) == {"monday": ["blue.mp4", "red.mp4"], "monday-2": ["green.mp4"]}
+
+
+def test_file_is_new_by_content_and_not_by_name_or_time(inbox, films):
+    take(inbox)
+    shutil.copy(films / "red.mp4", inbox / "again.mp4")
+    os.utime(inbox / "blue.mp4", (1, 1))
+    assert take(inbox).batch is None
+    shutil.copy2(films / "green.mp4", inbox / "red.mp4")        # a known name with other bytes and old times
+    assert take(inbox).files == ["red.mp4"]
+    shutil.rmtree(inbox.parent / "incoming/monday")             # retention may delete a batch
+    assert take(inbox).batch is None
+
+
+def test_file_that_changes_between_two_looks_is_left_to_the_next_run(inbox, films):
+    data = (films / "green.mp4").read_bytes()
+    (inbox / "green.mp4").write_bytes(data[:100])
+
+    def go_on_writing(seconds: float) -> None:
+        assert seconds == 60
+        (inbox / "green.mp4").write_bytes(data[:200])
+
+    found = take(inbox, 60, go_on_writing)
+    assert (found.files, found.waiting) == (["blue.mp4", "red.mp4"], ["green.mp4"])
+    (inbox / "green.mp4").write_bytes(data)
+    assert take(inbox, 60).files == ["green.mp4"]
+
+
+def test_unreadable_file_is_listed_once_and_taken_when_it_is_replaced(inbox, films):
+    (inbox / "broken.mp4").write_bytes(b"not a video" * 100)
+    found = take(inbox)
+    assert found.files == ["blue.mp4", "red.mp4"]
+    assert list(found.quarantined) == ["broken.mp4"]
+    lines = (inbox.parent / "incoming/quarantine.jsonl").read_text().splitlines()
+    assert [Path(json.loads(line)["path"]).name for line in lines] == ["broken.mp4"]
+    assert take(inbox).quarantined == {}
+    shutil.copy(films / "yellow.mp4", inbox / "broken.mp4")
+    assert take(inbox).files == ["broken.mp4"]
+
+
+def test_nothing_is_taken_twice_when_the_notes_are_lost(inbox):
+    take(inbox)
+    for damage in ("", "{", None):
+        notes = inbox.parent / "incoming/inbox.json"
+        notes.unlink() if damage is None else notes.write_text(damage)
+        assert take(inbox).batch is None
+    assert list(batches(inbox)) == ["monday"]
+
+
+def test_folder_and_captions_must_be_right(inbox):
+    with pytest.raises(DataError, match="need a folder of new videos, got none"):
+        take(inbox / "missing")
+    (inbox / "captions.csv").write_text("wrong,header\n")
+    with pytest.raises(DataError, match=r"captions\.csv"):
+        take(inbox)
+    assert batches(inbox) == {}
+    (inbox / "captions.csv").unlink()
+    assert take(inbox).batch == "monday"

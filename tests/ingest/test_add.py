@@ -1,0 +1,132 @@
+"""`hcmi add`: new videos are found, once, and what is accepted joins every release that is served.
+
+A function stands in for the report, whose verdicts need more clips than this project has.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from model_world import write_film
+from release_world import put_batch
+from search_world import call_hcmi
+
+import hcmi.ingest.stage as stage
+from hcmi.index import SearchIndex
+from hcmi.releases import Releases
+
+CLIPS = 30      # of the project's export
+
+
+@pytest.fixture(autouse=True)
+def judged(monkeypatch) -> list[str]:
+    """The batches that are judged; the verdict on a batch is the part of its name before the first dot."""
+    names: list[str] = []
+
+    def drift(*, batches, model_dir, export_dir, out_dir, **rest) -> dict:
+        assert Path(model_dir).parent == Path(export_dir).parent == Path("releases/v1")
+        names.extend(batches)
+        return {"verdicts": {name: name.partition(".")[0].replace("_", " ") for name in batches}}
+
+    monkeypatch.setattr(stage, "drift", drift)
+    return names
+
+
+@pytest.fixture
+def new(tmp_path) -> list[Path]:
+    return [write_film(tmp_path / f"new/new_{one}_{other}.mp4", [one, other], frames_each=8)
+            for one, other in [("red", "green"), ("blue", "white"), ("black", "yellow")]]
+
+
+def add(*options: str) -> dict:
+    return json.loads(call_hcmi("add", "--quiet-seconds", "0", "--json", *options).stdout)
+
+
+def found(query: str = "a red film") -> set[str]:
+    hits = json.loads(call_hcmi("search", query, "--top", "100", "--json").stdout)
+    return {Path(hit["path"]).name for hit in hits}
+
+
+def test_new_videos_of_a_folder_are_found_and_nothing_is_done_twice(here, new, judged, monkeypatch):
+    inbox = here / "inbox"
+    shutil.copytree(new[0].parent, inbox)
+    (inbox / "captions.csv").write_text(f"video,caption\n{new[0].name},a red film then green\n")
+    monkeypatch.setattr(stage, "drift", lambda *, batches, **rest: judged.extend(batches) or {
+        "verdicts": dict.fromkeys(batches, "ok")})
+    got = add(str(inbox))
+    [batch] = got["verdicts"]
+    assert (got["batch"], got["files"], got["added"]) == (batch, 3, {batch: 3})
+    assert got["verdicts"][batch].startswith("ok: added to the served index")
+    assert {film.name for film in new} <= found()
+    generation = SearchIndex.open("releases/current/export/index").generation
+    assert add(str(inbox)) == {"batch": None, "files": 0, "waiting": [], "quarantined": {}, "verdicts": {}, "added": {}}
+    assert judged == [batch]
+    assert SearchIndex.open("releases/current/export/index").generation == generation
+    [entry] = json.loads(Path("data/accepted.json").read_text())
+    assert (entry["batch"], entry["verdict"], entry["searched"]) == (batch, "ok", True)
+
+
+def test_verdict_decides_and_a_person_may_decide_otherwise(here, new):
+    for name, film in zip(("changed.1", "search_hurt.1", "cannot_tell.1"), new, strict=True):
+        put_batch(here, name, [film])
+    got = add()
+    assert got["added"] == {"changed.1": 1}
+    assert new[0].name in found()
+    assert not {new[1].name, new[2].name} & found()
+    assert [entry["batch"] for entry in json.loads(Path("data/accepted.json").read_text())] == [
+        "changed.1", "search_hurt.1"]
+    assert add("--batch", "cannot_tell.1")["added"] == {"cannot_tell.1": 1}
+    assert new[2].name in found()
+    assert call_hcmi("add", "--batch", "other", code=1).stderr.startswith(
+        "hcmi: data/incoming: need a batch called 'other', got cannot_tell.1, changed.1, search_hurt.1.")
+
+
+def test_two_batches_with_files_of_one_name_are_both_found(here, new):
+    for batch, film in zip(("ok.1", "ok.2"), new, strict=False):
+        put_batch(here, batch, [film])
+        (here / "data/incoming" / batch / "videos" / film.name).rename(
+            here / "data/incoming" / batch / "videos/same.mp4")
+    assert add()["added"] == {"ok.1": 1, "ok.2": 1}
+    assert len(SearchIndex.open("releases/current/export/index")) == CLIPS + 2
+
+
+def test_batch_counts_as_added_after_its_clips_are_in_the_index(here, new, monkeypatch):
+    """As if the process had ended between the two: the clips are added again, and nothing changes."""
+    put_batch(here, "ok.1", new)
+    with monkeypatch.context() as ended:
+        ended.setattr("hcmi.releases.Release.note_batch", lambda self, content: None)
+        assert add()["added"] == {"ok.1": 3}
+    assert Releases("releases").current().batches == []
+    assert add("--accepted-only")["added"] == {"ok.1": 3}
+    assert len(SearchIndex.open("releases/current/export/index")) == CLIPS + 3
+
+
+def test_accepted_batches_join_the_release_that_is_served_after_a_rollback(here, new):
+    shutil.copytree("releases/v1", "releases/v2")
+    Releases("releases").serve("v2")
+    record = json.loads(Path("releases/v2/release.json").read_text()) | {"replaces": "v1"}
+    Path("releases/v2/release.json").write_text(json.dumps(record))
+    put_batch(here, "ok.1", new[:1])
+    assert add("--batch", "ok.1")["added"] == {"ok.1": 1}
+    call_hcmi("rollback")
+    assert new[0].name not in found()
+    assert add("--accepted-only")["added"] == {"ok.1": 1}
+    assert new[0].name in found()
+
+
+def test_videos_that_cannot_be_read_are_left_out_and_said(here, new, tmp_path):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "broken.mp4").write_bytes(b"no video" * 200)
+    got = add(str(inbox))
+    assert got["batch"] is None
+    assert list(got["quarantined"]) == ["broken.mp4"]
+    put_batch(here, "ok.1", [new[0], inbox / "broken.mp4"])
+    assert add()["added"] == {"ok.1": 1}
+
+
+def test_add_says_so_in_one_line_when_nothing_is_served(here):
+    Path("releases/current").unlink()
+    assert call_hcmi("add", code=1).stderr == (
+        "hcmi: releases: need a release whose index new videos can join, got none. Run `hcmi promote`.\n")

@@ -1,0 +1,181 @@
+"""`hcmi promote`, `rollback` and `releases`, on a model that real stages made."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from model_world import COLOURS, write_film
+from release_world import fingerprint, params, promote, put_batch
+from search_world import call_hcmi
+
+from hcmi.dataset import Accepted, accept, batch_clips, is_held_out
+from hcmi.index import SearchIndex
+from hcmi.releases import Releases
+
+QUERY = "a red film then blue"
+WORDS = ("first", "then", "last", "now", "later", "soon", "also")
+
+
+def served() -> str | None:
+    current = Releases("releases").current()
+    return current and current.version
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ids(index: Path) -> set[str]:
+    opened = SearchIndex.open(index)
+    return {clip.video_id for clip in opened.clips(opened.live_rows())}
+
+
+def test_first_release_is_served_with_its_lineage_and_searched_by_default(here):
+    found = promote()
+    assert (found["decision"], found["version"], found["replaces"]) == ("promoted", "v1", None)
+    assert served() == "v1"
+    record = json.loads((here / "releases/current/release.json").read_text())
+    made_by = record["model"]["fingerprint"]
+    assert made_by == fingerprint(here / "models/hcmi") == fingerprint(here / "releases/v1/model")
+    assert record["videos"] == 30
+    assert {"made", "code", "data", "params_yaml_sha256", "why", "figures"} <= set(record)
+    assert (here / "releases/v1/params.yaml").read_bytes() == (here / "params.yaml").read_bytes()
+    known = json.loads(call_hcmi("search", QUERY, "--json").stdout)
+    for part in ("models", "export", "metrics", "plots"):       # a release needs nothing of what the stages write
+        shutil.rmtree(here / part)
+    assert json.loads(call_hcmi("search", QUERY, "--json").stdout) == known
+
+
+def test_release_does_not_change_when_the_stages_files_are_overwritten_in_place(here):
+    promote()
+    before = files(here / "releases/v1")
+    for path in [*(here / "export").rglob("*"), *(here / "models").rglob("*")]:
+        if path.is_file():
+            with open(path, "r+b") as file:
+                file.write(b"overwritten")
+    assert files(here / "releases/v1") == before
+
+
+def test_nothing_changes_when_the_model_is_served_already(here):
+    promote()
+    before = files(here / "releases")
+    assert promote()["decision"] == "unchanged"
+    assert files(here / "releases") == before
+
+
+def test_other_model_is_refused_with_figures_when_it_is_not_shown_to_be_better(here, retrain):
+    promote()
+    retrain("second")
+    found = promote()
+    assert (found["decision"], found["version"], found["replaces"]) == ("refused", None, "v1")
+    assert found["why"].startswith("test set: R@1 ")
+    assert found["test"]["queries"] == 6
+    assert (served(), [release.version for release in Releases("releases").all()]) == ("v1", ["v1"])
+    assert not list((here / "releases").glob(".v*"))
+    lines = (here / "releases/decisions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["decision"] for line in lines] == ["promoted", "refused"]
+
+
+def let_all_pass(here: Path) -> None:
+    text = (here / "params.yaml").read_text()
+    (here / "params.yaml").write_text(text.replace("margin: 1.0", "margin: 100.0"))
+
+
+@pytest.fixture
+def two(here, retrain) -> Path:
+    """v1 and v2; v2 is served."""
+    let_all_pass(here)
+    promote()
+    retrain("second")
+    assert promote("--not-worse")["decision"] == "promoted"
+    return here
+
+
+def test_rollback_serves_the_release_before_and_its_model_is_not_promoted_again_by_itself(two):
+    assert served() == "v2"
+    found = json.loads(call_hcmi("rollback", "--json").stdout)
+    assert (found["decision"], found["version"], found["replaces"]) == ("rolled back", "v1", "v2")
+    assert served() == "v1"
+    again = promote("--not-worse")
+    assert again["decision"] == "refused"
+    assert again["why"] == "v2 has this model and was rolled back. `hcmi promote --again` serves it all the same."
+    assert promote("--again")["version"] == "v2"
+    assert served() == "v2"
+    assert Releases("releases").get("v2").withdrawn is None
+    call_hcmi("rollback", "v1")
+    call_hcmi("rollback", "v2")
+    assert [(row["version"], row["current"], bool(row["withdrawn"])) for row in Releases("releases").table()] == [
+        ("v1", False, True), ("v2", True, False)]
+    text = call_hcmi("releases").stdout
+    assert "* v2" in text
+    assert "Rolled back to v2." in text
+
+
+def test_rollback_says_so_in_one_line_when_there_is_nothing_before(here):
+    assert call_hcmi("rollback", code=1).stderr == (
+        "hcmi: releases: need a release before the served one, got none. `hcmi releases` lists them.\n")
+    promote()
+    assert call_hcmi("rollback", "v7", code=1).stderr == (
+        "hcmi: releases: need a release called 'v7', got v1. `hcmi releases` lists them.\n")
+    assert call_hcmi("rollback", "../models", code=1).stderr.startswith("hcmi: releases: need a release called")
+
+
+def test_promotion_goes_on_when_it_was_killed_before_the_release_was_served(two):
+    Releases("releases").serve("v1")        # as if the process had ended just before it served v2
+    assert promote("--not-worse")["version"] == "v2"
+    assert served() == "v2"
+
+
+def test_promotion_is_refused_when_model_export_and_figures_do_not_belong_together(here, made):
+    for part in ("models", "export"):
+        shutil.rmtree(here / part)
+        shutil.copytree(made / "second" / part, here / part)
+    assert "metrics/ and plots/: need the figures of this model" in call_hcmi("promote", code=1).stderr
+    shutil.rmtree(here / "export")
+    assert call_hcmi("promote", code=1).stderr.startswith(
+        "hcmi: export/meta.json: need a finished export to release, got none. Run `dvc repro`")
+    assert served() is None
+    assert Releases("releases").all() == []
+
+
+def films(folder: Path, count: int) -> list[Path]:
+    pairs = [(one, other) for one in COLOURS for other in COLOURS if one != other][:count]
+    return [write_film(folder / f"new_{one}_{other}.mp4", [one, other], frames_each=8) for one, other in pairs]
+
+
+def test_accepted_batches_are_in_the_index_of_every_later_release(here, retrain, tmp_path):
+    let_all_pass(here)
+    promote()
+    videos = films(tmp_path / "films", 4)
+    batch = put_batch(here, "monday", videos)
+    accept("data/accepted.json", Accepted("monday", "content", "ok", True, "2026-11-30"))
+    retrain("second")
+    promote("--not-worse")
+    clips, _ = batch_clips(batch, params(here).dataset)
+    assert len(clips) == 4
+    assert {clip.video_id for clip in clips} <= ids(here / "releases/current/export/index")
+    assert Releases("releases").current().batches == ["content"]
+
+
+def test_newest_batches_are_compared_on_clips_that_no_training_sees(here, retrain, tmp_path):
+    let_all_pass(here)
+    promote()
+    videos = films(tmp_path / "films", 30)
+    batch = put_batch(here, "monday", videos, {path.name: f"a {path.stem.replace('_', ' ')} film" for path in videos})
+    with open(batch / "captions.csv", "a") as file:
+        file.writelines(f"{path.name},{words} {path.stem}\n" for path in videos for words in WORDS)
+    accept("data/accepted.json", Accepted("monday", "content", "search hurt", False, "2026-11-30"))
+    clips, _ = batch_clips(batch, params(here).dataset)
+    held = [clip for clip in clips if is_held_out(clip)]
+    assert 3 <= len(held) <= 15
+    retrain("second")
+    found = promote("--not-worse")
+    assert found["batches"]["queries"] == (1 + len(WORDS)) * len(held)
+    assert found["batches"]["where"] == "newest batches"
+
+
+def test_current_is_refused_when_it_is_no_link(here):
+    os.makedirs("releases/current")
+    assert call_hcmi("releases", code=1).stderr.startswith("hcmi: releases/current: need a link to a release, got")

@@ -1,0 +1,99 @@
+"""The folder of releases: complete releases alone, and a link that always points at one."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from hcmi.errors import ReleaseError
+from hcmi.releases import Release, Releases, releases_text, served_paths
+
+
+def add(releases: Releases, text: str) -> str:
+    with releases.add() as staged:
+        (staged.folder / "release.json").write_text(text)
+    return releases.all()[-1].version
+
+
+@pytest.fixture
+def releases(tmp_path) -> Releases:
+    found = Releases(tmp_path / "releases")
+    for number in range(11):
+        add(found, f'{{"number": {number}}}')
+    return found
+
+
+def test_versions_are_numbers_in_order_and_are_not_used_again(releases):
+    assert [release.version for release in releases.all()] == [f"v{number}" for number in range(1, 12)]
+    assert releases.get("v10").record == {"number": 9}
+    assert releases.current() is None
+    assert served_paths(releases.root) is None
+    assert Releases(releases.root / "none").all() == []
+
+
+def test_a_release_that_is_not_finished_is_not_there(releases):
+    def fail() -> None:
+        with releases.add() as staged:
+            (staged.folder / "release.json").write_text("{}")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert len(releases.all()) == 11
+    assert sorted(path.name for path in releases.root.iterdir() if path.name.startswith(".")) == []
+
+
+def test_served_release_is_found_through_its_link_and_by_its_own_folder(releases):
+    releases.serve("v3")
+    assert releases.current() == Release(releases.root / "v3")
+    assert served_paths(releases.root) == (str(releases.root / "current/model"),
+                                           str(releases.root / "current/export/index"))
+    assert Release(releases.root / "current").version == "v3"
+    kept = releases.current()
+    releases.serve("v4")
+    assert (kept.version, releases.current().version) == ("v3", "v4")
+
+
+@pytest.mark.parametrize("name", ["v12", "v0", "current", "../v1", "v1/..", ""])
+def test_other_names_are_refused_and_the_served_release_stays(releases, name):
+    releases.serve("v2")
+    with pytest.raises(ReleaseError, match="need a release called"):
+        releases.serve(name)
+    assert releases.current().version == "v2"
+
+
+def test_link_always_points_at_a_release_while_it_is_replaced(releases):
+    releases.serve("v1")
+    seen, stop = set(), threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(Path(os.path.realpath(releases.root / "current")).name)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(300):
+        for version in ("v2", "v3"):
+            releases.serve(version)
+    stop.set()
+    reader.join()
+    assert seen <= {"v1", "v2", "v3"}
+
+
+def test_withdrawn_releases_and_batches_are_remembered(releases):
+    release = releases.get("v2")
+    releases.withdraw(release, "Rolled back to v1.")
+    assert release.withdrawn["why"] == "Rolled back to v1."
+    releases.reinstate(release)
+    assert release.withdrawn is None
+    for content in ("a", "b", "a"):
+        release.note_batch(content)
+    assert release.batches == ["a", "b"]
+
+
+def test_broken_release_is_said_in_one_line(releases):
+    (releases.root / "v2/release.json").write_text("{")
+    with pytest.raises(ReleaseError, match=r"v2/release\.json: need a complete release, got none that can be read"):
+        _ = releases.get("v2").record
+    assert releases_text([]) == "No release yet. `hcmi promote` makes one of the trained model."
