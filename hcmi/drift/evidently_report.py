@@ -1,10 +1,17 @@
-"""Evidently measures each distance, compares it with the calibrated limit, and draws the distributions.
+"""Evidently's report on one batch: presets, text descriptors, tests; as a page, and as a snapshot for a workspace.
 
-Its `EmbeddingsDrift` is not used: it draws a t-SNE on every run (9 of 9 seconds for 1,000 clips), and its `ratio`
-method did not react to a mean shift. `EmbeddingShift` below measures the energy distance instead.
+Every distance is divided by its limit, so that one threshold of 1 holds for all columns, batches and times, and
+Evidently can draw trends. `DistanceOverLimit` is for what Evidently has no metric for: its `EmbeddingsDrift` draws a
+t-SNE on every run (9 of 9 seconds for 1,000 clips), and its `ratio` method did not react to a mean shift.
 """
 
 import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -13,67 +20,116 @@ import numpy as np
 import pandas as pd
 from evidently import DataDefinition, Dataset, Report
 from evidently.core.metric_types import SingleValue, SingleValueCalculation, SingleValueMetric
+from evidently.descriptors import NonLetterCharacterPercentage, TextLength
+from evidently.legacy.calculations.stattests import StatTest, register_stattest
+from evidently.legacy.calculations.stattests.wasserstein_distance_norm import wasserstein_stat_test
+from evidently.legacy.core import ColumnType
 from evidently.legacy.renderers.html_widgets import CounterData, counter
-from evidently.metrics import ValueDrift
-from evidently.tests import lt
+from evidently.metrics import MeanValue, QuantileValue
+from evidently.presets import DataDriftPreset, DatasetStats, TextEvals
+from evidently.tests import gte, lt
 
-from hcmi.drift.profile import Profile, Shift, energy_distance
+from hcmi.drift.compare import Shift
+from hcmi.drift.profile import Profile
+from hcmi.drift.severity import Severity
 from hcmi.drift.summary import COLUMNS
 
 _RANDOM_ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 LIBRARY_MARK = "/*evidently-library*/"
+METHOD = "distance_over_limit"
+NO_DATE = datetime(2000, 1, 1, tzinfo=UTC)      # a workspace sets the real one; equal input gives equal bytes
+# Evidently draws each of these; each costs a tenth of a CPU second.
+SHOWN = ("rank", "own_score", "margin", "unknown_words", "nearest_known", "duration_s", "brightness", "sharpness",
+         "motion")
+FOUND, CAPTION = "found first", "caption"
+CAPTION_COLUMNS = {"caption length": TextLength, "caption symbols, per cent": NonLetterCharacterPercentage}
+_limits: ContextVar[dict[str, float]] = ContextVar("limits")
 
 
-class EmbeddingShift(SingleValueMetric):
-    """Energy distance between the embeddings of two data sets. `columns` hold one coordinate each."""
+def _distance_over_limit(reference: pd.Series, current: pd.Series, feature_type: ColumnType,
+                         threshold: float) -> tuple[float, bool]:
+    distance = wasserstein_stat_test(reference, current, feature_type, threshold).drift_score
+    ratio = distance / _limits.get()[str(reference.name)]
+    return ratio, ratio >= threshold
+
+
+register_stattest(StatTest(METHOD, "Wasserstein distance divided by its limit", [ColumnType.Numerical], 1.0),
+                  _distance_over_limit)
+
+
+class DistanceOverLimit(SingleValueMetric):
+    """A distance between two data sets divided by its limit, as hcmi measured it; in the current data's metadata."""
+
+    class Config:
+        type_alias = "evidently:metric_v2:DistanceOverLimit"
 
     label: str
-    columns: list[str]
-    threshold: float
 
 
-class EmbeddingShiftCalculation(SingleValueCalculation[EmbeddingShift]):
+class DistanceOverLimitCalculation(SingleValueCalculation[DistanceOverLimit]):
     """Evidently finds this class by its type parameter."""
 
     def calculate(self, context, current_data: Dataset, reference_data: Dataset | None) -> SingleValue:
-        assert reference_data is not None, "an embedding shift needs a reference"
-        parts = [data.as_dataframe()[self.metric.columns].to_numpy() for data in (reference_data, current_data)]
-        is_current = np.arange(sum(map(len, parts)))[None] >= len(parts[0])
-        distance = float(energy_distance(np.concatenate(parts), is_current)[0])
-        result = self.result(distance)
-        found = "detected" if distance >= self.metric.threshold else "not detected"
+        ratio = float(current_data.metadata[self.metric.label])
+        result = self.result(ratio)
         result.widget = [counter(counters=[CounterData(
-            f"Data drift {found}. Drift detection method: energy distance. Drift score: {distance:.4f}, "
-            f"limit {self.metric.threshold:.4f}", f"Drift in {self.metric.label}")])]
+            f"{'Over' if ratio >= 1 else 'Under'} the limit of 1", f"{self.metric.label}: {ratio:.2f}")])]
         return result
 
     def display_name(self) -> str:
-        return f"Energy distance of {self.metric.label}"
+        return f"Distance over limit: {self.metric.label}"
 
 
-def compare_with_evidently(reference: Profile, batch: Profile, shifts: list[Shift]) -> tuple[set[str], str]:
-    """The names of the shifts whose Evidently test fails, and Evidently's HTML page.
+@dataclass(frozen=True)
+class EvidentlyReport:
+    """`over`: the shifts whose test fails. `page` has `LIBRARY_MARK` in place of Evidently's JavaScript."""
 
-    The page has `LIBRARY_MARK` in place of Evidently's JavaScript, which is the same for all batches.
-    """
-    frames = [_frame(profile, shifts) for profile in (reference, batch)]
-    metrics: list = []
-    for shift in shifts:
-        if shift.name in reference.embeddings:
-            columns = _coordinates(shift.name, reference.embeddings[shift.name].shape[1])
-            metrics.append(EmbeddingShift(label=_label(shift), columns=columns, threshold=shift.threshold,
-                                          tests=[lt(shift.threshold)]))
-        else:
-            metrics.append(ValueDrift(column=_label(shift), method="wasserstein", threshold=shift.threshold))
-    # coordinates are left out, because Evidently would spend seconds on the statistics of each
-    definition = DataDefinition(numerical_columns=[_label(shift) for shift in shifts
-                                                   if shift.name not in reference.embeddings])
-    data = [Dataset.from_pandas(frame, data_definition=definition) for frame in frames]
-    snapshot = Report(metrics, include_tests=True).run(data[1], data[0])
-    tests = snapshot.dict()["tests"]
-    assert len(tests) == len(shifts), f"{len(tests)} tests of {len(shifts)} shifts"
-    failed = {shift.name for shift, test in zip(shifts, tests, strict=True) if test["status"].value == "FAIL"}
-    return failed, _repeatable(snapshot.get_html_str(as_iframe=False).replace(library(), LIBRARY_MARK))
+    over: set[str]
+    page: str
+    snapshot: str       # JSON
+
+
+def report_with_evidently(name: str, verdict: str, reference: Profile, batch: Profile, captions: tuple[list, list],
+                          shifts: list[Shift], severity: Severity | None) -> EvidentlyReport:
+    """Evidently's own answer to the same data. `captions`: of the reference's and the batch's clips, "" for none."""
+    columns = [shift for shift in shifts if shift.name in SHOWN]
+    others = [shift for shift in shifts if shift.name not in SHOWN]
+    with_captions = any(captions[0]) and any(captions[1])
+    data = [_dataset(profile, texts, columns, with_captions) for profile, texts in
+            zip((reference, batch), captions, strict=True)]
+    data[1].metadata.update({_label(shift): shift.ratio for shift in others})
+    metrics: list = [DatasetStats()]
+    if columns:
+        metrics.append(DataDriftPreset(columns=[_label(shift) for shift in columns], num_method=METHOD,
+                                       num_threshold=1.0))
+    metrics += [DistanceOverLimit(label=_label(shift), tests=[lt(1.0)]) for shift in others]
+    if severity is not None and "rank" in batch.columns:
+        known = (reference.columns["rank"] == 1).sum() / max(reference.columns["rank"].notna().sum(), 1)
+        metrics += [MeanValue(column=FOUND, tests=[gte(max(0.0, known - 0.05))]),
+                    QuantileValue(column=_label_of("rank"), quantile=0.9)]
+    if with_captions:
+        metrics.append(TextEvals(columns=list(CAPTION_COLUMNS)))
+    with _limits_of(columns):
+        snapshot = Report(metrics, include_tests=True).run(data[1], data[0], timestamp=NO_DATE, name=name,
+                                                           tags=[name, verdict], metadata={"verdict": verdict})
+    over = {shift.name for shift in shifts if _fails(snapshot, _label(shift))}
+    page = _repeatable(snapshot.get_html_str(as_iframe=False).replace(library(), LIBRARY_MARK))
+    return EvidentlyReport(over, page, _repeatable(snapshot.dumps()))
+
+
+def _fails(snapshot, label: str) -> bool:
+    tests = [test for test in snapshot.dict()["tests"] if f"column {label}" in f"{test['name']}" or
+             f": {label}" in f"{test['name']}"]
+    return any(test["status"].value == "FAIL" for test in tests)
+
+
+@contextmanager
+def _limits_of(shifts: list[Shift]) -> Iterator[None]:
+    token = _limits.set({_label(shift): shift.threshold for shift in shifts})
+    try:
+        yield
+    finally:
+        _limits.reset(token)
 
 
 @cache
@@ -82,27 +138,37 @@ def library() -> str:
     return (Path(evidently.__file__).parent / "nbextension" / "static" / "index.js").read_text(encoding="utf-8")
 
 
-def _frame(profile: Profile, shifts: list[Shift]) -> pd.DataFrame:
-    """The compared columns by label, and each embedding as one column per coordinate."""
-    parts = {}
-    for shift in shifts:
-        if shift.name in profile.embeddings:
-            rows_VD = profile.embeddings[shift.name]
-            parts.update(dict(zip(_coordinates(shift.name, rows_VD.shape[1]), rows_VD.T, strict=True)))
-        else:
-            parts[_label(shift)] = profile.columns[shift.name].to_numpy()
-    return pd.DataFrame(parts)
-
-
-def _coordinates(name: str, count: int) -> list[str]:
-    return [f"{name}_{number}" for number in range(count)]
+def _dataset(profile: Profile, captions: list[str], shifts: list[Shift], with_captions: bool) -> Dataset:
+    """The compared columns by label. Coordinates are left out: Evidently would spend seconds on the statistics of each.
+    """
+    frame = pd.DataFrame({_label(shift): profile.columns[shift.name].to_numpy() for shift in shifts})
+    if "rank" in profile.columns:
+        rank = profile.columns["rank"]
+        frame[FOUND] = np.where(rank.notna(), (rank == 1).astype(float), np.nan)
+        frame[_label_of("rank")] = rank.to_numpy()
+    numbers = list(frame.columns)
+    if not with_captions:
+        return Dataset.from_pandas(frame, data_definition=DataDefinition(numerical_columns=numbers))
+    frame[CAPTION] = captions
+    descriptors = [make(CAPTION, alias=name) for name, make in CAPTION_COLUMNS.items()]
+    definition = DataDefinition(numerical_columns=numbers, text_columns=[CAPTION])
+    return Dataset.from_pandas(frame, data_definition=definition, descriptors=descriptors)
 
 
 def _label(shift: Shift) -> str:
-    return COLUMNS[shift.name].label
+    return _label_of(shift.name)
 
 
-def _repeatable(page: str) -> str:
+def _label_of(name: str) -> str:
+    return COLUMNS[name].label
+
+
+def _repeatable(text: str) -> str:
     """Replace Evidently's random ids by numbers, so that equal input gives an equal page."""
     seen: dict[str, str] = {}
-    return _RANDOM_ID.sub(lambda match: seen.setdefault(match[0], f"{len(seen):032x}"), page)
+
+    def numbered(match: re.Match) -> str:
+        new = uuid.UUID(int=len(seen))
+        return seen.setdefault(match[0], str(new) if "-" in match[0] else new.hex)
+
+    return _RANDOM_ID.sub(numbered, text)

@@ -2,42 +2,86 @@
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
+from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import Sample
+from hcmi.types import Clip
 from hcmi.video import Decoded, DecodeJob, DecoderPool
 
-NUM_EXAMPLES = 5
+NUM_EXAMPLES, NUM_LOST = 5, 3
 FRAMES_EACH = 3
 SIZE = 104              # pixels; shown at 70, so that they are sharp on high-resolution screens
 
 
-def draw_examples(samples: Sequence[Sample], timeout_s: float, generator: np.random.Generator) -> list[list[dict]]:
-    """For each sample some clips drawn at random: {"caption", "video_id", "frames": data URIs, first to last}.
+@dataclass(frozen=True)
+class Example:
+    """A clip to draw. `middle_frame` is drawn when its file is missing; without one the clip is left out."""
 
-    Frames are read from the video files; when a file is missing, its one middle frame from the shards is used.
-    """
-    chosen = [np.sort(generator.permutation(len(sample))[:NUM_EXAMPLES]).tolist() for sample in samples]
+    clip: Clip
+    caption: str = ""
+    note: str = ""
+    middle_frame: np.ndarray | None = None
+
+
+def draw(examples: Sequence[Sequence[Example]], timeout_s: float) -> list[list[dict]]:
+    """For each list: {"caption", "video_id", "path", "note", "frames": data URIs, first to last} of each clip."""
     jobs = []
-    for number, (sample, rows) in enumerate(zip(samples, chosen, strict=True)):
-        for row in rows:
-            clip = sample.clips[row]
+    for number, some in enumerate(examples):
+        for place, example in enumerate(some):
+            clip = example.clip
             end_s = clip.end_s if clip.end_s > clip.start_s else None
-            jobs.append(DecodeJob((number, row), clip.path, FRAMES_EACH, SIZE, clip.start_s, end_s))
+            jobs.append(DecodeJob((number, place), clip.path, FRAMES_EACH, SIZE, clip.start_s, end_s))
     with DecoderPool(0, timeout_s) as pool:
         found = {job.key: clip.frames for job, clip in pool.map(jobs) if isinstance(clip, Decoded)}
-    return [[_example(sample, row, found.get((number, row))) for row in rows]
-            for number, (sample, rows) in enumerate(zip(samples, chosen, strict=True))]
+    drawn = [[_drawn(example, found.get((number, place))) for place, example in enumerate(some)]
+             for number, some in enumerate(examples)]
+    return [[one for one in some if one["frames"]] for some in drawn]
 
 
-def _example(sample: Sample, row: int, frames_THXC: np.ndarray | None) -> dict:
-    frames = [sample.middle_frames[row]] if frames_THXC is None else list(frames_THXC)
+def _drawn(example: Example, frames_THXC: np.ndarray | None) -> dict:
+    if frames_THXC is None:
+        frames = [] if example.middle_frame is None else [example.middle_frame]
+    else:
+        frames = list(frames_THXC)
+    return {"caption": example.caption, "video_id": example.clip.video_id, "path": example.clip.path,
+            "note": example.note, "frames": [_data_uri(frame) for frame in frames]}
+
+
+def at_random(sample: Sample, generator: np.random.Generator) -> list[Example]:
+    rows = np.sort(generator.permutation(len(sample))[:NUM_EXAMPLES])
+    return [_example(sample, row) for row in rows.tolist()]
+
+
+def farthest(report: BatchReport) -> list[Example]:
+    """The clips that are least like anything known."""
+    if report.sample is None or report.profile is None or "nearest_known" not in report.profile.columns:
+        return []
+    nearest_V = report.profile.columns["nearest_known"].to_numpy()
+    return [_example(report.sample, row, f"similarity {nearest_V[row]:.2f}")
+            for row in np.argsort(nearest_V, kind="stable")[:NUM_EXAMPLES].tolist()]
+
+
+def lost(report: BatchReport, gallery: Sequence[Clip]) -> list[Example]:
+    """The captions that lost most, each followed by the clip that won instead."""
+    if report.sample is None:
+        return []
+    row_of = {clip.video_id: row for row, clip in enumerate(report.sample.clips)}
+    examples = []
+    for one in report.lost[:NUM_LOST]:
+        winner = gallery[one["won_instead"]]
+        examples += [_example(report.sample, row_of[one["video_id"]], f"rank {one['rank']:,}:"),
+                     Example(winner, winner.captions[0] if winner.captions else "", "won instead:")]
+    return examples
+
+
+def _example(sample: Sample, row: int, note: str = "") -> Example:
     captions = dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
-    return {"caption": captions.get(row, ""), "video_id": sample.clips[row].video_id,
-            "frames": [_data_uri(frame) for frame in frames]}
+    return Example(sample.clips[row], captions.get(row, ""), note, sample.middle_frames[row])
 
 
 def _data_uri(frame_HXC: np.ndarray) -> str:

@@ -1,9 +1,4 @@
-"""The profile of a set of clips as the retriever sees it, and whether two profiles differ by more than chance.
-
-Pure: arrays in, arrays out. The rows of the batch and the reference are pooled and split at random many times. The
-distances between the random parts are those without drift at exactly these sizes, so the stated false alarm rate holds
-for small and large batches (a permutation test; ours).
-"""
+"""The profile of a set of clips as the retriever sees it. Pure: arrays in, arrays out."""
 
 from dataclasses import dataclass, field
 
@@ -11,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 MIN_CLIPS = 10              # of the batch and of the reference; with fewer there is no verdict [ours]
-_BLOCK = 500                # permutations at a time: bounds the memory
-QUERY_COLUMNS = ("rank", "own_score", "top1_score", "margin", "entropy", "caption_words")
+QUERY_COLUMNS = ("rank", "own_score", "top1_score", "margin", "entropy", "caption_words", "unknown_words")
 CLIP_COLUMNS = ("duration_s", "width", "height", "brightness", "contrast", "saturation", "warmth", "sharpness",
-                "motion")
-EMBEDDINGS = ("video_embedding", "caption_embedding")
+                "motion", "nearest_known")
+VIDEO_LEVELS = ("video_embedding", "clip_embedding", "frame_embedding")
+EMBEDDINGS = (*VIDEO_LEVELS, "caption_embedding")
 
 
 @dataclass(frozen=True)
@@ -24,6 +19,7 @@ class Profile:
 
     columns: pd.DataFrame                                                   # [V] of QUERY_COLUMNS and CLIP_COLUMNS
     embeddings: dict[str, np.ndarray] = field(default_factory=dict)         # name -> [V, D]; NaN rows: none
+    groups: np.ndarray | None = None        # [V] clips of one number hang together; None: all are independent
 
     def __post_init__(self) -> None:
         for name, rows_VD in self.embeddings.items():
@@ -31,22 +27,6 @@ class Profile:
 
     def __len__(self) -> int:
         return len(self.columns)
-
-
-@dataclass(frozen=True)
-class Shift:
-    """One comparison of the batch with the reference. It has drifted when `distance` reaches `threshold`."""
-
-    name: str
-    distance: float         # columns: Wasserstein distance in the reference's standard deviations; embeddings: energy
-    threshold: float
-    p_value: float          # adjusted: how often the largest of all comparisons is this large without drift
-    reference: float        # median of the column; NaN for embeddings
-    batch: float
-
-    @property
-    def drifted(self) -> bool:
-        return self.distance >= self.threshold
 
 
 def clip_columns(frames_THXC: np.ndarray) -> dict[str, float]:
@@ -101,112 +81,7 @@ def fit_temperature(sims_NN: np.ndarray) -> float:
     return min((spread * step for step in np.geomspace(0.02, 2.0, 25)), key=loss)
 
 
-def assignments(real_M: np.ndarray, groups_M: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """bool [1 + count, M]: which of the pooled rows form the batch in each split; row 0 is the real split `real_M`.
-
-    Rows are exchanged only within their group. A group is the rows with the same columns missing, so that each column
-    is always split into the same numbers of rows; otherwise 5 % false alarms became 20 %.
-    """
-    batch_PM = np.tile(real_M, (1 + count, 1))
-    for group in np.unique(groups_M):
-        rows = np.flatnonzero(groups_M == group)
-        batch_PM[1:, rows] = generator.permuted(batch_PM[1:, rows], axis=1)
-    return batch_PM
-
-
-def wasserstein(values_M: np.ndarray, batch_PM: np.ndarray) -> np.ndarray:
-    """[P] Evidently's `wasserstein`: the distance divided by the reference's standard deviation (at least 0.001).
-
-    Rows whose value is not finite are left out, as in Evidently.
-    """
-    finite_M = np.isfinite(values_M)
-    order = np.argsort(values_M[finite_M], kind="stable")
-    sorted_M = values_M[finite_M][order] - np.median(values_M[finite_M])
-    batch_PM = batch_PM[:, finite_M][:, order].astype(np.float64)
-    batch_P, rest_PM = batch_PM.sum(1), 1 - batch_PM
-    rest_P = rest_PM.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap_PM = np.abs(np.cumsum(batch_PM, 1) / batch_P[:, None] - np.cumsum(rest_PM, 1) / rest_P[:, None])
-        distance_P = gap_PM[:, :-1] @ np.diff(sorted_M)
-        mean_P = rest_PM @ sorted_M / rest_P
-        variance_P = rest_PM @ sorted_M**2 / rest_P - mean_P**2
-        return np.nan_to_num(distance_P / np.maximum(np.sqrt(np.maximum(variance_P, 0)), 1e-3))
-
-
-def energy_distance(rows_MD: np.ndarray, batch_PM: np.ndarray) -> np.ndarray:
-    """[P] 2 E|X-Y| - E|X-X'| - E|Y-Y'| between the two parts, Euclidean; NaN rows are left out.
-
-    It is zero only for equal distributions, and has no bandwidth to choose. Source: Szekely and Rizzo, Energy
-    statistics, 2013.
-    """
-    finite_M = np.isfinite(rows_MD).all(1)
-    rows_MD = rows_MD[finite_M].astype(np.float32)
-    squares_M = (rows_MD**2).sum(1)
-    gaps_MM = np.sqrt(np.maximum(squares_M[:, None] + squares_M - 2 * rows_MD @ rows_MD.T, 0))
-    np.fill_diagonal(gaps_MM, 0)
-    batch_PM = batch_PM[:, finite_M].astype(np.float32)
-    sums_PM = batch_PM @ gaps_MM
-    inside_P = (sums_PM * batch_PM).sum(1, dtype=np.float64)
-    between_P = sums_PM.sum(1, dtype=np.float64) - inside_P
-    outside_P = gaps_MM.sum(dtype=np.float64) - inside_P - 2 * between_P
-    batch_P = batch_PM.sum(1, dtype=np.float64)
-    rest_P = finite_M.sum() - batch_P
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(2 * between_P / (batch_P * rest_P) - inside_P / batch_P**2 - outside_P / rest_P**2)
-
-
-def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generator: np.random.Generator) -> list[Shift]:
-    """One `Shift` for each column and embedding that both sets have; the batch has drifted when any of them has.
-
-    Each distance is measured for the real split and for random ones, and scaled by its spread over the random splits.
-    The distribution of the largest scaled distance over the random splits gives one limit for all (Westfall and Young's
-    single-step maxT), so that all comparisons together report drift in a batch without drift at `false_alarm_rate`.
-    """
-    count = max(999, round(10 / false_alarm_rate) - 1)
-    pools = _pools(reference, batch)
-    if not pools:
-        return []
-    half = len(reference)
-    missing = np.stack([~_finite(pool) for pool in pools.values()])
-    groups_M = np.unique(missing, axis=1, return_inverse=True)[1].ravel()
-    batch_PM = assignments(np.arange(half + len(batch)) >= half, groups_M, count, generator)
-    distance_PS = np.concatenate([
-        np.stack([wasserstein(pool, block) if pool.ndim == 1 else energy_distance(pool, block)
-                  for pool in pools.values()], axis=1)
-        for block in np.array_split(batch_PM, max(1, len(batch_PM) // _BLOCK))])
-    middle_S = np.median(distance_PS, axis=0)
-    scale_S = np.maximum(np.quantile(distance_PS, 0.99, axis=0) - middle_S, 1e-12)
-    largest_P = ((distance_PS - middle_S) / scale_S).max(1)
-    limit = np.sort(largest_P)[-max(1, int(false_alarm_rate * len(largest_P)))]
-    # Slightly lower, so that rounding in Evidently's own distance cannot change the verdict.
-    threshold_S = (middle_S + limit * scale_S) * (1 - 1e-6)
-    real_S = (distance_PS[0] - middle_S) / scale_S
-    return [Shift(name, float(distance_PS[0, s]), float(threshold_S[s]), float((largest_P >= real_S[s]).mean()),
-                  *(_median(part) for part in (pool[:half], pool[half:])))
-            for s, (name, pool) in enumerate(pools.items())]
-
-
-def _pools(reference: Profile, batch: Profile) -> dict[str, np.ndarray]:
-    """Name -> the rows of the reference, then of the batch, for what both have and what is not constant."""
-    pools = {}
-    for name in (*QUERY_COLUMNS, *CLIP_COLUMNS):
-        if name in reference.columns and name in batch.columns:
-            pools[name] = np.concatenate([reference.columns[name], batch.columns[name]]).astype(np.float64)
-    for name in EMBEDDINGS:
-        if name in reference.embeddings and name in batch.embeddings:
-            pools[name] = np.concatenate([reference.embeddings[name], batch.embeddings[name]]).astype(np.float64)
-    return {name: pool for name, pool in pools.items() if _comparable(pool, len(reference))}
-
-
-def _comparable(pool: np.ndarray, half: int) -> bool:
-    finite_M = _finite(pool)
-    enough = min(finite_M[:half].sum(), finite_M[half:].sum()) >= MIN_CLIPS
-    return bool(enough and np.ptp(pool[finite_M], axis=0).max() > 0)
-
-
-def _finite(pool: np.ndarray) -> np.ndarray:
-    return np.isfinite(pool) if pool.ndim == 1 else np.isfinite(pool).all(1)
-
-
-def _median(part: np.ndarray) -> float:
-    return float(np.nanmedian(part)) if part.ndim == 1 else float("nan")
+def unit(rows_VD: np.ndarray) -> np.ndarray:
+    """The rows with length 1; rows of zeros stay so."""
+    rows_VD = np.asarray(rows_VD, np.float32)
+    return rows_VD / np.maximum(np.linalg.norm(rows_VD, axis=1, keepdims=True), 1e-12)

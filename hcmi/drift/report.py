@@ -1,14 +1,18 @@
 """What is known of one batch: the record that the stage fills, and that report.json and the page are written from."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from hcmi.drift.causes import Cause
+from hcmi.drift.compare import Shift
 from hcmi.drift.label_free_recall import Estimate
-from hcmi.drift.profile import Profile, Shift
+from hcmi.drift.profile import Profile
 from hcmi.drift.sample import Sample, count_reasons, unreadable
-from hcmi.drift.summary import DRIFT, UNREADABLE, advice, changes, summary
+from hcmi.drift.severity import Severity
+from hcmi.drift.summary import changes
+from hcmi.drift.verdict import UNKNOWN, UNREADABLE, advise, summary
 from hcmi.types import Skip
 
 SHOWN_SKIPS = 20
@@ -19,51 +23,73 @@ class BatchReport:
     """One batch's verdict and the figures behind it."""
 
     name: str
-    verdict: str = UNREADABLE
-    why: str = ""                       # the reason for the verdict "unreadable" or "too small to judge"
+    verdict: str = UNKNOWN
+    reason: str = UNREADABLE            # of the verdict "cannot tell"; "" for the others
+    trouble: str = ""                   # the sentence for it
     num_found: int = 0                  # clips, readable or not
     skipped: list[Skip] = field(default_factory=list)
     sample: Sample | None = None
     profile: Profile | None = None
     shifts: list[Shift] = field(default_factory=list)
-    failed: set[str] = field(default_factory=set)       # the shifts whose Evidently test failed
-    measured: float | None = None       # R@1 in per cent, measured with the batch's captions
-    expected: float | None = None       # R@1 of the reference with the same gallery
-    difference: tuple[float, float] | None = None       # 95 % interval of `measured` minus `expected`
+    severity: Severity | None = None
+    causes: list[Cause] = field(default_factory=list)
+    measured: Severity | None = None    # with all captions, right or wrong
+    estimate: Estimate | None = None    # without using which caption belongs to which clip
     gallery: int = 0                    # number of other clips that each caption's clip competes with
-    estimate: Estimate | None = None
+    lost: list[dict[str, Any]] = field(default_factory=list)        # captions that lost most, worst first
     evidently_page: str = ""
+    evidently_snapshot: str = ""
 
     @property
-    def summary(self) -> str:
-        return summary(self.verdict, self.shifts, len(self.sample or ()), len(unreadable(self.skipped)), self.why)
+    def changes(self) -> list[str]:
+        return changes(self.shifts)
+
+    @property
+    def why(self) -> str:
+        return summary(self.verdict, self.severity, self.changes, self.causes, len(self.sample or ()),
+                       len(unreadable(self.skipped)), self.trouble)
 
     @property
     def advice(self) -> str:
-        return advice(self.verdict, self.measured, self.expected, self.difference)
+        return advise(self.verdict, self.severity, self.causes, self.reason)
 
     def to_record(self) -> dict[str, Any]:
         """The batch's entry in report.json."""
         return {
-            "batch": self.name, "verdict": self.verdict, "summary": self.summary, "advice": self.advice,
+            "batch": self.name, "verdict": self.verdict, "reason": self.reason, "why": self.why, "advice": self.advice,
+            "severity": self._severity_record(), "changes": self.changes,
+            "causes": [cause.to_record() for cause in self.causes],
             "clips": len(self.sample or ()), "found": self.num_found,
             "captioned": len(self.sample.captioned) if self.sample else 0,
-            "changes": changes(self.shifts) if self.verdict == DRIFT else [],
-            "recall_at_1": self._recall_record(),
+            "groups": len(np.unique(self.profile.groups)) if self.profile and self.profile.groups is not None else 0,
+            "recall_at_1": self._recall_record(), "lost": self.lost,
             "shifts": [{"name": shift.name, "distance": _round(shift.distance, 6), "limit": _round(shift.threshold, 6),
-                        "p_value": _round(shift.p_value, 6), "drifted": shift.name in self.failed,
+                        "distance_over_limit": _round(shift.ratio, 4),
+                        "p_value": _round(shift.p_value, 6), "drifted": shift.drifted,
                         "reference_median": _round(shift.reference, 6), "batch_median": _round(shift.batch, 6)}
                        for shift in self.shifts],
             "skipped": len(self.skipped), "skipped_reasons": count_reasons(self.skipped),
             "skipped_files": [{"path": skip.path, "reason": skip.reason, "detail": skip.detail}
                               for skip in self.skipped[:SHOWN_SKIPS]]}
 
-    def _recall_record(self) -> dict[str, Any] | None:
-        estimate = self.estimate
-        if estimate is None:
+    def _severity_record(self) -> dict[str, Any] | None:
+        """R@1 of the batch and the reference in per cent, among the same gallery; null when nobody can say."""
+        if self.severity is None:
             return None
-        return {"gallery": self.gallery, "measured": _round(self.measured), "reference": _round(self.expected),
-                "difference_95%_interval": [_round(value) for value in self.difference or ()],
+        figures = {name: _round(value) if isinstance(value, float) else value
+                   for name, value in asdict(self.severity).items()}
+        return {"recall_at_1": figures.pop("recall"), "interval": [figures.pop("low"), figures.pop("high")],
+                "reference": figures.pop("reference"), "change": figures.pop("change"),
+                "change_interval": [figures.pop("change_low"), figures.pop("change_high")], **figures,
+                "gallery": self.gallery}
+
+    def _recall_record(self) -> dict[str, Any] | None:
+        """R@1 measured with every caption, and estimated without knowing which clip each belongs to."""
+        if self.measured is None or self.estimate is None:
+            return None
+        measured, estimate = self.measured, self.estimate
+        return {"measured": _round(measured.recall), "reference": _round(measured.reference),
+                "difference_95%_interval": [_round(measured.change_low), _round(measured.change_high)],
                 "label_free": _round(estimate.recall),
                 f"label_free_{estimate.coverage:.0%}_interval": [_round(estimate.low), _round(estimate.high)]}
 

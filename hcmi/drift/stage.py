@@ -1,34 +1,33 @@
 """Stage `drift`: compare each incoming batch with the reference that export wrote; write a page and a verdict for each.
 
-The limits come from `profile.compare`. Evidently's tests compare its own distances with them and give the verdict.
+`judge` decides. Evidently shows the same comparisons, and writes a snapshot for its own interface (`workspace.py`).
 Equal input gives equal bytes: the outputs hold no dates and no random ids.
 """
 
+import csv
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from hcmi.config import Params
+from hcmi.drift import pictures
 from hcmi.drift.batches import find_batches
-from hcmi.drift.label_free_recall import Scores, estimate_recall, recall_at_1
+from hcmi.drift.judge import judge
 from hcmi.drift.page import render
-from hcmi.drift.pictures import draw_examples
-from hcmi.drift.profile import MIN_CLIPS, compare
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
-from hcmi.drift.sample import count_reasons, read_batch, unreadable
-from hcmi.drift.summary import DRIFT, OK, SMALL
-from hcmi.errors import DataError, shown
-from hcmi.evaluate import difference_of_rates
+from hcmi.drift.verdict import CHANGED, HURT
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.model import load_retriever
 from hcmi.progress import track
 from hcmi.runtime import pick_device, tune_allocator
+
+MAX_TO_WRITE = 50           # clips in captions_to_write.csv [ours]
 
 
 def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Path, shards_dir: str | Path,
@@ -36,7 +35,7 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
     """Judge each batch in `incoming_dir`, or only `batches`; write index.html and report.json; return the latter.
 
     A batch is a folder in the `folder` format, or a folder of videos without captions; empty folders are ignored. A
-    batch that cannot be read gets the verdict `unreadable` and raises nothing.
+    batch that cannot be read gets the verdict `cannot tell` and raises nothing.
     Raises: ModelError, DriftError, DataError or SearchIndexError when the model, the export, the shards or `batches`
     are wrong; MachineError when `out_dir` cannot be written, which is checked first.
     """
@@ -51,7 +50,9 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
         model = load_retriever(model_dir, pick_device("auto"))
         reference = Reference(model, export_dir, shards_dir, np.random.default_rng(params.drift.seed))
         card = {"clips": len(reference.sample), "captioned": len(reference.sample.captioned)}
-        reports = [judge(folder, reference, params, shards_dir) for folder in track(folders, "drift", unit="batch")]
+        for folder in track(folders, "drift", unit="batch"):
+            reports.append(judge(folder, reference, params, shards_dir))
+            _add_evidently(reports[-1], reference)
     result = {"verdicts": {report.name: report.verdict for report in reports},
               "false_alarm_rate": params.drift.false_alarm_rate, "seed": params.drift.seed, "reference": card,
               "batches": [report.to_record() for report in reports]}
@@ -60,17 +61,65 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
     with atomic_dir(out_dir) as folder:
         (folder / "report.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / "index.html").write_text(page, encoding="utf-8")
+        for report in reports:
+            _write_captions_to_write(report, folder)
+            if report.evidently_snapshot:
+                (folder / f"{report.name}.evidently.json").write_text(report.evidently_snapshot, encoding="utf-8")
     return result
 
 
-def _pictures(reports: list[BatchReport], reference: Reference | None, params: Params) -> dict[str, list[dict]]:
-    """Batch name -> examples; the reference's are under ""."""
-    samples = {report.name: report.sample for report in reports if report.sample is not None}
-    if reference is None or not samples:
+def _pictures(reports: list[BatchReport], reference: Reference | None,
+              params: Params) -> dict[str, dict[str, list[dict]]]:
+    """Batch name -> kind -> examples; the reference's are under ""."""
+    if reference is None:
         return {}
-    found = draw_examples([reference.sample, *samples.values()], params.shards.decode_timeout_s,
-                     np.random.default_rng(params.drift.seed))
-    return dict(zip(["", *samples], found, strict=True))
+    generator = np.random.default_rng(params.drift.seed)
+    wanted = {("", "random"): pictures.at_random(reference.sample, generator)}
+    for report in reports:
+        if report.sample is not None:
+            wanted[report.name, "random"] = pictures.at_random(report.sample, generator)
+            wanted[report.name, "far"] = pictures.farthest(report)
+            wanted[report.name, "lost"] = pictures.lost(report, reference.gallery_clips)
+    drawn = pictures.draw(list(wanted.values()), params.shards.decode_timeout_s)
+    found: dict[str, dict[str, list[dict]]] = {}
+    for (name, kind), some in zip(wanted, drawn, strict=True):
+        found.setdefault(name, {})[kind] = some
+    return found
+
+
+def _add_evidently(report: BatchReport, reference: Reference) -> None:
+    if not report.shifts:
+        return
+    from hcmi.drift.evidently_report import report_with_evidently
+
+    assert report.sample is not None
+    assert report.profile is not None
+    captions = [dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
+                for sample in (reference.sample, report.sample)]
+    texts = [[some.get(row, "") for row in range(len(profile))]
+             for some, profile in zip(captions, (reference.profile, report.profile), strict=True)]
+    found = report_with_evidently(report.name, report.verdict, reference.profile, report.profile,
+                                  (texts[0], texts[1]), report.shifts, report.severity)
+    report.evidently_page, report.evidently_snapshot = found.page, found.snapshot
+
+
+def _write_captions_to_write(report: BatchReport, folder: Path) -> None:
+    """<batch>.captions_to_write.csv: the clips whose captions would teach the model most, those that lost first.
+
+    A caption that is known is filled in. It is in the format of a captions.csv.
+    """
+    sample, profile = report.sample, report.profile
+    if report.verdict not in (HURT, CHANGED) or sample is None or profile is None:
+        return
+    nearest_V = profile.columns.get("nearest_known", pd.Series(np.zeros(len(sample)))).to_numpy()
+    row_of = {clip.video_id: row for row, clip in enumerate(sample.clips)}
+    rows = dict.fromkeys([*(row_of[one["video_id"]] for one in report.lost), *np.argsort(nearest_V).tolist()])
+    captions = dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
+    with open(folder / f"{report.name}.captions_to_write.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("video", "caption"))
+        writer.writerows((Path(sample.clips[row].path).name, captions.get(row, ""))
+                         for row in list(rows)[:MAX_TO_WRITE])
 
 
 def _evidently_library(reports: list[BatchReport]) -> str:
@@ -79,48 +128,3 @@ def _evidently_library(reports: list[BatchReport]) -> str:
     from hcmi.drift.evidently_report import library
 
     return library()
-
-
-def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:
-    """Read, compare and judge one batch. Its random draws depend only on the seed and the batch's name."""
-    report = BatchReport(shown(folder.name))
-    generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
-    try:
-        report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
-                                                                     reference.precision, shards_dir, generator)
-    except DataError as error:
-        report.why = str(error)
-        return report
-    limit = params.shards.max_skip_fraction
-    failed = unreadable(report.skipped)
-    if report.sample is None or len(failed) > limit * report.num_found:
-        report.why = (f"{len(failed)} of {report.num_found} clips cannot be read ({count_reasons(failed)}); "
-                      f"at most {limit:.0%} may fail.")
-        return report
-    report.profile, scores = reference.profile_of(report.sample)
-    report.shifts = compare(reference.profile, report.profile, params.drift.false_alarm_rate, generator)
-    measure_search_quality(report, scores, reference.scores, generator)
-    smallest = min(len(report.sample), len(reference.sample))
-    if smallest < MIN_CLIPS or not report.shifts:
-        who = "The reference" if len(reference.sample) == smallest < len(report.sample) else "The batch"
-        report.verdict, report.why = SMALL, f"{who} has {smallest} clips; a verdict needs {MIN_CLIPS}."
-        return report
-    from hcmi.drift.evidently_report import compare_with_evidently
-
-    report.failed, report.evidently_page = compare_with_evidently(reference.profile, report.profile, report.shifts)
-    report.verdict = DRIFT if report.failed else OK
-    return report
-
-
-def measure_search_quality(report: BatchReport, batch: Scores | None, reference: Scores | None,
-                   generator: np.random.Generator) -> None:
-    """Fill in R@1 measured, expected and estimated: each caption's own clip competes with the gallery."""
-    if batch is None or reference is None or min(len(batch), len(reference)) < MIN_CLIPS:
-        return
-    report.gallery = batch.gallery_NG.shape[1]
-    report.measured, report.expected = recall_at_1(batch), recall_at_1(reference)
-    hits, known_hits = (recall_at_1(scores) / 100 * len(scores) for scores in (batch, reference))
-    low, high = difference_of_rates(known_hits, len(reference), hits, len(batch))
-    report.difference = 100 * low, 100 * high
-    rows = generator.choice(len(batch), min(len(batch), len(reference)), replace=False)
-    report.estimate = estimate_recall(batch[rows], reference, generator)

@@ -1,10 +1,9 @@
-"""A batch's figures in plain words. Pure."""
+"""What has changed in a batch, in plain words. Pure."""
 
 from dataclasses import dataclass
 
-from hcmi.drift.profile import Shift
-
-OK, DRIFT, SMALL, UNREADABLE = "ok", "drift", "too small to judge", "unreadable"
+from hcmi.drift.compare import CLASSIFIER, Shift
+from hcmi.drift.profile import VIDEO_LEVELS
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,15 @@ class Column:
 
 
 COLUMNS = {
-    "video_embedding": Column("what the clips show (video embedding)", "", 4, "", ""),
-    "caption_embedding": Column("what the captions say (caption embedding)", "", 4, "", ""),
+    "video_embedding": Column("what the clips show (whole clip)", "", 4, "", ""),
+    "clip_embedding": Column("what the clips show (their parts)", "", 4, "", ""),
+    "frame_embedding": Column("what the clips show (their frames)", "", 4, "", ""),
+    "caption_embedding": Column("what the captions say", "", 4, "", ""),
+    "classifier": Column("how well a classifier tells the clips apart", "", 3, "", ""),
+    "nearest_known": Column("similarity to the nearest known clip", "", 2, "clips resemble the known ones less",
+                            "clips resemble the known ones more"),
+    "unknown_words": Column("words that no training caption has", "of all", 2, "captions have fewer unknown words",
+                            "captions have more unknown words"),
     "rank": Column("rank of the own clip", "", 0, "captions find their clip at better ranks",
                    "captions find their clip at worse ranks"),
     "own_score": Column("score of the own clip", "", 3, "captions match their own clip less",
@@ -41,8 +47,8 @@ COLUMNS = {
                         "clips are sharper or grainier"),
     "motion": Column("motion", "", 1, "there is less motion", "there is more motion"),
 }
-LOOKS = {"video_embedding": "the clips look different to the model",
-        "caption_embedding": "the captions differ in meaning"}
+LOOKS = {**dict.fromkeys((*VIDEO_LEVELS, CLASSIFIER), "the clips look different to the model"),
+         "caption_embedding": "the captions differ in meaning"}
 
 
 def change(shift: Shift) -> str:
@@ -59,43 +65,10 @@ def change(shift: Shift) -> str:
 
 
 def changes(shifts: list[Shift]) -> list[str]:
-    """What has drifted, the largest ratio to its limit first; pictures before scores, because they are the cause."""
-    drifted = [shift for shift in shifts if shift.drifted]
-    return [change(shift) for shift in sorted(drifted, key=lambda s: (_group(s.name), -s.distance / s.threshold))]
+    """What has drifted, in order of size; pictures before scores, because they are the cause."""
+    drifted = sorted((shift for shift in shifts if shift.drifted), key=lambda s: (_group(s.name), -s.ratio))
+    return list(dict.fromkeys(change(shift) for shift in drifted))
 
 
 def _group(name: str) -> int:
-    return 0 if name in LOOKS else 2 if name in ("rank", "own_score", "top1_score", "margin", "entropy") else 1
-
-
-def summary(verdict: str, shifts: list[Shift], num_clips: int, num_skipped: int, why: str = "") -> str:
-    """One or two sentences for the top of the report."""
-    left_out = f" {num_skipped} more could not be read." if num_skipped else ""
-    if verdict == UNREADABLE:
-        return why
-    if verdict == SMALL:
-        return f"{why}{left_out} The figures below give no verdict."
-    if verdict == OK:
-        return f"These {num_clips} clips look like those the model was tested on.{left_out}"
-    said = changes(shifts)
-    return f"These {num_clips} clips differ from those the model was tested on: {'; '.join(said[:3])}.{left_out}"
-
-
-def advice(verdict: str, measured: float | None, expected: float | None,
-           difference: tuple[float, float] | None) -> str:
-    """What to do. `measured` and `expected`: R@1 in per cent of the batch and the reference; `difference`: the interval
-    of the first minus the second.
-    """
-    if verdict == OK:
-        return "Nothing to do."
-    if verdict == SMALL:
-        return "Collect more clips and run again."
-    if verdict == UNREADABLE:
-        return "Correct this and run again."
-    if measured is None or expected is None or difference is None:
-        return "Look at the clips. If you expect more like them, caption some, add them to the training data and " \
-               "train again."
-    if difference[1] < 0:
-        return f"Search finds fewer of these clips (R@1 {measured:.0f} % instead of {expected:.0f} %). Caption some, " \
-               "add them to the training data and train again."
-    return "Search finds them as well as before. If you expect more like them, add some to the training data."
+    return 1 if name in LOOKS else 2 if name in ("rank", "own_score", "top1_score", "margin", "entropy") else 0

@@ -1,0 +1,122 @@
+"""Causes of a change that have a name, each with its own advice. Pure."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hcmi.drift.label_free_recall import Scores, exchanged_captions
+from hcmi.types import Clip, Skip
+
+COPY = 0.995                # cosine of the vectors of two clips that show the same [ours]
+FEWEST, LEAST_SHARE = 3, 0.03       # of a batch's clips; fewer are chance and no cause [ours]
+SHOWN_WORDS = 8
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What was found, in how many of how many clips, and what to do about it. `rows`: of the sample."""
+
+    name: str
+    sentence: str
+    advice: str
+    count: int
+    total: int
+    rows: list[int] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+
+    def to_record(self) -> dict:
+        return {name: getattr(self, name) for name in ("name", "sentence", "advice", "count", "total", "details")}
+
+
+def words_of(caption: str) -> list[str]:
+    return re.findall(r"\w+", caption.lower())
+
+
+def unknown_share(caption: str, known: Collection[str]) -> float:
+    """Share of a caption's words that no caption of the training and validation clips has."""
+    words = words_of(caption)
+    return sum(word not in known for word in words) / max(len(words), 1)
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """`1 clip`, `2 clips`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _enough(count: int, total: int) -> bool:
+    return count >= max(FEWEST, LEAST_SHARE * total)
+
+
+def copies_within(clips: Sequence[Clip], rows_VD: np.ndarray) -> Cause | None:
+    """Clips that show the same as an earlier one of the batch: equal files, or vectors that are all but equal."""
+    seen: set = set()
+    sims_VV = np.tril(rows_VD @ rows_VD.T, -1)
+    rows = [row for row, clip in enumerate(clips)
+            if clip.content_key in seen or seen.add(clip.content_key) or sims_VV[row].max(initial=-1) >= COPY]
+    if not _enough(len(rows), len(clips)):
+        return None
+    return Cause("copies within the batch", f"{plural(len(rows), 'clip')} of {len(clips)} "
+                 f"{'repeats' if len(rows) == 1 else 'repeat'} another clip of the batch",
+                 "Remove the copies: they count several times in every figure here.", len(rows), len(clips), rows)
+
+
+def copies_of_known(clips: Sequence[Clip], nearest_V: np.ndarray, known: Collection[str]) -> Cause | None:
+    """Clips that the index has already. `known`: sha256 of its files."""
+    rows = [row for row, clip in enumerate(clips) if clip.sha256 in known or nearest_V[row] >= COPY]
+    if not _enough(len(rows), len(clips)):
+        return None
+    return Cause("copies of known clips", f"{plural(len(rows), 'clip')} of {len(clips)} "
+                 f"{'is' if len(rows) == 1 else 'are'} in the index already",
+                 "Leave the copies out: they teach the model nothing, and search would answer with both.",
+                 len(rows), len(clips), rows)
+
+
+def wrong_captions(scores: Scores, captioned: np.ndarray, captions: Sequence[str],
+                   temperature: float) -> tuple[Cause | None, np.ndarray]:
+    """The cause, and the captions that it is about: each finds another clip of the batch instead of its own."""
+    found = exchanged_captions(scores, temperature)
+    if not _enough(len(found), len(scores)):
+        return None, found[:0]
+    said = [f"{captions[row]}" for row in found[:SHOWN_WORDS]]
+    return Cause("wrong captions", f"{plural(len(found), 'caption')} of {len(scores)} probably "
+                 f"{'belongs' if len(found) == 1 else 'belong'} to another clip of the batch",
+                 "Check which video each line of captions.csv names; search is not at fault.",
+                 len(found), len(scores), captioned[found].tolist(), said), found
+
+
+def unknown_words(captioned: np.ndarray, captions: Sequence[str], known: Collection[str],
+                  usual: float) -> Cause | None:
+    """Captions with words that the model was not trained on. `usual`: the share of the tested captions that have some.
+    """
+    if not known or not captions:
+        return None
+    new = [[word for word in words_of(caption) if word not in known] for caption in captions]
+    rows = [row for row, words in enumerate(new) if words]
+    expected = usual * len(captions)
+    if not _enough(len(rows), len(captions)) or len(rows) < expected + 3 * (expected + 1) ** 0.5:
+        return None
+    counts = Counter(word for words in new for word in words)
+    top = [f"{word} ({count})" for word, count in counts.most_common(SHOWN_WORDS)]
+    shares = [unknown_share(caption, known) for caption in captions]
+    foreign = float(np.median(shares)) > 0.5
+    advice = ("Translate the captions, or use a model for their language." if foreign else
+              "If people will search with these words, train with captions that use them.")
+    what = "mostly words of another language or alphabet" if foreign else ", ".join(top[:4])
+    return Cause("unknown words", f"{plural(len(rows), 'caption')} of {len(captions)} "
+                 f"{'has' if len(rows) == 1 else 'have'} words that no training caption has: {what}",
+                 advice, len(rows), len(captions), captioned[rows].tolist(), top)
+
+
+def empty_captions(skipped: Sequence[Skip], num_captions: int) -> Cause | None:
+    """Rows of captions.csv without a caption."""
+    empty = [skip for skip in skipped if skip.reason == "empty_caption"]
+    total = len(empty) + num_captions
+    if not _enough(len(empty), total):
+        return None
+    which = "All" if not num_captions else f"{len(empty)} of {total}"
+    return Cause("empty captions", f"{which} {'caption is' if total == 1 else 'captions are'} empty",
+                 "Fill in the captions: without them nobody can say whether search still finds these clips.",
+                 len(empty), total, [], [skip.path for skip in empty[:SHOWN_WORDS]])

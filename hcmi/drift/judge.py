@@ -1,0 +1,115 @@
+"""One batch: read it, compare it, measure search on it, name the causes, and decide."""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from hcmi.config import Params
+from hcmi.drift import causes as find
+from hcmi.drift.causes import Cause
+from hcmi.drift.compare import compare
+from hcmi.drift.label_free_recall import Scores, estimate_recall
+from hcmi.drift.profile import MIN_CLIPS, unit
+from hcmi.drift.reference import Reference
+from hcmi.drift.report import BatchReport
+from hcmi.drift.sample import count_reasons, read_batch, unreadable
+from hcmi.drift.severity import WITHOUT_WRONG, measure
+from hcmi.drift.verdict import MACHINE, MACHINE_REASONS, TOO_FEW, decide
+from hcmi.errors import DataError, MachineError, shown
+
+SHOWN_LOST = 20
+
+
+def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:
+    """Read, compare and judge one batch. Its random draws depend only on the seed and the batch's name."""
+    report = BatchReport(shown(folder.name))
+    generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
+    try:
+        report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
+                                                                     reference.precision, shards_dir, generator)
+    except DataError as error:
+        report.trouble = str(error)
+        return report
+    except MachineError as error:
+        report.reason, report.trouble = MACHINE, str(error)
+        return report
+    failed = unreadable(report.skipped)
+    limit = params.shards.max_skip_fraction
+    if report.sample is None or len(failed) > limit * report.num_found:
+        busy = sum(skip.reason in MACHINE_REASONS for skip in failed) > len(failed) / 2
+        report.reason = MACHINE if busy else report.reason
+        report.trouble = (f"{find.plural(len(failed), 'clip')} of {report.num_found} cannot be "
+                          f"{'read in time' if busy else 'read'} ({count_reasons(failed)}); at most {limit:.0%} may "
+                          "fail.")
+        return report
+    report.profile, scores = reference.profile_of(report.sample)
+    conclude(report, scores, reference, params.drift.false_alarm_rate, generator)
+    return report
+
+
+def conclude(report: BatchReport, scores: Scores | None, reference: Reference, false_alarm_rate: float,
+             generator: np.random.Generator) -> None:
+    """Fill in everything that follows from the batch's sample, profile and scores: the verdict last."""
+    assert report.sample is not None and report.profile is not None, "need a batch that was read"
+    smallest = min(len(report.sample), len(reference.sample))
+    if smallest < MIN_CLIPS:
+        who = "The reference" if len(reference.sample) == smallest < len(report.sample) else "The batch"
+        report.reason, report.trouble = TOO_FEW, (f"{who} has {find.plural(smallest, 'clip')}; a verdict needs "
+                                                  f"{MIN_CLIPS}.")
+        return
+    report.shifts = compare(reference.profile, report.profile, false_alarm_rate, generator)
+    wrong = _measure(report, scores, reference)
+    report.causes = [cause for cause in (wrong, *_other_causes(report, reference)) if cause is not None]
+    report.verdict = decide(any(shift.drifted for shift in report.shifts), report.severity, report.causes)
+    report.reason = ""
+
+
+def _measure(report: BatchReport, batch: Scores | None, reference: Reference) -> Cause | None:
+    """Fill in R@1: each caption's own clip competes with the gallery. Returns the captions that are probably wrong.
+
+    The severity leaves these out, because a wrong caption does not mean that search is worse.
+    """
+    known, sample = reference.scores, report.sample
+    assert sample is not None
+    if batch is None or known is None or min(len(batch), len(known)) < MIN_CLIPS:
+        return None
+    report.gallery = batch.gallery_NG.shape[1]
+    report.measured = report.severity = measure(batch, known)
+    report.estimate = estimate_recall(batch, reference.temperature)
+    wrong, rows = find.wrong_captions(batch, sample.captioned, sample.captions, reference.temperature)
+    right = np.setdiff1d(np.arange(len(batch)), rows)
+    if wrong is not None and len(right) >= MIN_CLIPS:
+        report.severity = measure(batch[right], known, WITHOUT_WRONG)
+    report.lost = _lost(report, batch, right)
+    return wrong
+
+
+def _lost(report: BatchReport, batch: Scores, right: np.ndarray) -> list[dict]:
+    """Those of the captions `right` whose own clip is farthest behind the best of the gallery, worst first."""
+    assert report.sample is not None
+    assert report.sample is not None
+    own_N, gallery_NG = np.diagonal(batch.clips_NN)[right], batch.gallery_NG[right]
+    behind_N = gallery_NG.max(1) - own_N
+    lost = []
+    for place in np.argsort(-behind_N, kind="stable")[:SHOWN_LOST].tolist():
+        if behind_N[place] > 0:
+            clip = report.sample.clips[int(report.sample.captioned[right[place]])]
+            lost.append({"video_id": clip.video_id, "path": clip.path, "caption": report.sample.captions[right[place]],
+                         "rank": int(1 + (gallery_NG[place] > own_N[place]).sum()),
+                         "won_instead": int(gallery_NG[place].argmax())})
+    return lost
+
+
+def _other_causes(report: BatchReport, reference: Reference) -> list[Cause | None]:
+    sample, profile = report.sample, report.profile
+    assert sample is not None and profile is not None
+    vectors_VD = unit(profile.embeddings["video_embedding"])
+    nearest_V = profile.columns.get("nearest_known")
+    return [
+        find.copies_of_known(sample.clips, np.zeros(len(sample)) if nearest_V is None else nearest_V.to_numpy(),
+                             reference.files),
+        find.copies_within(sample.clips, vectors_VD),
+        find.unknown_words(sample.captioned, sample.captions, reference.words, reference.usual_unknown),
+        find.empty_captions(report.skipped, len(sample.captions))]

@@ -1,0 +1,52 @@
+"""Does search suffer? R@1 of a batch next to that of the tested clips, both among the same gallery. Pure."""
+
+from dataclasses import dataclass
+
+from hcmi.drift.label_free_recall import Estimate, Scores, hits
+from hcmi.evaluate import difference_of_rates, wilson
+
+MIN_FALL = 2.0              # points; a smaller fall is no reason to act, however certain it is [ours]
+MEASURED, WITHOUT_WRONG, LABEL_FREE = "measured", "measured without wrong captions", "label-free"
+
+
+@dataclass(frozen=True)
+class Severity:
+    """R@1 in per cent of a batch and of the reference, and their difference, each with an interval."""
+
+    recall: float
+    low: float
+    high: float
+    reference: float
+    change: float           # `recall` minus `reference`
+    change_low: float
+    change_high: float
+    how: str                # MEASURED, WITHOUT_WRONG or LABEL_FREE
+    captions: int           # of the batch that were ranked; 0 where there are none
+
+    @property
+    def is_hurt(self) -> bool:
+        """The whole interval of the change is below zero, and the fall is worth acting on."""
+        return self.change_high < 0 and self.change <= -MIN_FALL
+
+    @property
+    def sentence(self) -> str:
+        """`R@1 is 84 % (79 to 88), and 97 % for the tested clips.`"""
+        guess = ", estimated from the clips alone," if self.how == LABEL_FREE else ""
+        return f"R@1{guess} is {self.recall:.0f} % ({self.low:.0f} to {self.high:.0f}), and " \
+               f"{self.reference:.0f} % for the tested clips."
+
+
+def measure(batch: Scores, reference: Scores, how: str = MEASURED) -> Severity:
+    """R@1 with captions. The intervals are 95 % ones: Wilson's, and Newcombe's for the difference."""
+    found, known = float(hits(batch).sum()), float(hits(reference).sum())
+    low, high = wilson(found, len(batch))
+    change_low, change_high = difference_of_rates(known, len(reference), found, len(batch))
+    recall, expected = 100 * found / len(batch), 100 * known / len(reference)
+    return Severity(recall, 100 * low, 100 * high, expected, recall - expected, 100 * change_low, 100 * change_high,
+                    how, len(batch))
+
+
+def estimated(estimate: Estimate, reference: float) -> Severity:
+    """R@1 of a batch without captions."""
+    return Severity(estimate.recall, estimate.low, estimate.high, reference, estimate.recall - reference,
+                    estimate.low - reference, estimate.high - reference, LABEL_FREE, 0)

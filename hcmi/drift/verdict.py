@@ -1,0 +1,72 @@
+"""The four ends of a batch, and what a good colleague would say about each. Pure."""
+
+from collections.abc import Sequence
+
+from hcmi.drift.causes import Cause, plural
+from hcmi.drift.severity import LABEL_FREE, WITHOUT_WRONG, Severity
+
+OK, CHANGED, HURT, UNKNOWN = "ok", "changed", "search hurt", "cannot tell"
+# Why a batch got the verdict `cannot tell`.
+TOO_FEW, MACHINE, UNREADABLE = "too few", "machine", "unreadable"
+MACHINE_REASONS = frozenset(("timeout", "crashed", "unexpected"))       # of skipped videos
+NO_NEWS = "Nothing to do."
+COMMON = ("wrong captions", "copies within the batch", "copies of known clips", "empty captions")
+
+
+def decide(drifted: bool, severity: Severity | None, causes: Sequence[Cause]) -> str:
+    """Search hurt before changed: who reads one word reads the worse one."""
+    if severity is not None and severity.is_hurt:
+        return HURT
+    return CHANGED if drifted or causes else OK
+
+
+def summary(verdict: str, severity: Severity | None, changes: Sequence[str], causes: Sequence[Cause], num_clips: int,
+            num_skipped: int, why: str) -> str:
+    """What happened, in at most four sentences: the search first, then the cause."""
+    left_out = f" {plural(num_skipped, 'more clip')} could not be read." if num_skipped else ""
+    if verdict == UNKNOWN:
+        return why + left_out
+    said = [f"{_capital(cause.sentence)}." for cause in causes]
+    if changes and len(said) < 2:
+        said.append(f"{_capital('; '.join(list(changes)[:3]))}.")
+    measured = "" if severity is None else severity.sentence
+    if verdict == OK:
+        parts = [f"{plural(num_clips, 'clip')} like those that the model was tested on.", measured]
+    elif verdict == HURT:
+        parts = ["Search finds fewer of these clips.", measured, *said[:2]]
+    else:
+        parts = [*said[:2], _harmless(severity), measured]
+    return " ".join(filter(None, parts)) + left_out
+
+
+def _harmless(severity: Severity | None) -> str:
+    if severity is None:
+        return "Nobody can say whether search suffers: there are no captions to measure it with."
+    if severity.how == WITHOUT_WRONG:
+        return "Search finds the clips with right captions as well as before."
+    if severity.how == LABEL_FREE:
+        return "The clips give no sign that search finds them less."
+    return "Search finds these clips as well as before."
+
+
+def advise(verdict: str, severity: Severity | None, causes: Sequence[Cause], reason: str) -> str:
+    """What to do, in one or two sentences."""
+    if verdict == OK:
+        return NO_NEWS
+    if verdict == UNKNOWN:
+        return {TOO_FEW: "Collect more clips and run again.",
+                MACHINE: "The batch is not at fault. Run again when the machine is less busy."}.get(
+                    reason, "Correct what the report names and run again.")
+    if verdict == HURT:
+        ways = [cause.advice for cause in causes]
+        train = "Caption the clips in captions_to_write.csv, add them to the training data and train again."
+        return " ".join([*ways[:1], train] if not causes or causes[0].name not in COMMON else ways[:2])
+    if causes:
+        return " ".join(cause.advice for cause in causes[:2])
+    if severity is None:
+        return "Write captions for the clips in captions_to_write.csv and run again: then search can be measured."
+    return "Nothing needs to be done now. If you expect more clips like these, add some to the training data."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
