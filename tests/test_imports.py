@@ -18,6 +18,7 @@ OWNERS: dict[str, set[str]] = {
     "av": {"video", "scenes"}, "click": {"cli"}, "decord": {"video"}, "dvc": {"flows"}, "dvclive": {"train"},
     "evidently": {"drift"}, "faiss": {"index"}, "huggingface_hub": {"model"},
     "matplotlib": {"evaluate", "train", "search"}, "numpy": {"runtime", *ROOMS}, "pandas": {"evaluate", "drift"},
+    "peft": {"train"},
     "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},
     "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
     "pymilvus": {"index"},
@@ -62,8 +63,8 @@ def libraries(path: Path) -> set[str]:
 
 def listed() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = [project["dependencies"], project["optional-dependencies"]["ray"],
-              project["optional-dependencies"]["milvus"]]
+    groups = [project["dependencies"], *(extra for name, extra in project["optional-dependencies"].items()
+                                         if name != "dev")]
     names = {re.match(r"[\w.-]+", line)[0] for group in groups for line in group}
     return {IMPORT_NAMES.get(name, name) for name in names - FOR_OTHERS}
 

@@ -8,11 +8,11 @@ from hcmi.evaluate.compare import compare_runs, compare_text
 from hcmi.evaluate.drawing import save_figure, style_axes
 from hcmi.evaluate.metrics import average_precision, difference_of_rates, ranks, summary, wilson
 from hcmi.evaluate.postprocess import FEWEST_CLIPS, choose_level_weights
-from hcmi.evaluate.split import encode_split
+from hcmi.evaluate.split import EncodedSplit, encode_split
 from hcmi.evaluate.stage import evaluate, report_text
 
 __all__ = [
-    "FEWEST_CLIPS", "average_precision", "choose_level_weights", "compare_runs", "compare_text",
+    "FEWEST_CLIPS", "EncodedSplit", "average_precision", "choose_level_weights", "compare_runs", "compare_text",
     "difference_of_rates", "encode_split", "evaluate", "ranks", "report_text", "save_figure", "style_axes", "summary",
     "wilson",
 ]

@@ -9,11 +9,13 @@ from hcmi.model.encode import bucketed_similarities, concatenate, encode_texts, 
 from hcmi.model.heads import GAIN
 from hcmi.model.interaction import TOLD_SHARE
 from hcmi.model.modeling import FILES, PRECISIONS, HcmiModel, load_retriever, new_retriever
+from hcmi.model.on_features import HeadOnFeatures, token_states, towers_hash
 from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
-    "BLOCK", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "bucketed_similarities", "concatenate",
+    "BLOCK", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "HeadOnFeatures", "bucketed_similarities",
+    "concatenate",
     "describe_model", "description_text", "encode_texts", "encode_videos", "load_retriever", "load_text_encoder",
-    "new_retriever", "score", "similarity_blocks", "tiled_similarities",
+    "new_retriever", "score", "similarity_blocks", "tiled_similarities", "token_states", "towers_hash",
 ]
