@@ -342,7 +342,7 @@ def model(path: str, as_json: bool) -> None:
 def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -> None:
     """Check the folder DATA before a long run: what it holds, what the run will cost, which problems there are.
 
-    The exit code is 1 when there are problems.
+    The exit code is 1 when there are problems. A folder without params.yaml needs none.
 
     Example: hcmi doctor my_videos
     """
@@ -350,7 +350,8 @@ def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -
     from hcmi.doctor import doctor as run
     from hcmi.doctor import report_text
 
-    report = run(data, load_params(params), sample, seconds)
+    known = params != "params.yaml" or Path(params).exists()
+    report = run(data, load_params(params) if known else None, sample, seconds)
     click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
     if report["problems"]:
         sys.exit(1)

@@ -36,7 +36,7 @@ IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "pil
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index"},
           {"evaluate", "train", "export", "search", "drift", "doctor", "serve"}]
 ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("train", "evaluate"), ("drift", "evaluate"),
-           ("doctor", "evaluate"), ("serve", "search")}
+           ("doctor", "evaluate"), ("doctor", "train"), ("serve", "search")}
 MAX_LINES = 400
 
 

@@ -5,7 +5,7 @@ in skipped.jsonl. Other rooms also read folders and annotations through this one
 """
 
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
-from hcmi.dataset.captions import read_captions
+from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.expected_splits import expected_splits
 from hcmi.dataset.folder import read_folder
 from hcmi.dataset.manifest import read_manifest, read_manifest_table, write_manifest, write_skipped
@@ -13,6 +13,7 @@ from hcmi.dataset.stage import build_dataset
 
 __all__ = [
     "SOURCES",
+    "CaptionRow",
     "build_dataset",
     "expected_splits",
     "files_by_bare_name",

@@ -12,7 +12,7 @@ from hcmi.model import HcmiModel, token_states
 from hcmi.train.objective import total_loss
 from hcmi.train.step import TEXT_BUCKETS
 
-PROCESS_BYTES = 500e6       # Python with torch and the other libraries, without a model
+PROCESS_BYTES = 800e6       # Python with torch and the other libraries, and freed memory that it keeps
 AROUND = 1.15               # of the activations: what the backward pass needs beside them
 FLOAT = 4                   # bytes
 AUTO_WORKERS = 8            # at most about so many are started where the number is left open
