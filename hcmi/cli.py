@@ -133,17 +133,27 @@ def shards(manifest: str, out: str, params: str, as_json: bool) -> None:
 @click.option("--out", default="models/hcmi", show_default=True, help="Model folder to write.")
 @click.option("--metrics", default="metrics/train", show_default=True, help="Folder for the training curves.")
 @click.option("--checkpoints", default="checkpoints", show_default=True, help="What an interrupted run continues from.")
+@click.option("--plan", is_flag=True, help="Train nothing: say what the run would take, from a few timed steps.")
 @params_option
 @json_option
-def train(shards: str, out: str, metrics: str, checkpoints: str, params: str, as_json: bool) -> None:
+def train(shards: str, out: str, metrics: str, checkpoints: str, plan: bool, params: str, as_json: bool) -> None:
     """Train the retriever and keep the epoch that is best on validation. An interrupted run continues.
+
+    With --plan the exit code is 1 when the run would not start.
 
     Example: hcmi train --shards data/shards --out models/hcmi
     """
     from hcmi.config import load_params
+    from hcmi.train import plan_text, plan_training
     from hcmi.train import train as run
 
     config = load_params(params)
+    if plan:
+        found = plan_training(shards_dir=shards, model_config=config.model, config=config.train)
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else plan_text(found))
+        if found["problems"]:
+            sys.exit(1)
+        return
     summary = run(shards_dir=shards, model_dir=out, metrics_dir=metrics, checkpoint_dir=checkpoints,
                   model_config=config.model, config=config.train)
     if summary:         # of several processes that torchrun has started, one reports
@@ -336,7 +346,7 @@ def model(path: str, as_json: bool) -> None:
 def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -> None:
     """Check the folder DATA before a long run: what it holds, what the run will cost, which problems there are.
 
-    The exit code is 1 when there are problems.
+    The exit code is 1 when there are problems. A folder without params.yaml needs none.
 
     Example: hcmi doctor my_videos
     """
@@ -344,7 +354,8 @@ def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -
     from hcmi.doctor import doctor as run
     from hcmi.doctor import report_text
 
-    report = run(data, load_params(params), sample, seconds)
+    known = params != "params.yaml" or Path(params).exists()
+    report = run(data, load_params(params) if known else None, sample, seconds)
     click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
     if report["problems"]:
         sys.exit(1)

@@ -135,6 +135,13 @@ class LossConfig(Section):
     warmup_epochs: Annotated[int, Field(ge=0)]          # epochs before denoising and marginal groups begin
 
 
+class LoraConfig(Section):
+    """Low-rank adapters, which `train.towers: lora` trains in place of the towers. They are merged when it saves."""
+
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0)]                # the adapter's output counts alpha / rank
+
+
 class TrainConfig(Section):
     seed: int
     device: str                     # auto, cpu, cuda, cuda:N
@@ -144,7 +151,13 @@ class TrainConfig(Section):
     captions_per_clip: Positive             # in a step; a video is encoded once for all of them
     optimizer: Literal["muon", "adamw"]     # muon: for the matrices of new layers, adamw for the rest
     lr: Annotated[float, Field(gt=0)]
-    backbone_lr: Annotated[float, Field(ge=0)]          # 0 freezes the towers
+    # train: all weights of the towers; lora: adapters beside them, at `lr`; frozen: nothing in them, and their features
+    # are computed once and kept (docs/training.md). The last two need a pretrained backbone.
+    towers: Literal["train", "lora", "frozen"]
+    backbone_lr: Annotated[float, Field(ge=0)]          # above 0, for towers: train
+    # a layer of a tower learns this many times as fast as the layer after it; 1: all alike
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    lora: LoraConfig
     weight_decay: Annotated[float, Field(ge=0)]
     warmup_fraction: Fraction
     max_grad_norm: Annotated[float, Field(gt=0)]
@@ -155,6 +168,12 @@ class TrainConfig(Section):
     compile: Literal["auto"] | bool                     # towers and head by torch.compile; auto: long runs on a GPU
     activation_checkpointing: bool                      # towers keep only the inputs of their layers: less memory
     loss: LossConfig
+
+    @model_validator(mode="after")
+    def _towers_learn(self):
+        if self.backbone_lr == 0:
+            raise ValueError("backbone_lr: need a rate above 0, got 0; `towers: frozen` keeps the towers as they are")
+        return self
 
     @model_validator(mode="after")
     def _two_captions(self):

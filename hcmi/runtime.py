@@ -140,6 +140,40 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def free_memory_bytes() -> int:
+    """Memory that processes can still take: the machine's, or that of a container with a lower limit."""
+    free = [_machine_memory_bytes()]
+    for place, limit, used in (("", "memory.max", "memory.current"),                                # cgroup 2
+                               ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")):       # cgroup 1
+        folder = Path("/sys/fs/cgroup", place)
+        try:
+            most, taken = (int((folder / name).read_text(encoding="utf-8")) for name in (limit, used))
+            lines = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):       # no such file, or the word `max`
+            continue
+        cached = sum(int(line.split()[1]) for line in lines if line.split()[0] in ("inactive_file", "active_file"))
+        free.append(most - taken + cached)
+    return max(min(free), 0)
+
+
+def _machine_memory_bytes() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def own_memory_bytes() -> int:
+    """Memory that this process holds."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def seed_everything(seed: int) -> None:
     """Seed the global generators, from which torch layers draw their initial weights."""
     random.seed(seed)

@@ -135,7 +135,7 @@ def test_denoising_by_text_needs_two_captions_when_it_is_on(shipped, tmp_path):
 def test_each_preset_fits_the_shipped_parameters(repo_root):
     presets = sorted((repo_root / "presets").glob("*.yaml"))
     assert {path.stem for path in presets} == {"msrvtt", "msvd", "lsmdc", "didemo", "activitynet", "vit-b-32",
-                                               "vit-b-16", "vit-l-14"}
+                                               "vit-b-16", "vit-l-14", "laptop"}
     for path in presets:
         assert load_overrides([path], repo_root / "params.yaml"), path
 

@@ -19,6 +19,7 @@ OWNERS: dict[str, set[str]] = {
     "dvclive": {"train"},
     "evidently": {"drift"}, "faiss": {"index"}, "huggingface_hub": {"model"},
     "matplotlib": {"evaluate", "train", "search"}, "numpy": {"runtime", *ROOMS}, "pandas": {"evaluate", "drift"},
+    "peft": {"train"},
     "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},
     "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
     "pymilvus": {"index"},
@@ -36,8 +37,9 @@ IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "pil
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index", "releases", "incoming"},
           {"evaluate", "train", "export", "search", "drift", "doctor", "serve", "ingest", "promote"}]
 ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("incoming", "dataset"), ("train", "evaluate"),
-           ("drift", "evaluate"), ("doctor", "evaluate"), ("serve", "search"), ("ingest", "export"),
-           ("ingest", "drift"), ("promote", "evaluate"), ("promote", "export"), ("promote", "ingest")}
+           ("drift", "evaluate"), ("doctor", "evaluate"), ("doctor", "train"), ("serve", "search"),
+           ("ingest", "export"), ("ingest", "drift"), ("promote", "evaluate"), ("promote", "export"),
+           ("promote", "ingest")}
 COMMAND_LINE = {"cli", "cli_served", "options"}
 MAX_LINES = 400
 
@@ -65,8 +67,8 @@ def libraries(path: Path) -> set[str]:
 
 def listed() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = [project["dependencies"], project["optional-dependencies"]["ray"],
-              project["optional-dependencies"]["milvus"]]
+    groups = [project["dependencies"], *(extra for name, extra in project["optional-dependencies"].items()
+                                         if name != "dev")]
     names = {re.match(r"[\w.-]+", line)[0] for group in groups for line in group}
     return {IMPORT_NAMES.get(name, name) for name in names - FOR_OTHERS}
 

@@ -6,7 +6,8 @@ in skipped.jsonl. Other rooms also read folders and annotations through this one
 
 from hcmi.dataset.accepted import Accepted, accept, batch_clips, is_held_out, read_accepted
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
-from hcmi.dataset.captions import read_captions
+from hcmi.dataset.captions import CaptionRow, read_captions
+from hcmi.dataset.expected_splits import expected_splits
 from hcmi.dataset.folder import read_folder
 from hcmi.dataset.manifest import read_manifest, read_manifest_table, write_manifest, write_skipped
 from hcmi.dataset.stage import build_dataset
@@ -14,9 +15,11 @@ from hcmi.dataset.stage import build_dataset
 __all__ = [
     "SOURCES",
     "Accepted",
+    "CaptionRow",
     "accept",
     "batch_clips",
     "build_dataset",
+    "expected_splits",
     "files_by_bare_name",
     "is_held_out",
     "read_accepted",

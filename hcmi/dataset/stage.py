@@ -44,6 +44,7 @@ def _published(config: DatasetConfig, generated_dir: Path) -> Found:
 # Name -> the clips of the data set and a Skip for everything left out, in order of video_id.
 DATASETS: dict[str, Callable[[DatasetConfig, Path], Found]] = {
     "scenes": _scenes, "folder": _folder, "webdataset": iter_webdataset, **dict.fromkeys(SOURCES, _published)}
+MOST_MISSING = 0.5          # share of the videos: with fewer, a run would measure another data set
 WRITE_VIDEOS = ("scenes", "webdataset")        # into the folder for generated files, which the others leave empty
 
 
@@ -93,6 +94,10 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
             clips = with_accepted(clips, more, temporary / "base.parquet")
         if not write_manifest(_counted(clips, counts), temporary / "manifest.parquet"):
             raise nothing_usable(config.path, reasons, first)
+        if reasons["missing"] > MOST_MISSING * (reasons["missing"] + counts["clips"]):
+            raise DataError(f"{config.path}: need at least {1 - MOST_MISSING:.0%} of the videos that captions name, "
+                            f"got {counts['clips']:,} clips, and {reasons['missing']:,} videos are missing. Put their "
+                            f"files there, or remove their captions.")
     seconds = counts.pop("milliseconds", 0) / 1000
     return {"dataset": config.name, **counts, "hours": round(seconds / 3600, 3), "skipped": dict(reasons)}
 

@@ -5,11 +5,11 @@ import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hcmi.config import DatasetConfig, ShardsConfig
-from hcmi.dataset import SOURCES, files_by_bare_name, read_annotations, read_captions
+from hcmi.dataset import SOURCES, CaptionRow, files_by_bare_name, read_annotations, read_captions
 from hcmi.errors import DataError, DecodeError
 from hcmi.video import DecoderPool, EncodeJob, Measured, find_videos, measure_job, names_below
 
@@ -33,8 +33,17 @@ class Sample:
         return len(self.good) / max(self.size, 1)
 
 
-def read_videos(folder: Path, config: DatasetConfig) -> tuple[dict[str, Path], Captions]:
-    """The path of each video by name, whether or not the file exists, and the captions of those that have some.
+@dataclass(frozen=True)
+class Listing:
+    """The videos of a folder and of its captions, by name."""
+
+    videos: dict[str, Path]         # whether or not the file exists
+    captions: Captions              # of those that have some
+    splits: dict[str, str]          # of those that a row gives one
+
+
+def read_videos(folder: Path, config: DatasetConfig) -> Listing:
+    """What the folder and its captions name.
 
     Raises: DataError when there is no folder, or its captions are wrong.
     """
@@ -44,17 +53,25 @@ def read_videos(folder: Path, config: DatasetConfig) -> tuple[dict[str, Path], C
                         f"captions.csv.")
     inside = folder / "videos" if os.path.isdir(folder / "videos") else folder
     captions: Captions = defaultdict(lambda: defaultdict(list))
+    splits: dict[str, str] = {}
+
+    def add(row: CaptionRow) -> None:
+        captions[row.video][row.start_s, row.end_s].append(row.caption or "")
+        if row.split:
+            splits[row.video] = row.split
+
     if os.path.isfile(folder / "captions.csv"):
         name_on_disk = names_below(inside)
         for row in read_captions(folder / "captions.csv"):
-            captions[name_on_disk(row.video)][row.start_s, row.end_s].append(row.caption or "")
-        return {name: inside / name for name in captions}, captions
+            add(replace(row, video=name_on_disk(row.video)))
+        return Listing({name: inside / name for name in captions}, captions, splits)
     if config.name in SOURCES and os.path.realpath(config.path) == os.path.realpath(folder):
         for row in read_annotations(config):
-            captions[row.video][row.start_s, row.end_s].append(row.caption or "")
+            add(row)
         files = files_by_bare_name(folder)
-        return {name: Path(files.get(unicodedata.normalize("NFC", name), inside / name)) for name in captions}, captions
-    return {path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions
+        return Listing({name: Path(files.get(unicodedata.normalize("NFC", name), inside / name)) for name in captions},
+                       captions, splits)
+    return Listing({path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions, splits)
 
 
 def examine_sample(videos: dict[str, Path], config: ShardsConfig, seconds: float) -> Sample:

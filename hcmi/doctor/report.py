@@ -2,43 +2,54 @@
 
 import os
 import random
+import shlex
 from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hcmi.config import Params
-from hcmi.doctor.examine import Captions, Sample, examine_sample, read_videos
-from hcmi.doctor.problems import describe_machine, find_problems, training_memory_bytes
+from hcmi.config import DatasetConfig, Params, ShardsConfig
+from hcmi.dataset import expected_splits
+from hcmi.doctor.examine import Captions, Listing, Sample, examine_sample, read_videos
+from hcmi.doctor.problems import describe_machine, folder_problems, training_problems
 from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
+from hcmi.train import RunData
 
 TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
 RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
 WORST = 10
+CHECKPOINT = "openai/clip-vit-base-patch32"
+# How a folder is looked at where there is no params.yaml: as presets/laptop.yaml has it.
+NO_SHARDS = ShardsConfig.model_construct(size=224, num_frames=16, quality=90, max_skip_fraction=0.1,
+                                         decode_timeout_s=20.0, num_workers=0)
+NO_DATASET = DatasetConfig.model_construct(name="folder", path="")
 
 
-def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float = 20.0,
+def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds: float = 20.0,
            seed: int = 0) -> dict[str, Any]:
     """Counts, durations, caption lengths, projected disk space, time and failures, the worst files, and problems.
 
     `folder` is in the `folder` format, a plain folder of videos, or in the format of the published data set that
     `params.dataset` names. At most `sample` files are decoded, and none is begun after `seconds`. `problems` lists what
-    would end or spoil a run; it is empty when all is well.
+    would end or spoil a run; it is empty when all is well. `next` are commands to go on with. Without `params`, in a
+    folder where there is no project yet, training is not asked about.
 
     Raises: DataError when the folder or its captions are wrong, or it holds no video.
     """
     folder = Path(folder)
-    videos, captions = read_videos(folder, params.dataset)
+    shards, dataset = (params.shards, params.dataset) if params else (NO_SHARDS, NO_DATASET)
+    listing = read_videos(folder, dataset)
+    videos, captions = listing.videos, listing.captions
     present = sorted(name for name, path in videos.items() if os.path.exists(path))
     missing = sorted(set(videos) - set(present))
     if not present:
         raise DataError(f"{folder}: need at least one video file, got {len(missing)} names without a file. "
                         f"Correct the folder or the names in its captions.")
     chosen = random.Random(seed).sample(present, min(sample, len(present)))
-    examined = examine_sample({name: videos[name] for name in chosen}, params.shards, seconds)
+    examined = examine_sample({name: videos[name] for name in chosen}, shards, seconds)
     num_clips = sum(len(captions[name]) or 1 for name in present)
-    report = {
+    report: dict[str, Any] = {
         "videos": {"files": len(present), "missing": len(missing), "clips": num_clips, "sampled": examined.size},
         "durations_s": _spread([one.duration_s for one in examined.good.values()]),
         "captions": _caption_figures(captions),
@@ -46,10 +57,39 @@ def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float 
         "reasons": dict(Counter(error.reason for error in examined.bad.values())),
         "decoders": dict(Counter(one.decoder for one in examined.good.values())),
         "worst": _worst_files(missing, examined),
-        "machine": describe_machine(),
-        "memory_needed_gb": round(training_memory_bytes(params) / 1e9, 2)}
-    report["problems"] = find_problems(report, videos, params)
+        "machine": describe_machine(), "memory_needed_gb": None}
+    report["problems"] = folder_problems(report, videos, shards)
+    if params and report["captions"]:
+        problems, found = training_problems(_run_data(listing, present, params), params)
+        report["problems"] += problems
+        report["memory_needed_gb"] = None if found.memory is None else round(found.memory.total / 1e9, 2)
+    report["next"] = _next_steps(folder, report, params)
     return report
+
+
+def _run_data(listing: Listing, present: list[str], params: Params) -> RunData:
+    """What training will find, if all files that are there can be read."""
+    splits = expected_splits({name: listing.splits.get(name) for name in present}, params.dataset)
+    clips: Counter[str] = Counter()
+    texts: list[str] = []
+    for name in present:
+        found = [some for some in listing.captions[name].values() if any(some)] if name in listing.captions else []
+        clips[splits[name]] += len(found)
+        if splits[name] == "train":
+            texts += [text for some in found for text in some if text]
+    return RunData(clips, texts, params.shards.size, len(present), len(listing.videos) - len(present))
+
+
+def _next_steps(folder: Path, report: dict[str, Any], params: Params | None) -> list[str]:
+    """Commands to type next."""
+    place = shlex.quote(str(folder))
+    search = f'hcmi search "what you look for" --videos {place} --model {CHECKPOINT}'
+    if params is None or report["captions"] is None:
+        return [search]
+    if params.dataset.path and os.path.realpath(params.dataset.path) == os.path.realpath(folder):
+        return ["dvc repro"]
+    published = f"-S dataset.name=folder -S dataset.path={place}"
+    return [search, f"dvc exp run $(hcmi overrides presets/laptop.yaml) {published}", f"dvc exp run {published}"]
 
 
 def _project(sample: Sample, num_clips: int) -> dict[str, Any]:
@@ -83,7 +123,7 @@ def _spread(numbers: list) -> dict[str, float]:
 
 
 def report_text(report: dict[str, Any]) -> str:
-    """The report for people; its last lines are the problems, or say that there are none."""
+    """The report for people; it ends with the problems, or says that there are none, and what to type next."""
     videos, projected, machine, captions = (report[key] for key in ("videos", "projected", "machine", "captions"))
     low, high = projected["failure_rate_ci95"]
     caption_text = "none" if captions is None else (
@@ -99,10 +139,12 @@ def report_text(report: dict[str, Any]) -> str:
             "this machine": f"{machine['cores']} cores, {machine['gpu'] or 'no GPU'}, memory free "
                             f"{machine['memory_free_gb']} GB, disk free {machine['disk_free_gb']} GB, "
                             f"decord {'installed' if machine['decord'] else 'missing: PyAV decodes'}",
-            "training": f"at least {report['memory_needed_gb']} GB memory for batches"}
+            "training": "unknown" if report["memory_needed_gb"] is None else
+                        f"about {report['memory_needed_gb']} GB memory"}
     lines = [f"{name:16}{value}" for name, value in rows.items()]
     lines += ["to look at first:", *(f"  {row['file']}: {row['why']}" for row in report["worst"])]
     lines += [f"problem: {problem}" for problem in report["problems"]] or ["ready: no problem found"]
+    lines += [f"next: {command}" for command in report["next"]]
     return "\n".join(lines)
 
 

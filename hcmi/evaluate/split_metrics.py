@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hcmi.evaluate.metrics import Ranks, by_item, ranks, summary
+from hcmi.evaluate.metrics import RECALL_AT, Ranks, by_item, ranks, summary
 from hcmi.evaluate.postprocess import (
     DEPLOYABLE,
     SCALES,
@@ -56,6 +56,13 @@ class SplitMetrics:
     def both(self, sims_QV: NDArray) -> dict:
         """Figures of both directions."""
         return {"t2v": self.t2v_summary(self.t2v_ranks(sims_QV)), "v2t": self.v2t_summary(self.v2t_ranks(sims_QV.T))}
+
+
+def chance(split: SplitMetrics) -> dict[str, dict[str, float]]:
+    """Direction -> R@K in per cent of a ranking that knows nothing: all scores are equal."""
+    equal_QV = np.zeros((len(split.caption_video), split.num_videos), np.int8)
+    return {direction: {f"R@{k}": round(float(100 * found.hits_at(k).mean()), 4) for k in RECALL_AT}
+            for direction, found in (("t2v", split.t2v_ranks(equal_QV)), ("v2t", split.v2t_ranks(equal_QV.T)))}
 
 
 def post_processed(split: SplitMetrics, sims_QV: NDArray, bank_NV: NDArray | None,

@@ -20,7 +20,7 @@ from hcmi.errors import DataError
 from hcmi.evaluate.plots import write_plots
 from hcmi.evaluate.postprocess import FEWEST_CLIPS
 from hcmi.evaluate.split import EncodedSplit, encode_split
-from hcmi.evaluate.split_metrics import SplitMetrics, choose_scales, post_processed, shared_captions
+from hcmi.evaluate.split_metrics import SplitMetrics, chance, choose_scales, post_processed, shared_captions
 from hcmi.files import ask_to_write, atomic_dir, atomic_file, project_path
 from hcmi.model import (
     HcmiModel,
@@ -67,7 +67,7 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     bank = bank_texts(model, shards_dir, params.evaluate.bank_size)
     split = SplitMetrics(encoded.caption_video, len(reader), params.evaluate.bootstrap_samples)
     protocol = protocol_card(model, model_dir, reader, encoded, params)
-    report = {"protocol": protocol, "raw": split.both(sims_QV),
+    report = {"protocol": protocol, "raw": split.both(sims_QV), "chance": chance(split),
               "levels": {name: split.both(level_QV.numpy()) for name, level_QV in levels.items()},
               "post": post_processed(split, sims_QV / sum(model.level_weights.values()),
                                      None if bank is None else mean_scores(model, bank, encoded),
@@ -92,7 +92,7 @@ def headline(report: dict) -> dict:
 
 
 def report_text(report: dict) -> str:
-    """The figures as text: raw first, then each level, then after post-processing."""
+    """The figures as text: raw, chance, each level, after post-processing; at the end what to do next."""
     card = report["protocol"]
     kind = "" if card["trained"] else f", zero-shot of {card['backbone']}"
     lines = [f"{card['dataset']}, split {card['split']}: {card['num_texts']} captions, {card['num_videos']} clips, "
@@ -109,7 +109,22 @@ def report_text(report: dict) -> str:
                 low, high = figures["R@1_ci95"]
                 lines.append(f"{direction}  {name:31}{figures['R@1']:7.1f}{f'{low:.1f} to {high:.1f}':>16}"
                              f"{figures['R@5']:7.1f}{figures['R@10']:7.1f}{figures['MdR']:7.1f}{figures['MnR']:8.2f}")
-    return "\n".join(lines)
+        if name == "raw":
+            lines += [f"{direction}  {'by chance':31}{figures['R@1']:7.1f}{'':16}{figures['R@5']:7.1f}"
+                      f"{figures['R@10']:7.1f}" for direction, figures in report["chance"].items()]
+    return "\n".join([*lines, next_step(report)])
+
+
+def next_step(report: dict) -> str:
+    """One line: whether this is better than chance, and what to do with it."""
+    low, _ = report["raw"]["t2v"]["R@1_ci95"]
+    if low <= report["chance"]["t2v"]["R@1"]:
+        other = ("train on a pretrained checkpoint: presets/laptop.yaml" if report["protocol"]["backbone"] == "scratch"
+                 else "search with another checkpoint")
+        return f"next: these clips do not tell the model from chance. Caption more videos, or {other}."
+    if not report["protocol"]["trained"]:
+        return "next: this is what training has to beat. `hcmi train --plan` says what it would take."
+    return "next: `hcmi export`, then `hcmi search QUERY`."
 
 
 def protocol_card(model: HcmiModel, model_dir: str | Path, reader: ShardReader, encoded: EncodedSplit, params: Params

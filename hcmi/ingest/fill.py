@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hcmi.config import Params
 from hcmi.dataset import Accepted, batch_clips, read_accepted
-from hcmi.export import encode_batches
+from hcmi.export import encode_clips
 from hcmi.index import add_videos
 from hcmi.ingest.encode import temporary_shards
 from hcmi.model import HcmiModel, load_retriever
@@ -43,7 +43,7 @@ def _add(release: Release, model: HcmiModel, clips: list[Clip], params: Params) 
     with temporary_shards(clips, params, release.shards) as index:
         if index is None:
             return 0
-        found = list(encode_batches(model, index, params.export.batch_size))
+        found = list(encode_clips(model, index, params.export.batch_size))
     split_of = {clip.video_id: clip.split for clip in clips}
     kept = [replace(clip, split=split_of[clip.video_id]) for batch, _, _ in found for clip in batch]
     precision = json.loads((release.export / "meta.json").read_text(encoding="utf-8"))["precision"]

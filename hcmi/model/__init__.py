@@ -23,14 +23,15 @@ from hcmi.model.heads import GAIN
 from hcmi.model.interaction import TOLD_SHARE
 from hcmi.model.languages import is_foreign, warn_of_foreign
 from hcmi.model.modeling import FILES, PRECISIONS, HcmiModel
+from hcmi.model.on_features import HeadOnFeatures, token_states, towers_hash
 from hcmi.model.patches import multiply_patches
 from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
-    "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "bucketed_similarities",
-    "check_square", "concatenate", "describe_model", "description_text", "encode_batches", "encode_features",
-    "encode_frames", "encode_precision", "encode_texts", "encode_videos", "is_foreign", "is_trained", "load_retriever",
-    "load_text_encoder", "multiply_patches", "new_retriever", "score", "shards_square", "similarity_blocks",
-    "tiled_similarities", "warn_of_foreign", "zero_shot_retriever",
+    "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "HeadOnFeatures",
+    "bucketed_similarities", "check_square", "concatenate", "describe_model", "description_text", "encode_batches",
+    "encode_features", "encode_frames", "encode_precision", "encode_texts", "encode_videos", "is_foreign", "is_trained",
+    "load_retriever", "load_text_encoder", "multiply_patches", "new_retriever", "score", "shards_square",
+    "similarity_blocks", "tiled_similarities", "token_states", "towers_hash", "warn_of_foreign", "zero_shot_retriever",
 ]

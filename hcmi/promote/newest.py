@@ -9,7 +9,7 @@ from hcmi.config import Params
 from hcmi.dataset import Accepted, batch_clips, is_held_out
 from hcmi.errors import DataError
 from hcmi.evaluate import Ranks, paired_difference, ranks
-from hcmi.export import encode_batches
+from hcmi.export import encode_clips
 from hcmi.index import TokenStore, read_videos, round_trip
 from hcmi.ingest import temporary_shards
 from hcmi.model import HcmiModel, concatenate, encode_texts, score
@@ -39,7 +39,7 @@ def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequ
         same = len({tuple(_test_ids(release)) for _, release in pairs}) == 1
         found = []
         for model, release in pairs:
-            encoded = list(encode_batches(model, index, params.export.batch_size))
+            encoded = list(encode_clips(model, index, params.export.batch_size))
             kept = [clip for batch, _, _ in encoded for clip in batch]
             found.append(_ranks(model, kept, concatenate([tokens for _, tokens, _ in encoded]),
                                 release if same else None))

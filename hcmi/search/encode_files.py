@@ -52,7 +52,9 @@ class EncodedFile:
 
     def tokens(self, model: HcmiModel) -> Iterator[Tokens]:
         """Of all clips in order, some at a time."""
-        assert self.features_ND is not None and self.times_N is not None and self.frames_VT is not None, self.problem
+        assert self.features_ND is not None, f"{self.sha256}: nothing was decoded"
+        assert self.times_N is not None
+        assert self.frames_VT is not None
         for start in range(0, len(self.clips), WINDOWS):
             frames_BT = self.frames_VT[start:start + WINDOWS]
             mask_BT = torch.ones(frames_BT.shape, dtype=torch.bool, device=model.device)

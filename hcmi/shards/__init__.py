@@ -6,10 +6,10 @@ gives them as training batches, `eval_batches` and `clip_batches` in order, once
 
 from hcmi.shards.loader import TrainBatch, TrainLoader
 from hcmi.shards.reader import ShardReader
-from hcmi.shards.sampler import pick_frames
+from hcmi.shards.sampler import middle_frames, pick_frames
 from hcmi.shards.sequential import clip_batches, eval_batches
-from hcmi.shards.shard_index import SplitIndex, read_splits, read_square
+from hcmi.shards.shard_index import SplitIndex, frame_keys, read_splits, read_square
 from hcmi.shards.stage import write_shards
 
-__all__ = ["ShardReader", "SplitIndex", "TrainBatch", "TrainLoader", "clip_batches", "eval_batches", "pick_frames",
-           "read_splits", "read_square", "write_shards"]
+__all__ = ["ShardReader", "SplitIndex", "TrainBatch", "TrainLoader", "clip_batches", "eval_batches", "frame_keys",
+           "middle_frames", "pick_frames", "read_splits", "read_square", "write_shards"]

@@ -35,7 +35,7 @@ class ShardReader:
         self.index = read_split(shards_dir, split)
         self.num_stored = self.index.num_stored         # frames of each clip
         self.clips, self.stored = self._read_records()
-        self.frame_shape = self._read_frame_shape()     # (height, width, 3)
+        self.frame_shape: tuple[int, ...] = self._read_frame_shape()     # (height, width, 3)
         self.square = read_square(shards_dir)           # how frames became square
 
     def __len__(self) -> int:

@@ -95,6 +95,14 @@ def read_square(shards: str | Path) -> Square:
     return how, resample
 
 
+def frame_keys(index: SplitIndex) -> list[str]:
+    """What the stored frames of each clip depend on, as one word: video, segment, parameters and decoder."""
+    with open_shard(index.shards, "index.parquet") as file:
+        table = pq.read_table(pa.BufferReader(file.read()), columns=["split", "key", "decoder"])
+    rows = table.filter(pc.equal(table["split"], index.split)).to_pylist()
+    return [f"{row['key']}.{row['decoder']}" for row in rows]
+
+
 def is_remote(shards: str | Path) -> bool:
     """Whether this is a base URL, and not a folder."""
     return re.match(r"pipe:|[a-z][a-z0-9+.-]*://", str(shards)) is not None

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
 from hcmi.errors import DataError, ModelError
-from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights, encode_split
+from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.model import HcmiModel, multiply_patches, new_retriever, score, warn_of_foreign
@@ -28,20 +28,21 @@ from hcmi.shards import ShardReader, TrainLoader
 from hcmi.train.checkpoints import Checkpoints, run_identity
 from hcmi.train.curves import draw_curves
 from hcmi.train.denoising import clip_meanings, denoise_mode
+from hcmi.train.kept_features import encode_clips, keep_features
 from hcmi.train.log import TrainingLog
 from hcmi.train.micro_batch import largest_batch, pick_micro_batch, trial
 from hcmi.train.objective import group_size, loss_weights
-from hcmi.train.optimizers import make_optimizers, set_learning_rate
+from hcmi.train.optimizers import set_learning_rate
 from hcmi.train.parts import Parts, pick_parts
+from hcmi.train.preflight import RunData, check_run, refuse
 from hcmi.train.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
 from hcmi.train.ranks import ALONE, Ranks
 from hcmi.train.readback import LOWER, LossError, Readback, check_finite
 from hcmi.train.speed import Speed, epoch_line, write_speed
 from hcmi.train.state import Progress, StepResult
 from hcmi.train.step import training_step
+from hcmi.train.tower_training import add_adapters, merge_adapters, optimizers_of
 from hcmi.train.zero_shot import keep_zero_shot
-
-VALIDATION_BATCH = 64
 
 
 def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path, checkpoint_dir: str | Path,
@@ -78,12 +79,16 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     precision = pick_precision(config.precision, device)
     seed_everything(config.seed)
     train_reader, val_reader = ShardReader(shards_dir, "train"), ShardReader(shards_dir, "val")
-    model = model_to_train(model_config, config, train_reader, device)
+    model = whole = model_to_train(model_config, config, train_reader, device)
     ranks.copy_weights(model)
+    ranks.from_first(partial(check_and_say, train_reader, val_reader, model_config, config, model))
+    if config.towers == "frozen":
+        model, (train_reader, val_reader) = keep_features(whole, [train_reader, val_reader], precision, ranks)
     loader = TrainLoader(train_reader, config.batch_size, model_config.num_frames, seed=config.seed, rank=ranks.rank,
                          world_size=ranks.size, num_captions=config.captions_per_clip, device=device,
-                         num_workers=count_workers(config.num_workers, device, processes_here(ranks)))
-    optimizers = make_optimizers(model, config)
+                         num_workers=count_workers(config.num_workers, device, processes_here(ranks))
+                         if model is whole else 0)
+    optimizers = optimizers_of(model, config)
     trained = loss_weights(model, config)
     model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
     meaning_N = clip_meanings(train_reader, config)
@@ -117,7 +122,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
         write_speed(metrics_dir, progress.history)
         draw_curves(progress.history, progress.best_epoch, Path(metrics_dir, "plots", "training.png"))
         with atomic_dir(model_dir) as folder:
-            model.save_pretrained(folder)
+            merge_adapters(whole).save_pretrained(folder)
         checkpoints.clear()
     return {"model": str(model_dir), "best_epoch": progress.best_epoch, "val_R@1": progress.best_score,
             "steps": progress.step, "device": str(device), "precision": precision, "processes": ranks.size,
@@ -199,8 +204,21 @@ def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: Shard
         model.checkpoint_activations()
     if device.type == "cuda":
         multiply_patches(model)
+    if config.towers == "lora":
+        add_adapters(model, config.lora)
     nn.Module.to(model, device)
     return model
+
+
+def check_and_say(train_reader: ShardReader, val_reader: ShardReader, model_config: ModelConfig, config: TrainConfig,
+                  model: HcmiModel) -> None:
+    """Raises: ConfigError for what would end the run. What would spoil it becomes a warning."""
+    data = RunData({"train": len(train_reader), "val": len(val_reader)},
+                   [caption for clip in train_reader.clips for caption in clip.captions], train_reader.frame_shape[0])
+    found = check_run(data, model_config, config, model)
+    for warning in found.warnings:
+        warnings.warn(warning, stacklevel=2)
+    refuse(found)
 
 
 def common_identity(ranks: Ranks, shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig) -> str:
@@ -240,7 +258,7 @@ def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiMod
 def validate(model: HcmiModel, reader: ShardReader) -> dict[str, float]:
     """Recall on a split in per cent, text to video and (`v2t_`) video to text."""
     model.eval()
-    encoded = encode_split(model, reader, VALIDATION_BATCH)
+    encoded = encode_clips(model, reader)
     sims_QV = model.combine(score(model, encoded.texts, encoded.videos)).numpy()
     captioned = np.unique(encoded.caption_video)
     found = {"": ranks_of(sims_QV, encoded.caption_video),
@@ -254,7 +272,7 @@ def inference_weights(model: HcmiModel, trained: Iterable[str], reader: ShardRea
     Warns when the split is too small to choose by, and the weights are therefore equal.
     Source: ours (docs/method.md).
     """
-    encoded = encode_split(model, reader, VALIDATION_BATCH)
+    encoded = encode_clips(model, reader)
     levels = score(model, encoded.texts, encoded.videos)
     chosen = choose_level_weights({level: levels[level].numpy() for level in trained}, encoded.caption_video)
     clips = len(np.unique(encoded.caption_video))

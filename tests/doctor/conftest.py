@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from model_world import save_small_clip
 from video_files import write_grey
 
 from hcmi.config import load_params
@@ -11,6 +12,12 @@ from hcmi.config import load_params
 @pytest.fixture(scope="session")
 def params():
     return load_params(Path(__file__).resolve().parents[2] / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A CLIP of random weights for images of 64 pixels."""
+    return save_small_clip(tmp_path_factory.mktemp("clip"), image_size=64)
 
 
 @pytest.fixture(scope="session")

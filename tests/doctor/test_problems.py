@@ -1,51 +1,140 @@
-"""What would end a run, one at a time."""
+"""What would end or spoil a run, one at a time: what doctor says, and that training says the same."""
+
+import shutil
 
 import pytest
+from model_world import changed
+from ruamel.yaml import YAML
 
-from hcmi.doctor import doctor
-from hcmi.doctor.problems import find_problems, training_memory_bytes
+from hcmi.config import Params
+from hcmi.doctor import doctor, report_text
+from hcmi.doctor.problems import folder_problems
+from hcmi.train import preflight
 
-REPORT = {"machine": {"disk_free_gb": 10.0, "memory_free_gb": 4.0}, "memory_needed_gb": 1.0, "captions": {},
+REPORT = {"machine": {"disk_free_gb": 10.0, "memory_free_gb": 4.0}, "captions": {},
           "projected": {"failure_rate": 0.0, "shards_mb": 100.0}}
 
 
 def test_nothing_is_found_when_all_is_well(params):
-    assert find_problems(REPORT, ["a.mp4", "ünï/b.mp4"], params) == []
+    assert folder_problems(REPORT, ["a.mp4", "ünï/b.mp4"], params.shards) == []
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"projected": {"failure_rate": 0.2, "shards_mb": 0.0}}, "videos: need at most 10% that cannot be decoded, got"),
     ({"projected": {"failure_rate": 0.0, "shards_mb": 20_000.0}}, "disk: need 20.0 GB for the shards, got 10.0 GB."),
-    ({"memory_needed_gb": 5.0}, "memory: need 5.0 GB for batches, got 4.0 GB. Lower train.batch_size"),
     ({"captions": None}, "captions: need captions.csv to train and evaluate, got none. Without it")])
 def test_problem_is_found_when_the_report_has(params, change, message):
-    problem, = find_problems({**REPORT, **change}, [], params)
+    problem, = folder_problems({**REPORT, **change}, [], params.shards)
     assert problem.startswith(message)
 
 
 def test_problem_is_found_when_a_name_is_no_text(params):
-    problem, = find_problems(REPORT, ["a.mp4", "caf\udce9.mp4"], params)
+    problem, = folder_problems(REPORT, ["a.mp4", "caf\udce9.mp4"], params.shards)
     assert problem.startswith(r"names: need names in UTF-8, got 1 others, such as caf\xe9.mp4. Rename them")
 
 
-@pytest.mark.parametrize(("section", "change", "message"), [
-    ("train", {"device": "cuda:99"}, "device: need a CUDA GPU for 'cuda:99', got"),
-    ("shards", {"size": 65}, "shards.size: need a multiple of model.scratch.patch=8, got 65. Change one of them.")])
-def test_problem_is_found_when_the_parameters_have(params, section, change, message):
-    wrong = params.model_copy(update={section: getattr(params, section).model_copy(update=change)})
-    problem, = find_problems(REPORT, [], wrong)
+# training
+
+@pytest.fixture(scope="module")
+def good(folder, tmp_path_factory):
+    """Nine videos that can be read, three of each split, with a caption each."""
+    place = tmp_path_factory.mktemp("good")
+    (place / "videos").mkdir()
+    rows = ["video,caption,split"]
+    for number, split in enumerate(["train", "val", "test"] * 3):
+        shutil.copy(folder / "videos" / "two.mp4", place / "videos" / f"{number}.mp4")
+        rows.append(f"{number}.mp4,a grey film {number},{split}")
+    (place / "captions.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return place
+
+
+def with_values(params: Params, **sections) -> Params:
+    return params.model_copy(update={name: changed(getattr(params, name), **values)
+                                     for name, values in sections.items()})
+
+
+def problems(folder, params) -> list[str]:
+    return doctor(folder, params, sample=1)["problems"]
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Three clips are enough."""
+    monkeypatch.setattr(preflight, "FEW_CLIPS", 3)
+
+
+def test_doctor_is_ready_when_nothing_is_wrong(good, params, many):
+    report = doctor(good, params, sample=1)
+    assert report["problems"] == []
+    assert report["memory_needed_gb"] > 0.5
+    assert "\nready: no problem found\nnext: hcmi search" in report_text(report)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"train": {"device": "cuda:99"}}, "device: need a CUDA GPU for 'cuda:99', got"),
+    ({"shards": {"size": 65}}, "model.scratch.patch: need a divisor of shards.size=65, got 8. Change one of them."),
+    ({"train": {"batch_size": 10**7}}, "memory: need about "),
+    ({"train": {"towers": "frozen"}}, "train.towers frozen: need a pretrained model.backbone, got scratch"),
+    ({"model": {"backbone": "nothing/here_at_all"}, "train": {"lr": 1e-4, "backbone_lr": 1e-7}},
+     "model.backbone 'nothing/here_at_all': need a "),
+    ({"shards": {"num_frames": 5}}, "model.num_frames: need at most shards.num_frames=5, got 12."),
+    ({"model": {"backbone": "clip"}, "train": {"lr": 1e-4, "backbone_lr": 4e-3}},
+     "train.backbone_lr: need at most 1e-05 for pretrained towers, got 0.004: they forget what they know."),
+    ({"model": {"backbone": "clip"}, "train": {"lr": 4e-3, "backbone_lr": 1e-7}},
+     "train.lr: need at most 0.001 on pretrained towers, got 0.004."),
+    ({"model": {"backbone": "clip"}, "train": {"lr": 1e-4, "backbone_lr": 1e-7}, "shards": {"size": 32}},
+     "shards.size: need the 64 pixels that ")])
+def test_doctor_says_what_would_end_or_spoil_training(good, params, checkpoint, many, monkeypatch, changes, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if changes.get("model", {}).get("backbone") == "clip":
+        changes = {**changes, "model": {"backbone": str(checkpoint)}}
+    problem, = problems(good, with_values(params, **changes))
     assert problem.startswith(message)
 
 
-def test_memory_is_that_of_the_batches_when_worked_by_hand(params):
-    """Batches of 64 clips of 12 frames of 64 pixels: four in the loader as bytes, one as floats of four bytes."""
-    assert training_memory_bytes(params) == 64 * 12 * 64 * 64 * 3 * (4 + 4)
+def test_doctor_says_how_many_clips_are_too_few(good, params):
+    problem, = problems(good, params)
+    assert problem.startswith("training from nothing: need about 1,000 clips for a search that means something, got 3.")
+    assert "presets/laptop.yaml" in problem
 
 
-def test_doctor_names_what_the_machine_or_the_parameters_lack(folder, params):
-    wrong = params.model_copy(update={
-        "train": params.train.model_copy(update={"batch_size": 10**9}),
-        "model": params.model.model_copy(update={"num_frames": params.shards.num_frames + 1})})
-    problems = " ".join(doctor(folder, wrong)["problems"])
-    assert "memory: need " in problems
-    assert f"model.num_frames: need at most shards.num_frames={params.shards.num_frames}, got" in problems
+@pytest.mark.parametrize(("split", "message"), [
+    ("train", "split train: need at least one clip, got none. Give more videos the split 'train'."),
+    ("val", "split val: need at least one clip, got none."),
+    ("test", "split test: need at least one clip for evaluate.split, got none.")])
+def test_doctor_finds_a_split_without_clips(good, params, tmp_path, many, split, message):
+    shutil.copytree(good, tmp_path / "set")
+    table = (good / "captions.csv").read_text().replace(f",{split}\n", f",{'val' if split != 'val' else 'train'}\n")
+    (tmp_path / "set" / "captions.csv").write_text(table)
+    found = [problem for problem in problems(tmp_path / "set", params) if problem.startswith("split")]
+    assert [problem.startswith(message) for problem in found] == [True]
+
+
+def test_doctor_counts_the_videos_that_are_missing(good, params, tmp_path, many):
+    shutil.copytree(good, tmp_path / "set")
+    with open(tmp_path / "set" / "captions.csv", "a", encoding="utf-8") as file:
+        file.writelines(f"gone_{number}.mp4,a film,train\n" for number in range(9991))
+    problem, = problems(tmp_path / "set", params)
+    assert problem.startswith("videos: need at least 50% of the 10,000 that the captions name, got 9; 9,991 are "
+                              "missing. Put their files")
+
+
+# no project yet
+
+def test_doctor_needs_no_parameters_and_proposes_what_to_type(good):
+    report = doctor(good, None, sample=1)
+    assert report["problems"] == []
+    assert report["memory_needed_gb"] is None
+    assert any(command.startswith(f'hcmi search "what you look for" --videos {good} --model') for command
+               in report["next"])
+
+
+def test_doctor_proposes_the_next_stage_when_the_folder_is_the_projects_own(good, params, many):
+    own = with_values(params, dataset={"name": "folder", "path": str(good)})
+    assert doctor(good, own, sample=1)["next"] == ["dvc repro"]
+
+
+def test_proposed_preset_is_one_that_is_there(good, params, repo_root):
+    command = next(line for line in doctor(good, params, sample=1)["next"] if "presets/" in line)
+    preset = next(word for word in command.replace(")", " ").split() if word.startswith("presets/"))
+    assert YAML(typ="safe", pure=True).load(repo_root / preset)

@@ -107,7 +107,7 @@ def test_evaluate_writes_the_contracts_keys_in_order(done):
     out, report = done
     written = json.loads((out / "metrics" / "evaluate.json").read_text())
     assert written == json.loads(json.dumps(report))
-    assert list(written) == ["protocol", "raw", "levels", "post"]
+    assert list(written) == ["protocol", "raw", "chance", "levels", "post"]
     assert list(written["protocol"]) == ["dataset", "split", "num_videos", "num_texts", "captions_per_video",
                                          "split_sha256", "selection_split", "decoder", "precision", "seed", "head",
                                          "backbone", "model", "trained"]
@@ -122,6 +122,27 @@ def test_evaluate_writes_the_contracts_keys_in_order(done):
         assert (entry["t2v"]["n"], entry["v2t"]["n"]) == (40, 20)
     assert written["protocol"]["decoder"] == "decord"
     assert (written["protocol"]["num_texts"], written["protocol"]["captions_per_video"]) == (40, 2)
+
+
+def test_evaluate_shows_chance_beside_the_figures_and_what_to_do_next(done):
+    """40 captions of 20 clips, two each."""
+    _, report = done
+    assert report["chance"]["t2v"]["R@10"] == 50
+    assert report["chance"]["v2t"]["R@1"] == 5
+    lines = report_text(report).splitlines()
+    raw = next(number for number, line in enumerate(lines) if line.startswith("v2t  raw"))
+    assert lines[raw + 1].split() == ["t2v", "by", "chance", "5.0", "25.0", "50.0"]
+    assert lines[raw + 2].split()[:4] == ["v2t", "by", "chance", "5.0"]
+    assert lines[-1].startswith("next: ")
+
+
+@pytest.mark.parametrize(("low", "trained", "line"), [
+    (5.0, True, "next: these clips do not tell the model from chance."), (5.1, True, "next: `hcmi export`, then"),
+    (5.1, False, "next: this is what training has to beat.")])
+def test_next_step_depends_on_chance_and_on_training(low, trained, line):
+    report = {"raw": {"t2v": {"R@1_ci95": [low, 50.0]}}, "chance": {"t2v": {"R@1": 5.0}},
+              "protocol": {"trained": trained, "backbone": "scratch"}}
+    assert stage.next_step(report).startswith(line)
 
 
 def test_evaluate_writes_the_headline_beside_its_figures(done):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hcmi.evaluate.postprocess import dsl, sinkhorn
-from hcmi.evaluate.split_metrics import SplitMetrics, choose_scales, post_processed, shared_captions
+from hcmi.evaluate.split_metrics import SplitMetrics, chance, choose_scales, post_processed, shared_captions
 
 
 def test_shared_captions_count_every_clip_with_the_same_words_when_worked_by_hand():
@@ -18,6 +18,13 @@ def test_shared_captions_count_every_clip_with_the_same_words_when_worked_by_han
     assert split.v2t_ranks(sims_QV.T).expected.tolist() == [1, 1.5, 1]
     assert (found["v2t"]["R@1"], found["v2t"]["n"]) == (100, 3)     # clip 1: both captions that tie for it are right
     assert shared_captions(split, ["a", "b", "c", "d"], sims_QV) is None
+
+
+def test_chance_is_that_of_equal_scores_when_worked_by_hand():
+    """Captions of clips 0, 0, 1, 2; clip 3 has none. A text has one right clip of 4; clip 0 two right texts of 4."""
+    found = chance(SplitMetrics(np.array([0, 0, 1, 2]), 4, 50))
+    assert found["t2v"] == {"R@1": 25, "R@5": 100, "R@10": 100, "R@50": 100}
+    assert found["v2t"]["R@1"] == pytest.approx(100 * (2 / 4 + 1 / 4 + 1 / 4) / 3, abs=1e-3)
 
 
 def test_post_processed_keeps_deployable_methods_unchanged_when_other_queries_are_removed():

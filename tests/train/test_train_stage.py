@@ -123,24 +123,6 @@ def test_train_keeps_the_epoch_that_is_best_on_validation(films, tmp_path, monke
         assert torch.equal(weight, epochs[best][name]), name
 
 
-# learning rates
-
-def test_towers_stay_when_their_learning_rate_is_zero(films, tmp_path, monkeypatch):
-    starts = []
-    make = subject.new_retriever
-
-    def remembered(*args):
-        model = make(*args)
-        starts.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return model
-
-    monkeypatch.setattr(subject, "new_retriever", remembered)
-    run(films, tmp_path, epochs=1, backbone_lr=0.0)
-    saved = load_file(tmp_path / "model" / "model.safetensors")
-    moved = {name.split(".")[0] for name, weight in saved.items() if not torch.equal(weight, starts[0][name])}
-    assert moved == {"head"}
-
-
 # odd batches
 
 @pytest.mark.parametrize("head", HEADS)

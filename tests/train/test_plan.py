@@ -1,0 +1,212 @@
+"""`hcmi train --plan`, the check before a run, and the memory that they estimate."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from model_world import FRAMES, SIZE, changed, make_shards, save_small_clip, section, tiny_model, train_config
+from ruamel.yaml import YAML
+from step_world import random_batch
+from train_world import run
+
+from hcmi.cli import main
+from hcmi.errors import ConfigError
+from hcmi.model import new_retriever
+from hcmi.train import memory, plan_text, plan_training, preflight
+from hcmi.train import stage as subject
+from hcmi.train.memory import training_memory
+from hcmi.train.preflight import RunData, check_run
+from hcmi.train.step import batch_loss
+from hcmi.train.tower_training import optimizers_of
+
+CAPTIONS = ["a red film then blue", "a much longer caption of a green film and then of a blue one"]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("few"), num_train=6)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return save_small_clip(tmp_path_factory.mktemp("clip"), image_size=SIZE)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HCMI_CACHE", str(tmp_path / "cache"))
+
+
+# memory
+
+def saved_in_a_step(model, config, captions) -> float:
+    """Bytes that the backward pass of a whole batch of equal captions needs, counted in that step."""
+    batch = random_batch(config.batch_size)
+    texts = [[captions] * config.batch_size] * config.captions_per_clip
+    batch = type(batch)(batch.rows, batch.video_ids, texts, batch.frames_KBTHXC, batch.frame_mask_BT)
+    return memory._saved_bytes(lambda: batch_loss(model.train(), batch, config, "off", "float32")[0], model)
+
+
+@pytest.mark.parametrize("clips", [8, 24])
+def test_activations_are_those_of_a_step_of_the_whole_batch(clips):
+    model = tiny_model(captions=CAPTIONS).train()
+    config = train_config(batch_size=clips, captions_per_clip=2)
+    estimate = training_memory(model, config, SIZE, CAPTIONS, "float32").activations / memory.AROUND
+    assert estimate == pytest.approx(saved_in_a_step(model, config, max(CAPTIONS, key=len)), rel=0.15)
+
+
+def test_parts_are_those_worked_by_hand(clip):
+    """Frames of 16 pixels, 4 a clip, 8 clips a batch; 2 batches ahead, one in use and one before it."""
+    model = new_retriever(section(backbone=str(clip), num_words=32), SIZE, [])
+    towers, head = (4 * sum(weight.numel() for weight in part.parameters()) for part in (model.towers, model.head))
+    found = {}
+    for how in ("train", "frozen"):
+        config = train_config(towers=how, batch_size=8, num_workers=0)
+        optimizers_of(model, config)
+        found[how] = training_memory(model, config, SIZE, CAPTIONS, "float32")
+    assert {how: memory.weights for how, memory in found.items()} == dict.fromkeys(found, towers + head)
+    assert found["train"].learning == 3 * (towers + head)
+    assert found["frozen"].learning == 3 * head
+    assert found["train"].batches == 8 * FRAMES * 3 * SIZE**2 * (4 + 4)
+    assert found["frozen"].batches == 8 * FRAMES * 2 * model.head.dim * (4 + 4)
+    assert found["frozen"].copies == 4 * head
+    assert found["frozen"].activations < found["train"].activations / 2
+
+
+def test_micro_batches_need_less(clip):
+    model = new_retriever(section(backbone=str(clip), num_words=32), SIZE, [])
+    whole, parts = (training_memory(model, train_config(batch_size=32, micro_batch=size), SIZE, CAPTIONS, "float32")
+                    for size in (0, 4))
+    assert parts.activations < whole.activations / 2
+
+
+def test_check_leaves_the_models_random_numbers_as_they_are():
+    model = tiny_model()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    check_run(RunData({"train": 3, "val": 1}, CAPTIONS, SIZE), section(), train_config(), model)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# the check in training: what ends a run refuses to start, what spoils it is said
+
+@pytest.mark.parametrize(("backbone", "changes", "message"), [
+    ("scratch", {"towers": "frozen"}, r"train\.towers frozen: need a pretrained model\.backbone, got scratch"),
+    ("clip", {"batch_size": 10**7}, r"memory: need about [\d.]+ GB to train, got [\d.]+ GB\. Lower train\.batch_size, "
+                                    r"or set train\.micro_batch to a small number, or train\.towers to frozen\.")])
+def test_training_refuses_what_would_end_it_and_writes_nothing(few, clip, tmp_path, backbone, changes, message):
+    model = section(backbone=str(clip), num_words=32) if backbone == "clip" else section()
+    with pytest.raises(ConfigError, match=message):
+        run(few, tmp_path, model, **changes)
+    assert not (tmp_path / "model").exists()
+
+
+def test_training_warns_of_rates_and_of_few_clips(few, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "training_step", lambda *_, **__: pytest.fail("enough"))
+    with (pytest.warns(UserWarning, match=r"train\.backbone_lr: need at most 1e-05 for pretrained towers, got 0\.002"),
+          pytest.warns(UserWarning, match=r"train\.lr: need at most 0\.001 on pretrained towers, got 0\.002"),
+          pytest.raises(pytest.fail.Exception)):
+        run(few, tmp_path / "one", section(backbone=str(clip), num_words=32))
+    with (pytest.warns(UserWarning, match="training from nothing: need about 1,000 clips"),
+          pytest.raises(pytest.fail.Exception)):
+        run(few, tmp_path / "two")
+
+
+def test_problems_name_each_kind_of_missing_data(monkeypatch):
+    def problem(**changes) -> str:
+        data = {"clips": {"train": 3, "val": 1}, "captions": CAPTIONS, "image_size": SIZE, **changes}
+        found, = check_run(RunData(**data), section(), train_config()).problems
+        return found
+
+    assert problem(clips={"train": 3, "val": 0}).startswith("split val: need at least one clip, got none.")
+    assert problem(captions=[]).startswith("captions: need some to train with, got none.")
+    assert problem(files=14, missing=9986).startswith(
+        "videos: need at least 50% of the 10,000 that the captions name, got 14; 9,986 are missing.")
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 0)
+    monkeypatch.setattr(preflight, "own_memory_bytes", lambda: 10**8)
+    assert problem().startswith("memory: need about 0.8 GB to train, got 0.1 GB.")
+
+
+# the plan
+
+def test_plan_of_scratch_towers_counts_and_times(few):
+    plan = plan_training(shards_dir=few, model_config=section(), config=train_config(batch_size=3, epochs=4))
+    assert plan["problems"] == []
+    assert plan["weights"]["frozen"] == 0
+    assert plan["steps_per_epoch"] == 2
+    assert plan["hours"] * 3600 == pytest.approx(4 * plan["epoch_s"])
+    assert plan["epoch_s"] == pytest.approx(plan["step_s"] * (2 + 3 / 3 / 3))
+    assert plan["disk_gb"]["features"] == 0
+    text = plan_text(plan)
+    assert text.endswith("ready: no problem found")
+    assert json.loads(json.dumps(plan)) == plan
+
+
+def test_plan_of_frozen_towers_says_what_is_computed_once_and_what_is_ignored(few, clip, tmp_path):
+    model_config = section(backbone=str(clip), num_words=32)
+    config = train_config(towers="frozen", batch_size=3, epochs=1)
+    plan = plan_training(shards_dir=few, model_config=model_config, config=config)
+    assert plan["weights"]["frozen"] > 0
+    assert plan["features_s"] > 0
+    assert "train.backbone_lr: train.towers is frozen" in plan["ignored"]
+    assert "model.scratch: model.backbone is pretrained" in plan["ignored"]
+    assert "features" in plan_text(plan)
+    assert not (tmp_path / "cache").exists()
+    run(few, tmp_path, model_config, towers="frozen", batch_size=3, epochs=1)
+    assert plan_training(shards_dir=few, model_config=model_config, config=config)["features_s"] == 0
+
+
+def test_plan_names_a_backbone_that_cannot_be_loaded_and_a_head_that_ignores_the_loss(few, tmp_path):
+    plan = plan_training(shards_dir=few, model_config=section(backbone=str(tmp_path), head="wti"),
+                         config=train_config())
+    assert plan["problems"][0].startswith(f"model.backbone '{tmp_path}': need a")
+    assert "train.loss.margin: model.head is wti" in plan["ignored"]
+    assert plan_text(plan).splitlines()[-1].startswith("problem: model.backbone")
+
+
+def test_verb_prints_the_plan_and_exits_with_1_when_training_would_refuse(few, tmp_path, repo_root):
+    params = YAML(typ="safe", pure=True).load((repo_root / "params.yaml").read_text(encoding="utf-8"))
+    params["model"], params["train"] = section().model_dump(), train_config(batch_size=3).model_dump()
+    with contextlib.chdir(tmp_path):
+        for how, code in (("train", 0), ("frozen", 1)):
+            params["train"]["towers"] = how
+            YAML().dump(params, tmp_path / "params.yaml")
+            done = CliRunner().invoke(main, ["train", "--plan", "--shards", str(few)], catch_exceptions=False)
+            assert done.exit_code == code
+            assert ("problem: train.towers frozen" in done.stdout) == bool(code)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+# presets
+
+PRESETS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_planned_and_runs_for_two_steps(few, clip, tmp_path, repo_root, name):
+    """On stand-in data, with small towers in place of the checkpoint that it names and small sizes."""
+    from hcmi.config import Params, load_overrides
+
+    raw = YAML(typ="safe", pure=True).load((repo_root / "params.yaml").read_text(encoding="utf-8"))
+    for key, value in load_overrides([repo_root / "presets" / f"{name}.yaml"], repo_root / "params.yaml").items():
+        *names, last = key.split(".")
+        place = raw
+        for part in names:
+            place = place[part]
+        place[last] = value
+    params = Params.model_validate(raw)
+    small = {"num_frames": FRAMES, "num_words": min(params.model.num_words, 32), "num_clips": 3, "num_phrases": 3,
+             "temporal_layers": 1, "scratch": section().scratch.model_dump()}
+    if params.model.backbone != "scratch":
+        small["backbone"] = str(clip)
+    model = changed(params.model, **small)
+    config = changed(params.train, device="cpu", epochs=2, batch_size=6, num_workers=0, precision="float32")
+    plan = plan_training(shards_dir=few, model_config=model, config=config)
+    assert plan["problems"] == []
+    assert not [text for text in plan["warnings"] if not text.startswith("training from nothing")]
+    summary = run(few, tmp_path, model, **config.model_dump())
+    assert summary["steps"] == 2
