@@ -9,8 +9,9 @@ single events. An event may be shown several times; every showing is right. Per 
 - `before_...`: the same with the pieces of 30 s that came before windows
 - `known_...`: the same when the cuts are known. The film's clips are files of their own; the first answer is the clip
 - `index_s_per_hour`, `index_mib_per_hour`: wall clock and disk space of the index, for an hour of film
-- `peak_mib`, `decoder_mib`: peak memory of the process that encodes, and of the largest one that decodes. These four are
-  measured on the film of an hour that all films make together
+- `peak_mib`, `decoder_mib`: peak memory of the process that encodes, and of the largest one that decodes
+
+The last four are measured on the film of an hour that all films make together.
 
     python benchmarks/long_videos.py [--quick] [--model DIR] [--split val [--seconds S --overlap S]]
 
