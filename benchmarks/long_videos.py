@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one film of 3 minutes")
     parser.add_argument("--model", type=Path, default=Path("models/hcmi"))
     parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--films", type=int, default=NUM_FILMS)
     parser.add_argument("--seconds", type=float, nargs="+", help="with --split val: lengths of windows to compare")
     parser.add_argument("--overlap", type=float, nargs="+", help="and shares of the length that they overlap")
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
@@ -188,7 +189,7 @@ def main() -> None:
     model = load_retriever(options.model)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        films = make_films(options.split, root, 1 if options.quick else NUM_FILMS,
+        films = make_films(options.split, root, 1 if options.quick else options.films,
                            180.0 if options.quick else FILM_SECONDS)
 
         def figures_of(windows: WindowsConfig, prefix: str = "") -> dict[str, float]:
