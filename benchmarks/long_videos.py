@@ -9,8 +9,9 @@ single events. An event may be shown several times; every showing is right. Per 
 - `before_...`: the same with the pieces of 30 s that came before windows
 - `known_...`: the same when the cuts are known. The film's clips are files of their own; the first answer is the clip
 - `index_s_per_hour`, `index_mib_per_hour`: wall clock and disk space of the index, for an hour of film
-- `peak_mib`, `decoder_mib`: peak memory of the process that encodes, and of the largest one that decodes. All four are
-  measured on the film of an hour that all films make together
+- `peak_mib`, `decoder_mib`: peak memory of the process that encodes, and of the largest one that decodes
+
+The last four are measured on the film of an hour that all films make together.
 
     python benchmarks/long_videos.py [--quick] [--model DIR] [--split val [--seconds S --overlap S]]
 
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one film of 3 minutes")
     parser.add_argument("--model", type=Path, default=Path("models/hcmi"))
     parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--films", type=int, default=NUM_FILMS)
     parser.add_argument("--seconds", type=float, nargs="+", help="with --split val: lengths of windows to compare")
     parser.add_argument("--overlap", type=float, nargs="+", help="and shares of the length that they overlap")
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
@@ -187,7 +189,7 @@ def main() -> None:
     model = load_retriever(options.model)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        films = make_films(options.split, root, 1 if options.quick else NUM_FILMS,
+        films = make_films(options.split, root, 1 if options.quick else options.films,
                            180.0 if options.quick else FILM_SECONDS)
 
         def figures_of(windows: WindowsConfig, prefix: str = "") -> dict[str, float]:

@@ -89,6 +89,10 @@ class MilvusIndex:
         """The clips of `rows`, in the order given."""
         return [Clip.from_row(row) for row in self._get(rows, CLIP_SCHEMA.names)]
 
+    def paths(self, rows: np.ndarray) -> list[str]:
+        """The files of `rows`, in the order given."""
+        return [row["path"] for row in self._get(rows, ["path"])]
+
     def rows_of(self, column: str, values: Sequence[str]) -> np.ndarray:
         """Keys of the rows whose `column` (video_id, sha256, path) is one of `values`."""
         with _explained(self.folder):

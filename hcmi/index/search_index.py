@@ -114,6 +114,12 @@ class SearchIndex:
         found = {int(at): clip for where, clips in parts for at, clip in zip(where, clips, strict=True)}
         return [found[at] for at in range(len(rows))]
 
+    def paths(self, rows: np.ndarray) -> list[str]:
+        """The files of `rows`, in the order given. Much faster than `clips`."""
+        parts = self._gather(rows, lambda segment, local: segment.videos["path"].take(pa.array(local)).to_pylist())
+        found = {int(at): path for where, paths in parts for at, path in zip(where, paths, strict=True)}
+        return [found[at] for at in range(len(rows))]
+
     def _gather(self, rows: np.ndarray, read: Callable[[Segment, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:
         """For each segment that holds some of `rows`: (their positions in `rows`, what `read` returns for them)."""
         rows = np.asarray(rows, np.int64)

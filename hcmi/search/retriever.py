@@ -1,12 +1,11 @@
 """Find videos, and the moments in them, for a text or a video: FAISS first, then exact three-level re-ranking."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hcmi.config import WindowsConfig
 from hcmi.errors import DataError, shown
@@ -211,26 +210,24 @@ class Retriever:
                 levels = self.model.similarities(text, videos)
                 scores_V = self.model.combine(levels)[0]
             order = torch.argsort(scores_V, descending=True, stable=True).tolist()
-            clips, baseline = index.clips(rows), self._baseline(index, text)
+            paths, baseline = index.paths(rows), self._baseline(index, text)
             files: dict[str, list[int]] = {}        # path -> its candidates, best first
             for at in order:
-                files.setdefault(clips[at].path, []).append(at)
-            hits = []
-            for rank, (path, candidates) in enumerate(list(files.items())[:top], 1):
-                best, *more = _apart(self._moments(index, rows, clips, candidates, text, videos, scores_V, baseline))
-                hits.append(Hit(rank, best.video_id, path, best.score, best.start_s, best.end_s,
-                                {name: float(sims[0, candidates[0]]) for name, sims in levels.items()
-                                 if self.model.level_weights[name] > 0}, tuple(more)))
+                files.setdefault(paths[at], []).append(at)
+            files = dict(list(files.items())[:top])
+            chosen = [at for of_file in files.values() for at in of_file]
+            moments: dict[int, Moment] = {}         # of each candidate of these files
+            for at, clip, times_T in zip(chosen, index.clips(rows[chosen]), index.times(rows[chosen]), strict=True):
+                start_s, end_s = find_moment(text, videos[at:at + 1], times_T, clip.start_s, clip.end_s, baseline,
+                                             self.model.uses_words)
+                moments[at] = Moment(clip.video_id, float(scores_V[at]), round(start_s, 3), round(end_s, 3))
+        hits = []
+        for rank, (path, of_file) in enumerate(files.items(), 1):
+            best, *more = _apart(moments[at] for at in of_file)
+            hits.append(Hit(rank, best.video_id, path, best.score, best.start_s, best.end_s,
+                            {name: float(sims[0, of_file[0]]) for name, sims in levels.items()
+                             if self.model.level_weights[name] > 0}, tuple(more)))
         return hits
-
-    def _moments(self, index: Index, rows: np.ndarray, clips: list[Clip], candidates: list[int], text: TextTokens,
-                 videos: VideoTokens, scores_V: Tensor, baseline: Baseline | None) -> Iterator[Moment]:
-        """The moment in each of `candidates`, which are places in `rows`, `clips`, `videos` and `scores_V`."""
-        for at, times_T in zip(candidates, index.times(rows[candidates]), strict=True):
-            clip = clips[at]
-            start_s, end_s = find_moment(text, videos[at:at + 1], times_T, clip.start_s, clip.end_s, baseline,
-                                         self.model.uses_words)
-            yield Moment(clip.video_id, float(scores_V[at]), round(start_s, 3), round(end_s, 3))
 
 
 def _apart(moments: Iterable[Moment]) -> list[Moment]:

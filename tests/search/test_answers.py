@@ -1,13 +1,14 @@
 """How answers are shown."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hcmi.errors import ConfigError, MachineError
 from hcmi.search import check_explanation_path, hit_record, hits_text, missing_files
-from hcmi.types import Hit, path_of_text
+from hcmi.types import Hit, Moment, path_of_text
 
 
 def hit(path: str, rank: int = 1) -> Hit:
@@ -17,7 +18,15 @@ def hit(path: str, rank: int = 1) -> Hit:
 def test_record_is_ready_for_json():
     assert json.loads(json.dumps(hit_record(hit("a.mp4")))) == {
         "rank": 1, "video_id": "v1", "path": "a.mp4", "score": 1.5, "start_s": 2.0, "end_s": 4.25,
-        "levels": {"frame_word": 0.5, "video_sentence": 1.0}}
+        "levels": {"frame_word": 0.5, "video_sentence": 1.0}, "more": []}
+
+
+def test_further_moments_stand_below_their_file():
+    film = replace(hit("a.mp4"), more=(Moment("v2", 1.4, 10.0, 12.5), Moment("v3", 1.3, 3600.25, 3601.0)))
+    assert hit_record(film)["more"][0] == {"video_id": "v2", "score": 1.4, "start_s": 10.0, "end_s": 12.5}
+    assert [line.split(None, 2)[:2] for line in hits_text([film, hit("b.mp4", 2)]).splitlines()] == [
+        ["1", "a.mp4"], ["also", "10.0"], ["2", "b.mp4"]]
+    assert "also 10.0 - 12.5 s, 3600.2 - 3601.0 s" in hits_text([film])
 
 
 def test_table_shows_paths_from_the_working_folder_where_they_are_below_it(tmp_path, monkeypatch):

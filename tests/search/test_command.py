@@ -34,7 +34,7 @@ def run(world, monkeypatch, tmp_path):
 def test_search_prints_json_for_programs(run, world):
     hits = json.loads(run("a red ring", "--videos", world / "videos", "--top", 2, "--json").stdout)
     assert [hit["rank"] for hit in hits] == [1, 2]
-    assert set(hits[0]) == {"rank", "video_id", "path", "score", "start_s", "end_s", "levels"}
+    assert set(hits[0]) == {"rank", "video_id", "path", "score", "start_s", "end_s", "levels", "more"}
     assert set(hits[0]["levels"]) == {"frame_word", "clip_phrase", "video_sentence"}
 
 

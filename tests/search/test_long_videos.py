@@ -1,6 +1,7 @@
 """Long videos in a folder: their windows, against a loop that decodes and encodes each window by itself."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +156,31 @@ def test_answers_name_further_moments_when_the_command_searches_a_film(world, tm
         assert message in call_hcmi(*asked, *wrong, code=1).stderr
     refused = call_hcmi("search", "a red ring", "--model", root / "model", "--overlap", 1, code=1)
     assert "--window and --overlap: need --videos FOLDER" in refused.stderr
+
+
+def test_film_of_twelve_hours_is_named_and_the_others_are_searched(world, tmp_path, monkeypatch):
+    root, model, _ = world
+    monkeypatch.setattr("hcmi.video.windows.MAX_HOURS", 5 / 3600)
+    found = index_folder(model, root / "videos", tmp_path / "cache", RULE, num_workers=1)
+    assert list(found.news) == ["film.mp4"]
+    assert found.news["film.mp4"].endswith("Cut it into parts.")
+    assert len(SearchIndex.open(found.path)) == 1
+
+
+def test_part_that_cannot_be_decoded_leaves_out_only_its_windows(world, tmp_path, monkeypatch):
+    root, model, index = world
+    monkeypatch.setattr(hcmi.search.encode_files, "PART_SECONDS", 2.0)
+    real = hcmi.search.encode_files._jobs
+
+    def without_one(sha256, film, model):
+        for job in real(sha256, film, model):
+            yield replace(job, path="missing.mp4") if job.key[1] == 2 else job
+
+    monkeypatch.setattr(hcmi.search.encode_files, "_jobs", without_one)
+    found = index_folder(model, root / "videos", tmp_path / "cache", RULE, num_workers=1)
+    other = SearchIndex.open(found.path)
+    left = [clip.start_s for clip in other.clips(film_rows(other))]
+    assert left == [clip.start_s for clip in index.clips(film_rows(index)) if clip.end_s <= 4 or clip.start_s >= 6]
 
 
 def test_overlap_keeps_its_share_when_only_the_length_is_given():
