@@ -29,7 +29,8 @@ OWNERS: dict[str, set[str]] = {
 WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
 # Installed but not imported here: pinned for another library's sake, or needed inside one.
 FOR_OTHERS = {"datasets", "fastapi", "protobuf", "sentencepiece", "sqlalchemy", "milvus-lite", "torchcodec"}
-IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "open_clip_torch": "open_clip", "pillow": "PIL", "ruamel.yaml": "ruamel"}
+IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "open_clip_torch": "open_clip",
+                "pillow": "PIL", "ruamel.yaml": "ruamel"}
 
 # From the ground up. A room imports rooms of the lines before its own and none of its own line, but for ORDERED.
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index"},
