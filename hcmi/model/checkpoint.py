@@ -93,6 +93,9 @@ def new_retriever(config: ModelConfig, image_size: int, captions: list[str], squ
         return model
     towers, processor = read_checkpoint(config.backbone, "model.backbone", config.num_words)
     _use_frames(towers, processor, config.backbone, image_size, square)
+    if isinstance(towers, OpenClipTowers) and config.num_words > processor.num_words:
+        raise ModelError(f"model.num_words: need at most the {processor.num_words} positions of {config.backbone!r}, "
+                         f"got {config.num_words}. Lower model.num_words.")
     processor.num_words = config.num_words
     model = HcmiModel(HcmiConfig(towers=towers.config.to_dict(), **config.model_dump(exclude={"scratch"})), towers)
     model.processor = processor

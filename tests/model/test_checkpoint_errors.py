@@ -6,9 +6,10 @@ import sys
 
 import pytest
 from checkpoint_world import CHECKPOINTS, OPEN_CLIP
+from model_world import section
 
 from hcmi.errors import ModelError
-from hcmi.model import load_retriever, shards_square
+from hcmi.model import load_retriever, new_retriever, shards_square
 
 needs_library = pytest.mark.skipif(importlib.util.find_spec("open_clip") is None,
                                    reason="open_clip is not installed: pip install 'hcmi[open_clip]'")
@@ -70,6 +71,15 @@ def test_open_clip_weights_that_do_not_fit_are_refused(tmp_path, damage):
     CHECKPOINTS["dfn"](tmp_path)
     damage(tmp_path)
     assert "need open_clip_config.json and weights that belong together, got: " in refused(tmp_path)
+
+
+@needs_library
+def test_open_clip_shapes_that_do_not_fit_the_parameters_are_named(tmp_path):
+    config = section(backbone=str(CHECKPOINTS["dfn"](tmp_path)), num_words=21)
+    with pytest.raises(ModelError, match=r"^model.num_words: need at most the 20 positions of .*, got 21. Lower"):
+        new_retriever(config, 32, [], ("squash", "BICUBIC"))
+    with pytest.raises(ModelError, match=r"^shards.size: need the 32 pixels of .*, got 64. Set shards.size"):
+        new_retriever(section(backbone=str(tmp_path)), 64, [], ("squash", "BICUBIC"))
 
 
 @needs_library
