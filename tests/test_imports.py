@@ -22,7 +22,7 @@ OWNERS: dict[str, set[str]] = {
     "peft": {"train"},
     "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},
     "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
-    "pymilvus": {"index"},
+    "mteb": {"search"}, "open_clip": {"model"}, "pymilvus": {"index"},
     "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train"}, "simplejpeg": {"video", "shards"},
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
     "torch": {"types", "runtime", "doctor", "shards", "model", "train", "evaluate", "export", "index", "search"},
@@ -30,8 +30,9 @@ OWNERS: dict[str, set[str]] = {
 # Comes with CUDA builds of torch; without it there is another way.
 WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
 # Installed but not imported here: pinned for another library's sake, or needed inside one.
-FOR_OTHERS = {"fastapi", "protobuf", "sentencepiece", "sqlalchemy", "milvus-lite"}
-IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "pillow": "PIL", "ruamel.yaml": "ruamel"}
+FOR_OTHERS = {"datasets", "fastapi", "protobuf", "sentencepiece", "sqlalchemy", "milvus-lite", "torchcodec"}
+IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "open_clip_torch": "open_clip",
+                "pillow": "PIL", "ruamel.yaml": "ruamel"}
 
 # From the ground up. A room imports rooms of the lines before its own and none of its own line, but for ORDERED.
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index", "releases", "incoming"},
@@ -67,8 +68,8 @@ def libraries(path: Path) -> set[str]:
 
 def listed() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    groups = [project["dependencies"], *(extra for name, extra in project["optional-dependencies"].items()
-                                         if name != "dev")]
+    extras = project["optional-dependencies"]
+    groups = [project["dependencies"], *(extras[name] for name in extras if name != "dev")]
     names = {re.match(r"[\w.-]+", line)[0] for group in groups for line in group}
     return {IMPORT_NAMES.get(name, name) for name in names - FOR_OTHERS}
 

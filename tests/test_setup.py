@@ -15,7 +15,10 @@ from packaging.requirements import Requirement
 LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text("utf-8").splitlines()
         if line and not line.startswith("#")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-DEPENDENCIES = sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])
+# Few need these extras, which would triple the download. torchvision, which open_clip brings, must fit the torch build.
+NOT_LOCKED = {"open_clip", "mteb"}
+DEPENDENCIES = sum((lines for extra, lines in PROJECT["optional-dependencies"].items() if extra not in NOT_LOCKED),
+                   PROJECT["dependencies"])
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from hcmi.config import ModelConfig
 from hcmi.errors import ModelError
-from hcmi.model import modeling
 from hcmi.model.families import FAMILIES, Towers
 from hcmi.model.geometry import (
     CLIP_SQUARE,
@@ -29,6 +28,8 @@ from hcmi.model.geometry import (
     read_open_clip,
 )
 from hcmi.model.modeling import LOCAL, PRECISIONS, VOCABULARIES, ZERO_SHOT_WEIGHTS, HcmiConfig, HcmiModel
+from hcmi.model.modeling import load_retriever as load_trained
+from hcmi.model.modeling import new_retriever as new_scratch_retriever
 from hcmi.model.open_clip_towers import OpenClipTowers, load_open_clip, open_clip_tokenizer
 from hcmi.model.processor import HcmiProcessor
 from hcmi.model.towers import load_towers
@@ -48,7 +49,7 @@ def load_retriever(source: str | Path, device: str | torch.device = "cpu", preci
     family, or a tensor has the wrong shape (naming both shapes).
     """
     if not is_checkpoint(source):
-        return modeling.load_retriever(source, device, precision)
+        return load_trained(source, device, precision)
     if precision not in PRECISIONS:
         raise ModelError(f"precision {precision!r}: need one of {', '.join(PRECISIONS)}, got another. Correct it.")
     model = _zero_shot(*read_checkpoint(str(source), "model"), str(source))
@@ -87,11 +88,14 @@ def new_retriever(config: ModelConfig, image_size: int, captions: list[str], squ
     Raises: ModelError when the backbone cannot be loaded or its patches do not fit the frames.
     """
     if config.backbone == "scratch":
-        model = modeling.new_retriever(config, image_size, captions)
+        model = new_scratch_retriever(config, image_size, captions)
         model.processor.square = square
         return model
     towers, processor = read_checkpoint(config.backbone, "model.backbone", config.num_words)
     _use_frames(towers, processor, config.backbone, image_size, square)
+    if isinstance(towers, OpenClipTowers) and config.num_words > processor.num_words:
+        raise ModelError(f"model.num_words: need at most the {processor.num_words} positions of {config.backbone!r}, "
+                         f"got {config.num_words}. Lower model.num_words.")
     processor.num_words = config.num_words
     model = HcmiModel(HcmiConfig(towers=towers.config.to_dict(), **config.model_dump(exclude={"scratch"})), towers)
     model.processor = processor

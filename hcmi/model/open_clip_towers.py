@@ -64,6 +64,10 @@ class OpenClipTowers(PreTrainedModel):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Change nothing: the library has initialised its layers, or a file holds them."""
 
+    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+        """Keep only the inputs of layers in training, by the library's own means."""
+        self.clip.set_grad_checkpointing()
+
     @property
     def logit_scale(self) -> Tensor:
         return self.clip.logit_scale

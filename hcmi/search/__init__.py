@@ -9,10 +9,12 @@ from hcmi.search.answers import check_explanation_path, hit_record, hits_text, m
 from hcmi.search.command import open_retriever
 from hcmi.search.encoder import Encoder
 from hcmi.search.moments import BASELINE_VIDEOS, find_moment, measure_baseline
+from hcmi.search.mteb_model import MtebModel
 from hcmi.search.query import check_query, check_top, parse_tags
 from hcmi.search.retriever import Retriever
 
 __all__ = [
-    "BASELINE_VIDEOS", "Encoder", "Retriever", "check_explanation_path", "check_query", "check_top", "find_moment",
-    "hit_record", "hits_text", "measure_baseline", "missing_files", "open_retriever", "parse_tags", "write_explanation",
+    "BASELINE_VIDEOS", "Encoder", "MtebModel", "Retriever", "check_explanation_path", "check_query", "check_top",
+    "find_moment", "hit_record", "hits_text", "measure_baseline", "missing_files", "open_retriever", "parse_tags",
+    "write_explanation",
 ]

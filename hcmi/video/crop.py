@@ -23,8 +23,7 @@ def to_square(picture: np.ndarray, size: int, square: Square = CLIP_SQUARE) -> n
     resample = Image.Resampling[name]
     if how in (CROP, CROP_EVEN):
         return centre_crop(picture, size, resample, even=how == CROP_EVEN)
-    height, width = picture.shape[:2]
-    high, wide = whole_shape(height, width, size) if how == WHOLE else (size, size)
+    high, wide = whole_shape(picture.shape[0], picture.shape[1], size) if how == WHOLE else (size, size)
     assert how in (SQUASH, WHOLE), f"need {SQUASH} or {WHOLE}, got {how!r}"
     resized = np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((wide, high), resample))
     if how == SQUASH:

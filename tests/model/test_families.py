@@ -7,13 +7,13 @@ import pytest
 import simplejpeg
 import torch
 from checkpoint_world import CHECKPOINTS, OPEN_CLIP, TEXTS, own_outputs
-from model_world import pictures, randomised, save_small_clip
+from model_world import pictures, randomised, save_small_clip, section
 from PIL import Image
 from transformers import ChineseCLIPConfig, ChineseCLIPModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
 from hcmi.errors import ModelError
-from hcmi.model import encode_texts, load_retriever, load_text_encoder
+from hcmi.model import encode_texts, load_retriever, load_text_encoder, new_retriever
 from hcmi.model.families import FAMILIES, Family, clip_class_token, picture_shapes
 from hcmi.model.towers import embedding_dim, frame_features, load_towers, text_features
 from hcmi.video import to_square
@@ -119,6 +119,27 @@ def test_gradients_reach_both_towers_when_words_are_trained(checkpoint):
     assert any("token_embedding" in name for name in reached)
     assert any(name.startswith(("vision_model", "clip.visual")) for name in reached)
     model.zero_grad()
+
+
+@pytest.mark.parametrize("name", [of_family("metaclip_2"), of_family("siglip_2_naflex"), of_family("dfn")])
+def test_gradients_are_the_same_when_activations_are_computed_again(name, tmp_path):
+    CHECKPOINTS[name](tmp_path)
+    own = load_retriever(tmp_path)
+    square, size, found = own.processor.square, own.processor.image_size, []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = new_retriever(section(backbone=str(tmp_path)), size, [], square)
+        if again:
+            model.checkpoint_activations()
+        model.train()
+        frames = frames_of(photographs()[:3], model.processor)[:, None]
+        videos = model.encode_videos(frames, torch.ones(3, 1, dtype=torch.bool))
+        texts = model.encode_texts(*model.processor.texts(TEXTS[:3]))
+        model.combine(model.similarities(texts, videos)).square().sum().backward()
+        found.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(found[1][key], gradient, atol=1e-5, rtol=1e-3)
 
 
 def test_a_picture_that_is_as_good_as_magenta_is_one_patch(tmp_path):

@@ -10,7 +10,7 @@ from hcmi.dataset import write_manifest
 from hcmi.shards import write_shards
 from hcmi.types import Clip
 
-CONFIG = ShardsConfig(size=32, num_frames=5, quality=95, max_clips_per_shard=8, max_skip_fraction=0.5,
+CONFIG = ShardsConfig(size=32, fit="auto", num_frames=5, quality=95, max_clips_per_shard=8, max_skip_fraction=0.5,
                       decode_timeout_s=60, num_workers=1, executor="local", ray_address="auto")
 
 
