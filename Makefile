@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro serve test test-slow lint docs bench flows
+.PHONY: help install repro serve test test-slow lint docs bench gpu flows
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,9 @@ BENCH_HELPERS := card common kernel panels runs step
 bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for smaller runs)
 	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(filter-out $(BENCH_HELPERS:%=benchmarks/%.py),$(wildcard benchmarks/*.py))); do \
 		echo "== $$script"; python $$script $(QUICK) || exit 1; done
+
+gpu: $(STAMP)  ## Measure and test what needs a GPU, in less than ten minutes
+	bash benchmarks/gpu_all.sh
 
 flows: $(STAMP)  ## Start a Prefect server and worker on 127.0.0.1 and deploy the flows (PORT=4200; Ctrl-C stops)
 	python -m flows.up $(if $(PORT),--port $(PORT)) $(if $(GPUS),--gpus $(GPUS))

@@ -38,17 +38,18 @@ def open_rooms() -> None:
                 setattr(room, each, getattr(module, each))
 
 
-def card_figures(quick: bool, device_name: str = "cuda", pixels: int = PIXELS, batch: int = BATCH) -> dict[str, float]:
-    """All figures; a smaller size and batch for a try without a GPU."""
+def card_figures(quick: bool, device_name: str = "cuda", pixels: int = PIXELS, batch: int = BATCH,
+                 layers: int = 12) -> dict[str, float]:
+    """All figures; other sizes are for a try without a GPU."""
     open_rooms()
     device, steps = torch.device(device_name), 10 if quick else 30
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="hcmi-card-") as work:
         shards = write_shards(Path(work), {"train": (2 if quick else 8) * batch}, pixels)
         for patch in (32, 16):
-            model = clip_shaped(patch, device, pixels)
+            model = clip_shaped(patch, device, pixels, layers)
             figures |= {f"{name}_b{patch}": value
-                        for name, value in training(model, shards, device, steps, batch).items()}
+                        for name, value in training(model, shards, device, steps, batch, patch == 32).items()}
             if patch == 32:
                 figures |= encoding(model, shards)
             del model
@@ -63,7 +64,7 @@ def captions(count: int, seed: int = 0) -> list[str]:
     return [" ".join(generator.choice(NAMES, WORDS - 2)) for _ in range(count)]
 
 
-def clip_shaped(patch: int, device: torch.device, pixels: int) -> Any:
+def clip_shaped(patch: int, device: torch.device, pixels: int, layers: int) -> Any:
     """A retriever with the parameters of params.yaml around a CLIP of that patch size."""
     from transformers import CLIPConfig
 
@@ -73,7 +74,8 @@ def clip_shaped(patch: int, device: torch.device, pixels: int) -> Any:
     from hcmi.model.processor import HcmiProcessor
 
     section = load_params(ROOT / "params.yaml").model
-    towers = CLIPConfig(vision_config={"patch_size": patch, "image_size": pixels}, projection_dim=512)
+    towers = CLIPConfig(vision_config={"patch_size": patch, "image_size": pixels, "num_hidden_layers": layers},
+                        text_config={"num_hidden_layers": layers, "vocab_size": 1000}, projection_dim=512)
     options = section.model_dump(exclude={"scratch"}) | {"backbone": "as if pretrained", "num_frames": FRAMES,
                                                          "num_words": WORDS}
     model = HcmiModel(HcmiConfig(towers=towers.to_dict(), **options)).train()
@@ -114,8 +116,9 @@ def write_shards(folder: Path, splits: dict[str, int], pixels: int, num_captions
     return folder
 
 
-def training(model: Any, shards: Path, device: torch.device, steps: int, batch_size: int) -> dict[str, float]:
-    """Of a step on data in the GPU's memory: share of the matrix peak and clips/s; and from shards over that."""
+def training(model: Any, shards: Path, device: torch.device, steps: int, batch_size: int, streamed: bool
+             ) -> dict[str, float]:
+    """Of a step on data in the GPU's memory: share of the matrix peak, clips/s; if `streamed`, shards over that."""
     from hcmi.config import load_params
     from hcmi.runtime import count_workers, pick_precision
     from hcmi.shards import ShardReader, TrainLoader
@@ -145,6 +148,11 @@ def training(model: Any, shards: Path, device: torch.device, steps: int, batch_s
     before = matrix_peak(device)
     in_memory = run(iter([batch] * steps))
     peak = (before + matrix_peak(device)) / 2
+    memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0
+    figures = {"share": operations / in_memory / peak, "clips_per_second": batch_size / in_memory,
+               "memory_mb": memory, "tflop": operations / 1e12, "peak_tflops": peak / 1e12}
+    if not streamed:
+        return figures
     epochs = max(1, steps // len(loader))
 
     def from_shards() -> Iterator[Any]:
@@ -152,11 +160,8 @@ def training(model: Any, shards: Path, device: torch.device, steps: int, batch_s
             yield from loader
 
     run(iter(from_shards()))        # starts the workers
-    streamed, alone = run(from_shards()), seconds(lambda: sum(1 for _ in from_shards())) / (epochs * len(loader))
-    memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0
-    return {"share": operations / in_memory / peak, "clips_per_second": batch_size / in_memory,
-            "data_ratio": in_memory / streamed, "loader_clips_per_second": batch_size / alone, "memory_mb": memory,
-            "tflop": operations / 1e12, "peak_tflops": peak / 1e12}
+    from_disk, alone = run(from_shards()), seconds(lambda: sum(1 for _ in from_shards())) / (epochs * len(loader))
+    return figures | {"data_ratio": in_memory / from_disk, "loader_clips_per_second": batch_size / alone}
 
 
 def encoding(model: Any, shards: Path) -> dict[str, float]:
@@ -167,8 +172,10 @@ def encoding(model: Any, shards: Path) -> dict[str, float]:
     reader = ShardReader(shards, "train")
     model.eval()
 
+    clips = min(64, len(reader))
+
     @torch.inference_mode()
-    def plainly(clips: int = 64) -> None:
+    def plainly() -> None:
         frames = np.stack([reader.frames(row, range(FRAMES)) for row in range(clips)])
         pixels = model.processor.frames(torch.from_numpy(frames).to(model.device))
         mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=model.device)
@@ -178,7 +185,7 @@ def encoding(model: Any, shards: Path) -> dict[str, float]:
         encode_videos(model, eval_batches(reader, 64, FRAMES), len(reader))
 
     plainly()
-    plain = 64 / min(seconds(plainly) for _ in range(3))
+    plain = clips / min(seconds(plainly) for _ in range(3))
     whole()
     rate = len(reader) / seconds(whole)
     model.train()

@@ -109,8 +109,12 @@ def count_workers(wanted: int | str, device: torch.device, processes: int = 1) -
     """
     if wanted != "auto":
         return int(wanted)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // processes - 1, 1) if device.type == "cuda" else 1
+    return max(count_cores() // processes - 1, 1) if device.type == "cuda" else 1
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -5,16 +5,20 @@ import copy
 import pytest
 import torch
 from model_world import tiny_model, train_config
+from step_world import distance, gradients, random_batch, wild_model
 from torch import nn
 from torch.testing import assert_close
 from train_world import StopError, curves, run, save_after_every_step, stop_at
 
+from hcmi.ahead import on_device
+from hcmi.errors import ModelError
 from hcmi.evaluate import encode_split
-from hcmi.model import load_retriever, score
+from hcmi.model import encode, load_retriever, multiply_patches, score
 from hcmi.model.heads import HEADS
 from hcmi.shards import ShardReader, TrainLoader
 from hcmi.train import make_optimizers, training_step
 from hcmi.train import stage as subject
+from hcmi.train.parts import Parts
 from hcmi.train.readback import Readback
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -85,7 +89,8 @@ def test_train_goes_on_on_a_gpu_when_it_was_stopped_there(films, tmp_path, monke
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_scores_are_the_processors_when_encoded_on_a_gpu(films, head):
+def test_scores_are_the_processors_when_encoded_on_a_gpu(films, head, monkeypatch):
+    monkeypatch.setattr(encode, "encode_precision", lambda device: "float32")
     reader = ShardReader(films, "test")
     here = tiny_model(head, wild=True)
     there = copy.deepcopy(here)
@@ -98,3 +103,85 @@ def test_scores_are_the_processors_when_encoded_on_a_gpu(films, head):
     for level, expected in scores[0].items():
         assert scores[1][level].device.type == "cpu"
         assert_close(scores[1][level], expected, atol=1e-4, rtol=1e-4, msg=level)
+
+
+# how fast
+
+def test_training_step_reads_nothing_back_when_it_is_on_a_gpu(films):
+    """But for the margin, whose own scores are picked by a mask."""
+    config = train_config(denoise="positive", denoise_by="both", margin_weight=0.0)
+    model = nn.Module.to(tiny_model(wild=True).train(), "cuda")
+    optimizers = make_optimizers(model, config)
+    loader = TrainLoader(ShardReader(films, "train"), 8, model.config.num_frames, num_captions=2, device="cuda")
+    for number, batch in enumerate(loader):
+        if number > 1:      # what is made once has been made
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            training_step(model, optimizers, batch, config, "positive", "bfloat16")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_same_when_they_are_copied_ahead(films, num_workers):
+    reader = ShardReader(films, "train")
+    here, there = (list(TrainLoader(reader, 4, 3, num_workers=num_workers, device=device))
+                   for device in ("cpu", "cuda"))
+    assert len(here) == len(there) == 6
+    for expected, found in zip(here, there, strict=True):
+        assert found.frames_KBTHXC.is_cuda
+        assert found.rows == expected.rows
+        assert torch.equal(found.frames_KBTHXC.cpu(), expected.frames_KBTHXC)
+        assert torch.equal(found.frame_mask_BT.cpu(), expected.frame_mask_BT)
+
+
+def test_batches_copied_ahead_are_not_overwritten_while_a_gpu_is_busy():
+    pictures = [torch.full((4, 1 << 20), number, dtype=torch.uint8) for number in range(12)]
+    masks = torch.ones(1, dtype=torch.bool)
+    slow = torch.randn(4096, 4096, device="cuda")
+    sums = []
+    for _, there, _ in on_device(((None, picture.clone(), masks) for picture in pictures), torch.device("cuda")):
+        for _ in range(20):
+            slow = (slow @ slow).clamp(-1, 1)
+        sums.append(there.sum())
+    assert [int(total) for total in sums] == [number * 4 << 20 for number in range(12)]
+
+
+def test_gradients_are_those_of_the_plain_step_when_parts_are_compiled_on_a_gpu():
+    model, batch = nn.Module.to(wild_model("hcmi"), "cuda"), random_batch(8)
+    parts = Parts.of(model).compiled()
+    found, expected = gradients(model, batch, parts=parts), gradients(model, batch)
+    assert distance(found, expected) < 1e-4
+    for number in (1, 2):
+        other = random_batch(8, number)
+        assert distance(gradients(model, other, parts=parts), gradients(model, other)) < 1e-4
+
+
+def test_train_learns_when_it_is_compiled(films, tmp_path):
+    summary = run(films, tmp_path, epochs=12, device="cuda", precision="bfloat16", compile=True)
+    assert summary["val_R@1"] >= 50
+
+
+def test_gradients_are_those_of_a_convolution_when_patches_are_products():
+    plain = nn.Module.to(wild_model("mean_pool"), "cuda")
+    product, batch = copy.deepcopy(plain), random_batch(8)
+    multiply_patches(product)
+    assert distance(gradients(product, batch), gradients(plain, batch)) < 1e-5
+
+
+def test_tokens_in_bfloat16_are_near_those_in_float32(films, monkeypatch):
+    if not torch.cuda.is_bf16_supported():
+        pytest.skip("needs a GPU that multiplies bfloat16")
+    model, reader = nn.Module.to(tiny_model(wild=True), "cuda"), ShardReader(films, "train")
+    rounded = encode_split(model, reader, 5).videos
+    monkeypatch.setattr(encode, "encode_precision", lambda device: "float32")
+    exact = encode_split(model, reader, 5).videos
+    assert rounded.video_BD.dtype == torch.float32
+    cosines = (rounded.video_BD * exact.video_BD).sum(1)
+    assert 0.99 < float(cosines.min()) < 1
+
+
+def test_train_names_the_step_when_a_loss_on_a_gpu_is_not_a_number(films, tmp_path):
+    with pytest.raises(ModelError, match=r"^training, step \d+: need a finite loss, got nan\."):
+        run(films, tmp_path, lr=1e30, backbone_lr=1e30, marginal_group=1, device="cuda")
+    assert not (tmp_path / "model").exists()

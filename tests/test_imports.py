@@ -25,7 +25,8 @@ OWNERS: dict[str, set[str]] = {
     "mteb": {"search"}, "open_clip": {"model"}, "pymilvus": {"index"},
     "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train"}, "simplejpeg": {"video", "shards"},
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
-    "torch": {"types", "runtime", "doctor", "shards", "model", "train", "evaluate", "export", "index", "search"},
+    "torch": {"types", "ahead", "runtime", "doctor", "shards", "model", "train", "evaluate", "export", "index",
+              "search"},
     "uvicorn": {"serve"}, "webdataset": {"dataset", "shards"}}
 # Comes with CUDA builds of torch; without it there is another way.
 WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
@@ -127,7 +128,7 @@ def test_rooms_are_entered_by_their_door_and_imports_point_down(source):
 
 def test_ground_imports_no_room():
     grounds = [path for path in ROOT.glob("hcmi/*.py") if path.stem not in (*COMMAND_LINE, "__main__", "__init__")]
-    assert {"config", "errors", "files", "progress", "runtime", "types"} == {path.stem for path in grounds}
+    assert {"ahead", "config", "errors", "files", "progress", "runtime", "types"} == {path.stem for path in grounds}
     assert not [module_name(path) for path in grounds for name in own_names(path) if room_of(name)]
 
 

@@ -70,3 +70,21 @@ def test_tune_allocator_keeps_memory_in_the_process_when_it_is_freed():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     assert min(faults() for _ in range(30)) < 2000      # 64 MB are 16,384 pages; untuned it is all of them each time
+
+
+@pytest.mark.parametrize(("wanted", "device", "processes", "found"), [
+    ("auto", "cuda", 1, 15), ("auto", "cuda", 4, 3), ("auto", "cuda", 16, 1), ("auto", "cpu", 1, 1), (0, "cuda", 1, 0),
+    (7, "cpu", 2, 7)])
+def test_loader_processes_follow_the_cores_when_they_are_auto(monkeypatch, wanted, device, processes, found):
+    monkeypatch.setattr(runtime, "count_cores", lambda: 16)
+    assert runtime.count_workers(wanted, torch.device(device), processes) == found
+
+
+def test_tf32_is_allowed_inside_the_block_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    with runtime.tf32(False):
+        assert torch.get_float32_matmul_precision() == before == "highest"
+    with runtime.tf32(True):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before

@@ -5,7 +5,6 @@ its `WebDataset` class, which splits the shards by node and worker, takes a cach
 of a local file at `#`.
 """
 
-import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ import torch
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from hcmi.ahead import ahead
+from hcmi.runtime import count_cores
 from hcmi.shards.reader import ShardReader
 from hcmi.shards.sampler import middle_frames
 from hcmi.shards.shard_file import decode_into, jpeg_shape, parse_record
@@ -55,7 +55,7 @@ def clip_batches(index: SplitIndex, batch_size: int, num_frames: int, rank: int 
     """As `eval_batches`, from the index alone: the clips too are read from the tars, so these may be behind a URL."""
     first, last = (len(index) * part // world_size for part in (rank, rank + 1))
     decoded = ahead(_decode, _decode_jobs(index, first, last, batch_size, num_frames), depth=2 * batch_size,
-                    threads=min(os.cpu_count() or 1, DECODERS))
+                    threads=min(count_cores(), DECODERS))
     while jobs := list(islice(decoded, batch_size)):
         batch, rows = jobs[0].batch, [job.row for job in jobs]
         yield ClipBatch([job.clip for job in jobs], [job.stored for job in jobs],

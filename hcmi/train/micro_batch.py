@@ -9,6 +9,7 @@ import torch
 from hcmi.config import TrainConfig
 from hcmi.errors import MachineError
 from hcmi.model import HcmiModel
+from hcmi.runtime import tf32
 from hcmi.shards import ShardReader, TrainBatch, TrainLoader
 from hcmi.train.denoising import denoise_mode
 from hcmi.train.parts import Parts
@@ -87,7 +88,9 @@ def trial(size: int, model: HcmiModel, batch: TrainBatch, config: TrainConfig, p
     """Compute the gradients of a step in micro-batches of `size`, and forget them. No other rank is asked."""
     model.train()
     try:
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        # in TF32 as a step is: what was compiled for another precision would be compiled again
+        devices = [model.device] if model.device.type == "cuda" else []
+        with tf32(precision == "bfloat16"), torch.random.fork_rng(devices):
             by_tag = config.loss.denoise_by == "tag"        # needs no memory
             denoise = "off" if by_tag else denoise_mode(model, config, config.loss.warmup_epochs)
             total, _ = batch_loss(model, batch, config, denoise, precision, None, size, replace(ranks, alone=True),

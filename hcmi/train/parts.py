@@ -40,9 +40,12 @@ class Parts:
 
 
 def wants_compiled(config: TrainConfig, device: torch.device, num_steps: int) -> bool:
-    """`train.compile`; `auto`: on a GPU, for a run of `num_steps` that is long enough."""
+    """`train.compile`; `auto`: on a GPU, for a run of `num_steps` that is long enough.
+
+    With activation checkpointing, which computes layers twice from outside of them, `auto` means false: not tried.
+    """
     if config.compile == "auto":
-        return device.type == "cuda" and num_steps >= COMPILED_STEPS
+        return device.type == "cuda" and num_steps >= COMPILED_STEPS and not config.activation_checkpointing
     return config.compile
 
 
