@@ -110,6 +110,20 @@ def dataset(manifest: str, generated: str, incoming: str, params: str, as_json: 
 
     _show(build_dataset(config=load_params(params).dataset, manifest_dir=manifest, generated_dir=generated,
                         incoming_dir=incoming), as_json)
+    _note_cut_captions(f"{manifest}/manifest.parquet", params)
+
+
+def _note_cut_captions(manifest: str, params_file: str) -> None:
+    """Say what share of the captions the model will not read to the end. No output of the stage depends on it."""
+    from hcmi.config import load_params
+    from hcmi.dataset import sample_captions
+
+    config, captions = load_params(params_file).model, sample_captions(manifest)
+    if max(map(len, captions), default=0) > config.num_words:       # a token has one character or more
+        from hcmi.model import cut_note  # loads torch
+
+        if note := cut_note(captions, config):
+            click.echo(f"note: {note}", err=True)
 
 
 @main.command()
@@ -321,6 +335,22 @@ def model(path: str, as_json: bool) -> None:
 
     found = describe_model(path)
     click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else description_text(found))
+
+
+@main.command()
+@click.argument("folder", metavar="DIR")
+def init(folder: str) -> None:
+    """Make the project folder DIR: parameters, stages, schedules and a place for data. Existing files are kept.
+
+    Example: hcmi init my_project
+    """
+    from hcmi.project import init_project, next_steps
+
+    made, kept = init_project(folder)
+    click.echo(f"made {len(made)} files in {folder}", err=True)
+    if kept:
+        click.echo(f"note: kept what was there: {', '.join(map(shown, kept))}", err=True)
+    click.echo(next_steps(shown(folder)))
 
 
 @main.command()

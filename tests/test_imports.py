@@ -33,7 +33,7 @@ IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "pil
 
 # From the ground up. A room imports rooms of the lines before its own and none of its own line, but for ORDERED.
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index"},
-          {"evaluate", "train", "export", "search", "drift", "doctor", "serve"}]
+          {"evaluate", "train", "export", "search", "drift", "doctor", "serve", "project"}]
 ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("train", "evaluate"), ("drift", "evaluate"),
            ("doctor", "evaluate"), ("serve", "search")}
 MAX_LINES = 400

@@ -7,7 +7,13 @@ in skipped.jsonl. Other rooms also read folders and annotations through this one
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.captions import read_captions
 from hcmi.dataset.folder import read_folder
-from hcmi.dataset.manifest import read_manifest, read_manifest_table, write_manifest, write_skipped
+from hcmi.dataset.manifest import (
+    read_manifest,
+    read_manifest_table,
+    sample_captions,
+    write_manifest,
+    write_skipped,
+)
 from hcmi.dataset.stage import build_dataset
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "read_folder",
     "read_manifest",
     "read_manifest_table",
+    "sample_captions",
     "write_manifest",
     "write_skipped",
 ]

@@ -12,6 +12,7 @@ from hcmi.doctor.examine import Captions, Sample, examine_sample, read_videos
 from hcmi.doctor.problems import describe_machine, find_problems, training_memory_bytes
 from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
+from hcmi.model import cut_note
 
 TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
 RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
@@ -41,7 +42,7 @@ def doctor(folder: str | Path, params: Params, sample: int = 64, seconds: float 
     report = {
         "videos": {"files": len(present), "missing": len(missing), "clips": num_clips, "sampled": examined.size},
         "durations_s": _spread([one.duration_s for one in examined.good.values()]),
-        "captions": _caption_figures(captions),
+        "captions": _caption_figures(captions, params),
         "projected": _project(examined, num_clips),
         "reasons": dict(Counter(error.reason for error in examined.bad.values())),
         "decoders": dict(Counter(one.decoder for one in examined.good.values())),
@@ -61,12 +62,13 @@ def _project(sample: Sample, num_clips: int) -> dict[str, Any]:
             "shards_minutes": round(sample.wall_seconds / max(sample.size, 1) * num_clips / 60, 2)}
 
 
-def _caption_figures(captions: Captions) -> dict[str, Any] | None:
+def _caption_figures(captions: Captions, params: Params) -> dict[str, Any] | None:
     texts = [text for clips in captions.values() for some in clips.values() for text in some]
     if not texts:
         return None
+    note = cut_note(texts, params.model)
     return {"count": len(texts), "empty": sum(not text for text in texts),
-            "words": _spread([len(text.split()) for text in texts])}
+            "words": _spread([len(text.split()) for text in texts]), **({"note": note} if note else {})}
 
 
 def _worst_files(missing: list[str], sample: Sample) -> list[dict[str, str]]:
@@ -102,6 +104,7 @@ def report_text(report: dict[str, Any]) -> str:
             "training": f"at least {report['memory_needed_gb']} GB memory for batches"}
     lines = [f"{name:16}{value}" for name, value in rows.items()]
     lines += ["to look at first:", *(f"  {row['file']}: {row['why']}" for row in report["worst"])]
+    lines += [f"note: {captions['note']}"] if captions and "note" in captions else []
     lines += [f"problem: {problem}" for problem in report["problems"]] or ["ready: no problem found"]
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ import torch
 
 from hcmi.errors import DataError, shown
 from hcmi.index import Filter, MilvusIndex, SearchIndex, is_milvus
-from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder
+from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder, words_read
 from hcmi.runtime import one_thread
 from hcmi.search.explain import Explanation, explain_hit
 from hcmi.search.moments import BASELINE_VIDEOS, Baseline, find_moment, measure_baseline
@@ -152,8 +152,13 @@ class Retriever:
 
     def query_notes(self, query: str) -> list[str]:
         """What the user should know about how the query is understood, one line each."""
-        words = [word for word in self.model.processor.known(query)[1] if any(char.isalnum() for char in word)]
-        return [f"left out, since no training caption has them: {', '.join(words)}."] if words else []
+        known, unknown = self.model.processor.known(query)
+        words = [word for word in unknown if any(char.isalnum() for char in word)]
+        notes = [f"left out, since no training caption has them: {', '.join(words)}."] if words else []
+        if (count := words_read(known, self.model.processor)) is not None:
+            notes.append(f"left out, since the model reads {self.model.processor.num_words} tokens: "
+                         f"{_start(' '.join(known.split()[count:]))}")
+        return notes
 
     def as_loaded(self) -> "Retriever":
         """A copy that stays with the index as it is now and reads its folders no more, so they may be deleted."""
@@ -211,6 +216,10 @@ class Retriever:
                                 round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()
                                                   if self.model.level_weights[name] > 0}))
         return hits
+
+
+def _start(text: str, length: int = 60) -> str:
+    return f"{text[:length]}…" if len(text) > length else f"{text}."
 
 
 def _row_of(index: Index, video_id: str) -> np.ndarray:

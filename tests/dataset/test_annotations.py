@@ -269,7 +269,7 @@ OTHERS = {
          ("video7", "a bird", "test")]),
     "T-MASS": ("didemo", {
         "didemo_train_label.csv": "success,video_path,starts,ends,text,formatted_data\n"
-                                  'True,/x/1@N00_2_ab.m4v,tensor([[0]]),tensor([[31]]),"a man, then a dog",/x/t_0.pth\n',
+                                  'True,/x/1@N00_2_ab.m4v,tensor([[0]]),tensor([[31]]),"a man, then a dog",/t_0.pth\n',
         "didemo_val_label.csv": "success,video_path,starts,ends,text,formatted_data\n",
         "didemo_test_label.csv": "success,video_path,starts,ends,text,formatted_data\n"
                                  "True,/x/5@N06_8_fd.,tensor([0]),tensor([31]),a baby,/x/t_1.pth\n"},
