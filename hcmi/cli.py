@@ -298,14 +298,16 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer to this name too, such as that of a "
+              "proxy; may be repeated.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
 @click.option("--index", help="Search index.  [default: search.uri of params.yaml, or export/index]")
 @model_option
 @precision_option
 @params_option
-def serve(host: str, port: int, videos: str | None, index: str | None, model: str, precision: str,
-          params: str) -> None:
+def serve(host: str, hosts: tuple[str, ...], port: int, videos: str | None, index: str | None, model: str,
+          precision: str, params: str) -> None:
     """Serve the search page: type a query, watch the moment in each video, see why it was found.
 
     Examples:
@@ -320,7 +322,7 @@ def serve(host: str, port: int, videos: str | None, index: str | None, model: st
     retriever = open_retriever(model, index, videos, params, precision)
     for note in retriever.notes:
         click.echo(f"note: {shown(note)}", err=True)
-    run(retriever, host, port, click.echo)
+    run(retriever, host, port, click.echo, hosts)
 
 
 @main.command()

@@ -68,8 +68,8 @@ class Retriever:
         retriever = cls(loaded, found.path, candidates)
         retriever.notes = list(found.news.values())
         if len(found.skipped) > len(found.news):
-            retriever.notes.append(f"{videos}: {len(found.skipped)} of {found.num_files} files cannot be searched, "
-                                   f"such as {shown(next(iter(found.skipped)))}.")
+            retriever.notes.append(f"{shown(videos)}: {len(found.skipped)} of {found.num_files} files cannot be "
+                                   f"searched, such as {shown(next(iter(found.skipped)))}.")
         return retriever
 
     def search(self, query: str, top: int = 10, tags: dict[str, str] | None = None,
