@@ -97,7 +97,7 @@ def step_costs(device: str, towers: str, rounds: int) -> dict[str, float]:
 
 
 def draw(rows: Sequence[tuple], path: Path) -> None:
-    """Plot mean R@1 and interval of each head, one panel per gallery."""
+    """Plot mean R@1 and interval of each head, one panel per gallery, all on the same scale from 0 to 100 %."""
     galleries, names = (list(dict.fromkeys(row[at] for row in rows)) for at in (0, 1))
     figure, row_of_panels = panels(galleries, "t2v R@1, %", 1.8 * len(galleries), 2.6)
     for panel, gallery in zip(row_of_panels, galleries, strict=True):
@@ -107,6 +107,7 @@ def draw(rows: Sequence[tuple], path: Path) -> None:
                            color="#1f77b4" if name == "hcmi" else "#888888")
         panel.set_yticks(range(0, -len(names), -1), names if gallery == galleries[0] else [""] * len(names))
         panel.set_ylim(0.5 - len(names), 0.5)
+        panel.set_xlim(0, 100)
         panel.grid(axis="y", visible=False)
     figure.savefig(path, metadata={"Software": None})
 

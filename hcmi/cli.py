@@ -103,7 +103,21 @@ def dataset(manifest: str, generated: str, incoming: str, accepted: str, params:
     from hcmi.dataset import build_dataset
 
     show(build_dataset(config=load_params(params).dataset, manifest_dir=manifest, generated_dir=generated,
-                        incoming_dir=incoming, accepted=accepted), as_json)
+                       incoming_dir=incoming, accepted=accepted), as_json)
+    _note_cut_captions(f"{manifest}/manifest.parquet", params)
+
+
+def _note_cut_captions(manifest: str, params_file: str) -> None:
+    """Say what share of the captions the model will not read to the end. No output of the stage depends on it."""
+    from hcmi.config import load_params
+    from hcmi.dataset import sample_captions
+
+    config, captions = load_params(params_file).model, sample_captions(manifest)
+    if max(map(len, captions), default=0) > config.num_words:       # a token has one character or more
+        from hcmi.model import cut_note  # loads torch
+
+        if note := cut_note(captions, config):
+            click.echo(f"note: {note}", err=True)
 
 
 @main.command()
@@ -296,6 +310,8 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer to this name too, such as that of a "
+              "proxy; may be repeated.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
 @click.option("--index", help="Search index.  [default: the current release, or search.uri of params.yaml]")
@@ -304,8 +320,8 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 @window_option
 @overlap_option
 @params_option
-def serve(host: str, port: int, videos: str | None, index: str | None, model: str | None, precision: str,
-          window: float | None, overlap: float | None, params: str) -> None:
+def serve(host: str, hosts: tuple[str, ...], port: int, videos: str | None, index: str | None, model: str | None,
+          precision: str, window: float | None, overlap: float | None, params: str) -> None:
     """Serve the search page: type a query, watch the moment in each video, see why it was found.
 
     Examples:
@@ -320,7 +336,7 @@ def serve(host: str, port: int, videos: str | None, index: str | None, model: st
     retriever = open_retriever(model, index, videos, params, precision, window, overlap, follow=True)
     for note in retriever.notes:
         click.echo(f"note: {shown(note)}", err=True)
-    run(retriever, host, port, click.echo)
+    run(retriever, host, port, click.echo, hosts)
 
 
 @main.command()
@@ -335,6 +351,22 @@ def model(path: str, as_json: bool) -> None:
 
     found = describe_model(path)
     click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else description_text(found))
+
+
+@main.command()
+@click.argument("folder", metavar="DIR")
+def init(folder: str) -> None:
+    """Make the project folder DIR: parameters, stages, schedules and a place for data. Existing files are kept.
+
+    Example: hcmi init my_project
+    """
+    from hcmi.project import init_project, next_steps
+
+    made, kept = init_project(folder)
+    click.echo(f"made {len(made)} files in {folder}", err=True)
+    if kept:
+        click.echo(f"note: kept what was there: {', '.join(map(shown, kept))}", err=True)
+    click.echo(next_steps(shown(folder)))
 
 
 @main.command()

@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 from hcmi.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
+NO_PARAMS = "Run from the project's folder; `hcmi init DIR` makes one."
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -248,7 +249,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
     Raises: ConfigError naming the first wrong key, what it needs and what it holds.
     """
-    return _checked(path, _read(path, "Run from the project's folder."))
+    return _checked(path, _read(path, NO_PARAMS))
 
 
 def load_overrides(paths: Sequence[str | Path], params: str | Path = "params.yaml") -> dict[str, Any]:
@@ -256,7 +257,7 @@ def load_overrides(paths: Sequence[str | Path], params: str | Path = "params.yam
 
     Raises: ConfigError naming the first key that is wrong or does not fit the other parameters.
     """
-    raw, changes = _read(params, "Run from the project's folder."), dict[str, Any]()
+    raw, changes = _read(params, NO_PARAMS), dict[str, Any]()
     for path in paths:
         found = _leaves(_read(path, "Give a file of presets/, or one of your own."))
         for key, value in found.items():

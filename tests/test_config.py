@@ -113,7 +113,7 @@ def test_load_says_where_to_run_when_there_is_no_file(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_params(tmp_path / "params.yaml")
     assert str(caught.value) == (f"{tmp_path / 'params.yaml'}: need a parameter file, found none. "
-                                 f"Run from the project's folder.")
+                                 f"Run from the project's folder; `hcmi init DIR` makes one.")
 
 
 def test_sections_cannot_be_changed_when_parsed(repo_root):

@@ -9,7 +9,13 @@ from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotatio
 from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.expected_splits import expected_splits
 from hcmi.dataset.folder import read_folder
-from hcmi.dataset.manifest import read_manifest, read_manifest_table, write_manifest, write_skipped
+from hcmi.dataset.manifest import (
+    read_manifest,
+    read_manifest_table,
+    sample_captions,
+    write_manifest,
+    write_skipped,
+)
 from hcmi.dataset.stage import build_dataset
 
 __all__ = [
@@ -28,6 +34,7 @@ __all__ = [
     "read_folder",
     "read_manifest",
     "read_manifest_table",
+    "sample_captions",
     "write_manifest",
     "write_skipped",
 ]

@@ -59,6 +59,14 @@ def read_manifest(path: str | Path) -> list[Clip]:
     return [Clip.from_row(row) for row in read_manifest_table(path).to_pylist()]
 
 
+def sample_captions(path: str | Path, most_clips: int = 10_000) -> list[str]:
+    """The captions of all clips, or of `most_clips` of them at equal distances. Raises: as `read_manifest_table`."""
+    table = read_manifest_table(path)
+    step = -(-table.num_rows // most_clips) or 1
+    clips = table["captions"].take(pa.array(range(0, table.num_rows, step)))
+    return [caption for captions in clips.to_pylist() for caption in captions]
+
+
 def write_skipped(skips: Iterable[Skip], path: str | Path) -> None:
     """Write skipped.jsonl: what was left out, one record a line."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:

@@ -14,6 +14,7 @@ from hcmi.doctor.examine import Captions, Listing, Sample, examine_sample, read_
 from hcmi.doctor.problems import describe_machine, folder_problems, training_problems
 from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
+from hcmi.model import cut_note
 from hcmi.train import RunData
 
 TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
@@ -52,7 +53,7 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
     report: dict[str, Any] = {
         "videos": {"files": len(present), "missing": len(missing), "clips": num_clips, "sampled": examined.size},
         "durations_s": _spread([one.duration_s for one in examined.good.values()]),
-        "captions": _caption_figures(captions),
+        "captions": _caption_figures(captions, params),
         "projected": _project(examined, num_clips),
         "reasons": dict(Counter(error.reason for error in examined.bad.values())),
         "decoders": dict(Counter(one.decoder for one in examined.good.values())),
@@ -101,12 +102,13 @@ def _project(sample: Sample, num_clips: int) -> dict[str, Any]:
             "shards_minutes": round(sample.wall_seconds / max(sample.size, 1) * num_clips / 60, 2)}
 
 
-def _caption_figures(captions: Captions) -> dict[str, Any] | None:
+def _caption_figures(captions: Captions, params: Params) -> dict[str, Any] | None:
     texts = [text for clips in captions.values() for some in clips.values() for text in some]
     if not texts:
         return None
+    note = cut_note(texts, params.model)
     return {"count": len(texts), "empty": sum(not text for text in texts),
-            "words": _spread([len(text.split()) for text in texts])}
+            "words": _spread([len(text.split()) for text in texts]), **({"note": note} if note else {})}
 
 
 def _worst_files(missing: list[str], sample: Sample) -> list[dict[str, str]]:
@@ -143,6 +145,7 @@ def report_text(report: dict[str, Any]) -> str:
                         f"about {report['memory_needed_gb']} GB memory"}
     lines = [f"{name:16}{value}" for name, value in rows.items()]
     lines += ["to look at first:", *(f"  {row['file']}: {row['why']}" for row in report["worst"])]
+    lines += [f"note: {captions['note']}"] if captions and "note" in captions else []
     lines += [f"problem: {problem}" for problem in report["problems"]] or ["ready: no problem found"]
     lines += [f"next: {command}" for command in report["next"]]
     return "\n".join(lines)

@@ -237,7 +237,8 @@ def _connect(uri: str) -> Any:
     except ImportError as error:
         raise SearchIndexError(f"{uri}: need the package pymilvus to search in Milvus, got none. "
                                "Run `pip install 'hcmi[milvus]'`.") from error
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)        # it prints tracebacks of the errors that it raises
+    for library in ("pymilvus", "milvus_lite"):     # they print tracebacks of the errors that they raise
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     with _explained(uri):
         return MilvusClient(uri, timeout=TIMEOUT_S)
 
@@ -250,5 +251,9 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MilvusException as error:
+        if uri.endswith(".db") and "Open local milvus failed" in str(error.message):
+            raise SearchIndexError(f"{uri}: need a Milvus Lite file that no other process has open, got one that "
+                                   f"cannot be opened. Stop the other process, such as `hcmi serve`, or use a Milvus server."
+                                   ) from error
         raise SearchIndexError(f"{uri}: need Milvus to answer, got: {' '.join(str(error.message).split())[:200]} "
                                "Start it, or correct search.uri.") from error

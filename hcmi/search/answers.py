@@ -50,7 +50,7 @@ def _columns(text: str) -> int:
 
 def missing_files(hits: Sequence[Hit]) -> list[str]:
     """One line for each hit whose video has been deleted or moved since it was indexed."""
-    return [f"{hit.path}: the video is no longer on disk. Put it back, or export again without it."
+    return [f"{hit.path}: need the video, got no such file. Put it back, or export again without it."
             for hit in hits if not os.path.exists(hit.path)]
 
 

@@ -7,7 +7,10 @@ import numpy as np
 
 from hcmi.model import TOLD_SHARE, HcmiModel
 from hcmi.search.moments import Baseline, frame_relevance, frame_word_matrix
-from hcmi.types import Hit, TextTokens, VideoTokens
+from hcmi.types import Hit, TextTokens, VideoTokens, path_text
+
+FUNCTION_WORDS = frozenset(("a", "an", "and", "are", "as", "at", "by", "for", "from", "in", "into", "is", "it", "of",
+                            "on", "or", "that", "the", "then", "to", "while", "with"))
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class Explanation:
         """For JSON."""
         lists = {name.split("_T")[0].split("_W")[0]: value.round(5).tolist() for name, value in vars(self).items()
                  if isinstance(value, np.ndarray)}
-        return {"query": self.query, "hit": asdict(self.hit), "level_weights": self.level_weights, "words": self.words,
-                **lists, "marks_share": self.marks_share, "phrases": [vars(phrase) for phrase in self.phrases]}
+        hit = asdict(self.hit) | {"path": path_text(self.hit.path)}
+        return {"query": self.query, "hit": hit, "level_weights": self.level_weights, "words": self.words, **lists,
+                "marks_share": self.marks_share, "phrases": [vars(phrase) for phrase in self.phrases]}
 
 
 def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, times_T: np.ndarray, model: HcmiModel,
@@ -104,12 +108,16 @@ def _shares(text: TextTokens, sims_NM: np.ndarray, weights_N: np.ndarray, weight
 
 def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, words: list[tuple[str, list[int]]],
                     level_weight: float) -> tuple[PhraseMatch, ...]:
-    """The phrases, largest weight first; none for heads without phrases or clips. Two words name a phrase. [ours]"""
+    """The phrases, largest weight first; none for heads without phrases or clips. Two words name a phrase. [ours]
+
+    Punctuation and words such as "then" name a phrase only where the query has no other words.
+    """
     if not text.phrases_BPD.shape[1] or not video.clips_BCD.shape[1] or not words:
         return ()
     phrases_PD, clips_CD = text.phrases_BPD[0], video.clips_BCD[0]
     sims_PC = (phrases_PD @ clips_CD.T).float().numpy()
-    names_PW = np.stack([(phrases_PD @ text.words_BWD[0].T).float().numpy()[:, at].max(1) for _, at in words], 1)
+    named = [word for word in words if _tells(word[0])] or words
+    names_PW = np.stack([(phrases_PD @ text.words_BWD[0].T).float().numpy()[:, at].max(1) for _, at in named], 1)
     frame_of_clip = (clips_CD @ video.frames_BTD[0].T).float().numpy()
     frame_of_clip[:, (video.frame_weights_BT[0] <= 0).numpy()] = -np.inf
     shares_P = level_weight * _shares(text, sims_PC, text.phrase_weights_BP[0].float().numpy(),
@@ -119,10 +127,14 @@ def _phrase_matches(text: TextTokens, video: VideoTokens, times_T: np.ndarray, w
         if weight > 0:
             clip = int(sims_PC[phrase].argmax())
             nearest = sorted(np.argsort(-names_PW[phrase])[:2])
-            found.append(PhraseMatch(tuple(words[at][0] for at in nearest), weight, clip,
+            found.append(PhraseMatch(tuple(named[at][0] for at in nearest), weight, clip,
                                      float(times_T[frame_of_clip[clip].argmax()]), float(sims_PC[phrase, clip]),
                                      float(shares_P[phrase])))
     return tuple(sorted(found, key=lambda match: -match.weight))
+
+
+def _tells(word: str) -> bool:
+    return word.lower() not in FUNCTION_WORDS and any(char.isalnum() for char in word)
 
 
 def query_words(tokenizer: Any, query: str, num_tokens: int) -> list[tuple[str, list[int]]]:

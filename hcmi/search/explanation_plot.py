@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
 
+from hcmi.errors import shown
 from hcmi.files import atomic_file
 from hcmi.search.explain import Explanation
 from hcmi.video import DecodeJob, run_one
@@ -18,6 +19,7 @@ HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fafc", "#cfe3f1", "#7fb2d9
 COLUMNS = 0.12, 0.66, 1.32      # inches to the right of the heat map: cosine, weight, share
 RIGHT = 1.85                    # inches of the margin that holds them
 LABEL = 20                      # characters of a word that fit the left margin
+LEAST_RELEVANCE = 0.2           # cosine; the scale of relevance reaches at least this far
 FRAME_PIXELS = 160
 TIMEOUT_S = 20.0
 
@@ -66,7 +68,7 @@ def _title(figure: Figure, explanation: Explanation, left: float, width: float, 
     query = explanation.query if len(explanation.query) <= 90 else explanation.query[:89] + "…"
     figure.text(left, 1 - 0.38 / height, f"“{query}”", fontsize=15, color=INK, weight="bold", va="center")
     below = 1 - 0.70 / height
-    figure.text(left, below, f"{Path(hit.path).name}    rank {hit.rank}    score {hit.score:.3f}", fontsize=9.5,
+    figure.text(left, below, f"{shown(Path(hit.path).name)}    rank {hit.rank}    score {hit.score:.3f}", fontsize=9.5,
                 color=SOFT, va="center")
     figure.text(1 - RIGHT / width, below, f"best moment  {hit.start_s:.1f} – {hit.end_s:.1f} s", fontsize=9.5,
                 color=MOMENT, weight="bold", va="center", ha="right")
@@ -89,13 +91,13 @@ def _frames(axes: Axes, frames_THXC: np.ndarray, chosen_T: np.ndarray) -> None:
 def _heat(axes: Axes, explanation: Explanation) -> None:
     """Cosine of each word and frame; the best frame of a word has a border. Right: what it adds to the score.
 
-    Words with a larger weight are darker.
+    Words with a larger weight are darker. The colours always stand for 0 to 1, so that noise stays pale.
     """
     matrix_WT = explanation.frame_word_TW.T
     if not matrix_WT.size:
         axes.axis("off")
         return
-    image = axes.imshow(matrix_WT, aspect="auto", cmap=HEAT, interpolation="nearest")
+    image = axes.imshow(matrix_WT, aspect="auto", cmap=HEAT, interpolation="nearest", vmin=0.0, vmax=1.0)
     for word, frame in enumerate(explanation.word_frames_W):
         edge = "white" if float(np.asarray(image.norm(matrix_WT[word, frame]))) > 0.7 else INK
         axes.add_patch(Rectangle((frame - 0.47, word - 0.42), 0.94, 0.84, fill=False, edgecolor=edge,
@@ -133,14 +135,15 @@ def _columns(axes: Axes, y: float, *texts: str, color: str = INK) -> None:
 
 
 def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
-    """Relevance of each frame to the whole query."""
+    """Relevance of each frame to the whole query, as bars from zero on a scale that noise does not fill."""
     places, relevance_T = np.arange(len(explanation.times_s)), explanation.relevance_T
     axes.set_xlim(-0.5, len(places) - 0.5)
-    span = max(float(np.ptp(relevance_T)), 1e-6)
-    axes.set_ylim(relevance_T.min() - 0.25 * span, relevance_T.max() + 0.35 * span)
+    axes.set_ylim(1.1 * min(-LEAST_RELEVANCE / 2, float(relevance_T.min())),
+                  1.1 * max(LEAST_RELEVANCE, float(relevance_T.max())))
     for first, last in _runs(chosen_T):
         axes.axvspan(first - 0.5, last + 0.5, color=MOMENT, alpha=0.13, linewidth=0)
-    axes.plot(places, relevance_T, color=INK, linewidth=1.6, marker="o", markersize=3.5)
+    axes.bar(places, relevance_T, width=0.6, color=INK)
+    axes.axhline(0.0, color=SOFT, linewidth=0.8)
     axes.set_yticks([])
     axes.set_ylabel("the query, against\nother videos", rotation=0, ha="right", va="center", fontsize=9, color=SOFT,
                     labelpad=8)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from hcmi.errors import ConfigError
 from hcmi.model import HcmiModel, is_foreign
 
+# Control characters, halves of characters, private ones. What Python does not know (Cn) may be a newer emoji.
+UNREADABLE = ("Cc", "Cs", "Co")
 MAX_TOP = 1000
 MAX_QUERY_CHARS = 2000
 
@@ -20,7 +22,7 @@ def check_query(query: str) -> str:
     """
     if not query.strip():
         raise ConfigError("query: need some words, got none. Say what the video shows.")
-    if any(unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn") and char not in "\t\n\r" for char in query):
+    if any(unicodedata.category(char) in UNREADABLE and char not in "\t\n\r" for char in query):
         raise ConfigError(f"query {_shorten(query)!r}: need readable text in UTF-8, got control characters or bytes "
                           "that are not text. Say what the video shows in words.")
     if len(query) > MAX_QUERY_CHARS:

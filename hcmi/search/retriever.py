@@ -10,7 +10,7 @@ import torch
 from hcmi.config import WindowsConfig
 from hcmi.errors import DataError, shown
 from hcmi.index import Filter, MilvusIndex, SearchIndex, is_milvus
-from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder
+from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder, words_read
 from hcmi.runtime import one_thread
 from hcmi.search.explain import Explanation, explain_hit
 from hcmi.search.moments import BASELINE_VIDEOS, Baseline, find_moment, measure_baseline
@@ -72,8 +72,8 @@ class Retriever:
         retriever = cls(loaded, found.path, candidates)
         retriever.notes = list(found.news.values())
         if len(found.skipped) > len(found.news):
-            retriever.notes.append(f"{videos}: {len(found.skipped)} of {found.num_files} files cannot be searched, "
-                                   f"such as {shown(next(iter(found.skipped)))}.")
+            retriever.notes.append(f"{shown(videos)}: {len(found.skipped)} of {found.num_files} files cannot be "
+                                   f"searched, such as {shown(next(iter(found.skipped)))}.")
         return retriever
 
     def search(self, query: str, top: int = 10, tags: dict[str, str] | None = None,
@@ -160,8 +160,13 @@ class Retriever:
 
     def query_notes(self, query: str) -> list[str]:
         """What the user should know about how the query is understood, one line each."""
-        words = [word for word in self.model.processor.known(query)[1] if any(char.isalnum() for char in word)]
-        return [f"left out, since no training caption has them: {', '.join(words)}."] if words else []
+        known, unknown = self.model.processor.known(query)
+        words = [word for word in unknown if any(char.isalnum() for char in word)]
+        notes = [f"left out, since no training caption has them: {', '.join(words)}."] if words else []
+        if (count := words_read(known, self.model.processor)) is not None:
+            notes.append(f"left out, since the model reads {self.model.processor.num_words} tokens: "
+                         f"{_start(' '.join(known.split()[count:]))}")
+        return notes
 
     def as_loaded(self) -> "Retriever":
         """A copy that stays with the index as it is now and reads its folders no more, so they may be deleted."""
@@ -239,6 +244,10 @@ def _apart(moments: Iterable[Moment]) -> list[Moment]:
             if len(kept) == MOMENTS:
                 break
     return kept
+
+
+def _start(text: str, length: int = 60) -> str:
+    return f"{text[:length]}…" if len(text) > length else f"{text}."
 
 
 def _row_of(index: Index, video_id: str) -> np.ndarray:

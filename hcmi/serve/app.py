@@ -15,7 +15,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error
+from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error, shown
 from hcmi.search import Retriever, check_query, hit_record, parse_tags
 from hcmi.serve.following import FollowingRetriever
 from hcmi.types import Hit
 from hcmi.video import EncodeJob, check_file, encode_job, run_one
 
 STATIC = Path(__file__).with_name("static")
-LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 EXAMPLES = 3                    # captions of the index that the empty page suggests
 FRAME_PIXELS, FRAME_QUALITY, FRAME_TIMEOUT_S = 320, 85, 20.0
 HEADERS = {"content-security-policy": "default-src 'self'; frame-ancestors 'none'", "x-content-type-options": "nosniff",
@@ -78,7 +78,7 @@ class Page:
         started = time.perf_counter()
         hits, notes = await self._search(self._answer, request.query_params)
         here = await run_in_threadpool(lambda: [os.path.isfile(hit.path) for hit in hits])
-        return JSONResponse({"hits": [{**hit_record(hit), "file": Path(hit.path).name, "here": found}
+        return JSONResponse({"hits": [{**hit_record(hit), "file": shown(Path(hit.path).name), "here": found}
                                       for hit, found in zip(hits, here, strict=True)],
                              "notes": notes,
                              "seconds": round(time.perf_counter() - started, 4)})
@@ -134,7 +134,7 @@ class Page:
             raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got another. Search again.")
         path = index.clips(rows[:1])[0].path
         if not os.path.isfile(path):
-            raise DataError(f"{path}: the video is no longer on disk. Put it back, or export again without it.")
+            raise DataError(f"{path}: need the video, got no such file. Put it back, or export again without it.")
         check_file(path)
         return path
 
@@ -148,21 +148,25 @@ def read_frame(path: str, start_s: float, end_s: float | None) -> bytes:
     return run_one(job, FRAME_TIMEOUT_S, encode_job).frames[0]
 
 
-def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None], hosts: Sequence[str] = ()) -> None:
     """Serve the page until Ctrl-C. `port` 0 takes a free one. `say` is called with the address once it can be opened.
+
+    `hosts`: further names by which the page may be asked for, such as that of a proxy in front of it.
 
     Raises: ConfigError when the address cannot be used.
     """
     try:
-        listener = socket.create_server((host, port), backlog=128)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"host {host}, port {port}: need an address this machine can listen on, got: "
                           f"{getattr(error, 'strerror', None) or error}. Choose another port.") from error
-    hosts = LOOPBACK if host in LOOPBACK else ("*",)
-    if hosts == ("*",):
+    names = (*LOOPBACK, *hosts) if host in LOOPBACK else tuple(hosts) or ("*",)
+    if host not in LOOPBACK:
         say(f"note: host {host}: everyone who can reach this machine can watch the indexed videos.")
-    say(f"http://{host}:{listener.getsockname()[1]} searches {len(retriever.index)} videos. Ctrl-C stops.")
-    config = uvicorn.Config(make_app(retriever, hosts, say), log_level="warning", access_log=False)
+    shown_host = f"[{host}]" if ":" in host else host
+    say(f"http://{shown_host}:{listener.getsockname()[1]} searches {len(retriever.index)} videos. Ctrl-C stops.")
+    config = uvicorn.Config(make_app(retriever, names, say), log_level="warning", access_log=False)
     with listener, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from hcmi.config import ShardsConfig
 from hcmi.dataset import read_manifest_table
-from hcmi.errors import DecodeError
+from hcmi.errors import DecodeError, shown
 from hcmi.shards.shard_index import KEY_CHARACTERS
 from hcmi.types import SPLITS, Clip, Skip
 from hcmi.video import CLIP_SQUARE, Square
@@ -121,4 +121,4 @@ class Failures:
     def skips(self) -> Iterator[Skip]:
         for row, clip in self.clip_table.iter_clips(self.rows()):
             error = self.errors[int(self.clip_table.key_of_row[row])]
-            yield Skip(clip.video_id, clip.path, "shards", error.reason, str(error))
+            yield Skip(clip.video_id, shown(clip.path), "shards", error.reason, str(error))

@@ -44,6 +44,13 @@ def test_doctor_reads_the_annotation_when_the_folder_is_a_published_data_set(fol
     assert not any(problem.startswith("captions") for problem in report["problems"])
 
 
+def test_doctor_says_which_share_of_the_captions_is_cut(folder, params):
+    few = params.model.model_copy(update={"num_words": 3, "num_phrases": 3})
+    report = doctor(folder, params.model_copy(update={"model": few}))
+    assert "of the captions are longer than the 3 tokens that the model reads" in report["captions"]["note"]
+    assert f"note: {report['captions']['note']}" in report_text(report).splitlines()
+
+
 def test_doctor_projects_the_bytes_that_shards_take_when_all_are_sampled(folder, params, tmp_path):
     from hcmi.dataset import build_dataset
     from hcmi.shards import write_shards

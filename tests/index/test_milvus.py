@@ -1,6 +1,8 @@
 """Search in Milvus Lite, which runs in this process, compared with search in a folder."""
 
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -147,3 +149,15 @@ def test_milvus_uri_is_recognised():
     assert is_milvus("videos.db")
     assert is_milvus("http://localhost:19530")
     assert not is_milvus("export/index")
+
+
+def test_search_says_so_in_one_line_when_another_process_has_the_file_open(world, model, tmp_path):
+    """As `hcmi serve` does; here this process has it open."""
+    MilvusIndex(str(world / "videos.db"))
+    model.save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "hcmi.cli", "search", QUERY, "--model", "model", "--index",
+               str(world / "videos.db")]
+    done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"hcmi: {world}/videos.db: need a Milvus Lite file that no other process has open")

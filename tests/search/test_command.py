@@ -71,7 +71,7 @@ def test_search_names_a_video_that_is_missing(run, world, tmp_path):
     (folder / "a.mp4").unlink()
     result = run("a red ring", "--index", home)
     assert "note: " in result.stderr
-    assert "a.mp4: the video is no longer on disk" in result.stderr
+    assert "a.mp4: need the video, got no such file" in result.stderr
     assert "a.mp4: need a video that can be decoded, got no such file" in run(
         "a red ring", "--index", home, "--explain", "why.png", code=1).stderr
     assert not (tmp_path / "why.png").exists()

@@ -1,15 +1,17 @@
 """An explanation holds what the score is made of."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from model_world import shake
 from search_world import T, searchable_model, times, video_tokens
 
 from hcmi.model import encode_texts
-from hcmi.search import explain
+from hcmi.search import explain, explanation_plot
 from hcmi.search.explain import explain_hit
 from hcmi.types import Hit, VideoTokens
 
@@ -114,6 +116,34 @@ def test_the_query_is_the_only_word_when_the_sentence_alone_counts(head):
     assert why.word_cosines_W[0] == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(why.frame_word_TW[:, 0], why.relevance_T)
     assert len(why.relevance_T) == T - 2
+
+
+def test_phrases_are_named_by_words_that_tell_something():
+    model, video = searchable_model(), padded_video()
+    query = "a red ring, then a blue square"
+    text = encode_texts(model, [query])
+    hit = Hit(1, "v", "v.mp4", 0.0, 0.0, 1.0, {})
+    why = explain_hit(query, hit, text, video, times(1)[0], model)
+    named = {word for match in why.phrases for word in match.words}
+    assert why.phrases
+    assert named <= {"red", "ring", "blue", "square"}
+    why = explain_hit("a then", hit, encode_texts(model, ["a then"]), video, times(1)[0], model)
+    assert {word for match in why.phrases for word in match.words} <= {"a", "then"}
+
+
+def test_picture_of_noise_is_pale_and_its_bars_are_short():
+    """The scales of colours and of relevance are the same for every answer."""
+    why = explained(searchable_model(), padded_video())
+    for factor in (0.01, 1.0):
+        axes = Figure().subplots(2)
+        weak = replace(why, frame_word_TW=why.frame_word_TW * factor, relevance_T=0.05 * factor * np.ones(T - 2))
+        explanation_plot._heat(axes[0], weak)
+        assert axes[0].images[0].get_clim() == (0.0, 1.0)
+        explanation_plot._curve(axes[1], weak, np.zeros(T - 2, bool))
+        low, high = axes[1].get_ylim()
+        assert low < 0
+        assert high >= 0.2
+        assert {bar.get_y() for bar in axes[1].patches} == {0.0}
 
 
 def test_record_is_ready_for_json_and_has_no_weights_of_frames():

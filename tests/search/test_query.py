@@ -28,7 +28,8 @@ def test_search_refuses_a_query_that_has_no_answer(world, query, message):
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("query", ["a", "RED ring!", "ring " * 300, "a réd rïng", "xyzzy ring"])
+@pytest.mark.parametrize("query", ["a", "RED ring!", "ring " * 300, "a réd rïng", "xyzzy ring",
+                                   "ring \U0001fae9", "ring \U0001fac8"])      # emoji of Unicode 16 and 17
 def test_search_answers_when_the_query_is_only_odd(world, query):
     assert len(world[0].search(query)) == 10
 

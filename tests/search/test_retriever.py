@@ -101,6 +101,15 @@ def test_words_no_training_caption_has_change_nothing_and_are_named(world):
     assert retriever.explain(odd, best).words == retriever.explain(QUERY, best).words == tuple(QUERY.split())
 
 
+def test_end_of_a_query_is_named_when_the_model_does_not_read_it(world):
+    """It reads 16 tokens: start, end and 14 words."""
+    retriever, _ = world
+    (note,) = retriever.query_notes(" ".join(["ring"] * 13 + ["red", "slides", "left"]))
+    assert note == "left out, since the model reads 16 tokens: slides left."
+    assert retriever.query_notes("ring " * 14) == []
+    assert retriever.query_notes("ring " * 99)[0].endswith("ring ring …")
+
+
 @pytest.mark.parametrize("query", [
     'a "red ring" slides left', "a red-ring slides,left", "(a red ring) slides left", "a\tred\tring slides left",
     "a\u00a0red ring slides left", "\ufeffa \u201cred ring\u201d slides\u2014left", "a_red_ring sli\u00addes left?!"])

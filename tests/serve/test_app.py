@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from io import BytesIO
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from click.testing import CliRunner
 from PIL import Image
 from search_world import write_video
@@ -19,6 +21,7 @@ from serve_world import served
 
 from hcmi.cli import main
 from hcmi.search import Retriever, hit_record
+from hcmi.serve.app import STATIC, serve
 
 
 def id_of(retriever, name: str) -> str:
@@ -150,7 +153,8 @@ def test_page_says_so_when_a_video_is_missing_or_broken(tmp_path, world):
     with served(retriever) as address, httpx.Client(base_url=address, timeout=60) as client:
         hits = client.get("/api/search", params={"q": "ring"}).json()["hits"]
         assert {hit["file"]: hit["here"] for hit in hits} == {"gone.mp4": False, "broken.mp4": True}
-        assert "no longer on disk" in client.get(f"/video/{id_of(retriever, 'gone.mp4')}").json()["error"]
+        gone = client.get(f"/video/{id_of(retriever, 'gone.mp4')}").json()["error"]
+        assert "gone.mp4: need the video, got no such file" in gone
         broken = client.get(f"/frame/{id_of(retriever, 'broken.mp4')}")
         assert broken.status_code == 404
         assert "broken.mp4" in broken.json()["error"]
@@ -177,3 +181,36 @@ def test_serve_stops_quietly_when_interrupted(world):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize(("name", "status"), [("127.0.0.1", 200), ("videos.example.org", 200), ("evil.example", 400)])
+def test_page_answers_to_the_name_of_a_proxy_when_it_is_allowed(retriever, name, status):
+    with served(retriever, hosts=("127.0.0.1", "videos.example.org")) as address:
+        assert httpx.get(f"{address}/api/about", headers={"host": name}).status_code == status
+
+
+def test_page_asks_for_relative_addresses_so_that_a_proxy_may_serve_it_below_a_folder():
+    for path in STATIC.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert not re.findall(r"(?:get\(|fetch\(|src\s*=|href\s*=|url\()\s*[\"'`]?/", text), path.name
+
+
+def test_page_is_served_on_the_loopback_address_of_ipv6(retriever, monkeypatch):
+    said, asked = [], []
+
+    def answer(server, sockets):
+        thread = threading.Thread(target=real, args=(server, sockets))
+        thread.start()
+        asked.append(httpx.get(f"{said[-1].split()[0]}/api/about", timeout=60).status_code)
+        server.should_exit = True
+        thread.join()
+
+    real = uvicorn.Server.run
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    monkeypatch.setattr(uvicorn.Server, "run", answer)
+    serve(retriever, "::1", 0, said.append)
+    assert asked == [200]
+    assert said[0].startswith("http://[::1]:")

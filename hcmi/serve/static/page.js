@@ -55,7 +55,7 @@ async function show(typing = false) {
   }
   $("#hits").setAttribute("aria-busy", "true");
   try {
-    const {hits, notes, seconds} = await get("/api/search", now, signal);
+    const {hits, notes, seconds} = await get("api/search", now, signal);
     await aboutLoaded;
     if (signal.aborted) return;
     $("#hits").replaceChildren(...hits.map(card));
@@ -93,7 +93,7 @@ function card(hit) {
   }
   if (hit.here) player(item, hit);
   else {
-    part(".screen").replaceChildren(make("p", "", "This video is no longer on disk."));
+    part(".screen").replaceChildren(make("p", "", "The file of this video is not there."));
     for (const name of [".play", ".whole", ".line"]) part(name).hidden = true;
   }
   part(".why").hidden = query().has("like");
@@ -106,7 +106,7 @@ function card(hit) {
 function player(item, hit) {
   const video = $("video", item), line = $(".line", item);
   let only = true;
-  video.src = `/video/${hit.video_id}#t=${hit.start_s}`;
+  video.src = `video/${hit.video_id}#t=${hit.start_s}`;
   video.setAttribute("aria-label", `${hit.file}, from ${hit.start_s.toFixed(1)} seconds`);
   const go = (at, moment) => {
     only = moment;
@@ -126,7 +126,7 @@ function player(item, hit) {
   video.addEventListener("click", () => { if (video.paused) go(NaN, only); else video.pause(); });
   video.addEventListener("error", () => {       // a container or codec that this browser cannot play
     const image = make("img");
-    image.src = `/frame/${hit.video_id}?start_s=${hit.start_s}&end_s=${hit.end_s}`;
+    image.src = `frame/${hit.video_id}?start_s=${hit.start_s}&end_s=${hit.end_s}`;
     image.alt = image.title = "This browser cannot play the file: the middle frame of the moment.";
     image.addEventListener("error", () => image.replaceWith(make("p", "", "This video cannot be decoded.")));
     video.replaceWith(image);
@@ -148,7 +148,7 @@ async function why(item, hit) {
   const wanted = query();
   wanted.set("video_id", hit.video_id);
   try {
-    const found = await get("/api/explain", wanted);
+    const found = await get("api/explain", wanted);
     const counts = found.word_shares.length ? COUNTS : "";
     reason.replaceChildren(sum(hit, found), make("p", "legend", legend(found) + counts), heat(item, hit, found), rest(found));
   } catch (error) {
@@ -184,14 +184,13 @@ function heat(item, hit, found) {
   }
   const shares = found.word_shares, total = numbers => numbers.reduce((sum, value) => sum + value, 0);
   for (const name of shares.length ? ["weight", "share"] : ["weight"]) head.append(make("th", "", name));
-  const line = (name, values, among, amounts, strength = 1, best = -1) => {
+  const line = (name, values, amounts, strength = 1, best = -1) => {
     const row = body.insertRow(), label = make("th", "", name);
     label.scope = "row";
     label.style.opacity = .45 + .55 * strength;
     row.append(label);
-    const low = Math.min(...among), span = Math.max(...among) - low || 1;
     values.forEach((value, at) => {
-      const cell = row.insertCell(), heat = (value - low) / span;
+      const cell = row.insertCell(), heat = Math.min(1, Math.max(0, value));     // a fixed scale: noise stays pale
       cell.textContent = value.toFixed(2);
       cell.style.background = `rgb(var(--heat) / ${heat.toFixed(3)})`;
       cell.classList.toggle("strong", heat > .75);      // where both text colours have the same contrast
@@ -200,12 +199,12 @@ function heat(item, hit, found) {
     for (const value of amounts) row.append(make("td", "amount", value.toFixed(2)));
     return row;
   };
-  const most = Math.max(...found.word_weights), all = found.frame_word.flat();
+  const most = Math.max(...found.word_weights);
   const amounts = [found.word_weights, shares].filter(numbers => numbers.length);
-  found.words.forEach((word, at) => line(word, found.frame_word.map(row => row[at]), all, amounts.map(numbers => numbers[at]),
+  found.words.forEach((word, at) => line(word, found.frame_word.map(row => row[at]), amounts.map(numbers => numbers[at]),
                                          found.word_weights[at] / most, found.word_frames[at]));
   const together = whole(found) ? "against other videos" : "all words";
-  line(together, found.relevance, found.relevance, amounts.map(total)).className = "together";
+  line(together, found.relevance, amounts.map(total)).className = "together";
   return table;
 }
 
@@ -240,7 +239,7 @@ addEventListener("keydown", event => {
   }
 });
 
-const aboutLoaded = get("/api/about", "").then(found => {
+const aboutLoaded = get("api/about", "").then(found => {
   about = found;
   for (const caption of about.examples) {
     const example = make("button", "", caption);
