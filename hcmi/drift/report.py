@@ -46,7 +46,8 @@ class BatchReport:
 
     @property
     def why(self) -> str:
-        return summary(self.verdict, self.severity, self.changes, self.causes, len(self.sample or ()),
+        said = changes(self.shifts, with_scores=not self.causes)        # a named cause explains the scores
+        return summary(self.verdict, self.severity, said, self.causes, len(self.sample or ()),
                        len(unreadable(self.skipped)), self.trouble)
 
     @property

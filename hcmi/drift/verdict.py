@@ -31,7 +31,8 @@ def summary(verdict: str, severity: Severity | None, changes: Sequence[str], cau
         said.append(f"{_capital('; '.join(list(changes)[:3]))}.")
     measured = "" if severity is None else severity.sentence
     if verdict == OK:
-        parts = [f"{plural(num_clips, 'clip')} like those that the model was tested on.", measured]
+        parts = [f"{plural(num_clips, 'clip')} like those that the model was tested on.",
+                 measured or "Without captions, search cannot be measured on them."]
     elif verdict == HURT:
         parts = ["Search finds fewer of these clips.", measured, *said[:2]]
     else:
