@@ -1,7 +1,7 @@
 """Evidently's own interface over all reports: a workspace with a snapshot of each batch and a dashboard.
 
-`python -m hcmi.drift.workspace` builds it from the folders of reports and opens it; `make drift-ui` does the same. It is
-built anew each time, so nothing in it can be out of date.
+`python -m hcmi.drift.workspace` builds it from the folders of reports and opens it; `make drift-ui` does the same. It
+is built anew each time, so nothing in it can be out of date.
 """
 
 import argparse
