@@ -7,7 +7,7 @@ well search works on a batch whose captions are not matched to its clips.
 
 from hcmi.drift.compare import compare
 from hcmi.drift.history import write_history
-from hcmi.drift.judge import conclude, judge
+from hcmi.drift.judging import conclude, judge
 from hcmi.drift.label_free_recall import Scores, estimate_recall, recall_at_1
 from hcmi.drift.profile import Profile, query_columns
 from hcmi.drift.reference import Reference

@@ -14,10 +14,10 @@ CHANCE = 1 / 1000           # share of pairs of unrelated clips that are taken f
 LARGEST = 0.05              # of the set; larger groups are cut, since a batch of one group could not be judged [ours]
 
 
-def near_limit(known_VD: np.ndarray, others_GD: np.ndarray) -> float:
-    """The cosine that all but `CHANCE` of the pairs of unrelated clips stay under."""
+def near_limit(known_VD: np.ndarray, others_GD: np.ndarray, chance: float = CHANCE) -> float:
+    """The cosine that all but `chance` of the pairs of unrelated clips stay under."""
     sims_VG = unit(known_VD) @ unit(others_GD).T
-    return float(np.quantile(sims_VG, 1 - CHANCE))
+    return float(np.quantile(sims_VG, 1 - chance))
 
 
 def group_rows(rows_VD: np.ndarray, sources: Sequence[str], limit: float) -> np.ndarray:

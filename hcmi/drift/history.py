@@ -18,7 +18,7 @@ from hcmi.files import atomic_file
 # CUSUM of R@1 and of the comparisons, in standard deviations. All batches share one reference, whose own error moves
 # all of them by up to half a standard deviation: `SLACK` is more. With `LIMIT`, fewer than 5 % of histories of 50 quiet
 # batches report anything (tests/drift/test_history.py). [ours]
-SLACK, LIMIT = 0.75, 6.0
+SLACK, LIMIT = 0.75, 9.0
 CHANCE = 0.02               # of as many alarms as there are, for calling them more than chance
 WIDTH, HEIGHT = 560, 90
 
@@ -48,12 +48,13 @@ def read_history(folder: str | Path) -> list[Point]:
         for record in batches:
             if record["batch"] not in newest or seconds > newest[record["batch"]][0]:
                 newest[record["batch"]] = seconds, record
-    points = [_point(record, date_of(record["batch"], seconds).date().isoformat())
+    points = [point_of(record, date_of(record["batch"], seconds).date().isoformat())
               for seconds, record in newest.values() if record["shifts"]]
     return sorted(points, key=lambda point: (point.date, point.batch))
 
 
-def _point(record: dict[str, Any], date: str) -> Point:
+def point_of(record: dict[str, Any], date: str) -> Point:
+    """The batch of a record of report.json."""
     severity = record["severity"] or {}
     signals = {}
     if severity:
@@ -122,7 +123,7 @@ def _page(points: list[Point], slow: dict[str, str], alarms: int, most: int) -> 
     said = [f"{name} has changed slowly since {batch}, though no single batch need have shown it."
             for name, batch in slow.items()]
     if alarms > most:
-        said.insert(0, f"{alarms} of {plural(len(points), 'batch', 'batches')} changed; at most {most} would by chance.")
+        said.insert(0, f"{alarms} of {plural(len(points), 'batch', 'batches')} changed; by chance at most {most} do.")
     lead = " ".join(said) or "No slow change over these batches."
     recalls = [(point.recall, point.reference) for point in points if point.recall is not None]
     lines = _line("R@1, per cent (mark: tested clips)", [now for now, _ in recalls],

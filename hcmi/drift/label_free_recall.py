@@ -17,6 +17,7 @@ import numpy as np
 NUM_SCALINGS = 20           # of rows and columns in turn
 COVERAGE = 0.9              # of the estimate's interval
 QUANTILE = 1.645            # of the normal distribution, for COVERAGE
+WIDENING = 1.5              # the matching takes its own scores as right [ours]
 LEAST_WIDTH = 1.0           # points that the interval reaches to either side at least [ours]
 DOUBT = 1.5                 # [ours]
 SURE = 0.8                  # of a text's match, for saying that its caption belongs to that clip
@@ -92,7 +93,7 @@ def _found(batch: Scores, temperature: float) -> tuple[float, float]:
     """R@1 by the matching, and half the width of the interval that the matching alone gives."""
     found_N = (match(batch, temperature) * (batch.clips_NN > batch.gallery_NG.max(1)[:, None])).sum(1)
     spread = 100 * np.sqrt((found_N * (1 - found_N)).clip(0).sum()) / len(batch)
-    return float(100 * found_N.mean()), float(LEAST_WIDTH + QUANTILE * spread)
+    return float(100 * found_N.mean()), float(LEAST_WIDTH + WIDENING * QUANTILE * spread)
 
 
 def exchanged_captions(batch: Scores, temperature: float) -> np.ndarray:

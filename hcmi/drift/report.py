@@ -12,7 +12,7 @@ from hcmi.drift.profile import Profile
 from hcmi.drift.sample import Sample, count_reasons, unreadable
 from hcmi.drift.severity import Severity
 from hcmi.drift.summary import changes
-from hcmi.drift.verdict import UNKNOWN, UNREADABLE, advise, summary
+from hcmi.drift.verdict import MACHINE, UNKNOWN, UNREADABLE, advise, summary
 from hcmi.types import Skip
 
 SHOWN_SKIPS = 20
@@ -48,7 +48,7 @@ class BatchReport:
     def why(self) -> str:
         said = changes(self.shifts, with_scores=not self.causes)        # a named cause explains the scores
         return summary(self.verdict, self.severity, said, self.causes, len(self.sample or ()),
-                       len(unreadable(self.skipped)), self.trouble)
+                       0 if self.reason in (UNREADABLE, MACHINE) else len(unreadable(self.skipped)), self.trouble)
 
     @property
     def advice(self) -> str:

@@ -1,6 +1,6 @@
 """Stage `drift`: compare each incoming batch with the reference that export wrote; write a page and a verdict for each.
 
-`judge` decides. Evidently shows the same comparisons, and writes a snapshot for its own interface (`workspace.py`).
+`judging.py` decides. Evidently shows the same comparisons, and gives a snapshot for its own interface.
 Equal input gives equal bytes: the outputs hold no dates and no random ids.
 """
 
@@ -17,7 +17,7 @@ import pandas as pd
 from hcmi.config import Params
 from hcmi.drift import pictures
 from hcmi.drift.batches import find_batches
-from hcmi.drift.judge import judge
+from hcmi.drift.judging import judge
 from hcmi.drift.page import render
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport

@@ -11,7 +11,7 @@ from video_files import write_odd_folder
 
 from hcmi.drift import BatchReport, Reference, Scores, drift, judge, recall_at_1
 from hcmi.drift.evidently_report import report_with_evidently
-from hcmi.drift.judge import _measure
+from hcmi.drift.judging import _measure
 from hcmi.drift.profile import fit_temperature
 from hcmi.drift.verdict import CHANGED, HURT, decide
 from hcmi.errors import DriftError, MachineError
@@ -172,7 +172,7 @@ def test_machine_trouble_is_not_the_fault_of_the_batch(world, monkeypatch):
     def busy(*_):
         raise MachineError("decoder process: need it ready within 120 s, got no answer. Run again.")
 
-    monkeypatch.setattr("hcmi.drift.judge.read_batch", busy)
+    monkeypatch.setattr("hcmi.drift.judging.read_batch", busy)
     report = judge(root / "incoming" / "same", reference, params, root / "shards")
     assert (report.verdict, report.reason) == ("cannot tell", "machine")
     assert report.advice == "The batch is not at fault. Run again when the machine is less busy."
