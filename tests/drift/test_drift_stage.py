@@ -34,6 +34,7 @@ def test_report_says_what_changed_when_clips_are_brighter(result):
 
 def test_report_names_the_broken_file_and_the_wrong_table(result):
     assert "film.mp4" in of(result, "broken")["why"]
+    assert "table" not in of(result, "broken")["why"]       # it has none
     assert "captions.csv row 1: need the columns video,caption" in of(result, "table")["why"]
 
 
