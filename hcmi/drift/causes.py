@@ -107,12 +107,12 @@ def unknown_words(captioned: np.ndarray, captions: Sequence[str], known: Collect
         return None
     new = [[word for word in words_of(caption) if word not in known] for caption in captions]
     rows = [row for row, words in enumerate(new) if words]
-    if not _enough(len(rows), len(captions), usual):
+    shares = [unknown_share(caption, known) for caption in captions]
+    foreign = float(np.median(shares)) > 0.5 and usual < 0.9
+    if not foreign and not _enough(len(rows), len(captions), usual):
         return None
     counts = Counter(word for words in new for word in words)
     top = [f"{word} ({count})" for word, count in counts.most_common(SHOWN_WORDS)]
-    shares = [unknown_share(caption, known) for caption in captions]
-    foreign = float(np.median(shares)) > 0.5
     advice = ("Translate the captions, or use a model for their language." if foreign else
               "If people will search with these words, train with captions that use them.")
     what = "mostly words of another language or alphabet" if foreign else ", ".join(top[:4])

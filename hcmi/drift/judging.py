@@ -12,6 +12,7 @@ from hcmi.drift.causes import Cause
 from hcmi.drift.compare import compare
 from hcmi.drift.label_free_recall import Scores, estimate_recall
 from hcmi.drift.profile import MIN_CLIPS, unit
+from hcmi.drift.queries import LOG, judge_queries
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import count_reasons, read_batch, unreadable
@@ -27,6 +28,9 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     report = BatchReport(shown(folder.name))
     generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
+        if (folder / LOG).is_file():
+            judge_queries(report, folder / LOG, reference, params.drift.false_alarm_rate, generator)
+            return report
         report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
                                                                      reference.precision, shards_dir, generator)
     except DataError as error:

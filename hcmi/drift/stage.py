@@ -88,11 +88,10 @@ def _pictures(reports: list[BatchReport], reference: Reference | None,
 
 
 def _add_evidently(report: BatchReport, reference: Reference) -> None:
-    if not report.shifts:
+    if not report.shifts or report.sample is None:
         return
     from hcmi.drift.evidently_report import report_with_evidently
 
-    assert report.sample is not None
     assert report.profile is not None
     captions = [dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
                 for sample in (reference.sample, report.sample)]
