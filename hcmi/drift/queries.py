@@ -72,8 +72,9 @@ def _profile(queries: list[str], texts: TextTokens, gallery_NG: np.ndarray, refe
     """The columns that need no right answer."""
     nobody_N = np.full(len(queries), -1e6)
     found = query_columns(nobody_N, gallery_NG, reference.temperature)
-    columns = found[["top1_score", "margin", "entropy"]].assign(caption_words=[float(len(query.split())) for query in queries],
-                             unknown_words=[unknown_share(query, reference.words) for query in queries])
+    words = {"caption_words": [float(len(query.split())) for query in queries],
+             "unknown_words": [unknown_share(query, reference.words) for query in queries]}
+    columns = found[["top1_score", "margin", "entropy"]].assign(**words)
     groups = np.unique(queries, return_inverse=True)[1]
     return Profile(columns, {"caption_embedding": texts.sentence_BD.numpy()}, groups)
 
