@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro serve test test-slow lint docs bench gpu flows
+.PHONY: help install repro serve drift-ui test test-slow lint docs bench gpu flows
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ repro: git $(STAMP)  ## Run the whole pipeline: data, training, evaluation, inde
 
 serve: $(STAMP)  ## Show the search page on 127.0.0.1 (PORT=8000; Ctrl-C stops)
 	hcmi serve $(if $(PORT),--port $(PORT))
+
+drift-ui: $(STAMP)  ## Open all drift reports in Evidently on 127.0.0.1 (PORT=8000; Ctrl-C stops)
+	python -m hcmi.drift.workspace $(if $(PORT),--port $(PORT))
 
 test: $(STAMP)  ## Run the tests
 	pytest -n 2 --dist loadfile

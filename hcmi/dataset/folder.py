@@ -80,7 +80,7 @@ def read_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     clips = list(only_clips(iter_folder(folder, config, captions_required, windows), left_out.append))
     skipped = [one for one in left_out if isinstance(one, Skip)]
     if not clips:
-        raise nothing_usable(folder, Counter(skip.reason for skip in skipped), skipped)
+        raise nothing_usable(folder, Counter(skip.reason for skip in skipped), skipped, captions_required)
     return clips, skipped
 
 
@@ -93,9 +93,11 @@ def only_clips(found: Found, note: Callable[[Any], object]) -> Iterator[Clip]:
             note(one)
 
 
-def nothing_usable(folder: str | Path, reasons: Counter[str], skipped: list[Skip]) -> DataError:
+def nothing_usable(folder: str | Path, reasons: Counter[str], skipped: list[Skip],
+                   captions_required: bool = True) -> DataError:
     """The error for a data set without a usable clip; `skipped` holds at least the first Skip, if there is one."""
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "no rows"
     first = f" The first: {skipped[0].detail}" if skipped else ""
-    return DataError(f"{folder}: need at least one readable video with a caption, got none ({counts}). "
-                     f"Add one or correct the table.{first}")
+    what, step = ("readable video with a caption", "Add one or correct the table.") if captions_required else (
+        "readable video", "Add one.")
+    return DataError(f"{folder}: need at least one {what}, got none ({counts}). {step}{first}")

@@ -10,7 +10,8 @@ import numpy as np
 from hcmi.drift.label_free_recall import Scores, exchanged_captions
 from hcmi.types import Clip, Skip
 
-COPY = 0.995                # cosine of the vectors of two clips that show the same [ours]
+COPY = 0.995                # cosine of the vectors of two clips that show the same, at least [ours]
+COPY_CHANCE = 1 / 50_000    # share of pairs of unrelated clips that a model may take for copies [ours]
 FEWEST, LEAST_SHARE = 3, 0.03       # of a batch's clips; fewer are chance and no cause [ours]
 SHOWN_WORDS = 8
 
@@ -46,30 +47,41 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def _enough(count: int, total: int) -> bool:
-    return count >= max(FEWEST, LEAST_SHARE * total)
+def _enough(count: int, total: int, usual: float = 0.0) -> bool:
+    """Whether `count` of `total` is a cause. `usual`: the share among the tested clips."""
+    expected = usual * total
+    return count >= max(FEWEST, LEAST_SHARE * total) and count > expected + 3 * (expected + 1) ** 0.5 * (usual > 0)
 
 
-def copies_within(clips: Sequence[Clip], rows_VD: np.ndarray) -> Cause | None:
-    """Clips that show the same as an earlier one of the batch: equal files, or vectors that are all but equal."""
+def repeats(clips: Sequence[Clip], rows_VD: np.ndarray, limit: float) -> list[int]:
+    """The clips that show the same as an earlier one: equal files, or vectors with a cosine above `limit`."""
     seen: set = set()
     sims_VV = np.tril(rows_VD @ rows_VD.T, -1)
-    rows = [row for row, clip in enumerate(clips)
-            if clip.content_key in seen or seen.add(clip.content_key) or sims_VV[row].max(initial=-1) >= COPY]
-    if not _enough(len(rows), len(clips)):
-        return None
-    return Cause("copies within the batch", f"{plural(len(rows), 'clip')} of {len(clips)} "
-                 f"{'repeats' if len(rows) == 1 else 'repeat'} another clip of the batch",
-                 "Remove the copies: they count several times in every figure here.", len(rows), len(clips), rows)
+    rows = []
+    for row, clip in enumerate(clips):
+        if clip.content_key in seen or sims_VV[row].max(initial=-1) > limit:
+            rows.append(row)
+        seen.add(clip.content_key)
+    return rows
 
 
-def copies_of_known(clips: Sequence[Clip], nearest_V: np.ndarray, known: Collection[str]) -> Cause | None:
-    """Clips that the index has already. `known`: sha256 of its files."""
-    rows = [row for row, clip in enumerate(clips) if clip.sha256 in known or nearest_V[row] >= COPY]
-    if not _enough(len(rows), len(clips)):
+def copies_within(clips: Sequence[Clip], rows_VD: np.ndarray, limit: float, usual: float) -> Cause | None:
+    """Clips that show the same as an earlier one of the batch. `usual`: the share of as many of the tested clips."""
+    rows = repeats(clips, rows_VD, limit)
+    if not _enough(len(rows), len(clips), usual):
         return None
-    return Cause("copies of known clips", f"{plural(len(rows), 'clip')} of {len(clips)} "
-                 f"{'is' if len(rows) == 1 else 'are'} in the index already",
+    return Cause("copies within the batch", f"{plural(len(rows), 'clip')} of {len(clips)} repeat another clip of the "
+                 "batch", "Remove the copies: they count several times in every figure here.", len(rows), len(clips),
+                 rows)
+
+
+def copies_of_known(clips: Sequence[Clip], nearest_V: np.ndarray, known: Collection[str], limit: float,
+                    usual: float) -> Cause | None:
+    """Clips that the index has already. `known`: sha256 of its files. `usual`: the share of the tested clips."""
+    rows = [row for row, clip in enumerate(clips) if clip.sha256 in known or nearest_V[row] > limit]
+    if not _enough(len(rows), len(clips), usual):
+        return None
+    return Cause("copies of known clips", f"{plural(len(rows), 'clip')} of {len(clips)} are in the index already",
                  "Leave the copies out: they teach the model nothing, and search would answer with both.",
                  len(rows), len(clips), rows)
 
@@ -82,7 +94,7 @@ def wrong_captions(scores: Scores, captioned: np.ndarray, captions: Sequence[str
         return None, found[:0]
     said = [f"{captions[row]}" for row in found[:SHOWN_WORDS]]
     return Cause("wrong captions", f"{plural(len(found), 'caption')} of {len(scores)} probably "
-                 f"{'belongs' if len(found) == 1 else 'belong'} to another clip of the batch",
+                 "belong to another clip of the batch",
                  "Check which video each line of captions.csv names; search is not at fault.",
                  len(found), len(scores), captioned[found].tolist(), said), found
 
@@ -95,18 +107,17 @@ def unknown_words(captioned: np.ndarray, captions: Sequence[str], known: Collect
         return None
     new = [[word for word in words_of(caption) if word not in known] for caption in captions]
     rows = [row for row, words in enumerate(new) if words]
-    expected = usual * len(captions)
-    if not _enough(len(rows), len(captions)) or len(rows) < expected + 3 * (expected + 1) ** 0.5:
+    shares = [unknown_share(caption, known) for caption in captions]
+    foreign = float(np.median(shares)) > 0.5 and usual < 0.9
+    if not foreign and not _enough(len(rows), len(captions), usual):
         return None
     counts = Counter(word for words in new for word in words)
     top = [f"{word} ({count})" for word, count in counts.most_common(SHOWN_WORDS)]
-    shares = [unknown_share(caption, known) for caption in captions]
-    foreign = float(np.median(shares)) > 0.5
     advice = ("Translate the captions, or use a model for their language." if foreign else
               "If people will search with these words, train with captions that use them.")
     what = "mostly words of another language or alphabet" if foreign else ", ".join(top[:4])
     return Cause("unknown words", f"{plural(len(rows), 'caption')} of {len(captions)} "
-                 f"{'has' if len(rows) == 1 else 'have'} words that no training caption has: {what}",
+                 f"have words that no training caption has: {what}",
                  advice, len(rows), len(captions), captioned[rows].tolist(), top)
 
 
@@ -117,6 +128,6 @@ def empty_captions(skipped: Sequence[Skip], num_captions: int) -> Cause | None:
     if not _enough(len(empty), total):
         return None
     which = "All" if not num_captions else f"{len(empty)} of {total}"
-    return Cause("empty captions", f"{which} {'caption is' if total == 1 else 'captions are'} empty",
+    return Cause("empty captions", f"{which} captions are empty",
                  "Fill in the captions: without them nobody can say whether search still finds these clips.",
                  len(empty), total, [], [skip.path for skip in empty[:SHOWN_WORDS]])

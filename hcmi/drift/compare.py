@@ -16,6 +16,7 @@ from hcmi.drift.profile import CLIP_COLUMNS, EMBEDDINGS, MIN_CLIPS, QUERY_COLUMN
 
 _BLOCK = 500                # splits at a time: bounds the memory
 CLASSIFIER = "classifier"
+MEANS = frozenset(("rank", "unknown_words"))
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Shift:
     distance: float         # columns: Wasserstein distance in the reference's standard deviations; embeddings: energy
     threshold: float
     p_value: float          # adjusted: how often the largest of all comparisons is this large without drift
-    reference: float        # median of the column; NaN for all others
+    reference: float        # median of the column, or mean of MEANS; NaN for embeddings
     batch: float
 
     @property
@@ -43,7 +44,7 @@ class Shift:
 class _Test:
     name: str
     rows: np.ndarray                                            # [M] or [M, D]
-    distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    distance: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generator: np.random.Generator) -> list[Shift]:
@@ -62,7 +63,7 @@ def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generat
     strata_M = np.unique(missing, axis=1, return_inverse=True)[1].ravel()
     units_M = np.concatenate([_groups(reference), _groups(batch) + len(reference) + len(batch)])
     batch_PM = assignments(np.arange(half + len(batch)) >= half, strata_M, units_M, count, generator)
-    distance_PS = np.concatenate([np.stack([test.distance(test.rows, block) for test in tests], axis=1)
+    distance_PS = np.concatenate([np.stack([test.distance(test.rows, block, units_M) for test in tests], axis=1)
                                   for block in np.array_split(batch_PM, max(1, len(batch_PM) // _BLOCK))])
     middle_S = np.median(distance_PS, axis=0)
     scale_S = np.maximum(np.quantile(distance_PS, 0.99, axis=0) - middle_S, 1e-12)
@@ -72,7 +73,7 @@ def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generat
     threshold_S = np.maximum((middle_S + limit * scale_S) * (1 - 1e-6), 1e-9)
     real_S = (distance_PS[0] - middle_S) / scale_S
     return [Shift(test.name, float(distance_PS[0, s]), float(threshold_S[s]), float((largest_P >= real_S[s]).mean()),
-                  *(_median(part) for part in (test.rows[:half], test.rows[half:])))
+                  *(_middle(test.name, part) for part in (test.rows[:half], test.rows[half:])))
             for s, test in enumerate(tests)]
 
 
@@ -131,5 +132,8 @@ def _finite(rows: np.ndarray) -> np.ndarray:
     return np.isfinite(rows) if rows.ndim == 1 else np.isfinite(rows).all(1)
 
 
-def _median(part: np.ndarray) -> float:
-    return float(np.nanmedian(part)) if part.ndim == 1 else float("nan")
+def _middle(name: str, part: np.ndarray) -> float:
+    """The median, or the mean of columns whose usual value is that of more than half of the clips."""
+    if part.ndim > 1:
+        return float("nan")
+    return float(np.nanmean(part) if name in MEANS else np.nanmedian(part))

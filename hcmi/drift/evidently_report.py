@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import evidently
 import numpy as np
@@ -112,15 +113,17 @@ def report_with_evidently(name: str, verdict: str, reference: Profile, batch: Pr
     with _limits_of(columns):
         snapshot = Report(metrics, include_tests=True).run(data[1], data[0], timestamp=NO_DATE, name=name,
                                                            tags=[name, verdict], metadata={"verdict": verdict})
-    over = {shift.name for shift in shifts if _fails(snapshot, _label(shift))}
+    failed = _over(snapshot)
+    over = {shift.name for shift in shifts if _label(shift) in failed}
     page = _repeatable(snapshot.get_html_str(as_iframe=False).replace(library(), LIBRARY_MARK))
     return EvidentlyReport(over, page, _repeatable(snapshot.dumps()))
 
 
-def _fails(snapshot, label: str) -> bool:
-    tests = [test for test in snapshot.dict()["tests"] if f"column {label}" in f"{test['name']}" or
-             f": {label}" in f"{test['name']}"]
-    return any(test["status"].value == "FAIL" for test in tests)
+def _over(snapshot: Any) -> set[str]:
+    """The labels of the distances whose test fails."""
+    failed = [test.metric_config.params for test in snapshot.tests_results if test.status.value == "FAIL"]
+    return {params["label"] if "label" in params else params["column"] for params in failed
+            if "label" in params or params.get("method") == METHOD}
 
 
 @contextmanager

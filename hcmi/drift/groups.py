@@ -14,10 +14,10 @@ CHANCE = 1 / 1000           # share of pairs of unrelated clips that are taken f
 LARGEST = 0.05              # of the set; larger groups are cut, since a batch of one group could not be judged [ours]
 
 
-def near_limit(known_VD: np.ndarray, others_GD: np.ndarray) -> float:
-    """The cosine that all but `CHANCE` of the pairs of unrelated clips stay under."""
+def near_limit(known_VD: np.ndarray, others_GD: np.ndarray, chance: float = CHANCE) -> float:
+    """The cosine that all but `chance` of the pairs of unrelated clips stay under."""
     sims_VG = unit(known_VD) @ unit(others_GD).T
-    return float(np.quantile(sims_VG, 1 - CHANCE))
+    return float(np.quantile(sims_VG, 1 - chance))
 
 
 def group_rows(rows_VD: np.ndarray, sources: Sequence[str], limit: float) -> np.ndarray:
@@ -28,17 +28,21 @@ def group_rows(rows_VD: np.ndarray, sources: Sequence[str], limit: float) -> np.
     """
     sims_VV = unit(rows_VD) @ unit(rows_VD).T
     size = max(2, int(LARGEST * len(rows_VD)))
-    labels, counts, last_of = np.empty(len(rows_VD), int), [], {}
+    labels, has_room_V = np.empty(len(rows_VD), int), np.ones(len(rows_VD), bool)
+    counts: list[int] = []
+    last_of: dict[str, int] = {}
     for row, source in enumerate(sources):
         near = last_of.get(source, -1)
         if near < 0 and row:
-            best = int(sims_VV[row, :row].argmax())
+            best = int(np.where(has_room_V[:row], sims_VV[row, :row], -2).argmax())
             near = best if sims_VV[row, best] > limit else -1
-        if near < 0 or counts[labels[near]] >= size:
+        if near < 0 or not has_room_V[near]:
             labels[row] = len(counts)
             counts.append(0)
         else:
             labels[row] = labels[near]
         counts[labels[row]] += 1
+        if counts[labels[row]] >= size:
+            has_room_V[:row + 1][labels[:row + 1] == labels[row]] = False
         last_of[source] = row
     return labels

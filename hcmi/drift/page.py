@@ -139,8 +139,8 @@ def _tiles(report: BatchReport) -> str:
                   (f"{estimate.recall:.0f} % <small>{estimate.low:.0f} to {estimate.high:.0f}</small>",
                    "R@1, estimated without knowing which caption belongs to which clip "
                    f"({estimate.coverage:.0%} interval)")]
-        note = (f"In all three, a caption's own clip competes with the same {report.gallery:,} clips, which are neither "
-                f"in this batch nor among those that the model was tested on. The first minus the second is "
+        note = (f"In all three, a caption's own clip competes with the same {report.gallery:,} clips, which are "
+                f"neither in this batch nor among those that the model was tested on. The first minus the second is "
                 f"{measured.change:+.1f} points (95% interval {measured.change_low:+.1f} to "
                 f"{measured.change_high:+.1f}).")
     elif report.severity is not None:

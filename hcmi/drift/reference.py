@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from hcmi.drift.causes import unknown_share, words_of
+from hcmi.drift.causes import COPY, COPY_CHANCE, unknown_share, words_of
 from hcmi.drift.groups import group_rows, near_limit
 from hcmi.drift.label_free_recall import Scores
 from hcmi.drift.profile import Profile, fit_temperature, query_columns, unit
@@ -43,7 +43,10 @@ class Reference:
         self.temperature = 1.0 if self.scores is None else fit_temperature(self.scores.clips_NN)
         self.usual_unknown = float(np.mean([unknown_share(caption, self.words) > 0 for caption in self.sample.captions]
                                            or [0.0]))
-        self.near = 1.0 if self.gallery is None else near_limit(_vectors(self.sample.videos), _vectors(self.gallery))
+        self.near = self.copy = 1.0         # cosines above which clips hang together, and show the same
+        if self.gallery is not None:
+            vectors = _vectors(self.sample.videos), _vectors(self.gallery)
+            self.near, self.copy = near_limit(*vectors), max(COPY, near_limit(*vectors, COPY_CHANCE))
         self.profile = self._profile(self.sample, self.scores)
 
     def profile_of(self, batch: Sample) -> tuple[Profile, Scores | None]:

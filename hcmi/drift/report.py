@@ -12,7 +12,15 @@ from hcmi.drift.profile import Profile
 from hcmi.drift.sample import Sample, count_reasons, unreadable
 from hcmi.drift.severity import Severity
 from hcmi.drift.summary import changes
-from hcmi.drift.verdict import UNKNOWN, UNREADABLE, advise, summary
+from hcmi.drift.verdict import (
+    MACHINE,
+    UNKNOWN,
+    UNREADABLE,
+    advise,
+    advise_on_queries,
+    summary,
+    summary_of_queries,
+)
 from hcmi.types import Skip
 
 SHOWN_SKIPS = 20
@@ -26,7 +34,8 @@ class BatchReport:
     verdict: str = UNKNOWN
     reason: str = UNREADABLE            # of the verdict "cannot tell"; "" for the others
     trouble: str = ""                   # the sentence for it
-    num_found: int = 0                  # clips, readable or not
+    num_found: int = 0                  # clips, readable or not; or queries
+    num_queries: int = 0                # of a query log; such a batch has no clips
     skipped: list[Skip] = field(default_factory=list)
     sample: Sample | None = None
     profile: Profile | None = None
@@ -46,11 +55,16 @@ class BatchReport:
 
     @property
     def why(self) -> str:
-        return summary(self.verdict, self.severity, self.changes, self.causes, len(self.sample or ()),
-                       len(unreadable(self.skipped)), self.trouble)
+        if self.num_queries:
+            return summary_of_queries(self.verdict, self.changes, self.causes, self.num_queries, self.trouble)
+        said = changes(self.shifts, with_scores=not self.causes)        # a named cause explains the scores
+        return summary(self.verdict, self.severity, said, self.causes, len(self.sample or ()),
+                       0 if self.reason in (UNREADABLE, MACHINE) else len(unreadable(self.skipped)), self.trouble)
 
     @property
     def advice(self) -> str:
+        if self.num_queries:
+            return advise_on_queries(self.verdict, self.causes)
         return advise(self.verdict, self.severity, self.causes, self.reason)
 
     def to_record(self) -> dict[str, Any]:
@@ -59,7 +73,7 @@ class BatchReport:
             "batch": self.name, "verdict": self.verdict, "reason": self.reason, "why": self.why, "advice": self.advice,
             "severity": self._severity_record(), "changes": self.changes,
             "causes": [cause.to_record() for cause in self.causes],
-            "clips": len(self.sample or ()), "found": self.num_found,
+            "clips": len(self.sample or ()), "found": self.num_found, "queries": self.num_queries,
             "captioned": len(self.sample.captioned) if self.sample else 0,
             "groups": len(np.unique(self.profile.groups)) if self.profile and self.profile.groups is not None else 0,
             "recall_at_1": self._recall_record(), "lost": self.lost,

@@ -1,6 +1,6 @@
 """Stage `drift`: compare each incoming batch with the reference that export wrote; write a page and a verdict for each.
 
-`judge` decides. Evidently shows the same comparisons, and writes a snapshot for its own interface (`workspace.py`).
+`judging.py` decides. Evidently shows the same comparisons, and gives a snapshot for its own interface.
 Equal input gives equal bytes: the outputs hold no dates and no random ids.
 """
 
@@ -17,7 +17,7 @@ import pandas as pd
 from hcmi.config import Params
 from hcmi.drift import pictures
 from hcmi.drift.batches import find_batches
-from hcmi.drift.judge import judge
+from hcmi.drift.judging import judge
 from hcmi.drift.page import render
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
@@ -88,11 +88,10 @@ def _pictures(reports: list[BatchReport], reference: Reference | None,
 
 
 def _add_evidently(report: BatchReport, reference: Reference) -> None:
-    if not report.shifts:
+    if not report.shifts or report.sample is None:
         return
     from hcmi.drift.evidently_report import report_with_evidently
 
-    assert report.sample is not None
     assert report.profile is not None
     captions = [dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
                 for sample in (reference.sample, report.sample)]

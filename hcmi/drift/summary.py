@@ -25,9 +25,9 @@ COLUMNS = {
     "classifier": Column("how well a classifier tells the clips apart", "", 3, "", ""),
     "nearest_known": Column("similarity to the nearest known clip", "", 2, "clips resemble the known ones less",
                             "clips resemble the known ones more"),
-    "unknown_words": Column("words that no training caption has", "of all", 2, "captions have fewer unknown words",
+    "unknown_words": Column("share of words that no training caption has", "", 3, "captions have fewer unknown words",
                             "captions have more unknown words"),
-    "rank": Column("rank of the own clip", "", 0, "captions find their clip at better ranks",
+    "rank": Column("mean rank of the own clip", "", 1, "captions find their clip at better ranks",
                    "captions find their clip at worse ranks"),
     "own_score": Column("score of the own clip", "", 3, "captions match their own clip less",
                         "captions match their own clip more"),
@@ -47,6 +47,7 @@ COLUMNS = {
                         "clips are sharper or grainier"),
     "motion": Column("motion", "", 1, "there is less motion", "there is more motion"),
 }
+SCORES = ("rank", "own_score", "top1_score", "margin", "entropy", "unknown_words")
 LOOKS = {**dict.fromkeys((*VIDEO_LEVELS, CLASSIFIER), "the clips look different to the model"),
          "caption_embedding": "the captions differ in meaning"}
 
@@ -64,11 +65,12 @@ def change(shift: Shift) -> str:
            f"{column.label} {now}{unit} instead of {was}"
 
 
-def changes(shifts: list[Shift]) -> list[str]:
+def changes(shifts: list[Shift], with_scores: bool = True) -> list[str]:
     """What has drifted, in order of size; pictures before scores, because they are the cause."""
-    drifted = sorted((shift for shift in shifts if shift.drifted), key=lambda s: (_group(s.name), -s.ratio))
+    drifted = [shift for shift in shifts if shift.drifted and (with_scores or _group(shift.name) < 2)]
+    drifted.sort(key=lambda shift: (_group(shift.name), -shift.ratio))
     return list(dict.fromkeys(change(shift) for shift in drifted))
 
 
 def _group(name: str) -> int:
-    return 1 if name in LOOKS else 2 if name in ("rank", "own_score", "top1_score", "margin", "entropy") else 0
+    return 1 if name in LOOKS else 2 if name in SCORES else 0

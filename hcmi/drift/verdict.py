@@ -31,7 +31,8 @@ def summary(verdict: str, severity: Severity | None, changes: Sequence[str], cau
         said.append(f"{_capital('; '.join(list(changes)[:3]))}.")
     measured = "" if severity is None else severity.sentence
     if verdict == OK:
-        parts = [f"{plural(num_clips, 'clip')} like those that the model was tested on.", measured]
+        parts = [f"{plural(num_clips, 'clip')} like those that the model was tested on.",
+                 measured or "Without captions, search cannot be measured on them."]
     elif verdict == HURT:
         parts = ["Search finds fewer of these clips.", measured, *said[:2]]
     else:
@@ -66,6 +67,26 @@ def advise(verdict: str, severity: Severity | None, causes: Sequence[Cause], rea
     if severity is None:
         return "Write captions for the clips in captions_to_write.csv and run again: then search can be measured."
     return "Nothing needs to be done now. If you expect more clips like these, add some to the training data."
+
+
+def summary_of_queries(verdict: str, changes: Sequence[str], causes: Sequence[Cause], count: int, why: str) -> str:
+    """What happened in a query log."""
+    if verdict == UNKNOWN:
+        return why
+    if verdict == OK:
+        return f"{plural(count, 'query', 'queries')} like the captions that the model was tested on."
+    said = [cause.sentence for cause in causes] + list(changes)[:3]
+    return f"{plural(count, 'query', 'queries')}. " + " ".join(f"{_capital(one)}." for one in said)
+
+
+def advise_on_queries(verdict: str, causes: Sequence[Cause]) -> str:
+    """What to do about a query log."""
+    if verdict == OK:
+        return NO_NEWS
+    if verdict == UNKNOWN:
+        return "Correct what the report names, or collect more queries, and run again."
+    return " ".join(cause.advice for cause in causes) or \
+        "People search in other words than those that the model was trained on. Train with captions like these queries."
 
 
 def _capital(text: str) -> str:

@@ -5,7 +5,17 @@ import pytest
 from made_scores import scores
 
 from hcmi.drift import Scores, estimate_recall, recall_at_1
-from hcmi.drift.label_free_recall import answered_by_sample, distorted, weakened
+from hcmi.drift.label_free_recall import exchanged_captions, match
+from hcmi.drift.profile import fit_temperature
+
+TEMPERATURE = fit_temperature(scores(300, np.random.default_rng(98)).clips_NN)
+
+
+def exchanged(batch: Scores, count: int) -> Scores:
+    """The first `count` captions are moved on by one clip."""
+    texts = np.arange(len(batch))
+    texts[:count] = np.roll(texts[:count], 1)
+    return Scores(batch.clips_NN[texts], batch.gallery_NG[texts])
 
 
 def test_recall_by_hand_when_one_tie():
@@ -17,9 +27,17 @@ def test_recall_is_chance_when_all_scores_tie():
     assert recall_at_1(Scores(np.zeros((20, 20)), np.zeros((20, 19)))) == pytest.approx(5)
 
 
-def test_answers_of_the_sample_by_hand():
-    own = np.array([[9.0, 1, 1, 1], [9, 1, 1, 1], [1, 1, 1, 1], [1, 1, 2, 3]])
-    assert answered_by_sample(Scores(own, np.array([[2.0, 1], [10, 1], [1, 1], [0, 2]]))) == 50
+def test_match_has_one_clip_for_each_text_and_one_text_for_each_clip():
+    shares = match(scores(40, np.random.default_rng(0)), TEMPERATURE)
+    assert shares.sum(1) == pytest.approx(1)
+    assert shares.sum(0) == pytest.approx(1, abs=0.1)
+
+
+def test_match_gives_a_text_its_second_clip_when_another_text_needs_the_first():
+    """Text 0 likes clip 0 best and clip 1 nearly as much; text 1 likes clip 0 alone."""
+    shares = match(Scores(np.array([[5.0, 4.5], [5.0, 0.0]]), np.zeros((2, 3))), 0.5)
+    assert shares[0, 1] > 0.9
+    assert shares[1, 0] > 0.9
 
 
 @pytest.mark.parametrize("near", [0.0, 0.4])
@@ -33,53 +51,44 @@ def test_unchanged_batches_have_the_references_recall_however_many_near_copies_t
     assert (100 * np.mean(among_its_own) < reference - 10) == (near > 0)
 
 
-def test_answers_do_not_depend_on_whose_text_is_whose():
+def test_estimate_does_not_depend_on_whose_text_is_whose():
     generator = np.random.default_rng(0)
-    batch, reference = scores(50, generator), scores(120, generator)
+    batch = scores(50, generator)
     texts = generator.permutation(50)
     mixed = Scores(batch.clips_NN[texts], batch.gallery_NG[texts])
     assert recall_at_1(mixed) < 20 < recall_at_1(batch)
-    first = estimate_recall(batch, reference, np.random.default_rng(1))
-    assert estimate_recall(mixed, reference, np.random.default_rng(1)) == first
+    first, second = estimate_recall(batch, TEMPERATURE), estimate_recall(mixed, TEMPERATURE)
+    assert vars(first) == pytest.approx(vars(second), abs=0.5)
 
 
-def test_damage_lowers_recall_to_chance_when_strong():
-    generator = np.random.default_rng(2)
-    whole = scores(100, generator)
-    assert recall_at_1(whole) > 80
-    assert recall_at_1(distorted(whole, 0.0, 4, generator)) == recall_at_1(weakened(whole, 0.0)) == recall_at_1(whole)
-    assert recall_at_1(distorted(whole, 5.0, 4, generator)) < 15
-    assert recall_at_1(weakened(whole, 1.0)) < 5
-    assert np.array_equal(weakened(whole, 0.5).gallery_NG, whole.gallery_NG)
-
-
-@pytest.mark.parametrize(("noise", "near"), [(0.6, 0.0), (1.0, 0.0), (0.6, 0.4)])
-def test_estimate_is_near_the_truth_when_batch_is_like_the_reference(noise, near):
+def test_estimate_is_within_four_points_and_its_interval_holds_when_search_is_worse():
+    """In this made-up world. On damaged clips of Scenes the estimate is ten times nearer (benchmarks/drift.py)."""
     generator = np.random.default_rng(3)
-    found, truth = [], []
-    for _ in range(5):
-        batch = scores(80, generator, noise, near)
-        found.append(estimate_recall(batch, scores(200, generator, noise), generator))
-        truth.append(recall_at_1(batch))
-    assert np.mean([abs(e.recall - t) for e, t in zip(found, truth, strict=True)]) < 8
-    assert sum(e.low <= t <= e.high for e, t in zip(found, truth, strict=True)) >= 3
+    truth, found = [], []
+    for noise in (0.7, 0.8, 0.9):
+        for near in (0.0, 0.4):
+            for _ in range(6):
+                batch = scores(150, generator, noise, near)
+                truth.append(recall_at_1(batch))
+                found.append(estimate_recall(batch, TEMPERATURE))
+    inside = [row for row, value in enumerate(truth) if 10 <= value <= 90]
+    assert len(inside) >= 25
+    errors = np.array([found[row].recall - truth[row] for row in inside])
+    assert np.abs(errors).mean() <= 4
+    assert np.mean([found[row].low <= truth[row] <= found[row].high for row in inside]) >= 0.88
+    assert np.mean([found[row].high - found[row].low for row in inside]) <= 25
 
 
-@pytest.mark.parametrize("damage", [lambda some, generator: distorted(some, 1.5, 3, generator),
-                                    lambda some, generator: weakened(some, 0.6)])
-def test_estimate_falls_with_the_truth_when_the_batch_is_damaged(damage):
-    generator = np.random.default_rng(4)
-    reference, batch = scores(200, generator), damage(scores(100, generator), generator)
-    estimate = estimate_recall(batch, reference, generator)
-    assert recall_at_1(batch) < 50
-    assert estimate.recall < 60
-    assert estimate.low <= estimate.recall <= estimate.high
-
-
-def test_estimate_refuses_a_batch_larger_than_the_reference():
-    generator = np.random.default_rng(0)
-    with pytest.raises(AssertionError, match="need a batch of at most 10 clips, got 20"):
-        estimate_recall(scores(20, generator), scores(10, generator), generator)
+def test_captions_that_belong_to_other_clips_are_named_and_do_not_lower_the_estimate():
+    generator = np.random.default_rng(6)
+    batch = scores(100, generator, noise=0.5)
+    wrong = exchanged(batch, 10)
+    found = exchanged_captions(wrong, TEMPERATURE)
+    assert recall_at_1(wrong) < recall_at_1(batch) - 7
+    assert set(found) <= set(range(10))
+    assert len(found) >= 8
+    assert estimate_recall(wrong, TEMPERATURE).recall > recall_at_1(batch) - 3
+    assert len(exchanged_captions(batch, TEMPERATURE)) <= 1
 
 
 def test_scores_of_different_texts_are_refused():

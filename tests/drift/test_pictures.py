@@ -10,7 +10,7 @@ from PIL import Image
 from search_world import searchable_model
 
 from hcmi.drift import Reference
-from hcmi.drift.pictures import FRAMES_EACH, NUM_EXAMPLES, SIZE, draw_examples, histograms, map_points
+from hcmi.drift.pictures import FRAMES_EACH, NUM_EXAMPLES, SIZE, at_random, draw, histograms, map_points
 
 
 def test_map_separates_two_sets_along_their_shift_whatever_their_sizes():
@@ -45,10 +45,10 @@ def test_examples_are_clips_of_the_sample_and_show_the_middle_frame_when_a_file_
     moved = root / "raw" / "moved"
     (root / "raw" / "videos").rename(moved)
     try:
-        [missing] = draw_examples([sample], 20.0, np.random.default_rng(1))
+        [missing] = draw([at_random(sample, np.random.default_rng(1))], 20.0)
     finally:
         moved.rename(root / "raw" / "videos")
-    [found] = draw_examples([sample], 20.0, np.random.default_rng(1))
+    [found] = draw([at_random(sample, np.random.default_rng(1))], 20.0)
     assert [len(example["frames"]) for example in missing] == [1] * NUM_EXAMPLES
     assert [len(example["frames"]) for example in found] == [FRAMES_EACH] * NUM_EXAMPLES
     greys = {clip.video_id: clip.captions[0].split()[5] for clip in sample.clips}

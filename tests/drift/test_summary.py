@@ -1,11 +1,24 @@
-"""The words for verdicts, changes and advice."""
+"""The words for changes, and the sentence that a good colleague would say about each kind of batch."""
 
-from hcmi.drift.profile import CLIP_COLUMNS, EMBEDDINGS, QUERY_COLUMNS, Shift
-from hcmi.drift.summary import COLUMNS, advice, change, summary
+import pytest
+
+from hcmi.drift.causes import Cause, plural
+from hcmi.drift.compare import CLASSIFIER, Shift
+from hcmi.drift.profile import CLIP_COLUMNS, EMBEDDINGS, QUERY_COLUMNS
+from hcmi.drift.severity import MEASURED, WITHOUT_WRONG, Severity
+from hcmi.drift.summary import COLUMNS, change, changes
+from hcmi.drift.verdict import CHANGED, HURT, MACHINE, OK, TOO_FEW, UNKNOWN, UNREADABLE, advise, decide, summary
+
+SAME = Severity(97.0, 93.0, 99.0, 97.5, -0.5, -4.0, 2.0, MEASURED, 200)
+WORSE = Severity(84.0, 79.0, 88.0, 97.0, -13.0, -19.0, -8.0, MEASURED, 200)
+WRONG = Cause("wrong captions", "20 captions of 200 probably belong to another clip of the batch", "Check them.", 20,
+              200)
+COPIES = Cause("copies within the batch", "40 clips of 200 repeat another clip of the batch", "Remove the copies.", 40,
+               200)
 
 
 def test_every_column_has_words():
-    assert {*QUERY_COLUMNS, *CLIP_COLUMNS, *EMBEDDINGS} == set(COLUMNS)
+    assert {*QUERY_COLUMNS, *CLIP_COLUMNS, *EMBEDDINGS, CLASSIFIER} == set(COLUMNS)
 
 
 def test_change_says_so_when_only_the_spread_moved():
@@ -13,12 +26,73 @@ def test_change_says_so_when_only_the_spread_moved():
     assert change(shift) == "brightness is spread differently around the same median of 100 of 255"
 
 
-def test_summary_counts_what_could_not_be_read():
-    assert summary("ok", [], 40, 2).endswith("look like those the model was tested on. 2 more could not be read.")
+def test_changes_are_in_order_of_size_and_said_once():
+    shifts = [Shift("motion", 0.3, 0.2, 0.001, 1.0, 2.0), Shift("brightness", 0.9, 0.2, 0.001, 100, 50),
+              Shift("video_embedding", 9, 0.2, 0.001, float("nan"), float("nan")),
+              Shift("clip_embedding", 8, 0.2, 0.001, float("nan"), float("nan")),
+              Shift("rank", 99, 0.2, 0.001, 1, 40), Shift("contrast", 0.1, 0.2, 1, 1, 2)]
+    assert [text.split(":")[0] for text in changes(shifts)] == [
+        "clips are darker", "there is more motion", "the clips look different to the model",
+        "captions find their clip at worse ranks"]
+    assert len(changes(shifts, with_scores=False)) == 3
 
 
-def test_advice_depends_on_whether_search_still_works():
-    assert advice("drift", 40.0, 90.0, (-60.0, -40.0)).startswith(
-        "Search finds fewer of these clips (R@1 40 % instead of 90 %)")
-    assert advice("drift", 80.0, 90.0, (-21.0, 1.0)).startswith("Search finds them as well as before")
-    assert advice("drift", None, None, None).startswith("Look at the clips")
+@pytest.mark.parametrize(("drifted", "severity", "causes", "verdict"), [
+    (False, SAME, [], OK), (True, SAME, [], CHANGED), (True, None, [], CHANGED), (False, None, [], OK),
+    (False, SAME, [COPIES], CHANGED), (True, WORSE, [], HURT), (False, WORSE, [], HURT)])
+def test_four_ends(drifted, severity, causes, verdict):
+    assert decide(drifted, severity, causes) == verdict
+
+
+def test_a_fall_is_hurt_only_when_it_is_certain_and_worth_acting_on():
+    assert not Severity(95.9, 95, 97, 97, -1.1, -1.9, -0.1, MEASURED, 9000).is_hurt
+    assert not Severity(90.0, 80, 96, 97, -7, -15, 0.4, MEASURED, 40).is_hurt
+    assert WORSE.is_hurt
+
+
+def test_sentence_for_a_batch_as_before():
+    assert summary(OK, SAME, [], [], 200, 2, "") == (
+        "200 clips like those that the model was tested on. R@1 is 97 % (93 to 99), and 98 % for the tested clips. "
+        "2 more clips could not be read.")
+    assert advise(OK, SAME, [], "") == "Nothing to do."
+
+
+def test_sentence_for_brighter_clips_that_search_finds():
+    said = summary(CHANGED, SAME, ["clips are brighter: brightness 90 of 255 instead of 80"], [], 200, 0, "")
+    assert said.startswith("Clips are brighter: brightness 90 of 255 instead of 80. Search finds these clips as well "
+                           "as before. R@1 is 97 %")
+    assert advise(CHANGED, SAME, [], "").startswith("Nothing needs to be done now.")
+
+
+def test_sentence_for_clips_that_search_finds_less():
+    said = summary(HURT, WORSE, ["the clips look different to the model"], [], 200, 0, "")
+    assert said == ("Search finds fewer of these clips. R@1 is 84 % (79 to 88), and 97 % for the tested clips. The "
+                    "clips look different to the model.")
+    assert "train again" in advise(HURT, WORSE, [], "")
+
+
+def test_wrong_captions_are_not_the_fault_of_search():
+    severity = Severity(97.0, 93.0, 99.0, 97.5, -0.5, -4.0, 2.0, WITHOUT_WRONG, 180)
+    said = summary(CHANGED, severity, [], [WRONG], 200, 0, "")
+    assert said.startswith("20 captions of 200 probably belong to another clip of the batch. Search finds the clips "
+                           "with right captions as well as before.")
+    assert advise(CHANGED, severity, [WRONG], "") == "Check them."
+    assert "train" not in advise(CHANGED, SAME, [COPIES], "")
+
+
+@pytest.mark.parametrize(("reason", "advice"), [
+    (TOO_FEW, "Collect more clips and run again."),
+    (MACHINE, "The batch is not at fault. Run again when the machine is less busy."),
+    (UNREADABLE, "Correct what the report names and run again.")])
+def test_advice_depends_on_why_nobody_can_tell(reason, advice):
+    assert advise(UNKNOWN, None, [], reason) == advice
+
+
+def test_without_captions_the_advice_is_to_write_some():
+    assert "Nobody can say" in summary(CHANGED, None, ["clips are darker"], [], 20, 0, "")
+    assert advise(CHANGED, None, [], "").startswith("Write captions for the clips in captions_to_write.csv")
+
+
+def test_singular_and_plural():
+    assert (plural(1, "clip"), plural(1200, "clip"), plural(2, "batch", "batches")) == ("1 clip", "1,200 clips",
+                                                                                         "2 batches")

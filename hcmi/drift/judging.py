@@ -12,6 +12,7 @@ from hcmi.drift.causes import Cause
 from hcmi.drift.compare import compare
 from hcmi.drift.label_free_recall import Scores, estimate_recall
 from hcmi.drift.profile import MIN_CLIPS, unit
+from hcmi.drift.queries import LOG, judge_queries
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import count_reasons, read_batch, unreadable
@@ -27,6 +28,9 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     report = BatchReport(shown(folder.name))
     generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
+        if (folder / LOG).is_file():
+            judge_queries(report, folder / LOG, reference, params.drift.false_alarm_rate, generator)
+            return report
         report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
                                                                      reference.precision, shards_dir, generator)
     except DataError as error:
@@ -40,7 +44,7 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     if report.sample is None or len(failed) > limit * report.num_found:
         busy = sum(skip.reason in MACHINE_REASONS for skip in failed) > len(failed) / 2
         report.reason = MACHINE if busy else report.reason
-        report.trouble = (f"{find.plural(len(failed), 'clip')} of {report.num_found} cannot be "
+        report.trouble = (f"{len(failed)} of {find.plural(report.num_found, 'clip')} cannot be "
                           f"{'read in time' if busy else 'read'} ({count_reasons(failed)}); at most {limit:.0%} may "
                           "fail.")
         return report
@@ -52,7 +56,8 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
 def conclude(report: BatchReport, scores: Scores | None, reference: Reference, false_alarm_rate: float,
              generator: np.random.Generator) -> None:
     """Fill in everything that follows from the batch's sample, profile and scores: the verdict last."""
-    assert report.sample is not None and report.profile is not None, "need a batch that was read"
+    assert report.sample is not None, "need a batch that was read"
+    assert report.profile is not None, "need a batch that was read"
     smallest = min(len(report.sample), len(reference.sample))
     if smallest < MIN_CLIPS:
         who = "The reference" if len(reference.sample) == smallest < len(report.sample) else "The batch"
@@ -104,12 +109,16 @@ def _lost(report: BatchReport, batch: Scores, right: np.ndarray) -> list[dict]:
 
 def _other_causes(report: BatchReport, reference: Reference) -> list[Cause | None]:
     sample, profile = report.sample, report.profile
-    assert sample is not None and profile is not None
-    vectors_VD = unit(profile.embeddings["video_embedding"])
-    nearest_V = profile.columns.get("nearest_known")
+    assert sample is not None
+    assert profile is not None
+    vectors_VD, known_VD = (unit(some.embeddings["video_embedding"]) for some in (profile, reference.profile))
+    tested = reference.sample.clips[:len(sample)]
+    usual = len(find.repeats(tested, known_VD[:len(tested)], reference.copy)) / len(tested)
+    near_V, known_near_V = (some.columns["nearest_known"].to_numpy() if "nearest_known" in some.columns else
+                            np.zeros(len(some)) for some in (profile, reference.profile))
     return [
-        find.copies_of_known(sample.clips, np.zeros(len(sample)) if nearest_V is None else nearest_V.to_numpy(),
-                             reference.files),
-        find.copies_within(sample.clips, vectors_VD),
+        find.copies_of_known(sample.clips, near_V, reference.files, reference.copy,
+                             float((known_near_V > reference.copy).mean())),
+        find.copies_within(sample.clips, vectors_VD, reference.copy, usual),
         find.unknown_words(sample.captioned, sample.captions, reference.words, reference.usual_unknown),
         find.empty_captions(report.skipped, len(sample.captions))]

@@ -1,0 +1,129 @@
+"""Evidently's own interface over all reports: a workspace with a snapshot of each batch and a dashboard.
+
+`python -m hcmi.drift.workspace` builds it from the folders of reports and opens it; `make drift-ui` does the same. It
+is built anew each time, so nothing in it can be out of date.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hcmi.errors import DriftError, HcmiError
+from hcmi.files import atomic_dir
+
+NAME = "HCMI drift"
+ENDING = ".evidently.json"
+FOLDERS = ("reports/watch", "reports/drift")
+
+
+def find_snapshots(folders: Sequence[str | Path]) -> list[tuple[datetime, Path]]:
+    """The snapshots in the folders and in the folders one below, with the batches' dates, oldest first.
+
+    The date is the one in the batch's name (2026-11-23), otherwise that of the file. A batch that was judged twice is
+    there once: the newest file.
+    """
+    newest: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        for path in [*folder.glob("*" + ENDING), *folder.glob("*/*" + ENDING)]:
+            if path.name not in newest or path.stat().st_mtime > newest[path.name].stat().st_mtime:
+                newest[path.name] = path
+    return sorted(((date_of(path.name, path.stat().st_mtime), path) for path in newest.values()),
+                  key=lambda found: (found[0], found[1].name))
+
+
+def date_of(name: str, seconds: float) -> datetime:
+    """The date in a batch's name, otherwise `seconds` since 1970."""
+    if found := re.search(r"(\d{4})-?(\d\d)-?(\d\d)", name):
+        try:
+            return datetime(*map(int, found.groups()), tzinfo=UTC)
+        except ValueError:
+            pass
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def build_workspace(folders: Sequence[str | Path], out: str | Path) -> int:
+    """Write the workspace to `out`, completely or not at all. Returns the number of batches in it.
+
+    Raises: DriftError when no report has a snapshot.
+    """
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("EVIDENTLY_TYPE_PREFIXES", "hcmi.")       # Evidently loads no other classes than its own
+    found = find_snapshots(folders)
+    if not found:
+        raise DriftError(f"{', '.join(map(str, folders))}: need a drift report of a batch, got none. Run "
+                         f"`hcmi drift` or `python -m flows.drift_watch`.")
+    from evidently.core.report import Snapshot
+    from evidently.ui.workspace import Workspace
+
+    from hcmi.drift import evidently_report  # noqa: F401 - its metric and method, which the snapshots name
+
+    with atomic_dir(out) as folder:
+        workspace = Workspace.create(str(folder))
+        project = workspace.create_project(NAME, "New batches, compared with the clips that the model was tested on")
+        for date, path in found:
+            snapshot = Snapshot.load_dict({**json.loads(path.read_text(encoding="utf-8")),
+                                           "timestamp": date.isoformat()})
+            workspace.add_run(project.id, snapshot, name=path.name.removesuffix(ENDING))
+        _add_dashboard(project)
+    return len(found)
+
+
+def _add_dashboard(project: Any) -> None:
+    """What a person asks first, then the trends: every line has the same limit of 1."""
+    from evidently.sdk.models import PanelMetric
+    from evidently.sdk.panels import bar_plot_panel, line_plot_panel, text_panel
+
+    from hcmi.drift.evidently_report import FOUND, METHOD, SHOWN
+    from hcmi.drift.summary import COLUMNS
+
+    def drift(name: str) -> PanelMetric:
+        label = COLUMNS[name].label
+        return PanelMetric(legend=label, metric="ValueDrift", metric_labels={"column": label, "method": METHOD})
+
+    def distance(name: str) -> PanelMetric:
+        label = COLUMNS[name].label
+        return PanelMetric(legend=label, metric="DistanceOverLimit", metric_labels={"label": label})
+
+    dashboard = project.dashboard
+    dashboard.add_panel(text_panel("New batches", "A point for each batch. A distance of 1 is its limit."), "Overview")
+    dashboard.add_panel(line_plot_panel(
+        "R@1: share of captions that find their own clip first",
+        [PanelMetric(legend="R@1", metric="MeanValue", metric_labels={"column": FOUND})]), "Overview")
+    dashboard.add_panel(line_plot_panel(
+        "What the clips and captions show: distance over limit",
+        [distance(name) for name in ("video_embedding", "classifier", "caption_embedding")]), "Overview")
+    dashboard.add_panel(bar_plot_panel("Clips in the batch", [PanelMetric(legend="clips", metric="RowCount")]),
+                        "Overview")
+    for title, names in (("Search", ("rank", "own_score", "margin", "unknown_words")),
+                         ("Pictures", tuple(name for name in SHOWN if name not in ("rank", "own_score", "margin",
+                                                                                   "unknown_words")))):
+        dashboard.add_panel(line_plot_panel(f"{title}: distance over limit", [drift(name) for name in names]), title)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", nargs="*", default=FOLDERS, help="folders of reports")
+    parser.add_argument("--out", default="reports/workspace", help="folder to write")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--build-only", action="store_true", help="do not open it")
+    options = parser.parse_args()
+    try:
+        count = build_workspace(options.folders, options.out)
+    except HcmiError as error:
+        sys.exit(f"hcmi.drift.workspace: {error}")
+    print(f"{options.out}: {count} batches")
+    if not options.build_only:
+        from evidently.ui.service.app import run_local
+
+        print(f"http://127.0.0.1:{options.port}")
+        run_local(host="127.0.0.1", port=options.port, workspace=options.out)
+
+
+if __name__ == "__main__":
+    main()

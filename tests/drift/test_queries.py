@@ -1,0 +1,56 @@
+"""Query logs: the same words pass, others and unanswered ones are named, broken ones get a line."""
+
+import json
+
+import numpy as np
+import pytest
+from search_world import searchable_model
+
+from hcmi.drift import BatchReport, Reference
+from hcmi.drift.queries import judge_queries, read_queries
+from hcmi.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def reference(world) -> Reference:
+    root, _ = world
+    return Reference(searchable_model(), root / "export", root / "shards", np.random.default_rng(0))
+
+
+def judged(tmp_path, reference: Reference, rows: list[dict]) -> BatchReport:
+    path = tmp_path / "queries.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    report = BatchReport("log")
+    judge_queries(report, path, reference, 0.01, np.random.default_rng(0))
+    return report
+
+
+def test_queries_like_the_tested_captions_are_ok(tmp_path, reference):
+    report = judged(tmp_path, reference, [{"query": caption, "found": 3} for caption in
+                                          reference.sample.captions[::2]])
+    assert report.verdict == "ok"
+    assert report.why == "25 queries like the captions that the model was tested on."
+    assert report.to_record()["queries"] == 25
+
+
+def test_other_words_and_unanswered_queries_are_named(tmp_path, reference):
+    rows = [{"query": f"eine Katze springt {number}", "found": 0 if number < 5 else 3} for number in range(30)]
+    report = judged(tmp_path, reference, rows)
+    assert report.verdict == "changed"
+    assert [cause.name for cause in report.causes] == ["nothing found", "unknown words"]
+    assert "5 of 30 queries found nothing." in report.why
+    assert "Translate" in report.advice
+
+
+def test_few_queries_give_no_verdict(tmp_path, reference):
+    report = judged(tmp_path, reference, [{"query": "a ring"}] * 3)
+    assert (report.verdict, report.reason) == ("cannot tell", "too few")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"query": "a"}\n{"words": "b"}\n', r'row 2: need \{"query": "\.\.\."\}, got'), ("no json\n", "row 1: need JSON")])
+def test_broken_logs_get_one_line(tmp_path, text, message):
+    path = tmp_path / "queries.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_queries(path)
