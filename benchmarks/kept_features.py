@@ -28,29 +28,33 @@ NUM_FRAMES, STORED, SIZE, WORDS, CAPTIONS = 12, 24, 224, 32, 1
 TEXTS = ("a man rides a horse", "two people cook", "a dog runs on a beach", "a car drives through a city at night")
 
 
-def make_shards(folder: Path, clips: int) -> Path:
-    """Shards of films of random blocks, made by the stage."""
-    import hashlib
-
+def write_film(path: Path, number: int) -> Path:
+    """Two seconds of random blocks, different ones for each number."""
     import av
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=12)
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        for blocks in np.random.default_rng(number).integers(0, 256, (2 * 12, 7, 7, 3), dtype=np.uint8):
+            picture = blocks.repeat(SIZE // 7, 0).repeat(SIZE // 7, 1)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def make_shards(folder: Path, clips: int) -> Path:
+    """Shards of such films, made by the stage."""
+    import hashlib
 
     from hcmi.config import load_params
     from hcmi.dataset import write_manifest
     from hcmi.shards import write_shards
     from hcmi.types import Clip
 
-    generator = np.random.default_rng(0)
     found = []
     for number in range(clips):
-        path = folder / f"film_{number:05}.mp4"
-        with av.open(str(path), "w") as file:
-            stream = file.add_stream("libx264", rate=12)
-            stream.width = stream.height = SIZE
-            stream.pix_fmt = "yuv420p"
-            for blocks in generator.integers(0, 256, (2 * 12, 7, 7, 3), dtype=np.uint8):
-                picture = blocks.repeat(SIZE // 7, 0).repeat(SIZE // 7, 1)
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            file.mux(stream.encode())
+        path = write_film(folder / f"film_{number:05}.mp4", number)
         found.append(Clip(path.stem, str(path), "train", (TEXTS[number % len(TEXTS)] + f" {number}",), 0.0, 2.0, 2.0,
                           hashlib.sha256(path.read_bytes()).hexdigest(), {}))
     write_manifest(found, folder / "manifest.parquet")
