@@ -92,7 +92,7 @@ def test_layers_that_are_computed_twice_keep_their_inputs_alone(clip):
         found.append(memory._per_item(lambda count, model=model: model.frame_features(
             torch.zeros(1, count, 3, SIZE, SIZE)), model))
     # the first of two layers, which has 5 tokens of 32 numbers, is called; the class token's layer is not
-    assert 5 * 32 * 4 <= found[1] < found[0] / 4
+    assert 5 * 32 * 4 <= found[1] < found[0] / 3
 
 
 def test_check_leaves_the_models_random_numbers_as_they_are():
