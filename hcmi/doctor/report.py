@@ -16,6 +16,7 @@ from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
 from hcmi.model import cut_note
 from hcmi.train import RunData
+from hcmi.video import is_text
 
 TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
 RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
@@ -70,10 +71,11 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
 
 def _run_data(listing: Listing, present: list[str], params: Params) -> RunData:
     """What training will find, if all files that are there can be read."""
-    splits = expected_splits({name: listing.splits.get(name) for name in present}, params.dataset)
+    usable = [name for name in present if is_text(name)]        # the stage `dataset` leaves the others out
+    splits = expected_splits({name: listing.splits.get(name) for name in usable}, params.dataset)
     clips: Counter[str] = Counter()
     texts: list[str] = []
-    for name in present:
+    for name in usable:
         found = [some for some in listing.captions[name].values() if any(some)] if name in listing.captions else []
         clips[splits[name]] += len(found)
         if splits[name] == "train":

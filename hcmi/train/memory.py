@@ -112,8 +112,16 @@ def _saved_bytes(forward: Callable[[], object], model: HcmiModel) -> float:
             kept[place] = tensor        # held, so that no other tensor gets its place
         return tensor
 
+    def keep_input(_, inputs: tuple[Tensor, ...]) -> None:
+        keep(inputs[0])
+
+    # a layer that is computed twice keeps its input, which is no saved tensor
+    twice = [layer.register_forward_pre_hook(keep_input) for layer in model.modules()
+             if getattr(layer, "gradient_checkpointing", False) and layer.training]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()
+    for hook in twice:
+        hook.remove()
     total = float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
     del result
     return total

@@ -34,7 +34,7 @@ from hcmi.train.micro_batch import largest_batch, pick_micro_batch, trial
 from hcmi.train.objective import group_size, loss_weights
 from hcmi.train.optimizers import set_learning_rate
 from hcmi.train.parts import Parts, pick_parts
-from hcmi.train.preflight import RunData, check_run, refuse
+from hcmi.train.preflight import RunData, check_run, count_weights, refuse
 from hcmi.train.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
 from hcmi.train.ranks import ALONE, Ranks
 from hcmi.train.readback import LOWER, LossError, Readback, check_finite
@@ -54,8 +54,9 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
     pretrained backbone becomes the model as it is.
 
     Raises: DataError for an empty split, broken shards, fewer videos than processes or clips without the tag that
-    denoising needs; ConfigError for a device that is not there; ModelError for a backbone or checkpoint that cannot be
-    read, or a loss that is not a number; MachineError for unwritable outputs.
+    denoising needs; ConfigError for a device that is not there, and for what would end the run (`preflight`);
+    ModelError for a backbone or checkpoint that cannot be read, or a loss that is not a number; MachineError for
+    unwritable outputs.
     """
     options: dict[str, Any] = {"shards_dir": shards_dir, "model_dir": model_dir, "metrics_dir": metrics_dir,
                                "checkpoint_dir": checkpoint_dir, "model_config": model_config, "config": config}
@@ -219,6 +220,11 @@ def check_and_say(train_reader: ShardReader, val_reader: ShardReader, model_conf
     for warning in found.warnings:
         warnings.warn(warning, stacklevel=2)
     refuse(found)
+    if found.memory and model_config.backbone != "scratch":
+        weights = count_weights(model)
+        warnings.warn(f"{weights['trained'] / 1e6:.1f} M weights learn and {weights['frozen'] / 1e6:.1f} M do not. "
+                      f"Training takes about {found.memory.total / 1e9:.1f} GB of memory. `hcmi train --plan` says how "
+                      f"long it takes.", stacklevel=2)
 
 
 def common_identity(ranks: Ranks, shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig) -> str:

@@ -8,6 +8,8 @@ from ruamel.yaml import YAML
 
 from hcmi.config import Params
 from hcmi.doctor import doctor, report_text
+from hcmi.doctor import report as report_module
+from hcmi.doctor.examine import examine_sample
 from hcmi.doctor.problems import folder_problems
 from hcmi.train import preflight
 
@@ -48,6 +50,17 @@ def good(folder, tmp_path_factory):
     return place
 
 
+@pytest.fixture(autouse=True)
+def looked_at_once(sample, monkeypatch):
+    """The files were looked at before: each look starts processes."""
+    monkeypatch.setattr(report_module, "examine_sample", lambda *_: sample)
+
+
+@pytest.fixture(scope="module")
+def sample(good, params):
+    return examine_sample({"0.mp4": good / "videos" / "0.mp4"}, params.shards, 60)
+
+
 def with_values(params: Params, **sections) -> Params:
     return params.model_copy(update={name: changed(getattr(params, name), **values)
                                      for name, values in sections.items()})
@@ -64,10 +77,10 @@ def many(monkeypatch):
 
 
 def test_doctor_is_ready_when_nothing_is_wrong(good, params, many):
-    report = doctor(good, params, sample=1)
-    assert report["problems"] == []
-    assert report["memory_needed_gb"] > 0.5
-    assert "\nready: no problem found\nnext: hcmi search" in report_text(report)
+    found = doctor(good, params, sample=1)
+    assert found["problems"] == []
+    assert found["memory_needed_gb"] > 0.5
+    assert "\nready: no problem found\nnext: hcmi search" in report_text(found)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -122,11 +135,11 @@ def test_doctor_counts_the_videos_that_are_missing(good, params, tmp_path, many)
 # no project yet
 
 def test_doctor_needs_no_parameters_and_proposes_what_to_type(good):
-    report = doctor(good, None, sample=1)
-    assert report["problems"] == []
-    assert report["memory_needed_gb"] is None
+    found = doctor(good, None, sample=1)
+    assert found["problems"] == []
+    assert found["memory_needed_gb"] is None
     assert any(command.startswith(f'hcmi search "what you look for" --videos {good} --model') for command
-               in report["next"])
+               in found["next"])
 
 
 def test_doctor_proposes_the_next_stage_when_the_folder_is_the_projects_own(good, params, many):

@@ -120,7 +120,8 @@ def test_second_run_computes_no_feature_again(few, clip, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize(("where", "time_called"), [("step", 3), ("validate", 2), ("model", 1)])
+@pytest.mark.parametrize(("where", "time_called"), [("step", 3), pytest.param("validate", 2, marks=pytest.mark.slow),
+                                                    pytest.param("model", 1, marks=pytest.mark.slow)])
 def test_stopped_run_ends_as_an_undisturbed_one(few, clip, tmp_path, monkeypatch, where, time_called):
     frozen(few, tmp_path / "undisturbed", clip)
     with monkeypatch.context() as patched:
