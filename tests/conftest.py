@@ -45,7 +45,8 @@ def undisturbed(films, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def project(films, tmp_path_factory) -> Path:
-    """A project in which each verb finds its inputs: shards of films, an untrained model, its export and figures, a batch.
+    """A project in which each verb finds its inputs: shards of films, an untrained model with its export and figures, a
+    batch.
     """
     from click.testing import CliRunner
     from model_world import section, tiny_model, train_config

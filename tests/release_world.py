@@ -67,7 +67,7 @@ def put_batch(folder: Path, name: str, videos: list[Path], captions: dict[str, s
 KILLER = """
 import os, signal, sys, time
 sys.path[:0] = {tests!r}
-import torch, faulthandler; faulthandler.dump_traceback_later(45, exit=False)
+import torch
 import hcmi.ingest.stage, hcmi.promote.stage
 from hcmi.config import load_params
 from hcmi.drift import drift
@@ -95,7 +95,7 @@ class Killer:
     def __init__(self, call: str):
         program = KILLER.format(tests=[str(TESTS)], call=call)
         self._process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, text=True,
-                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if not os.environ.get("SHOW") else None,
+                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                          env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def run(self, folder: Path, seconds: float = 0.0) -> tuple[int, float]:
