@@ -8,7 +8,6 @@ from one run of the pipeline. The flow `ingest` judges in the same way, and acts
 
 import json
 import sys
-import time
 from pathlib import Path
 
 from prefect import flow, task
@@ -19,7 +18,7 @@ from prefect.states import Completed, Failed, State
 from flows.artifacts import show, table
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
-from flows.stages import changed_outs, is_running, mixed_outs, pins
+from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
 from hcmi.files import lock
 from hcmi.incoming import Ledger, action, complete, find_batches, look, worst
 from hcmi.releases import Release, Releases
@@ -29,7 +28,6 @@ INCOMING = Path("data/incoming")
 REPORTS = Path("reports/watch")             # not reports/drift, which belongs to the stage
 QUIET_SECONDS = 60          # a batch that has not changed for this long is complete
 PATIENCE_SECONDS = 1800     # a batch that still changes after this long is left to the next run
-LOOK_SECONDS = 5
 
 
 class WatchError(Exception):
@@ -42,14 +40,6 @@ def check_pinned() -> None:
     if changed:
         raise WatchError(f"{', '.join(changed)}: need what dvc.lock pins, got something else or nothing. "
                          "Run `make repro` or `dvc checkout`.")
-
-
-def wait_for_pipeline() -> None:
-    """Return when no stage is running: no batch can be judged while the model is being replaced."""
-    if is_running():
-        get_run_logger().info("the pipeline is running; waiting for its end")
-    while is_running():
-        time.sleep(LOOK_SECONDS)
 
 
 @task(name="report", task_run_name="report {batch}", cache_policy=NO_CACHE, persist_result=False, retries=1,
@@ -81,7 +71,7 @@ def report_with_pinned(batch: str) -> str:
     if Releases().current() is not None:
         return report(batch)
     while True:
-        wait_for_pipeline()
+        wait_for_pipeline(get_run_logger().info)       # no batch can be judged while the model is being replaced
         check_pinned()
         before = pins(*PINNED)
         failure, verdict = None, ""

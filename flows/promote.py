@@ -13,8 +13,8 @@ from prefect.states import Completed, State
 
 from flows.artifacts import show, table
 from flows.child import ChildError, end_with_make_flows, run_for_json
-from flows.drift_watch import wait_for_pipeline
 from flows.server import check_server, run_name
+from flows.stages import wait_for_pipeline
 
 STATES = {"promoted": "Promoted", "refused": "Refused", "unchanged": "Completed"}
 
@@ -36,7 +36,7 @@ def promote(not_worse: bool = False, wait: bool = True) -> State:
     """
     end_with_make_flows()
     if wait:
-        wait_for_pipeline()
+        wait_for_pipeline(get_run_logger().info)
     found = compare(not_worse)
     report(found)
     message = " ".join(filter(None, (found["decision"], found["version"]))) + f": {found['why']}"

@@ -5,6 +5,7 @@ This module does not import Prefect, because the child process that runs a stage
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dvc.repo.reproduce import get_active_graph, plan_repro
 
 from hcmi.files import is_locked, lock
 
+LOOK_SECONDS = 5
 LOCK = Path(".hcmi/pipeline.lock")      # held during a run of the whole pipeline, also between two stages
 
 
@@ -96,6 +98,14 @@ def is_running() -> bool:
         except (OSError, ValueError):       # none, or being written at this moment
             return False
         return any(_holds(entry["pid"], path) for entry in entries.get("write", {}).values())
+
+
+def wait_for_pipeline(say: Callable[[str], object]) -> None:
+    """Return when no stage is running."""
+    if is_running():
+        say("the pipeline is running; waiting for its end")
+    while is_running():
+        time.sleep(LOOK_SECONDS)
 
 
 def free_dead_locks() -> None:

@@ -99,7 +99,8 @@ def releases(releases_dir: str, as_json: bool) -> None:
     from hcmi.releases import Releases, releases_text
 
     table = Releases(releases_dir).table()
-    click.echo(json.dumps(table, indent=2, ensure_ascii=False) if as_json else releases_text(table))
+    found = {"current": next((row["version"] for row in table if row["current"]), None), "releases": table}
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else releases_text(table))
 
 
 COMMANDS = (add, promote, rollback, releases)

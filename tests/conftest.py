@@ -45,7 +45,9 @@ def undisturbed(films, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def project(films, tmp_path_factory) -> Path:
-    """A project in which each stage finds its inputs: shards of films, an untrained model, its export, a batch."""
+    """A project in which each verb finds its inputs: shards of films, an untrained model with its export and figures, a
+    batch.
+    """
     from click.testing import CliRunner
     from model_world import section, tiny_model, train_config
     from ruamel.yaml import YAML
@@ -68,8 +70,9 @@ def project(films, tmp_path_factory) -> Path:
             shutil.copy(path, place / path.name)
     tiny_model().save_pretrained(folder / "model")
     with contextlib.chdir(folder):
-        done = CliRunner().invoke(main, ["export", "--model", "model"], catch_exceptions=False)
-    assert done.exit_code == 0, done.stderr
+        for verb in ("export", "evaluate"):
+            done = CliRunner().invoke(main, [verb, "--model", "model"], catch_exceptions=False)
+            assert done.exit_code == 0, done.stderr
     return folder
 
 

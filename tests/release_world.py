@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from model_world import shake, tiny_model
@@ -11,6 +14,7 @@ from search_world import call_hcmi
 from hcmi.config import Params, load_params
 from hcmi.model import load_retriever
 
+TESTS = Path(__file__).parent
 
 def make_project(project: Path, folder: Path) -> Path:
     """A copy of the session's small project with models/hcmi, export/, metrics/ and plots/ in place."""
@@ -19,13 +23,15 @@ def make_project(project: Path, folder: Path) -> Path:
     (folder / "data/shards").symlink_to((project / "data/shards").resolve())
     shutil.copy(project / "params.yaml", folder / "params.yaml")
     (folder / "data/accepted.json").write_text("[]\n")
-    train_model(folder, 0)
+    shutil.copytree(project / "model", folder / "models/hcmi")
+    for name in ("export", "metrics", "plots"):
+        shutil.copytree(project / name, folder / name)
     return folder
 
 
 def train_model(folder: Path, seed: int) -> None:
     """Replace the model by another one, and make its export and figures by the real stages."""
-    model = tiny_model() if seed == 0 else shake(tiny_model(), seed)
+    model = shake(tiny_model(), seed)
     shutil.rmtree(folder / "models", ignore_errors=True)
     model.save_pretrained(folder / "models/hcmi")
     with contextlib.chdir(folder):
@@ -56,3 +62,47 @@ def put_batch(folder: Path, name: str, videos: list[Path], captions: dict[str, s
         lines = ["video,caption", *(f"{video},{caption}" for video, caption in captions.items())]
         (batch / "captions.csv").write_text("\n".join(lines) + "\n")
     return batch
+
+
+KILLER = """
+import os, signal, sys, time
+sys.path[:0] = {tests!r}
+import torch
+import hcmi.ingest.stage, hcmi.promote.stage
+from hcmi.config import load_params
+from hcmi.drift import drift
+torch.set_num_threads(1)
+for line in sys.stdin:
+    folder, _, seconds = line.strip().rpartition(" ")
+    started = time.monotonic()
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        os.dup2(2, 1)
+        {call}
+        os._exit(0)
+    if float(seconds):
+        time.sleep(float(seconds))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    print(status, time.monotonic() - started, flush=True)
+"""
+
+
+class Killer:
+    """Runs one line of Python in a process that has loaded everything, and kills it after some seconds."""
+
+    def __init__(self, call: str):
+        program = KILLER.format(tests=[str(TESTS)], call=call)
+        self._process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, text=True,
+                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def run(self, folder: Path, seconds: float = 0.0) -> tuple[int, float]:
+        """The status (0: it ended by itself, without an error) and the length in seconds. 0 seconds: no kill."""
+        print(folder, seconds, file=self._process.stdin, flush=True)
+        status, length = self._process.stdout.readline().split()
+        return int(status), float(length)
+
+    def close(self) -> None:
+        self._process.communicate()

@@ -17,7 +17,13 @@ RUNS = {
     "drift": ["--model", "model", "--incoming", "incoming", "--out", "OUT/drift"],
     "search": ["red", "--model", "model", "--index", "export/index"],
     "model": ["model"],
-    "doctor": ["few"]}
+    "doctor": ["few"],
+    "promote": ["--model", "model", "--releases", "OUT/releases"],
+    "add": ["--incoming", "OUT/incoming", "--accepted", "OUT/accepted.json", "--reports", "OUT/reports", "--releases",
+            "OUT/releases"],
+    "rollback": ["v1", "--releases", "OUT/releases"],
+    "releases": ["--releases", "OUT/releases"]}
+AFTER_PROMOTE = ("add", "rollback")
 
 
 def test_every_verb_with_json_is_run_here():
@@ -28,6 +34,8 @@ def test_every_verb_with_json_is_run_here():
 @pytest.mark.parametrize("verb", RUNS)
 def test_stdout_is_json_and_nothing_else_when_json_is_asked_for(project, tmp_path, monkeypatch, verb):
     monkeypatch.chdir(project)
+    if verb in AFTER_PROMOTE:
+        CliRunner().invoke(main, ["promote", "--model", "model", "--releases", str(tmp_path / "releases")])
     arguments = [argument.replace("OUT", str(tmp_path)) for argument in RUNS[verb]]
     done = CliRunner().invoke(main, [verb, *arguments, "--json"])
     assert done.exit_code == (1 if verb == "doctor" else 0), done.stderr      # the folder has no captions

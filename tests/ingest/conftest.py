@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from release_world import make_project, promote, train_model
+from release_world import make_project, promote
 
 
 @pytest.fixture(scope="session")
 def released(project, tmp_path_factory) -> Path:
     folder = make_project(project, tmp_path_factory.mktemp("released") / "project")
-    train_model(folder, 0)
     with contextlib.chdir(folder):
         promote()
     return folder

@@ -11,8 +11,8 @@ from release_world import make_project, train_model
 def made(project, tmp_path_factory) -> Path:
     """Folders first/ and second/: the same project with two models."""
     root = tmp_path_factory.mktemp("promote")
-    for seed, name in enumerate(("first", "second")):
-        train_model(make_project(project, root / name), seed)
+    make_project(project, root / "first")
+    train_model(make_project(project, root / "second"), seed=1)
     return root
 
 

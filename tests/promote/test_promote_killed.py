@@ -1,0 +1,73 @@
+"""`kill -9` at any moment of a promotion: the old release or the new one is served, and the next call ends the same."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from model_world import write_film
+from release_world import Killer, promote, put_batch
+
+from hcmi.dataset import Accepted, accept
+from hcmi.releases import Releases
+from hcmi.search import Retriever
+
+CALL = """hcmi.promote.stage.promote(model_dir="models/hcmi", export_dir="export", metrics="metrics/evaluate.json",
+            plots_dir="plots", shards_dir="data/shards", releases_dir="releases", accepted="data/accepted.json",
+            incoming_dir="data/incoming", params=load_params(), must_be_better=False)"""
+
+
+@pytest.fixture(scope="module")
+def pristine(made, tmp_path_factory) -> Path:
+    """v1 is served, the workspace holds another model, and a batch has been accepted since."""
+    folder = tmp_path_factory.mktemp("killed") / "pristine"
+    shutil.copytree(made / "first", folder, symlinks=True)
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("margin: 1.0", "margin: 100.0"))
+    with contextlib.chdir(folder):
+        promote()
+    for part in ("models", "export", "metrics", "plots"):
+        shutil.rmtree(folder / part)
+        shutil.copytree(made / "second" / part, folder / part)
+    film = write_film(folder.parent / "new.mp4", ["red", "black"], frames_each=8)
+    put_batch(folder, "monday", [film])
+    accept(folder / "data/accepted.json", Accepted("monday", "content", "ok", True, "now"))
+    return folder
+
+
+def served_videos(folder: Path) -> tuple[str, int]:
+    """The served version, whose model and index belong together, and the number of its videos."""
+    release = Releases(folder / "releases").current()
+    return release.version, len(Retriever(release.model, release.index).index)
+
+
+def kill_and_go_on(pristine: Path, folder: Path, kills: int) -> None:
+    killer, generator = Killer(CALL), np.random.default_rng(0)
+    try:
+        shutil.copytree(pristine, folder / "undisturbed", symlinks=True)
+        status, length = killer.run(folder / "undisturbed")
+        assert status == 0
+        assert served_videos(folder / "undisturbed") == ("v2", 31)
+        for number in range(kills):
+            here = folder / str(number)
+            shutil.copytree(pristine, here, symlinks=True)
+            killer.run(here, generator.random() * length)
+            assert served_videos(here) in [("v1", 30), ("v2", 31)]
+            assert killer.run(here)[0] == 0
+            assert served_videos(here) == ("v2", 31)
+            assert [release.version for release in Releases(here / "releases").all()] == ["v1", "v2"]
+            assert Releases(here / "releases").current().batches == ["content"]
+            shutil.rmtree(here)
+    finally:
+        killer.close()
+
+
+def test_old_or_new_release_is_served_when_a_promotion_is_killed(pristine, tmp_path):
+    kill_and_go_on(pristine, tmp_path, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_old_or_new_release_is_served_when_twenty_promotions_are_killed(pristine, tmp_path):
+    kill_and_go_on(pristine, tmp_path, 20)
