@@ -257,7 +257,7 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 
     if history is not None:
         found = write_history(history, load_params(params).drift.false_alarm_rate)
-        _show(found if as_json else {"report": f"{history}/history.html", "batches": len(found["batches"])}, as_json)
+        show(found if as_json else {"report": f"{history}/history.html", "batches": len(found["batches"])}, as_json)
         return
     result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
                  params=load_params(params), batches=batches)

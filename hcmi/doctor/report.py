@@ -104,11 +104,11 @@ def _project(sample: Sample, num_clips: int) -> dict[str, Any]:
             "shards_minutes": round(sample.wall_seconds / max(sample.size, 1) * num_clips / 60, 2)}
 
 
-def _caption_figures(captions: Captions, params: Params) -> dict[str, Any] | None:
+def _caption_figures(captions: Captions, params: Params | None) -> dict[str, Any] | None:
     texts = [text for clips in captions.values() for some in clips.values() for text in some]
     if not texts:
         return None
-    note = cut_note(texts, params.model)
+    note = cut_note(texts, params.model) if params else None
     return {"count": len(texts), "empty": sum(not text for text in texts),
             "words": _spread([len(text.split()) for text in texts]), **({"note": note} if note else {})}
 

@@ -8,9 +8,11 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -27,12 +29,10 @@ from hcmi.model.geometry import (
     config_folder,
     read_open_clip,
 )
-from hcmi.model.modeling import LOCAL, PRECISIONS, VOCABULARIES, ZERO_SHOT_WEIGHTS, HcmiConfig, HcmiModel
-from hcmi.model.modeling import load_retriever as load_trained
-from hcmi.model.modeling import new_retriever as new_scratch_retriever
+from hcmi.model.modeling import FILES, LOCAL, PRECISIONS, VOCABULARIES, ZERO_SHOT_WEIGHTS, HcmiConfig, HcmiModel
 from hcmi.model.open_clip_towers import OpenClipTowers, load_open_clip, open_clip_tokenizer
 from hcmi.model.processor import HcmiProcessor
-from hcmi.model.towers import load_towers
+from hcmi.model.towers import build_towers, check_loaded, load_towers, quiet, scratch_config
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)    # open_clip's default
 READ = ["*.json", "*.safetensors", "*.model", "*.txt"]      # of an open_clip checkpoint on the hub
@@ -48,12 +48,13 @@ def load_retriever(source: str | Path, device: str | torch.device = "cpu", preci
     Raises: ModelError when nothing is there, a file or a library is missing or broken, a checkpoint is of another
     family, or a tensor has the wrong shape (naming both shapes).
     """
-    if not is_checkpoint(source):
-        return load_trained(source, device, precision)
     if precision not in PRECISIONS:
         raise ModelError(f"precision {precision!r}: need one of {', '.join(PRECISIONS)}, got another. Correct it.")
-    model = _zero_shot(*read_checkpoint(str(source), "model"), str(source))
-    model.checkpoint = str(source)
+    if is_checkpoint(source):
+        model = _zero_shot(*read_checkpoint(str(source), "model"), str(source))
+        model.checkpoint = str(source)
+    else:
+        model = _load_trained(Path(source))
     model.store_towers(precision)
     return nn.Module.to(model, device).eval()
 
@@ -88,18 +89,29 @@ def new_retriever(config: ModelConfig, image_size: int, captions: list[str], squ
     Raises: ModelError when the backbone cannot be loaded or its patches do not fit the frames.
     """
     if config.backbone == "scratch":
-        model = new_scratch_retriever(config, image_size, captions)
-        model.processor.square = square
-        return model
-    towers, processor = read_checkpoint(config.backbone, "model.backbone", config.num_words)
-    _use_frames(towers, processor, config.backbone, image_size, square)
-    if isinstance(towers, OpenClipTowers) and config.num_words > processor.num_words:
-        raise ModelError(f"model.num_words: need at most the {processor.num_words} positions of {config.backbone!r}, "
-                         f"got {config.num_words}. Lower model.num_words.")
-    processor.num_words = config.num_words
+        towers, processor = _scratch(config, image_size, captions)
+        processor.square = square
+    else:
+        towers, processor = read_checkpoint(config.backbone, "model.backbone", config.num_words)
+        _use_frames(towers, processor, config.backbone, image_size, square)
+        if isinstance(towers, OpenClipTowers) and config.num_words > processor.num_words:
+            raise ModelError(f"model.num_words: need at most the {processor.num_words} positions of "
+                             f"{config.backbone!r}, got {config.num_words}. Lower model.num_words.")
+        processor.num_words = config.num_words
     model = HcmiModel(HcmiConfig(towers=towers.config.to_dict(), **config.model_dump(exclude={"scratch"})), towers)
     model.processor = processor
     return model
+
+
+def _scratch(config: ModelConfig, image_size: int, captions: list[str]) -> tuple[Towers, HcmiProcessor]:
+    processor = HcmiProcessor.from_captions(captions, config.scratch.vocab_size, config.num_words, image_size)
+    tokenizer = processor.tokenizer
+    if image_size % config.scratch.patch:
+        raise ModelError(f"model.scratch.patch: need a divisor of shards.size={image_size}, "
+                         f"got {config.scratch.patch}. Change one of them.")
+    towers = build_towers(scratch_config(config.scratch, image_size, config.num_words, len(tokenizer),
+                                         tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id))
+    return towers, processor
 
 
 def zero_shot_retriever(config: ModelConfig, image_size: int, square: Square = CLIP_SQUARE) -> HcmiModel:
@@ -209,3 +221,24 @@ def _check_files(folder: Path, name: str) -> None:
         if not any((folder / file).is_file() for file in names):
             raise ModelError(f"{name}: need {names[0]} of the checkpoint, found none. Copy all files of the checkpoint "
                              f"into the folder.")
+
+
+def _load_trained(folder: Path) -> HcmiModel:
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        missing.append(VOCABULARIES[0])
+    if missing:
+        raise ModelError(f"model folder {folder}: need {missing[0]}, found none. Train first (`dvc repro train`), or "
+                         f"give the folder of a trained model or of a CLIP or SigLIP checkpoint.")
+    try:
+        with quiet():
+            loaded: Any = HcmiModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+            model, problems = loaded
+            model.processor = HcmiProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"model folder {folder}: need a model that `hcmi train` saved, got: "
+                         f"{' '.join(str(error).split())[:300]} Train again or copy the whole folder.") from error
+    check_loaded(f"model folder {folder}", problems,
+                 "config.json does not belong to these weights, or another version of hcmi wrote them. Train again, or "
+                 "copy both from one training run.")
+    return model

@@ -8,29 +8,18 @@
 
 import hashlib
 import json
-import os
-import re
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from hcmi.config import ModelConfig
-from hcmi.errors import ModelError
-from hcmi.model.families import FAMILIES
 from hcmi.model.heads import build_head
 from hcmi.model.processor import HcmiProcessor
 from hcmi.model.towers import (
     build_towers,
-    check_loaded,
     embedding_dim,
     frame_features,
-    load_towers,
     quiet,
-    scratch_config,
     text_features,
 )
 from hcmi.runtime import single_after_fork
@@ -180,122 +169,3 @@ class HcmiModel(PreTrainedModel):
         with quiet():
             super().save_pretrained(save_directory, **kwargs)
             self.processor.save_pretrained(save_directory)
-
-
-def new_retriever(config: ModelConfig, image_size: int, captions: list[str]) -> HcmiModel:
-    """An untrained retriever. The tokenizer of scratch towers is learned from `captions`, those of the training split.
-
-    Raises: ModelError when the backbone cannot be loaded or its patches do not fit the image size.
-    """
-    if config.backbone == "scratch":
-        processor = HcmiProcessor.from_captions(captions, config.scratch.vocab_size, config.num_words, image_size)
-        tokenizer = processor.tokenizer
-        if image_size % config.scratch.patch:
-            raise ModelError(f"model.scratch.patch: need a divisor of shards.size={image_size}, "
-                             f"got {config.scratch.patch}. Change one of them.")
-        towers = build_towers(scratch_config(config.scratch, image_size, config.num_words, len(tokenizer),
-                                             tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id))
-    else:
-        towers = load_towers(config.backbone, config.num_words)
-        processor = HcmiProcessor.from_backbone(config.backbone, config.num_words, image_size)
-        towers.config.text_config.pad_token_id = processor.tokenizer.pad_token_id   # SigLIP 2's files disagree
-        patch = towers.config.vision_config.patch_size
-        if image_size < patch:
-            raise ModelError(f"shards.size: need at least the {patch} pixels of a patch of {config.backbone!r}, "
-                             f"got {image_size}. Raise shards.size.")
-    hcmi_config = HcmiConfig(towers=towers.config.to_dict(), **config.model_dump(exclude={"scratch"}))
-    model = HcmiModel(hcmi_config, towers)
-    model.processor = processor
-    return model
-
-
-def load_retriever(source: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> HcmiModel:
-    """Load a folder that `save_pretrained` wrote, or a CLIP or SigLIP checkpoint by its folder or its name on the hub.
-
-    A checkpoint becomes an untrained retriever that ranks as the checkpoint itself does: by the cosine of the mean of
-    the frames' unit vectors and the text's vector. The model is in evaluation mode. `precision`: one of PRECISIONS, in
-    which the towers are stored. While it loads, the weights are float32.
-
-    Raises: ModelError when nothing is there, a file is missing or broken, a checkpoint is of another family, or a
-    tensor has the wrong shape (naming both shapes).
-    """
-    if precision not in PRECISIONS:
-        raise ModelError(f"precision {precision!r}: need one of {', '.join(PRECISIONS)}, got another. Correct it.")
-    model = _load_checkpoint(str(source)) if is_checkpoint(source) else _load_trained(Path(source))
-    model.store_towers(precision)
-    return nn.Module.to(model, device).eval()
-
-
-def is_checkpoint(source: str | Path) -> bool:
-    """Whether this is a folder whose config.json is another model's, or looks like a name on the hub.
-
-    `models/...` is never a name: the hub has no owner of that name.
-    """
-    source = str(source)
-    if os.path.isdir(source):
-        try:
-            config = json.loads(Path(source, "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False        # `_load_trained` says what is wrong
-        return isinstance(config, dict) and config.get("model_type") != HcmiConfig.model_type
-    owner = source.partition("/")[0]
-    return (re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None and owner != "models"
-            and not os.path.exists(owner))
-
-
-def _load_checkpoint(source: str) -> HcmiModel:
-    """The checkpoint's towers under an `hcmi` head of zeros, which passes their features on as they are.
-
-    A head of zeros has no random values, so the model is the same in every process and on every machine.
-    """
-    if os.path.isdir(source):
-        _check_checkpoint_files(Path(source))
-    towers = load_towers(source, 0, "model")
-    text, image_size = towers.config.text_config, towers.config.vision_config.image_size
-    num_words = text.max_position_embeddings
-    processor = HcmiProcessor.from_backbone(source, num_words, image_size, own_square=True, subject="model")
-    text.pad_token_id = processor.tokenizer.pad_token_id        # SigLIP 2's files disagree
-    described = {key: value for key, value in towers.config.to_dict().items() if key not in LOCAL}
-    model = HcmiModel(HcmiConfig(towers=described, backbone=source, num_words=num_words, temporal_layers=0,
-                                 level_weights=dict(ZERO_SHOT_WEIGHTS)), towers)
-    with torch.no_grad():
-        for module in model.head.modules():
-            if not isinstance(module, (nn.LayerNorm, nn.ParameterDict)):        # the latter holds the logit scales
-                for weight in module.parameters(recurse=False):
-                    weight.zero_()
-    model.processor, model.checkpoint = processor, source
-    return model
-
-
-def _check_checkpoint_files(folder: Path) -> None:
-    """Raises: ModelError naming the tokenizer or preprocessing file that a checkpoint of a known family lacks.
-
-    Without a tokenizer's files `transformers` may make an empty one.
-    """
-    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") not in FAMILIES:
-        return          # `load_towers` says what is needed
-    for names in (("preprocessor_config.json", "processor_config.json"), (*VOCABULARIES, "vocab.json")):
-        if not any((folder / name).is_file() for name in names):
-            raise ModelError(f"model {str(folder)!r}: need {names[0]} of the checkpoint, found none. Copy all files of "
-                             f"the checkpoint into the folder.")
-
-
-def _load_trained(folder: Path) -> HcmiModel:
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        missing.append(VOCABULARIES[0])
-    if missing:
-        raise ModelError(f"model folder {folder}: need {missing[0]}, found none. Train first (`dvc repro train`), or "
-                         f"give the folder of a trained model or of a CLIP or SigLIP checkpoint.")
-    try:
-        with quiet():
-            loaded: Any = HcmiModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-            model, problems = loaded
-            model.processor = HcmiProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model folder {folder}: need a model that `hcmi train` saved, got: "
-                         f"{' '.join(str(error).split())[:300]} Train again or copy the whole folder.") from error
-    check_loaded(f"model folder {folder}", problems,
-                 "config.json does not belong to these weights, or another version of hcmi wrote them. Train again, or "
-                 "copy both from one training run.")
-    return model

@@ -50,9 +50,10 @@ class HeadOnFeatures(HcmiModel):
     """
 
     def __init__(self, whole: HcmiModel, captions: Mapping[str, tuple[int, int]], states: Sequence[np.ndarray]):
-        super().__init__(whole.config, whole.towers)
+        config: Any = whole.config
+        super().__init__(config, whole.towers)
         del self.towers
-        self.head, self.config = whole.head, whole.config
+        self.head, self.config = whole.head, config
         self.processor: Any = FeatureProcessor(captions)
         self._states = states
         self._first_rows = np.cumsum([0, *(len(part) for part in states)])

@@ -67,7 +67,7 @@ def test_loading_fails_in_one_line_that_names_the_package_when_one_is_not_instal
     code = (f"import sys; sys.modules[{package!r}] = None\n"
             "from hcmi.errors import ModelError\n"
             "from hcmi.model.processor import HcmiProcessor\n"
-            "from hcmi.model.modeling import load_retriever\n"
+            "from hcmi.model import load_retriever\n"
             "backbone, model = sys.argv[1:]\n"
             "for load in (lambda: HcmiProcessor.from_backbone(backbone, 16, 32), lambda: load_retriever(model)):\n"
             "    try: load()\n"
