@@ -16,12 +16,8 @@ from hcmi.errors import HcmiError, MachineError, file_of, machine_error, shown, 
 from hcmi.options import (
     json_option,
     model_option,
-    overlap_option,
     params_option,
-    precision_option,
-    served_option,
     show,
-    window_option,
 )
 
 STOPPED = 130       # the shell's exit code for Ctrl-C
@@ -262,87 +258,6 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
     result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
                  params=load_params(params), batches=batches)
     show(result if as_json else {"report": f"{out}/index.html", **result["verdicts"]}, as_json)
-
-
-@main.command()
-@click.argument("query")
-@click.option("--top", default=10, show_default=True, help="How many answers.")
-@click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
-@click.option("--index", help="Search index.  [default: the current release, or search.uri of params.yaml]")
-@served_option
-@click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
-@click.option("--min-seconds", type=float, help="Only videos at least this long.")
-@click.option("--max-seconds", type=float, help="Only videos at most this long.")
-@click.option("--explain", metavar="FILE", help="Write why the first answer was found: .png, .svg, .pdf or .json.")
-@precision_option
-@window_option
-@overlap_option
-@params_option
-@json_option
-def search(query: str, top: int, videos: str | None, index: str | None, model: str | None, tags: tuple[str, ...],
-           min_seconds: float | None, max_seconds: float | None, explain: str | None, precision: str,
-           window: float | None, overlap: float | None, params: str, as_json: bool) -> None:
-    """Find the videos, and the moments in them, that QUERY describes.
-
-    Examples:
-
-      hcmi search "a dog jumps into water" --top 5 --json
-
-      hcmi search "red car" --videos ./my_videos
-
-      hcmi search "red car" --videos ./my_videos --model openai/clip-vit-base-patch32
-
-      hcmi search "red car" --tag place=street --explain why.png
-    """
-    import hcmi.search as searching
-
-    searching.check_query(query)
-    searching.check_top(top, "--top")
-    if explain is not None:
-        searching.check_explanation_path(explain, "--explain")
-    wanted = searching.parse_tags(tags, "--tag")
-    retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap)
-    hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
-    for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
-        click.echo(f"note: {shown(note)}", err=True)
-    if as_json:
-        json.dump([searching.hit_record(hit) for hit in hits], sys.stdout, indent=2, ensure_ascii=False)
-        click.echo()
-    else:
-        click.echo(searching.hits_text(hits))
-    if explain and hits:
-        searching.write_explanation(retriever.explain(query, hits[0]), explain)
-
-
-@main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer to this name too, such as that of a "
-              "proxy; may be repeated.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
-@click.option("--index", help="Search index.  [default: the current release, or search.uri of params.yaml]")
-@served_option
-@precision_option
-@window_option
-@overlap_option
-@params_option
-def serve(host: str, hosts: tuple[str, ...], port: int, videos: str | None, index: str | None, model: str | None,
-          precision: str, window: float | None, overlap: float | None, params: str) -> None:
-    """Serve the search page: type a query, watch the moment in each video, see why it was found.
-
-    Examples:
-
-      hcmi serve
-
-      hcmi serve --videos ./my_videos --port 8080
-    """
-    from hcmi.search import open_retriever
-    from hcmi.serve import serve as run
-
-    retriever = open_retriever(model, index, videos, params, precision, window, overlap, follow=True)
-    for note in retriever.notes:
-        click.echo(f"note: {shown(note)}", err=True)
-    run(retriever, host, port, click.echo, hosts)
 
 
 @main.command()

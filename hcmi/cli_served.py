@@ -1,16 +1,108 @@
-"""The verbs about what is served: add, promote, rollback, releases. `hcmi/cli.py` adds them to the command."""
+"""The verbs about what is searched and served; `hcmi/cli.py` adds them to the command."""
 
 import json
+import sys
 
 import click
 
-from hcmi.options import json_option, model_option, params_option, show
+from hcmi.errors import shown
+from hcmi.options import (
+    json_option,
+    model_option,
+    overlap_option,
+    params_option,
+    precision_option,
+    served_option,
+    show,
+    window_option,
+)
 
 releases_option = click.option("--releases", "releases_dir", default="releases", show_default=True,
                                help="Folder of releases.")
 accepted_option = click.option("--accepted", default="data/accepted.json", show_default=True,
                                help="List of accepted batches.")
 incoming_option = click.option("--incoming", default="data/incoming", show_default=True, help="Folder of new batches.")
+
+
+@click.command()
+@click.argument("query")
+@click.option("--top", default=10, show_default=True, help="How many answers.")
+@click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
+@click.option("--index", help="Search index.  [default: the current release, or search.uri of params.yaml]")
+@served_option
+@click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
+@click.option("--min-seconds", type=float, help="Only videos at least this long.")
+@click.option("--max-seconds", type=float, help="Only videos at most this long.")
+@click.option("--explain", metavar="FILE", help="Write why the first answer was found: .png, .svg, .pdf or .json.")
+@precision_option
+@window_option
+@overlap_option
+@params_option
+@json_option
+def search(query: str, top: int, videos: str | None, index: str | None, model: str | None, tags: tuple[str, ...],
+           min_seconds: float | None, max_seconds: float | None, explain: str | None, precision: str,
+           window: float | None, overlap: float | None, params: str, as_json: bool) -> None:
+    """Find the videos, and the moments in them, that QUERY describes.
+
+    Examples:
+
+      hcmi search "a dog jumps into water" --top 5 --json
+
+      hcmi search "red car" --videos ./my_videos
+
+      hcmi search "red car" --videos ./my_videos --model openai/clip-vit-base-patch32
+
+      hcmi search "red car" --tag place=street --explain why.png
+    """
+    import hcmi.search as searching
+
+    searching.check_query(query)
+    searching.check_top(top, "--top")
+    if explain is not None:
+        searching.check_explanation_path(explain, "--explain")
+    wanted = searching.parse_tags(tags, "--tag")
+    retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap)
+    hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
+    for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
+        click.echo(f"note: {shown(note)}", err=True)
+    if as_json:
+        json.dump([searching.hit_record(hit) for hit in hits], sys.stdout, indent=2, ensure_ascii=False)
+        click.echo()
+    else:
+        click.echo(searching.hits_text(hits))
+    if explain and hits:
+        searching.write_explanation(retriever.explain(query, hits[0]), explain)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Answer to this name too, such as that of a "
+              "proxy; may be repeated.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--videos", help="Search this folder of videos directly; no pipeline needed.")
+@click.option("--index", help="Search index.  [default: the current release, or search.uri of params.yaml]")
+@served_option
+@precision_option
+@window_option
+@overlap_option
+@params_option
+def serve(host: str, hosts: tuple[str, ...], port: int, videos: str | None, index: str | None, model: str | None,
+          precision: str, window: float | None, overlap: float | None, params: str) -> None:
+    """Serve the search page: type a query, watch the moment in each video, see why it was found.
+
+    Examples:
+
+      hcmi serve
+
+      hcmi serve --videos ./my_videos --port 8080
+    """
+    from hcmi.search import open_retriever
+    from hcmi.serve import serve as run
+
+    retriever = open_retriever(model, index, videos, params, precision, window, overlap, follow=True)
+    for note in retriever.notes:
+        click.echo(f"note: {shown(note)}", err=True)
+    run(retriever, host, port, click.echo, hosts)
 
 
 @click.command()
@@ -103,4 +195,4 @@ def releases(releases_dir: str, as_json: bool) -> None:
     click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else releases_text(table))
 
 
-COMMANDS = (add, promote, rollback, releases)
+COMMANDS = (search, serve, add, promote, rollback, releases)
