@@ -67,8 +67,8 @@ def margin(sims_QB: Tensor, theta: float, positives_BB: Tensor | None = None) ->
     Pairs that denoising counts as positive are never negatives. A batch of one clip has no negatives and gives 0.
     Source: the paper's authors (docs/method.md); theta is [ours].
     """
-    own_QB, same_QB = _own_and_same(sims_QB, positives_BB)
-    own_Q = sims_QB[own_QB]
+    _, same_QB = _own_and_same(sims_QB, positives_BB)
+    own_Q = sims_QB.unflatten(0, (-1, sims_QB.shape[1])).diagonal(dim1=1, dim2=2).flatten()   # a mask waits for a GPU
     wrong_QB = sims_QB.masked_fill(same_QB, -torch.inf)
     hardest_video_Q, hardest_text_B = wrong_QB.amax(1), wrong_QB.amax(0)
     hardest_text_Q = hardest_text_B.repeat(len(own_Q) // len(hardest_text_B))
