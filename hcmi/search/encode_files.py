@@ -53,6 +53,7 @@ class EncodedFile:
     def tokens(self, model: HcmiModel) -> Iterator[Tokens]:
         """Of all clips in order, some at a time."""
         assert self.features_ND is not None, f"{self.sha256}: nothing was decoded"
+        assert self.times_N is not None and self.frames_VT is not None, f"{self.sha256}: features without times"  # noqa: PT018
         for start in range(0, len(self.clips), WINDOWS):
             frames_BT = self.frames_VT[start:start + WINDOWS]
             with torch.inference_mode():
