@@ -142,7 +142,7 @@ def read_checkpoint(source: str, subject: str, num_words: int = 0) -> tuple[Towe
     towers = load_towers(source, num_words, subject)
     square, size = checkpoint_geometry(source, subject)
     text, vision = towers.config.text_config, towers.config.vision_config
-    processor = HcmiProcessor.from_backbone(source, text.max_position_embeddings, size, square, subject,
+    processor = HcmiProcessor.from_backbone(source, text.max_position_embeddings, size, True, subject,
                                             FAMILIES[towers.config.model_type].lower_case)
     text.pad_token_id = processor.pad_id        # SigLIP 2's files disagree
     if square[0] == "whole":

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ModelError
-from hcmi.model.geometry import CLIP_SQUARE, Square, image_processor
+from hcmi.model.geometry import CLIP_SQUARE, Square, image_processor, own_geometry
 from hcmi.model.open_clip_towers import clean_function
 from hcmi.model.towers import explain_missing_package
 
@@ -77,12 +77,13 @@ class HcmiProcessor:
         return cls(tokenizer, images, num_words, image_size, set(range(len(tokenizer))) - seen)
 
     @classmethod
-    def from_backbone(cls, backbone: str, num_words: int, image_size: int, square: Square = CLIP_SQUARE,
+    def from_backbone(cls, backbone: str, num_words: int, image_size: int, own_square: bool = False,
                       subject: str = "model.backbone", lower_case: bool = False) -> "HcmiProcessor":
         """The pretrained checkpoint's own tokenizer and normalisation, by `transformers`.
 
-        `square`: how frames become square. `lower_case`: the checkpoint was trained on small letters. Not every
-        tokenizer makes them itself (SigLIP 1's does, SigLIP 2's mostly does not).
+        `own_square`: frames become square as the checkpoint does it; otherwise as CLIP does. `lower_case`: the
+        checkpoint was trained on small letters. Not every tokenizer makes them itself (SigLIP 1's does, SigLIP 2's
+        mostly does not).
         """
         name = f"{subject} {backbone!r}"
         or_scratch = ", or set model.backbone to scratch" if subject == "model.backbone" else ""
@@ -93,6 +94,7 @@ class HcmiProcessor:
             raise ModelError(f"{name}: need its tokenizer and preprocessor files, got: "
                              f"{str(error).splitlines()[0]} Download the checkpoint where there is a network and give "
                              f"its folder{or_scratch}.") from error
+        square = own_geometry(name, images)[0] if own_square else CLIP_SQUARE
         lower = lower_case and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
         return cls(tokenizer, images, num_words, image_size, square=square, clean="lower" if lower else "")
 

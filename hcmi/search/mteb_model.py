@@ -87,8 +87,7 @@ class MtebModel:
         if not found:
             raise ModelError(f"{self.name}: need items with text, images or video, got none of them. Choose tasks with "
                              f"these modalities.")
-        total_BD = torch.stack([F.normalize(vectors_BD, dim=-1) for vectors_BD in found]).sum(0)
-        return F.normalize(total_BD, dim=-1).numpy()
+        return _unit(torch.stack([_unit(vectors_BD) for vectors_BD in found]).sum(0)).numpy()
 
     def _video_vectors(self, frames_BTHXC: np.ndarray) -> Tensor:
         model = self.encoder.model
