@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hcmi.errors import ModelError
 from hcmi.train.state import StepResult
@@ -68,7 +69,7 @@ def _copied(result: StepResult) -> tuple[StepResult, torch.cuda.Event | None]:
     if device.type != "cuda":
         return result, None
     names, values = zip(*result.figures.items(), strict=True)
-    kept = {name: getattr(result, name) for name in ("video_BD", "views_2BD", "positives_BB")}
+    kept: dict[str, Tensor | None] = {name: getattr(result, name) for name in ("video_BD", "views_2BD", "positives_BB")}
     with torch.cuda.device(device):
         figures = torch.stack([value.float() for value in values]).to("cpu", non_blocking=True)     # one copy for all
         there: dict[str, Any] = {name: None if tensor is None else tensor.to("cpu", non_blocking=True)
