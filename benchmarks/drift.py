@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from common import table, write_result
+from common import shipped_params, table, write_result
 from PIL import Image, ImageFilter
 
 from hcmi.config import Params, load_params
@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer batches")
     quick = parser.parse_args().quick
-    params, world = load_params(), World()
+    params, world = load_params(shipped_params()), World()
     rate, repeats = params.drift.false_alarm_rate, 3 if quick else 20
     calm = [world.batch()[0] for _ in track(range(50 if quick else 500), "batches without drift", unit="batch")]
     false_alarms = float(np.mean([world.drifted(profile, rate) for profile in calm]))

@@ -249,7 +249,7 @@ def _explained(uri: str) -> Iterator[None]:
     except MilvusException as error:
         if uri.endswith(".db") and "Open local milvus failed" in str(error.message):
             raise SearchIndexError(f"{uri}: need a Milvus Lite file that no other process has open, got one that "
-                                   f"cannot be opened. Stop the other process, such as `hcmi serve`, or use a Milvus server."
-                                   ) from error
+                                   f"cannot be opened. Stop the other process, such as `hcmi serve`, or use a Milvus "
+                                   f"server.") from error
         raise SearchIndexError(f"{uri}: need Milvus to answer, got: {' '.join(str(error.message).split())[:200]} "
                                "Start it, or correct search.uri.") from error

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hcmi.errors import DataError, shown
+from hcmi.files import from_project, project_of
 from hcmi.index import Filter, MilvusIndex, SearchIndex, is_milvus
 from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder, words_read
 from hcmi.runtime import one_thread
@@ -46,6 +47,7 @@ class Retriever:
         self.model = load_text_encoder(model, precision=precision) if isinstance(model, (str, Path)) else model
         self.precision = precision
         self.index: Index = MilvusIndex(str(index)) if is_milvus(str(index)) else SearchIndex.open(index, load=True)
+        self.project = Path.cwd() if is_milvus(str(index)) else project_of(index)
         self.candidates = candidates
         self.fingerprint = self.model.fingerprint
         self.index.check_model(self.fingerprint)
@@ -140,6 +142,10 @@ class Retriever:
         row = _row_of(index, video_id)
         return index.tokens(row), index.clips(row)[0]
 
+    def file_of(self, clip: Clip) -> str:
+        """The path of a clip's file. Paths in an index are relative to the project, which may be another folder."""
+        return from_project(clip.path, self.project)
+
     def encode_query(self, query: str) -> TextTokens:
         """The tokens of one query, which is checked first. Only the text tower runs.
 
@@ -212,7 +218,7 @@ class Retriever:
             for rank, (at, clip, times_T) in enumerate(found, 1):
                 start_s, end_s = find_moment(text, videos[at:at + 1], times_T, clip.start_s, clip.end_s, baseline,
                                              self.model.uses_words)
-                hits.append(Hit(rank, clip.video_id, clip.path, float(scores_V[at]), round(start_s, 3),
+                hits.append(Hit(rank, clip.video_id, self.file_of(clip), float(scores_V[at]), round(start_s, 3),
                                 round(end_s, 3), {name: float(sims[0, at]) for name, sims in levels.items()
                                                   if self.model.level_weights[name] > 0}))
         return hits
