@@ -31,11 +31,12 @@ $(STAMP):
 
 install: $(STAMP)  ## Create .venv from requirements.lock (every other target does this where needed)
 
-# DVC does not run outside git, and its message does not help somebody who has unpacked a downloaded archive.
+# In a downloaded archive there is no git: DVC is told to do without it, on this machine only. `dvc exp` needs git.
 .PHONY: git
 git:
-	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .git || { \
-		echo "make: need a git repository for DVC, got a folder without git. Run git init, then make repro." >&2; exit 1; }
+	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .git || grep -qs no_scm .dvc/config.local || { \
+		mkdir -p .dvc; printf '[core]\n    no_scm = true\n' >> .dvc/config.local; \
+		echo "note: no git repository here, so DVC works without one (.dvc/config.local). Delete that file after git init." >&2; }
 
 repro: git $(STAMP)  ## Run the whole pipeline: data, training, evaluation, index, drift report
 	dvc repro
@@ -62,7 +63,7 @@ docs: $(STAMP)  ## Bring docs/cli.md, the table of stages and the modules in dvc
 # modules that the scripts share
 BENCH_HELPERS := card common kernel panels runs step
 
-bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for smaller runs)
+bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for smaller runs, KEEP=1 to replace results)
 	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(filter-out $(BENCH_HELPERS:%=benchmarks/%.py),$(wildcard benchmarks/*.py))); do \
 		echo "== $$script"; python $$script $(QUICK) || exit 1; done
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, markdown, table, write_result
+from common import markdown, result_file, table, write_result
 from panels import panels
 from runs import MSE_OFF, Spec, arguments, gain, mean_r1, records_of
 
@@ -129,9 +129,9 @@ def main() -> None:
     print(table(["figure", "value"], figures.items()))
     path = write_result("ablation", figures, options.quick, measured=shipped[0])
     if not options.quick:
-        (RESULTS / "ablation.md").write_text(markdown(headers, rows) + "\n" + markdown(noise_headers, noise_rows),
+        result_file("ablation.md").write_text(markdown(headers, rows) + "\n" + markdown(noise_headers, noise_rows),
                                              encoding="utf-8")
-        draw({rate: found[rate, "positive"] for rate in NOISE}, RESULTS / "denoise.png")
+        draw({rate: found[rate, "positive"] for rate in NOISE}, result_file("denoise.png"))
     print(path)
 
 

@@ -7,13 +7,15 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, SCRATCH = ROOT / "benchmarks/results", ROOT / ".bench"
 PACKAGES = ("torch", "transformers", "numpy", "av", "decord", "webdataset", "faiss-cpu", "pandas", "dvc", "prefect",
             "evidently")
 Figure = float | int | None | Sequence[float]
@@ -41,9 +43,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Path = RESULTS,
+def result_file(name: str) -> Path:
+    """Where a file of results belongs: in `results/`, but a file that is there is replaced only with KEEP=1.
+
+    Otherwise it goes to `.bench/results/`: the committed figures belong to the documents that quote them.
+    """
+    kept = RESULTS / name
+    path = kept if os.environ.get("KEEP") == "1" or not kept.exists() else SCRATCH / "results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def shipped_params() -> Path:
+    """The params.yaml of the last commit, whatever experiment the workspace holds; without git, that of the folder."""
+    done = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=RESULTS, capture_output=True)
+    if done.returncode or done.stdout == (ROOT / "params.yaml").read_bytes():
+        return ROOT / "params.yaml"
+    SCRATCH.mkdir(exist_ok=True)
+    (SCRATCH / "params.yaml").write_bytes(done.stdout)
+    print("note: params.yaml has changes; the parameters of the last commit are measured", file=sys.stderr)
+    return SCRATCH / "params.yaml"
+
+
+def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Path | None = None,
                  measured: dict | None = None) -> Path:
-    """Write `<folder>/<name>.json`; a quick run writes `<name>.quick.json`, with `quick` among its `figures`.
+    """Write `<name>.json` to `folder`, by default as `result_file` says. A quick run writes `<name>.quick.json`, with
+    `quick` among its `figures`.
 
     `measured`: the machine and versions of the figures, where they were measured elsewhere or earlier.
 
@@ -57,8 +82,9 @@ def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Pat
     result = {"date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "machine": measured["machine"],
               "versions": measured["versions"], "command": _command(),
               "figures": {**figures, "quick": True} if quick else dict(figures)}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (f"{name}.quick.json" if quick else f"{name}.json")
+    file = f"{name}.quick.json" if quick else f"{name}.json"
+    path = folder / file if folder else RESULTS / file if quick else result_file(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2, default=float) + "\n", encoding="utf-8")
     return path
 

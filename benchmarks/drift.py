@@ -25,7 +25,7 @@ from random import Random
 import numpy as np
 import pandas as pd
 import torch
-from common import table, write_result
+from common import shipped_params, table, write_result
 from PIL import Image, ImageFilter
 
 from hcmi.config import Params, load_params
@@ -320,7 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer batches")
     quick = parser.parse_args().quick
-    params = load_params()
+    params = load_params(shipped_params())
     world = World(params)
     reference = world.references[0]
     drawn = [load_clips("plain", seed, params) for seed in (PLAIN_SEEDS[:3] if quick else PLAIN_SEEDS)]

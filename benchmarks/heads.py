@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, markdown, table, write_result
+from common import markdown, result_file, table, write_result
 from panels import panels
 from runs import GALLERIES, MSE_OFF, Spec, arguments, gain, interval, mean_of, mean_r1, records_of
 
@@ -140,9 +140,9 @@ def main() -> None:
     print(table(["figure", "value"], figures.items()))
     path = write_result("heads", figures, options.quick)
     if not options.quick:
-        (RESULTS / "heads.md").write_text(markdown(headers, rows) + "\n" + markdown(single_headers, single_rows),
+        result_file("heads.md").write_text(markdown(headers, rows) + "\n" + markdown(single_headers, single_rows),
                                           encoding="utf-8")
-        draw(rows, RESULTS / "heads.png")
+        draw(rows, result_file("heads.png"))
     print(path)
 
 

@@ -29,7 +29,7 @@ import cv2
 import pyarrow.parquet as pq
 import simplejpeg
 import torch
-from common import table, write_result
+from common import shipped_params, table, write_result
 
 from hcmi.config import DatasetConfig, Params, load_params
 from hcmi.dataset import read_folder, write_manifest
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, help="real videos with captions.csv instead of Scenes clips")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(shipped_params())
     large_scenes = params.dataset.scenes.model_copy(update=LARGE_VIDEOS)
     found = {}
     for kind, size, scenes in (("large", LARGE, large_scenes), ("small", params.shards.size, params.dataset.scenes)):

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import psutil
-from common import table, write_result
+from common import shipped_params, table, write_result
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,7 @@ def fresh_copy(folder: Path, changes: dict[str, object] | None = None) -> dict[s
         if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    shutil.copy2(shipped_params(), folder / "params.yaml")
     set_params(folder, changes or {})
     who = ["-c", "user.name=copy", "-c", "user.email=copy@localhost", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "--no-verify", "-m", "copy"]):

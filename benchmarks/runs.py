@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, machine, versions
+from common import RESULTS, machine, shipped_params, versions
 
 from hcmi.config import Params, ScenesConfig, load_params
 from hcmi.scenes import LONG, STANDARD
@@ -69,7 +69,7 @@ class Spec:
     params: dict[str, object] = field(default_factory=dict)
 
     def resolved(self) -> Params:
-        base = load_params(ROOT / "params.yaml").model_dump()
+        base = load_params(shipped_params()).model_dump()
         changes = {**(LONG_PARAMS if self.data == "long" else {}), **self.params, "train.seed": self.seed}
         for name, value in changes.items():
             *path, key = name.split(".")

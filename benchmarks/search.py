@@ -23,7 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import table, write_result
+from common import shipped_params, table, write_result
 
 from hcmi.config import load_params
 from hcmi.index import (
@@ -41,7 +41,6 @@ from hcmi.model import HcmiModel, new_retriever, tiled_similarities
 from hcmi.search import Retriever
 from hcmi.types import TextTokens, VideoTokens
 
-ROOT = Path(__file__).resolve().parents[1]
 T, C, W, P, D = 12, 4, 16, 8, 128
 PER_CLUSTER = 50
 # Length of the noise added to a unit vector: cosine 1 / sqrt(1 + noise^2).
@@ -92,7 +91,7 @@ def videos_rows(start: int, count: int) -> pa.Table:
 def tiny_model() -> HcmiModel:
     """A small model. Only its similarities are used, and these have no learned part."""
     torch.manual_seed(0)
-    section = load_params(ROOT / "params.yaml").model
+    section = load_params(shipped_params()).model
     return new_retriever(section.model_copy(update={"backbone": "scratch"}), 32, ["a red ring slides left"] * 9).eval()
 
 

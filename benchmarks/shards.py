@@ -39,7 +39,7 @@ from statistics import median
 import av
 import numpy as np
 import simplejpeg
-from common import table, write_result
+from common import shipped_params, table, write_result
 from PIL import Image
 from webdataset import TarWriter
 
@@ -142,7 +142,7 @@ class Stage:
 
     def __init__(self, folder: Path, **changes):
         self.folder = folder
-        text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+        text = shipped_params().read_text(encoding="utf-8")
         for key, value in {"size": SIZE, "num_frames": NUM_FRAMES, "quality": QUALITY, "max_skip_fraction": 0.5,
                            "num_workers": 0, **changes}.items():
             section = text.index("\nshards:")

@@ -28,6 +28,17 @@ def project_path(path: str | Path) -> str:
     return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else whole.as_posix()
 
 
+def project_of(path: str | Path) -> Path:
+    """The folder of the project that `path` lies in: the nearest one with a dvc.yaml, else the working folder."""
+    here = Path(os.path.abspath(path))
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), Path.cwd())
+
+
+def from_project(path: str, project: Path) -> str:
+    """A path that is relative to `project` as it is found from the working folder; absolute paths are unchanged."""
+    return path if os.path.isabs(path) or project == Path.cwd() else str(project / path)
+
+
 def webdataset_url(url: str) -> str:
     """The URL as webdataset opens it: s3://, which it does not know, becomes a call of the AWS command line."""
     return f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3://") else url

@@ -1,10 +1,12 @@
 """The arithmetic of the benchmarks that compare training runs, on records made up here."""
 
+import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from model_world import PARAMS, SIZE, changed, tiny_model
 
 import hcmi.model
@@ -181,3 +183,44 @@ def test_benchmarks_ask_for_parameters_that_there_are(benchmarks):
     wanted = [heads.specs(False, 1), heads.specs(True, 1), ablation.variant_specs(1), ablation.noise_specs(1)]
     for spec in chain(*(specs for by_name in wanted for specs in by_name.values())):
         assert spec.resolved().train.seed == 0
+
+
+def test_committed_results_are_replaced_only_when_that_is_asked_for(benchmarks, tmp_path, monkeypatch):
+    import common
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(common, "SCRATCH", tmp_path / "scratch")
+    first = common.write_result("made", {"one": 1}, quick=False)
+    assert first == tmp_path / "results/made.json"
+    before = first.read_bytes()
+    assert common.write_result("made", {"one": 2}, quick=False) == tmp_path / "scratch/results/made.json"
+    assert common.write_result("made", {"one": 2}, quick=True) == tmp_path / "results/made.quick.json"
+    assert first.read_bytes() == before
+    monkeypatch.setenv("KEEP", "1")
+    assert common.write_result("made", {"one": 2}, quick=False) == first
+    assert first.read_bytes() != before
+
+
+def test_parameters_of_the_last_commit_are_measured_whatever_the_workspace_holds(benchmarks, tmp_path, monkeypatch):
+    import common
+
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "commit.gpgsign=false"]
+    for name in ("ROOT", "RESULTS"):
+        monkeypatch.setattr(common, name, tmp_path)
+    monkeypatch.setattr(common, "SCRATCH", tmp_path / ".bench")
+    (tmp_path / "params.yaml").write_text("shipped: 1\n")
+    assert common.shipped_params() == tmp_path / "params.yaml"      # no git
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    assert common.shipped_params() == tmp_path / "params.yaml"
+    (tmp_path / "params.yaml").write_text("tried: 2\n")
+    assert common.shipped_params().read_text() == "shipped: 1\n"
+
+
+def test_panels_of_the_heads_have_one_scale(benchmarks, monkeypatch):
+    heads, _ = benchmarks
+    seen = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: seen.extend(figure.axes))
+    heads.draw([("main", "hcmi", 2, 84.0, (83.0, 85.0)), ("main", "wti", 2, 80.0, None),
+                ("order", "hcmi", 2, 40.0, (30.0, 50.0)), ("order", "wti", 1, 5.0, None)], "heads.png")
+    assert [axes.get_xlim() for axes in seen] == [(0, 100), (0, 100)]

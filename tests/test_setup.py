@@ -128,13 +128,15 @@ def test_usage_statistics_are_off_in_the_projects_own_files():
     assert "export DO_NOT_TRACK := 1" in (ROOT / "Makefile").read_text("utf-8")
 
 
-def test_make_repro_says_what_to_do_when_there_is_no_git(checkout):
-    """As in an archive that somebody downloaded: DVC works in git repositories only."""
-    stamp(checkout)
+def test_make_repro_does_without_git_when_there_is_none(checkout):
+    """As in an archive that somebody downloaded."""
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
-    done = subprocess.run(["make", "repro"], cwd=checkout, text=True, capture_output=True, check=False, env=environment)
-    assert done.returncode != 0
-    assert done.stderr.splitlines()[0] == ("make: need a git repository for DVC, got a folder without git. "
-                                           "Run git init, then make repro.")
+    told = [subprocess.run(["make", "git"], cwd=checkout, check=True, capture_output=True, text=True,
+                           env=environment).stderr for _ in range(2)]
+    assert told[0].startswith("note: no git repository here, so DVC works without one")
+    assert told[1] == ""
+    assert (checkout / ".dvc/config.local").read_text() == "[core]\n    no_scm = true\n"
+    (checkout / ".dvc/config.local").unlink()
     subprocess.run(["git", "init", "--quiet"], cwd=checkout, check=True)
     assert subprocess.run(["make", "git"], cwd=checkout, check=False, env=environment).returncode == 0
+    assert not (checkout / ".dvc/config.local").exists()

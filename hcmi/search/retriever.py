@@ -9,6 +9,7 @@ import torch
 
 from hcmi.config import WindowsConfig
 from hcmi.errors import DataError, shown
+from hcmi.files import from_project, project_of
 from hcmi.index import Filter, MilvusIndex, SearchIndex, is_milvus
 from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder, words_read
 from hcmi.runtime import one_thread
@@ -48,6 +49,7 @@ class Retriever:
         self.model = load_text_encoder(model, precision=precision) if isinstance(model, (str, Path)) else model
         self.precision = precision
         self.index: Index = MilvusIndex(str(index)) if is_milvus(str(index)) else SearchIndex.open(index, load=True)
+        self.project = Path.cwd() if is_milvus(str(index)) else project_of(index)
         self.candidates = candidates
         self.fingerprint = self.model.fingerprint
         self.index.check_model(self.fingerprint)
@@ -148,6 +150,10 @@ class Retriever:
         row = _row_of(index, video_id)
         return index.tokens(row), index.clips(row)[0]
 
+    def file_of(self, path: str) -> str:
+        """The file at a path of the index. Such paths are relative to the project, which may be another folder."""
+        return from_project(path, self.project)
+
     def encode_query(self, query: str) -> TextTokens:
         """The tokens of one query, which is checked first. Only the text tower runs.
 
@@ -229,7 +235,7 @@ class Retriever:
         hits = []
         for rank, (path, of_file) in enumerate(files.items(), 1):
             best, *more = _apart(moments[at] for at in of_file)
-            hits.append(Hit(rank, best.video_id, path, best.score, best.start_s, best.end_s,
+            hits.append(Hit(rank, best.video_id, self.file_of(path), best.score, best.start_s, best.end_s,
                             {name: float(sims[0, of_file[0]]) for name, sims in levels.items()
                              if self.model.level_weights[name] > 0}, tuple(more)))
         return hits

@@ -128,11 +128,11 @@ class Page:
 
     def _path(self, video_id: str) -> str:
         """The file of an indexed video. No path comes from the request, so only indexed files are served."""
-        index = self._following.current().index
-        rows = index.rows_of("video_id", [video_id])
+        retriever = self._following.current()
+        rows = retriever.index.rows_of("video_id", [video_id])
         if not len(rows):
             raise DataError(f"video {video_id!r}: need the video_id of an indexed video, got another. Search again.")
-        path = index.clips(rows[:1])[0].path
+        path = retriever.file_of(retriever.index.clips(rows[:1])[0].path)
         if not os.path.isfile(path):
             raise DataError(f"{path}: need the video, got no such file. Put it back, or export again without it.")
         check_file(path)

@@ -2,13 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from search_world import call_hcmi, searchable_model, write_grey_videos, write_video
+from search_world import call_hcmi, clips, searchable_model, times, video_tokens, write_grey_videos, write_video
 
 from hcmi.cli import main
-from hcmi.index import create_index, model_card
+from hcmi.index import add_videos, create_index, model_card
+from hcmi.model import load_retriever
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,23 @@ def test_search_names_a_video_that_is_missing(run, world, tmp_path):
     assert "a.mp4: need a video that can be decoded, got no such file" in run(
         "a red ring", "--index", home, "--explain", "why.png", code=1).stderr
     assert not (tmp_path / "why.png").exists()
+
+
+def test_search_finds_the_files_of_a_project_from_any_folder(run, world, tmp_path):
+    """Paths in its index are relative to the project, which is the nearest folder with a dvc.yaml."""
+    project = tmp_path / "project"
+    write_video(project / "data/a.mp4", 100)
+    (project / "dvc.yaml").touch()
+    create_index(project / "export/index", model_card(load_retriever(world / "model")))
+    add_videos(project / "export/index", clips(["a"], path="data/a.mp4"),
+               [(video_tokens(1, np.random.default_rng(0)), times(1))])
+    result = run("a red ring", "--index", project / "export/index", "--json")
+    assert [hit["path"] for hit in json.loads(result.stdout)] == [str(project / "data/a.mp4")]
+    assert "note: " not in result.stderr
+    run("a red ring", "--index", project / "export/index", "--explain", tmp_path / "why.png")
+    (project / "dvc.yaml").unlink()
+    result = run("a red ring", "--index", project / "export/index")
+    assert "note: data/a.mp4: need the video, got no such file" in result.stderr
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
