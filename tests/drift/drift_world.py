@@ -21,7 +21,10 @@ def make_folder(folder: Path, count: int, low: int, high: int, seed: int, captio
     for number in range(count):
         grey = int(generator.integers(low, high))
         seconds = 1.5 if number < num_train else 1.0        # so that no training clip has the bytes of a test clip
-        write_video(folder / "videos" / f"clip_{seed}_{number:03d}.mp4", grey, seconds)
+        path = folder / "videos" / f"clip_{seed}_{number:03d}.mp4"
+        write_video(path, grey, seconds)
+        with open(path, "ab") as file:      # an empty box, so that no two files have the same bytes
+            file.write((24).to_bytes(4, "big") + b"free" + path.stem.encode().ljust(16)[:16])
         caption = f"a {'red' if grey % 2 else 'blue'} ring of grey {grey} slides left"
         lines.append(f"clip_{seed}_{number:03d}.mp4,{caption},{'train' if number < num_train else 'test'}")
     if captions:
