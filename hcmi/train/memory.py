@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def training_memory(model: HcmiModel, config: TrainConfig, image_size: int, capt
 
 def _per_item(forward: Callable[[int], object], model: HcmiModel) -> float:
     """Bytes that the backward pass keeps for one more item."""
-    one, three = (_saved_bytes(lambda count=count: forward(count), model) for count in (1, 3))
+    one, three = (_saved_bytes(partial(forward, count), model) for count in (1, 3))
     return max((three - one) / 2, 0.0)
 
 
@@ -95,7 +96,7 @@ def _head_bytes(model: HcmiModel, config: TrainConfig, num_words: int, clips: in
         return total_loss(model, levels, told.sentence_BD, config, None, "off")[0]
 
     counts = (2, 4, 6)
-    sizes = [_saved_bytes(lambda count=count: step(count), model) for count in counts]
+    sizes = [_saved_bytes(partial(step, count), model) for count in counts]
     if clips <= counts[-1]:
         return float(np.interp(clips, counts, sizes))
     return max(float(np.polyval(np.polyfit(counts, sizes, 2), clips)), sizes[-1])

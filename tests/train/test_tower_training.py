@@ -12,7 +12,7 @@ from hcmi.model import new_retriever
 from hcmi.train.optimizers import make_optimizers
 from hcmi.train.tower_training import add_adapters, layer_factors, merge_adapters, optimizers_of
 
-LORA = LoraConfig(rank=2, alpha=4.0)
+LORA = LoraConfig(rank=2, alpha=4)
 
 
 @pytest.fixture(scope="module")
