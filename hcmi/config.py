@@ -140,7 +140,7 @@ class LoraConfig(Section):
     """Low-rank adapters, which `train.towers: lora` trains in place of the towers. They are merged when it saves."""
 
     rank: Positive
-    alpha: Annotated[float, Field(gt=0)]                # the adapter's output counts alpha / rank
+    alpha: Positive                 # the adapter's output counts alpha / rank
 
 
 class TrainConfig(Section):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hcmi.model.modeling import LOCAL, HcmiModel
+from hcmi.model.modeling import LOCAL, HcmiConfig, HcmiModel
 from hcmi.model.towers import text_features
 from hcmi.types import TextTokens
 
@@ -50,10 +50,10 @@ class HeadOnFeatures(HcmiModel):
     """
 
     def __init__(self, whole: HcmiModel, captions: Mapping[str, tuple[int, int]], states: Sequence[np.ndarray]):
-        config: Any = whole.config
-        super().__init__(config, whole.towers)
+        assert isinstance(whole.config, HcmiConfig), "the configuration is the one that HcmiModel made"
+        super().__init__(whole.config, whole.towers)
         del self.towers
-        self.head, self.config = whole.head, config
+        self.head, self.config = whole.head, whole.config
         self.processor: Any = FeatureProcessor(captions)
         self._states = states
         self._first_rows = np.cumsum([0, *(len(part) for part in states)])

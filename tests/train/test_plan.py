@@ -198,7 +198,7 @@ def test_verb_prints_the_plan_and_exits_with_1_when_training_would_refuse(few, t
 PRESETS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "presets").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", [name if name in ("laptop", "msvd") else pytest.param(name, marks=pytest.mark.slow)
+@pytest.mark.parametrize("name", [name if name == "laptop" else pytest.param(name, marks=pytest.mark.slow)
                                   for name in PRESETS])
 def test_preset_is_planned_and_runs_for_two_steps(few, clip, tmp_path, repo_root, name):
     """On stand-in data, with small towers in place of the checkpoint that it names and small sizes."""
