@@ -80,7 +80,7 @@ def runs_of(flows: Flows, flow: str) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(6000)
-def test_new_videos_are_found_and_a_batch_that_hurts_search_leads_to_a_model_that_must_pass_the_gate(tmp_path, monkeypatch):
+def test_new_videos_are_found_and_a_batch_that_hurts_search_leads_through_the_gate(tmp_path, monkeypatch):
     copy = make_copy(tmp_path, SIZES)
     project, inbox = copy.folder, copy.folder / "data/inbox"
     monkeypatch.chdir(project)
