@@ -17,7 +17,8 @@ from hcmi.incoming import Ledger, action, find_batches, look
 NEW = 40        # clips of each new batch
 SIZES = {"dataset.scenes.num_train": 120, "dataset.scenes.num_val": 12, "dataset.scenes.num_test": 60,
          "dataset.scenes.num_incoming": NEW, "train.epochs": 4, "train.batch_size": 24, "shards.size": 32,
-         "shards.num_frames": 6, "model.num_frames": 6, "evaluate.bootstrap_samples": 200, "drift.false_alarm_rate": 0.001}
+         "shards.num_frames": 6, "model.num_frames": 6, "evaluate.bootstrap_samples": 200,
+         "drift.false_alarm_rate": 0.001}
 NORMAL, SHIFTED = "scenes_same", "scenes_shifted"
 
 
