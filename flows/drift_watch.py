@@ -26,6 +26,8 @@ from hcmi.releases import Release, Releases
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
 INCOMING = Path("data/incoming")
 REPORTS = Path("reports/watch")             # not reports/drift, which belongs to the stage
+# New videos must not wait for the GPU, which training may hold for hours, nor take memory that it counts on.
+ON_PROCESSOR = ("env", "CUDA_VISIBLE_DEVICES=")
 QUIET_SECONDS = 60          # a batch that has not changed for this long is complete
 PATIENCE_SECONDS = 1800     # a batch that still changes after this long is left to the next run
 
@@ -51,8 +53,8 @@ def report(batch: str) -> str:
     """
     folder = REPORTS / batch
     release = Releases().current()
-    of_release = [] if release is None else _options(release)
-    run_in_child(sys.executable, "-m", "hcmi", "drift", "--batch", batch, "--out", str(folder), *of_release,
+    place, of_release = ((), []) if release is None else (ON_PROCESSOR, _options(release))
+    run_in_child(*place, sys.executable, "-m", "hcmi", "drift", "--batch", batch, "--out", str(folder), *of_release,
                  log=get_run_logger().info)
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"][batch]
 
@@ -69,7 +71,7 @@ def report_with_pinned(batch: str) -> str:
     Raises: ChildError, WatchError.
     """
     if Releases().current() is not None:
-        return report(batch)
+        return report.with_options(tags=[])(batch)      # on the processor: see ON_PROCESSOR
     while True:
         wait_for_pipeline(get_run_logger().info)       # no batch can be judged while the model is being replaced
         check_pinned()

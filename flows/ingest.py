@@ -30,7 +30,7 @@ from prefect.states import State
 
 from flows.artifacts import show
 from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
-from flows.drift_watch import INCOMING, QUIET_SECONDS, REPORTS, WatchError, judge, outcome, verdicts_table
+from flows.drift_watch import INCOMING, ON_PROCESSOR, QUIET_SECONDS, REPORTS, WatchError, judge, outcome, verdicts_table
 from flows.server import check_server, run_name
 from flows.stages import outs_of_stages
 from hcmi.dataset import read_accepted
@@ -58,10 +58,10 @@ def take_in(inbox: str, quiet_seconds: float) -> Collected:
 
 
 @task(name="add", task_run_name="add to the served index", cache_policy=NO_CACHE, persist_result=False, retries=1,
-      retry_delay_seconds=10, tags=["gpu"])
+      retry_delay_seconds=10)
 def add_accepted() -> dict[str, int]:
     """Add the accepted batches that the served index does not hold. Returns batch -> clips. Raises: ChildError."""
-    return run_for_json(sys.executable, "-m", "hcmi", "add", "--accepted-only", "--json",
+    return run_for_json(*ON_PROCESSOR, sys.executable, "-m", "hcmi", "add", "--accepted-only", "--json",
                         log=get_run_logger().info)["added"]
 
 

@@ -1,0 +1,113 @@
+"""flows.ingest: a training run is started once for a batch that hurts search, and accepted batches are given to DVC.
+
+The whole flow on a real server is in test_circle.py. Here a function stands in for the server.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from prefect.exceptions import ObjectNotFound
+from prefect.logging import disable_run_logger
+
+from flows import ingest
+from flows.stages import reproduce
+from hcmi.dataset import Accepted, accept
+from hcmi.incoming import Ledger, find_batches, look
+
+
+@pytest.fixture(autouse=True)
+def _no_run():
+    with disable_run_logger():
+        yield
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch) -> list[str]:
+    """Idempotency keys of the runs that were asked for; the working folder has no batch yet."""
+    keys: list[str] = []
+
+    def run(name: str, *, timeout, idempotency_key, as_subflow):
+        assert (name, timeout, as_subflow) == ("pipeline/retrain", 0, False)
+        keys.append(idempotency_key)
+        return SimpleNamespace(name=f"run {len(keys)}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ingest, "run_deployment", run)
+    monkeypatch.setattr(ingest, "get_current_settings", lambda: SimpleNamespace(api=SimpleNamespace(url="http://x")))
+    return keys
+
+
+def judged(name: str, verdict: str, content: str | None = None) -> None:
+    """A batch in data/incoming, with this verdict."""
+    folder = Path("data/incoming") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "a.mp4").write_text(content or name)
+    ledger = Ledger(ingest.REPORTS)
+    ledger.record(ledger.content(folder, look(folder)), name, verdict)
+
+
+def test_retrain_is_started_once_for_each_batch_that_hurts_search(started):
+    judged("fine", "ok")
+    judged("odd", "cannot tell")
+    assert ingest.start_retrain(0) == ""
+    judged("worse", "search hurt")
+    assert ingest.start_retrain(0) == "retrain for worse: started as run 1"
+    assert ingest.start_retrain(0) == ""
+    judged("worse too", "search hurt")
+    assert ingest.start_retrain(0) == "retrain for worse too: started as run 2"
+    assert len(set(started)) == 2
+
+
+def test_batches_of_the_cool_down_wait_and_share_the_next_run(started):
+    judged("a", "search hurt")
+    ingest.start_retrain(24)
+    for name in ("b", "c"):
+        judged(name, "search hurt")
+        assert ingest.start_retrain(24).startswith(f"retrain for {', '.join(['b', 'c'][:ord(name) - 97])}: not before ")
+    assert len(started) == 1
+    kept = json.loads((ingest.REPORTS / "retrain.json").read_text())
+    kept["when"] = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+    (ingest.REPORTS / "retrain.json").write_text(json.dumps(kept))
+    assert ingest.start_retrain(24) == "retrain for b, c: started as run 2"
+
+
+def test_the_server_is_asked_with_the_same_key_when_the_run_was_killed_before_it_was_noted(started):
+    judged("a", "search hurt")
+    for damage in ("unlink", "broken"):
+        ingest.start_retrain(24)
+        path = ingest.REPORTS / "retrain.json"
+        path.unlink() if damage == "unlink" else path.write_text("{")
+    ingest.start_retrain(24)
+    assert len(started) == 3
+    assert len(set(started)) == 1       # the server gives the same run each time
+
+
+def test_retrain_stays_wanted_when_there_is_no_server_or_deployment(started, monkeypatch):
+    judged("a", "search hurt")
+    with monkeypatch.context() as alone:
+        alone.setattr(ingest, "get_current_settings", lambda: SimpleNamespace(api=SimpleNamespace(url=None)))
+        assert "need a server, got none. Run `python -m flows.pipeline`" in ingest.start_retrain(24)
+
+    def missing(*_, **__):
+        raise ObjectNotFound(Exception("404"))
+
+    with monkeypatch.context() as bare:
+        bare.setattr(ingest, "run_deployment", missing)
+        assert "need the deployment pipeline/retrain, got none. Start `make flows`" in ingest.start_retrain(24)
+    assert ingest.start_retrain(24) == "retrain for a: started as run 1"
+
+
+def test_accepted_batches_are_given_to_dvc_once_and_outputs_of_a_stage_are_left(toy):
+    text = (toy / "dvc.yaml").read_text()
+    (toy / "dvc.yaml").write_text(text + "  four: {cmd: mkdir -p data/incoming/made && cp in.txt data/incoming/made, "
+                                         "deps: [in.txt], outs: [data/incoming/made]}\n")
+    reproduce("four")
+    judged("mine", "ok")
+    for folder in find_batches(Path("data/incoming")):
+        accept(ingest.ACCEPTED, Accepted(folder.name, folder.name, "ok", True, "now"))
+    assert ingest.track_accepted() == ["mine"]
+    assert ingest.track_accepted() == []
+    assert sorted(path.name for path in Path("data/incoming").glob("*.dvc")) == ["mine.dvc"]
