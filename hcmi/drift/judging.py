@@ -7,8 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from hcmi.config import Params
-from hcmi.drift import causes as find
-from hcmi.drift.causes import Cause
+from hcmi.drift.causes import (
+    Cause,
+    copies_of_known,
+    copies_within,
+    empty_captions,
+    plural,
+    repeats,
+    unknown_words,
+    wrong_captions,
+)
 from hcmi.drift.compare import compare
 from hcmi.drift.label_free_recall import Scores, estimate_recall
 from hcmi.drift.profile import MIN_CLIPS, unit
@@ -44,7 +52,7 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     if report.sample is None or len(failed) > limit * report.num_found:
         busy = sum(skip.reason in MACHINE_REASONS for skip in failed) > len(failed) / 2
         report.reason = MACHINE if busy else report.reason
-        report.trouble = (f"{len(failed)} of {find.plural(report.num_found, 'clip')} cannot be "
+        report.trouble = (f"{len(failed)} of {plural(report.num_found, 'clip')} cannot be "
                           f"{'read in time' if busy else 'read'} ({count_reasons(failed)}); at most {limit:.0%} may "
                           "fail.")
         return report
@@ -61,7 +69,7 @@ def conclude(report: BatchReport, scores: Scores | None, reference: Reference, f
     smallest = min(len(report.sample), len(reference.sample))
     if smallest < MIN_CLIPS:
         who = "The reference" if len(reference.sample) == smallest < len(report.sample) else "The batch"
-        report.reason, report.trouble = TOO_FEW, (f"{who} has {find.plural(smallest, 'clip')}; a verdict needs "
+        report.reason, report.trouble = TOO_FEW, (f"{who} has {plural(smallest, 'clip')}; a verdict needs "
                                                   f"{MIN_CLIPS}.")
         return
     report.shifts = compare(reference.profile, report.profile, false_alarm_rate, generator)
@@ -83,7 +91,7 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
     report.gallery = batch.gallery_NG.shape[1]
     report.measured = report.severity = measure(batch, known)
     report.estimate = estimate_recall(batch, reference.temperature)
-    wrong, rows = find.wrong_captions(batch, sample.captioned, sample.captions, reference.temperature)
+    wrong, rows = wrong_captions(batch, sample.captioned, sample.captions, reference.temperature)
     right = np.setdiff1d(np.arange(len(batch)), rows)
     if wrong is not None and len(right) >= MIN_CLIPS:
         report.severity = measure(batch[right], known, WITHOUT_WRONG)
@@ -113,12 +121,12 @@ def _other_causes(report: BatchReport, reference: Reference) -> list[Cause | Non
     assert profile is not None
     vectors_VD, known_VD = (unit(some.embeddings["video_embedding"]) for some in (profile, reference.profile))
     tested = reference.sample.clips[:len(sample)]
-    usual = len(find.repeats(tested, known_VD[:len(tested)], reference.copy)) / len(tested)
+    usual = len(repeats(tested, known_VD[:len(tested)], reference.copy)) / len(tested)
     near_V, known_near_V = (some.columns["nearest_known"].to_numpy() if "nearest_known" in some.columns else
                             np.zeros(len(some)) for some in (profile, reference.profile))
     return [
-        find.copies_of_known(sample.clips, near_V, reference.files, reference.copy,
+        copies_of_known(sample.clips, near_V, reference.files, reference.copy,
                              float((known_near_V > reference.copy).mean())),
-        find.copies_within(sample.clips, vectors_VD, reference.copy, usual),
-        find.unknown_words(sample.captioned, sample.captions, reference.words, reference.usual_unknown),
-        find.empty_captions(report.skipped, len(sample.captions))]
+        copies_within(sample.clips, vectors_VD, reference.copy, usual),
+        unknown_words(sample.captioned, sample.captions, reference.words, reference.usual_unknown),
+        empty_captions(report.skipped, len(sample.captions))]

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from hcmi.config import Params
-from hcmi.drift import pictures
 from hcmi.drift.batches import find_batches
 from hcmi.drift.judging import judge
 from hcmi.drift.page import render
+from hcmi.drift.pictures import at_random, draw, farthest, lost
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.verdict import CHANGED, HURT
@@ -74,13 +74,13 @@ def _pictures(reports: list[BatchReport], reference: Reference | None,
     if reference is None:
         return {}
     generator = np.random.default_rng(params.drift.seed)
-    wanted = {("", "random"): pictures.at_random(reference.sample, generator)}
+    wanted = {("", "random"): at_random(reference.sample, generator)}
     for report in reports:
         if report.sample is not None:
-            wanted[report.name, "random"] = pictures.at_random(report.sample, generator)
-            wanted[report.name, "far"] = pictures.farthest(report)
-            wanted[report.name, "lost"] = pictures.lost(report, reference.gallery_clips)
-    drawn = pictures.draw(list(wanted.values()), params.shards.decode_timeout_s)
+            wanted[report.name, "random"] = at_random(report.sample, generator)
+            wanted[report.name, "far"] = farthest(report)
+            wanted[report.name, "lost"] = lost(report, reference.gallery_clips)
+    drawn = draw(list(wanted.values()), params.shards.decode_timeout_s)
     found: dict[str, dict[str, list[dict]]] = {}
     for (name, kind), some in zip(wanted, drawn, strict=True):
         found.setdefault(name, {})[kind] = some

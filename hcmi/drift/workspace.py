@@ -62,7 +62,7 @@ def build_workspace(folders: Sequence[str | Path], out: str | Path) -> int:
     from evidently.core.report import Snapshot
     from evidently.ui.workspace import Workspace
 
-    from hcmi.drift import evidently_report  # noqa: F401 - its metric and method, which the snapshots name
+    import hcmi.drift.evidently_report  # noqa: F401 - its metric and method, which the snapshots name
 
     with atomic_dir(out) as folder:
         workspace = Workspace.create(str(folder))
