@@ -72,7 +72,7 @@ def slow_changes(points: list[Point]) -> dict[str, str]:
 
     One-sided CUSUM (Page 1954): deviations beyond `SLACK` add up, and the sum never falls below zero.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name in ("R@1", "distance"):
         total, since = 0.0, ""
         for point in points:
@@ -104,14 +104,15 @@ def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]
     """Write history.json and history.html into `folder`, and return what the former holds."""
     points = read_history(folder)
     slow = slow_changes(points)
+    most = most_by_chance(len(points), false_alarm_rate)
     alarms = sum(point.verdict not in ("ok", "cannot tell") for point in points)
     result = {"batches": [{"batch": point.batch, "date": point.date, "verdict": point.verdict,
                            "recall_at_1": point.recall, "largest_distance_over_limit": round(point.ratio, 3)}
                           for point in points],
-              "alarms": alarms, "most_alarms_by_chance": most_by_chance(len(points), false_alarm_rate),
+              "alarms": alarms, "most_alarms_by_chance": most,
               "slow_changes": slow}
     for name, text in (("history.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n"),
-                       ("history.html", _page(points, slow, alarms, result["most_alarms_by_chance"]))):
+                       ("history.html", _page(points, slow, alarms, most))):
         with atomic_file(Path(folder) / name) as path:
             path.write_text(text, encoding="utf-8")
     return result

@@ -41,7 +41,8 @@ def date_of(name: str, seconds: float) -> datetime:
     """The date in a batch's name, otherwise `seconds` since 1970."""
     if found := re.search(r"(\d{4})-?(\d\d)-?(\d\d)", name):
         try:
-            return datetime(*map(int, found.groups()), tzinfo=UTC)
+            year, month, day = map(int, found.groups())
+            return datetime(year, month, day, tzinfo=UTC)
         except ValueError:
             pass
     return datetime.fromtimestamp(seconds, UTC)
