@@ -104,6 +104,7 @@ def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]
     """Write history.json and history.html into `folder`, and return what the former holds."""
     points = read_history(folder)
     slow = slow_changes(points)
+    most = most_by_chance(len(points), false_alarm_rate)
     alarms = sum(point.verdict not in ("ok", "cannot tell") for point in points)
     most = most_by_chance(len(points), false_alarm_rate)
     result = {"batches": [{"batch": point.batch, "date": point.date, "verdict": point.verdict,

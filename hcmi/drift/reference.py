@@ -41,8 +41,8 @@ class Reference:
         self.words, self.files = _known(export_dir, shards_dir)
         self.scores = self._scores(self.sample)
         self.temperature = 1.0 if self.scores is None else fit_temperature(self.scores.clips_NN)
-        unknown = [unknown_share(caption, self.words) > 0 for caption in self.sample.captions]
-        self.usual_unknown = float(np.mean(unknown)) if unknown else 0.0
+        unknown = sum(unknown_share(caption, self.words) > 0 for caption in self.sample.captions)
+        self.usual_unknown = unknown / max(len(self.sample.captions), 1)
         self.near = self.copy = 1.0         # cosines above which clips hang together, and show the same
         if self.gallery is not None:
             vectors = _vectors(self.sample.videos), _vectors(self.gallery)
