@@ -62,7 +62,7 @@ def kill_and_go_on(pristine: Path, folder: Path, kills: int) -> None:
 
 
 def test_nothing_is_lost_or_taken_twice_when_add_is_killed(pristine, tmp_path):
-    kill_and_go_on(pristine, tmp_path, 2)
+    kill_and_go_on(pristine, tmp_path, 1)
 
 
 @pytest.mark.slow
