@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -111,15 +112,18 @@ class Pool:
         return order[:size]
 
 
+def joined(lists: Iterable[list]) -> list:
+    return list(chain.from_iterable(lists))
+
+
 def together(samples: list[Sample]) -> Sample:
     """One sample of several, in which every clip or none has a caption."""
     first = samples[0]
     size = sum(map(len, samples))
-    return Sample([clip for some in samples for clip in some.clips],
+    return Sample(joined(some.clips for some in samples),
                   pd.concat([some.pixels for some in samples], ignore_index=True),
-                  [frame for some in samples for frame in some.middle_frames],
-                  concatenate([some.videos for some in samples]),
-                  np.arange(size if first.captions else 0), [caption for some in samples for caption in some.captions],
+                  joined(some.middle_frames for some in samples), concatenate([some.videos for some in samples]),
+                  np.arange(size if first.captions else 0), joined(some.captions for some in samples),
                   concatenate([some.texts for some in samples]) if first.captions else None)
 
 
@@ -324,8 +328,7 @@ def main() -> None:
     world = World(params)
     reference = world.references[0]
     drawn = [load_clips("plain", seed, params) for seed in (PLAIN_SEEDS[:3] if quick else PLAIN_SEEDS)]
-    plain = Pool([clip for clips, _ in drawn for clip in clips], np.concatenate([frames for _, frames in drawn]),
-                 reference)
+    plain = Pool(joined(clips for clips, _ in drawn), np.concatenate([frames for _, frames in drawn]), reference)
     reports, alarms = measure_false_alarms(world, plain, 24 if quick else 300)
     histories = measure_histories(reports, world.rate, world.generator)
     clips, frames = drawn[0]
@@ -334,8 +337,7 @@ def main() -> None:
     pools = {kind: Pool(clips, damaged(frames, kind, degree), reference) for kind, degree in kinds}
     for kind, seeds in ODD_SEEDS.items():
         odd = [load_clips(kind, seed, params) for seed in (seeds[:1] if quick else seeds)]
-        pools[kind] = Pool([clip for some, _ in odd for clip in some], np.concatenate([some for _, some in odd]),
-                           reference)
+        pools[kind] = Pool(joined(some for some, _ in odd), np.concatenate([some for _, some in odd]), reference)
     rows, estimates = measure_power(world, plain, pools, 3 if quick else 30)
     headers = ("kind", "R@1 of the kind", "share, %", "batches", "hurt", "changed", "changed without captions")
     print(table(headers, rows))
@@ -343,7 +345,7 @@ def main() -> None:
                for _, truth, found in estimates if 10 <= truth <= 90]
     errors, holds, widths = (np.array(values, float) for values in zip(*between, strict=True))
     seconds, size = measure_cost(world, plain)
-    hurt = list(chain(*harmless.values()))
+    hurt = joined(harmless.values())
     write_result("drift", {
         "batches": len(alarms), "false_alarm_rate": mean(alarms), "false_alarm_rate_ci95": interval(alarms),
         "unchanged_called_hurt": mean([report.verdict == "search hurt" for report in reports]),
