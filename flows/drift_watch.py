@@ -20,7 +20,7 @@ from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
 from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
 from hcmi.files import lock
-from hcmi.incoming import Ledger, action, complete, find_batches, look, worst
+from hcmi.incoming import Ledger, Verdict, action, complete, find_batches, look, worst
 from hcmi.releases import Release, Releases
 
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
@@ -28,6 +28,8 @@ INCOMING = Path("data/incoming")
 REPORTS = Path("reports/watch")             # not reports/drift, which belongs to the stage
 # New videos must not wait for the GPU, which training may hold for hours, nor take memory that it counts on.
 ON_PROCESSOR = ("env", "CUDA_VISIBLE_DEVICES=")
+NO_REPORT = Verdict("no report", "")
+HEADERS = ("batch", "verdict", "why", "what follows", "report")
 QUIET_SECONDS = 60          # a batch that has not changed for this long is complete
 PATIENCE_SECONDS = 1800     # a batch that still changes after this long is left to the next run
 
@@ -46,24 +48,27 @@ def check_pinned() -> None:
 
 @task(name="report", task_run_name="report {batch}", cache_policy=NO_CACHE, persist_result=False, retries=1,
       retry_delay_seconds=10, tags=["gpu"])
-def report(batch: str) -> str:
-    """Write reports/watch/<batch>/ and return the verdict (`hcmi.incoming.ACTIONS` lists them).
+def report(batch: str) -> Verdict:
+    """Write reports/watch/<batch>/ and return the verdict.
 
-    Raises: ChildError.
+    Raises: ChildError, also when the machine was in such trouble that the batch could not be judged.
     """
     folder = REPORTS / batch
     release = Releases().current()
     place, of_release = ((), []) if release is None else (ON_PROCESSOR, _options(release))
     run_in_child(*place, sys.executable, "-m", "hcmi", "drift", "--batch", batch, "--out", str(folder), *of_release,
                  log=get_run_logger().info)
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))["verdicts"][batch]
+    verdict = Verdict.of(json.loads((folder / "report.json").read_text(encoding="utf-8")), batch)
+    if not verdict.final:
+        raise ChildError(f"hcmi drift: {verdict.why}")
+    return verdict
 
 
 def _options(release: Release) -> list[str]:
     return ["--model", str(release.model), "--export", str(release.export), "--shards", str(release.shards)]
 
 
-def report_with_pinned(batch: str) -> str:
+def report_with_pinned(batch: str) -> Verdict:
     """The verdict of a report during which the artefacts did not change.
 
     A release never changes, so only a project without one waits for the pipeline. It waits outside the task, because
@@ -76,7 +81,7 @@ def report_with_pinned(batch: str) -> str:
         wait_for_pipeline(get_run_logger().info)       # no batch can be judged while the model is being replaced
         check_pinned()
         before = pins(*PINNED)
-        failure, verdict = None, ""
+        failure, verdict = None, NO_REPORT
         try:
             verdict = report(batch)
         except ChildError as error:
@@ -92,7 +97,8 @@ def report_with_pinned(batch: str) -> str:
 def drift_watch(batches: list[str] | None = None, quiet_seconds: float = QUIET_SECONDS) -> State:
     """Judge every complete batch that has not been judged, or just `batches`.
 
-    The run ends as Completed, Drifted (an alert can listen for it), TooSmall or Failed: the worst of its batches.
+    The run ends as Completed, Changed, CannotTell, SearchHurt (an alert can listen for it) or Failed: the worst of its
+    batches.
     """
     end_with_make_flows()
     with lock(REPORTS / ".lock"):         # two watches at once would judge a batch twice: the second one waits
@@ -102,7 +108,7 @@ def drift_watch(batches: list[str] | None = None, quiet_seconds: float = QUIET_S
     return outcome(verdicts, growing)
 
 
-def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, str], list[str]]:
+def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, Verdict], list[str]]:
     """Judge each batch when it is complete. A verdict is recorded only if the batch did not change meanwhile.
 
     Returns: batch -> verdict, or why there is no report; and the batches that are still being copied.
@@ -114,7 +120,7 @@ def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, str], list[
         raise WatchError(f"{INCOMING}: need a batch called {unknown[0]!r}, got {', '.join(found) or 'none'}. "
                          "Correct the name.")
     ledger = Ledger(REPORTS)
-    verdicts: dict[str, str] = {}
+    verdicts: dict[str, Verdict] = {}
     waiting = [found[name] for name in dict.fromkeys(named)] or list(found.values())
     for folder, seen in complete(waiting, quiet_seconds, PATIENCE_SECONDS):
         content = ledger.content(folder, seen)
@@ -125,29 +131,31 @@ def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, str], list[
             verdicts[folder.name] = report_with_pinned(folder.name)
         except ChildError as error:
             logger.error(str(error))
-            verdicts[folder.name] = f"no report, {error}"
+            verdicts[folder.name] = NO_REPORT._replace(why=str(error))
             continue
         if ledger.content(folder, look(folder)) == content:
-            ledger.record(content, folder.name, verdicts[folder.name])
+            ledger.record(content, folder.name, verdicts[folder.name].word)
     for folder in waiting:
         logger.info("%s: still being copied; left to the next run", folder)
     return verdicts, [folder.name for folder in waiting]
 
 
-def verdicts_table(verdicts: dict[str, str], growing: list[str]) -> str:
+def verdicts_table(verdicts: dict[str, Verdict], growing: list[str]) -> str:
     """For the page of the run."""
-    rows = [[name, verdict, action(verdict).said, REPORTS / name / "index.html"] for name, verdict in verdicts.items()]
-    rows += [[name, "", "still being copied; left to the next run", ""] for name in growing]
-    return table(["batch", "verdict", "what follows", "report"], rows) if rows else "Every batch has been judged."
+    rows = [[name, verdict.word, verdict.why, action(verdict.word).said, REPORTS / name / "index.html"]
+            for name, verdict in verdicts.items()]
+    rows += [[name, "", "", "still being copied; left to the next run", ""] for name in growing]
+    return table(HEADERS, rows) if rows else "Every batch has been judged."
 
 
-def outcome(verdicts: dict[str, str], growing: list[str], *more: str) -> State:
+def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str) -> State:
     """The final state of the run: that of its worst verdict. `more`: what else its message says."""
-    parts = [f"{name}: {verdict}. {REPORTS / name / 'index.html'}" for name, verdict in verdicts.items()]
+    parts = [f"{name}: {verdict.word}. {verdict.why} {REPORTS / name / 'index.html'}"
+             for name, verdict in verdicts.items()]
     parts += [f"{name}: still being copied" for name in growing]
     message = "; ".join([*(parts or [f"{INCOMING}: every batch has been judged"]), *more])
     get_run_logger().info(message)
-    states = [action(verdict).state for verdict in verdicts.values()]
+    states = [action(verdict.word).state for verdict in verdicts.values()]
     if None in states:
         return Failed(message=message)
     return Completed(name=worst([state for state in states if state]), message=message)

@@ -36,7 +36,7 @@ from flows.stages import outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
-from hcmi.incoming import Collected, Ledger, accept_judged, action, collect, judged_batches
+from hcmi.incoming import Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches
 from hcmi.releases import Releases
 
 INBOX = "data/inbox"
@@ -147,7 +147,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {"contents": [], "when": datetime.fromtimestamp(0, UTC).isoformat()}
 
 
-def report(took: Collected, verdicts: dict[str, str], growing: list[str], added: dict[str, int], tracked: list[str],
+def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], added: dict[str, int], tracked: list[str],
            started: str) -> None:
     """The artifact: what came in, what was decided, and what a person has to do."""
     release = Releases().current()
@@ -161,7 +161,7 @@ def report(took: Collected, verdicts: dict[str, str], growing: list[str], added:
     if release is None:
         todo.append("Nothing is served yet: `hcmi promote` makes the first release, which accepted batches can join.")
     todo += [f"Look at `{REPORTS / name / 'index.html'}`." for name, verdict in verdicts.items()
-             if verdict not in ("ok", "changed")]
+             if verdict.word not in ("ok", "changed")]
     show("ingest", "New videos", "  \n".join(came), verdicts_table(verdicts, growing), "  \n".join(done),
          "**What now?** " + (" ".join(todo) or "Nothing to do."))
 

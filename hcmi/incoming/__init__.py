@@ -3,7 +3,9 @@
 from hcmi.incoming.acceptance import accept_judged, accept_named, judged_batches
 from hcmi.incoming.batches import Ledger, complete, find_batches, look
 from hcmi.incoming.inbox import Collected, collect
-from hcmi.incoming.verdicts import ACTIONS, Action, action, worst
+from hcmi.incoming.verdicts import ACTIONS, Action, Verdict, action, worst
 
-__all__ = ["ACTIONS", "Action", "Collected", "Ledger", "accept_judged", "accept_named", "action", "collect", "complete",
-           "find_batches", "judged_batches", "look", "worst"]
+__all__ = [
+    "ACTIONS", "Action", "Collected", "Ledger", "Verdict", "accept_judged", "accept_named", "action", "collect",
+    "complete", "find_batches", "judged_batches", "look", "worst",
+]

@@ -1,6 +1,21 @@
 """What follows from a verdict of the drift report: the state in which a flow ends, and what is done with the batch."""
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Verdict(NamedTuple):
+    """What the report says about a batch: one of `ACTIONS`, and why, with R@1 where it is known."""
+
+    word: str
+    why: str
+    final: bool = True      # False: the machine was in trouble, not the batch, which is to be judged again
+
+    @classmethod
+    def of(cls, report: dict[str, Any], batch: str) -> "Verdict":
+        """The verdict on `batch` in the content of a report.json."""
+        record = next(record for record in report["batches"] if record["batch"] == batch)
+        return cls(record["verdict"], record["why"], record["reason"] != "machine")
 
 
 @dataclass(frozen=True)
@@ -21,23 +36,20 @@ ACTIONS = {
     "ok": Action("Completed", "added to the served index and to the training data", search=True, train=True),
     "changed": Action("Changed", "looks different, and search finds it as well as before: added to the served index "
                                  "and to the training data", search=True, train=True),
-    "cannot tell": Action("CannotTell", "not added: too little to judge by. `hcmi add --batch` adds it all the same"),
+    "cannot tell": Action("CannotTell", "not added. `hcmi add --batch` adds it all the same"),
     "search hurt": Action("SearchHurt", "not added to the served index, because search finds it worse; its captioned "
                                         "clips are training data for a model that may replace this one",
                           train=True, retrain=True),
 }
-# Verdicts of reports that were made before these four.
-ACTIONS = {**ACTIONS, "too small to judge": Action("TooSmall", ACTIONS["cannot tell"].said),
-           "drift": Action("Drifted", ACTIONS["search hurt"].said, train=True, retrain=True)}
-UNKNOWN = Action(None, "not added: the report could not read it")
+NO_REPORT = Action(None, "not added: there is no report on it")
 
 
 def action(verdict: str) -> Action:
-    """What follows from this verdict; nothing from one that the table does not know, such as `unreadable`."""
-    return ACTIONS.get(verdict, UNKNOWN)
+    """What follows from this verdict; nothing where there is none."""
+    return ACTIONS.get(verdict, NO_REPORT)
 
 
 def worst(states: list[str]) -> str:
     """The state of the worst batch; Completed when there is none."""
-    order = ["Completed", "Changed", "TooSmall", "CannotTell", "Drifted", "SearchHurt"]
+    order = [row.state for row in ACTIONS.values()]
     return max(["Completed", *states], key=order.index)

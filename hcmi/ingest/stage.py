@@ -11,6 +11,7 @@ from hcmi.errors import ReleaseError
 from hcmi.files import lock
 from hcmi.incoming import (
     Ledger,
+    Verdict,
     accept_judged,
     accept_named,
     action,
@@ -70,8 +71,10 @@ def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, para
             continue
         found = drift(incoming_dir=incoming, model_dir=release.model, export_dir=release.export,
                       shards_dir=release.shards, out_dir=reports / folder.name, params=params, batches=[folder.name])
-        verdict = next(iter(found["verdicts"].values()))
-        if ledger.content(folder, look(folder)) == content:     # otherwise it has changed, and is judged again
-            ledger.record(content, folder.name, verdict)
-            said[folder.name] = f"{verdict}: {action(verdict).said}"
+        verdict = Verdict.of(found, folder.name)
+        if not verdict.final:
+            said[folder.name] = f"{verdict.word}: {verdict.why} It is judged again the next time."
+        elif ledger.content(folder, look(folder)) == content:       # otherwise it has changed, and is judged again
+            ledger.record(content, folder.name, verdict.word)
+            said[folder.name] = f"{verdict.word}: {action(verdict.word).said}. {verdict.why}"
     return said

@@ -107,7 +107,7 @@ def test_new_videos_are_found_and_a_batch_that_hurts_search_leads_through_the_ga
 
         shifted = drop(project, SHIFTED, inbox)
         state = ingest(flows)
-        assert state["name"] in ("Drifted", "SearchHurt"), state
+        assert state["name"] == "SearchHurt", state
         assert not shifted & page.found("a red circle")
         [retrain] = runs_of(flows, "pipeline")
         assert flows.end_of(retrain["id"], 2400) == "COMPLETED", flows.output()[-6000:]

@@ -14,6 +14,7 @@ from prefect.logging import disable_run_logger
 from flows import drift_watch
 from flows.child import ChildError
 from flows.stages import reproduce
+from hcmi.incoming import Verdict
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +25,16 @@ def _no_run():
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> Path:
-    """A folder with batches of one file each, and verdicts by name: of a batch called `drift`, drift."""
-    for name in ("ok", "drift", "too small to judge"):
+    """A folder with batches of one file each; the verdict on each is its name."""
+    for name in ("ok", "search hurt", "cannot tell"):
         put(tmp_path, name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: batch)
+    monkeypatch.setattr(drift_watch, "report_with_pinned", said)
     return tmp_path
+
+
+def said(batch: str) -> Verdict:
+    return Verdict(batch, "So it is.")
 
 
 def put(folder: Path, name: str, content: bytes | None = None) -> Path:
@@ -45,18 +50,19 @@ def watch(*batches: str):
 
 def test_every_batch_is_judged_once_and_the_run_ends_as_the_worst(world):
     end = watch()
-    assert (end.name, end.type) == ("Drifted", "COMPLETED")
-    assert end.message == ("drift: drift. reports/watch/drift/index.html; ok: ok. reports/watch/ok/index.html; "
-                           "too small to judge: too small to judge. reports/watch/too small to judge/index.html")
+    assert (end.name, end.type) == ("SearchHurt", "COMPLETED")
+    assert end.message == ("cannot tell: cannot tell. So it is. reports/watch/cannot tell/index.html; "
+                           "ok: ok. So it is. reports/watch/ok/index.html; "
+                           "search hurt: search hurt. So it is. reports/watch/search hurt/index.html")
     again = watch()
     assert (again.name, again.message) == ("Completed", "data/incoming: every batch has been judged")
     put(world, "ok", b"one more")
-    assert watch().message == "ok: ok. reports/watch/ok/index.html"
+    assert watch().message == "ok: ok. So it is. reports/watch/ok/index.html"
 
 
 def test_a_batch_is_judged_once_when_it_is_named_twice(world, monkeypatch):
     judged = []
-    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: judged.append(batch) or "ok")
+    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: judged.append(batch) or said("ok"))
     watch("ok", "ok")
     assert judged == ["ok"]
 
@@ -66,40 +72,39 @@ def test_there_is_nothing_to_say_when_there_is_no_batch(tmp_path, monkeypatch):
     assert watch().message == "data/incoming: every batch has been judged"
 
 
-def test_run_fails_when_a_batch_cannot_be_read_or_reported_and_the_others_are_judged(world, monkeypatch):
-    def verdict(batch: str) -> str:
-        if batch == "drift":
+def test_run_fails_when_a_batch_has_no_report_and_the_others_are_judged(world, monkeypatch):
+    def verdict(batch: str) -> Verdict:
+        if batch == "cannot tell":
             raise ChildError("hcmi drift: need exit code 0, got 1.")
-        return {"ok": "unreadable"}.get(batch, batch)
+        return said(batch)
 
     monkeypatch.setattr(drift_watch, "report_with_pinned", verdict)
     end = watch()
     assert end.type == "FAILED"
-    assert end.message.startswith("drift: no report, hcmi drift: need exit code 0, got 1.. ")
-    assert "ok: unreadable." in end.message
-    assert "too small to judge: too small to judge." in end.message
-    assert watch().message.startswith("drift: no report")       # it has no verdict yet; the others have theirs
+    assert end.message.startswith("cannot tell: no report. hcmi drift: need exit code 0, got 1. ")
+    assert "search hurt: search hurt." in end.message
+    assert watch().message.startswith("cannot tell: no report")       # it has no verdict yet; the others have theirs
 
 
 def test_named_batches_are_judged_again_and_an_unknown_one_is_refused(world):
     watch()
-    assert watch("ok").message == "ok: ok. reports/watch/ok/index.html"
+    assert watch("ok").message == "ok: ok. So it is. reports/watch/ok/index.html"
     with pytest.raises(drift_watch.WatchError) as failure:
         watch("nonesuch")
-    assert str(failure.value) == ("data/incoming: need a batch called 'nonesuch', got drift, ok, too small to judge. "
+    assert str(failure.value) == ("data/incoming: need a batch called 'nonesuch', got cannot tell, ok, search hurt. "
                                   "Correct the name.")
 
 
 def test_a_verdict_is_not_kept_when_the_batch_changed_while_it_was_judged(world, monkeypatch):
-    def verdict(batch: str) -> str:
+    def verdict(batch: str) -> Verdict:
         if batch == "ok":
             put(world, "ok", b"grown")
-        return batch
+        return said(batch)
 
     monkeypatch.setattr(drift_watch, "report_with_pinned", verdict)
     watch()
-    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: batch)
-    assert watch().message == "ok: ok. reports/watch/ok/index.html"
+    monkeypatch.setattr(drift_watch, "report_with_pinned", said)
+    assert watch().message == "ok: ok. So it is. reports/watch/ok/index.html"
 
 
 def test_check_pinned_refuses_what_the_lock_does_not_pin(toy, monkeypatch):

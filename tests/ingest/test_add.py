@@ -19,6 +19,12 @@ from hcmi.releases import Releases
 CLIPS = 30      # of the project's export
 
 
+def report_of(verdicts: dict[str, str]) -> dict:
+    """What a drift report holds of batches; the machine is in trouble where the verdict is `machine`."""
+    return {"batches": [{"batch": name, "verdict": verdict, "why": "So it is.", "reason": verdict}
+                        for name, verdict in verdicts.items()]}
+
+
 @pytest.fixture(autouse=True)
 def judged(monkeypatch) -> list[str]:
     """The batches that are judged; the verdict on a batch is the part of its name before the first dot."""
@@ -27,7 +33,7 @@ def judged(monkeypatch) -> list[str]:
     def drift(*, batches, model_dir, export_dir, out_dir, **rest) -> dict:
         assert Path(model_dir).parent == Path(export_dir).parent == Path("releases/v1")
         names.extend(batches)
-        return {"verdicts": {name: name.partition(".")[0].replace("_", " ") for name in batches}}
+        return report_of({name: name.partition(".")[0].replace("_", " ") for name in batches})
 
     monkeypatch.setattr(stage, "drift", drift)
     return names
@@ -52,8 +58,8 @@ def test_new_videos_of_a_folder_are_found_and_nothing_is_done_twice(here, new, j
     inbox = here / "inbox"
     shutil.copytree(new[0].parent, inbox)
     (inbox / "captions.csv").write_text(f"video,caption\n{new[0].name},a red film then green\n")
-    monkeypatch.setattr(stage, "drift", lambda *, batches, **rest: judged.extend(batches) or {
-        "verdicts": dict.fromkeys(batches, "ok")})
+    monkeypatch.setattr(stage, "drift", lambda *, batches, **rest: judged.extend(batches)
+                        or report_of(dict.fromkeys(batches, "ok")))
     got = add(str(inbox))
     [batch] = got["verdicts"]
     assert (got["batch"], got["files"], got["added"]) == (batch, 3, {batch: 3})
@@ -80,6 +86,13 @@ def test_verdict_decides_and_a_person_may_decide_otherwise(here, new):
     assert new[2].name in found()
     assert call_hcmi("add", "--batch", "other", code=1).stderr.startswith(
         "hcmi: data/incoming: need a batch called 'other', got cannot_tell.1, changed.1, search_hurt.1.")
+
+
+def test_batch_is_judged_again_when_the_machine_was_in_trouble(here, new, judged):
+    put_batch(here, "machine.1", new[:1])
+    assert add()["verdicts"] == {"machine.1": "machine: So it is. It is judged again the next time."}
+    add()
+    assert judged == ["machine.1", "machine.1"]
 
 
 def test_two_batches_with_files_of_one_name_are_both_found(here, new):

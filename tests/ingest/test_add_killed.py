@@ -12,7 +12,8 @@ from release_world import Killer
 from hcmi.index import SearchIndex
 
 CALL = """
-        hcmi.ingest.stage.drift = lambda *, batches, **rest: {"verdicts": dict.fromkeys(batches, "ok")}
+        hcmi.ingest.stage.drift = lambda *, batches, **rest: {"batches": [
+            {"batch": name, "verdict": "ok", "why": "", "reason": ""} for name in batches]}
         hcmi.ingest.stage.add(folder="inbox", batches=(), incoming_dir="data/incoming", reports_dir="reports/watch",
             releases_dir="releases", accepted="data/accepted.json", params=load_params(), quiet_s=0)
 """
