@@ -247,7 +247,7 @@ def test_evaluate_chooses_scales_on_the_validation_clips_when_they_are_enough(wo
 def test_evaluate_says_what_shared_captions_change_when_there_are_some(world, tmp_path):
     shards = write_shards(tmp_path / "shards", (("test", 30),))     # 25 different texts
     report = run(world, "shared", shards)[1]
-    assert list(report) == ["protocol", "raw", "levels", "post", "shared_captions"]
+    assert list(report) == ["protocol", "raw", "chance", "levels", "post", "shared_captions"]
     assert report["shared_captions"]["captions"] == 20      # two of each of clips 0 to 4 and 25 to 29
     for direction in ("t2v", "v2t"):
         assert set(report["shared_captions"][direction]) == FIGURES

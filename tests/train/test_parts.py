@@ -19,7 +19,8 @@ def nothing_compiled():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("micro_batch", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [0, 3])
 def test_gradients_are_those_of_the_plain_step_when_parts_are_traced(micro_batch):
     """Without code for the machine, which takes a compiler minutes: what the tracer has made is run as it is."""
     model, batch = wild_model("hcmi"), random_batch(8)

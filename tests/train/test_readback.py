@@ -12,19 +12,19 @@ from train_world import assert_same_run, run, save_after_every_step
 from hcmi.errors import ModelError
 from hcmi.model import interaction
 from hcmi.model.heads import HEADS
-from hcmi.train import readback, training_step
+from hcmi.train import objective, readback, training_step
 from hcmi.train import stage as subject
 from hcmi.train.stage import Checkpoints
 from hcmi.train.step import batch_loss
 
 
-def launch(monkeypatch, head: str, denoise: str, micro_batch: int, margin: float = 0.0) -> dict:
+def launch(monkeypatch, head: str, denoise: str, micro_batch: int) -> dict:
     """A step's loss and gradients on tensors without data: to read one, on whatever way, is an error."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())      # knows no such device
     # on a GPU the kernel takes the place of the function that asks this
     monkeypatch.setattr(interaction, "_fill_padding", lambda tokens, mask: (tokens, ~mask.any(1)))
     model = nn.Module.to(wild_model(head), "meta")
-    config = train_config(denoise=denoise, denoise_by="both", margin_weight=margin)
+    config = train_config(denoise=denoise, denoise_by="both")
     total, result = batch_loss(model, random_batch(8), config, denoise, "float32", None, micro_batch)
     total.backward()
     assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).is_meta
@@ -40,9 +40,10 @@ def test_step_reads_nothing_back_when_it_is_launched(monkeypatch, head, denoise,
 
 
 def test_launch_finds_what_is_read_back(monkeypatch):
-    """The margin's own scores are picked by a mask, whose number the processor must know: it waits there, once."""
+    """A planted fault: scores picked by a mask, whose number the processor must know."""
+    monkeypatch.setattr(objective, "margin", lambda sims_QB, theta, positives_BB: sims_QB[sims_QB > theta].mean())
     with pytest.raises(NotImplementedError, match="nonzero"):
-        launch(monkeypatch, "hcmi", "off", 0, margin=1.0)
+        launch(monkeypatch, "hcmi", "off", 0)
 
 
 class Copied:
