@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hcmi.config import ModelConfig
 from hcmi.errors import ModelError
+from hcmi.model.geometry import config_folder
 from hcmi.model.processor import HcmiProcessor
 
 SAMPLE = 20_000         # captions that are looked at
@@ -26,6 +27,8 @@ def share_cut(captions: Sequence[str], config: ModelConfig) -> float | None:
 
     None when the backbone's tokenizer cannot be loaded. That of towers from scratch is learned from these captions.
     """
+    if config.backbone != "scratch" and config_folder(config.backbone) is None:
+        return None         # without a network, `transformers` would try for most of a minute
     some = random.Random(SEED).sample(captions, SAMPLE) if len(captions) > SAMPLE else list(captions)
     try:
         processor = (HcmiProcessor.from_captions(some, config.scratch.vocab_size, config.num_words, 224)

@@ -61,7 +61,7 @@ def test_load_says_so_in_one_line_when_the_words_are_cut_short(folder, model, tm
         load_retriever(tmp_path / "model")
 
 
-@pytest.mark.parametrize("package", ["sentencepiece", "google.protobuf"])
+@pytest.mark.parametrize("package", ["sentencepiece", pytest.param("google.protobuf", marks=pytest.mark.slow)])
 def test_loading_fails_in_one_line_that_names_the_package_when_one_is_not_installed(folder, model, tmp_path, package):
     model.save_pretrained(tmp_path / "model")
     code = (f"import sys; sys.modules[{package!r}] = None\n"
