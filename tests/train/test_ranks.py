@@ -120,7 +120,8 @@ def test_train_joins_the_processes_that_torchrun_has_started(films, two, tmp_pat
 # errors
 
 @pytest.mark.parametrize(("how", "kind", "words"), [
-    ("error", DataError, r"^one rank: need this, got that\.$"), pytest.param("bug", ZeroDivisionError, "a bug", marks=pytest.mark.slow),
+    ("error", DataError, r"^one rank: need this, got that\.$"),
+    pytest.param("bug", ZeroDivisionError, "a bug", marks=pytest.mark.slow),
     ("killed", MachineError, r"^training: need all 2 processes until the end, got process 1 ended with signal 9\.")])
 def test_the_error_of_the_rank_that_failed_is_reported(how, kind, words):
     with pytest.raises(kind, match=words):
