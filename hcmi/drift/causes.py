@@ -11,6 +11,7 @@ from hcmi.drift.label_free_recall import Scores, exchanged_captions
 from hcmi.types import Clip, Skip
 
 COPY = 0.995                # cosine of the vectors of two clips that show the same, at least [ours]
+SAME_LOOK = 16.0            # of 255, by which the parts of two frames that show the same may differ [ours]
 COPY_CHANCE = 1 / 50_000    # share of pairs of unrelated clips that a model may take for copies [ours]
 FEWEST, LEAST_SHARE = 3, 0.03       # of a batch's clips; fewer are chance and no cause [ours]
 SHOWN_WORDS = 8
@@ -53,21 +54,35 @@ def _enough(count: int, total: int, usual: float = 0.0) -> bool:
     return count >= max(FEWEST, LEAST_SHARE * total) and count > expected + 3 * (expected + 1) ** 0.5 * (usual > 0)
 
 
-def repeats(clips: Sequence[Clip], rows_VD: np.ndarray, limit: float) -> list[int]:
-    """The clips that show the same as an earlier one: equal files, or vectors with a cosine above `limit`."""
+def repeats(clips: Sequence[Clip], rows_VD: np.ndarray, frames: Sequence[np.ndarray], limit: float) -> list[int]:
+    """The clips that show the same as an earlier one: equal files, or vectors and middle frames that are nearly equal.
+
+    `limit`: of the cosine of the vectors. The vectors alone do not tell: a model that knows nothing like these clips
+    may have one vector for all of them.
+    """
     seen: set = set()
     sims_VV = np.tril(rows_VD @ rows_VD.T, -1)
+    looks_VL = np.stack([look_of(frame) for frame in frames])
     rows = []
     for row, clip in enumerate(clips):
-        if clip.content_key in seen or sims_VV[row].max(initial=-1) > limit:
+        near = np.flatnonzero(sims_VV[row] > limit)
+        if clip.content_key in seen or (np.abs(looks_VL[near] - looks_VL[row]).max(1) <= SAME_LOOK).any():
             rows.append(row)
         seen.add(clip.content_key)
     return rows
 
 
-def copies_within(clips: Sequence[Clip], rows_VD: np.ndarray, limit: float, usual: float) -> Cause | None:
+def look_of(frame_HX3: np.ndarray) -> np.ndarray:
+    """The means [768] of 16 x 16 equal parts of a frame. What does not fill a part is left out."""
+    high, wide = (side // 16 for side in frame_HX3.shape[:2])
+    parts = frame_HX3[:16 * high, :16 * wide].reshape(16, high, 16, wide, 3)
+    return parts.mean((1, 3), dtype=np.float32).ravel()
+
+
+def copies_within(clips: Sequence[Clip], rows_VD: np.ndarray, frames: Sequence[np.ndarray], limit: float, usual: float
+                  ) -> Cause | None:
     """Clips that show the same as an earlier one of the batch. `usual`: the share of as many of the tested clips."""
-    rows = repeats(clips, rows_VD, limit)
+    rows = repeats(clips, rows_VD, frames, limit)
     if not _enough(len(rows), len(clips), usual):
         return None
     return Cause("copies within the batch", f"{plural(len(rows), 'clip')} of {len(clips)} repeat another clip of the "

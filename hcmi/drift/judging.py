@@ -120,13 +120,13 @@ def _other_causes(report: BatchReport, reference: Reference) -> list[Cause | Non
     assert sample is not None
     assert profile is not None
     vectors_VD, known_VD = (unit(some.embeddings["video_embedding"]) for some in (profile, reference.profile))
-    tested = reference.sample.clips[:len(sample)]
-    usual = len(repeats(tested, known_VD[:len(tested)], reference.copy)) / len(tested)
+    tested, frames = reference.sample.clips[:len(sample)], reference.sample.middle_frames[:len(sample)]
+    usual = len(repeats(tested, known_VD[:len(tested)], frames, reference.copy)) / len(tested)
     near_V, known_near_V = (some.columns["nearest_known"].to_numpy() if "nearest_known" in some.columns else
                             np.zeros(len(some)) for some in (profile, reference.profile))
     return [
         copies_of_known(sample.clips, near_V, reference.files, reference.copy,
                              float((known_near_V > reference.copy).mean())),
-        copies_within(sample.clips, vectors_VD, reference.copy, usual),
+        copies_within(sample.clips, vectors_VD, sample.middle_frames, reference.copy, usual),
         unknown_words(sample.captioned, sample.captions, reference.words, reference.usual_unknown),
         empty_captions(report.skipped, len(sample.captions))]
