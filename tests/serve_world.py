@@ -1,5 +1,6 @@
 """A page that is really served, and a model with the export that it makes, to be replaced while it is."""
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -32,12 +33,17 @@ def served(retriever: Retriever, **options) -> Iterator[str]:
 
 
 def write_pair(folder: Path, seed: int, num_videos: int, video: Path) -> None:
-    """models/hcmi and export/ as the stages write them; every clip is in the file `video`."""
+    """models/hcmi and export/ as the stages write them; every clip has a copy of the file `video`."""
     model = searchable_model(seed)
     model.save_pretrained(folder / "models/hcmi")
     writer = TokenWriter(folder / "export/embeddings", num_videos)
     writer.append(video_tokens(num_videos, np.random.default_rng(seed)), times(num_videos))
     writer.close()
-    made = clips([f"v{number}" for number in range(num_videos)], path=str(video))
+    made = []
+    for number in range(num_videos):
+        copy = video.with_name(f"{video.stem}_{number}{video.suffix}")
+        if not copy.exists():
+            os.link(video, copy)
+        made += clips([f"v{number}"], path=str(copy))
     pq.write_table(videos_table(made), folder / "export/videos.parquet")
     create_index(folder / "export/index", model_card(model), data="..")

@@ -59,7 +59,7 @@ for arguments, environment in json.load(sys.stdin):
 def run(project: Path, outputs: dict[Case, Path], before: str = "", prefix: tuple[str, ...] = ()
         ) -> dict[Case, tuple[int, list[str]]]:
     """Exit code of each verb with the one output, in one process after the lines of Python `before`; and its lines on
-    stderr that are neither progress nor a note."""
+    stderr that are neither progress nor a note nor about an epoch."""
     commands = [command(verb, {option: path}) for (verb, option), path in outputs.items()]
     done = subprocess.run([*prefix, sys.executable, "-c", before + PROGRAM], cwd=project, input=json.dumps(commands),
                           text=True, timeout=280, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -69,7 +69,7 @@ def run(project: Path, outputs: dict[Case, Path], before: str = "", prefix: tupl
         code, text, error = json.loads(line)
         assert error in ("None", f"SystemExit({code})"), f"{case}: {error}"
         found[case] = code, [line for line in re.split(r"[\r\n]+", text) if line and " so far, " not in line
-                              and not line.startswith("note: ")]
+                              and not line.startswith(("note: ", "epoch "))]
     return found
 
 

@@ -66,12 +66,9 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
     if config.name not in WRITE_VIDEOS:
         with atomic_dir(generated_dir):
             pass
-    for batch in BATCHES:       # before the manifest, because an accepted batch may be one of them
-        if config.name == "scenes":
+    if config.name == "scenes":
+        for batch in BATCHES:       # before the manifest, because an accepted batch may be one of them
             write_batch(config.scenes, config.seed, batch, Path(incoming_dir) / batch)
-        else:
-            with atomic_dir(Path(incoming_dir) / batch):
-                pass
     counts: Counter[str] = Counter(dict.fromkeys(("clips", *SPLITS, "captions", "near_duplicates"), 0))
     reasons: Counter[str] = Counter()
     first: list[Skip] = []
@@ -98,6 +95,10 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
             raise DataError(f"{config.path}: need at least {1 - MOST_MISSING:.0%} of the videos that captions name, "
                             f"got {counts['clips']:,} clips, and {reasons['missing']:,} videos are missing. Put their "
                             f"files there, or remove their captions.")
+    if config.name != "scenes":
+        for batch in BATCHES:
+            with atomic_dir(Path(incoming_dir) / batch):
+                pass
     seconds = counts.pop("milliseconds", 0) / 1000
     return {"dataset": config.name, **counts, "hours": round(seconds / 3600, 3), "skipped": dict(reasons)}
 

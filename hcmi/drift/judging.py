@@ -27,6 +27,7 @@ from hcmi.drift.sample import count_reasons, read_batch, unreadable
 from hcmi.drift.severity import WITHOUT_WRONG, measure
 from hcmi.drift.verdict import MACHINE, MACHINE_REASONS, TOO_FEW, decide
 from hcmi.errors import DataError, MachineError, shown
+from hcmi.types import path_text
 
 SHOWN_LOST = 20
 
@@ -109,7 +110,8 @@ def _lost(report: BatchReport, batch: Scores, right: np.ndarray) -> list[dict]:
     for place in np.argsort(-behind_N, kind="stable")[:SHOWN_LOST].tolist():
         if behind_N[place] > 0:
             clip = report.sample.clips[int(report.sample.captioned[right[place]])]
-            lost.append({"video_id": clip.video_id, "path": clip.path, "caption": report.sample.captions[right[place]],
+            lost.append({"video_id": clip.video_id, "path": path_text(clip.path),
+                         "caption": report.sample.captions[right[place]],
                          "rank": int(1 + (gallery_NG[place] > own_N[place]).sum()),
                          "won_instead": int(gallery_NG[place].argmax())})
     return lost

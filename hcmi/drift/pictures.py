@@ -10,7 +10,7 @@ from PIL import Image
 
 from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import Sample
-from hcmi.types import Clip
+from hcmi.types import Clip, path_text
 from hcmi.video import Decoded, DecodeJob, DecoderPool
 
 NUM_EXAMPLES, NUM_LOST = 5, 3
@@ -48,7 +48,7 @@ def _drawn(example: Example, frames_THXC: np.ndarray | None) -> dict:
         frames = [] if example.middle_frame is None else [example.middle_frame]
     else:
         frames = list(frames_THXC)
-    return {"caption": example.caption, "video_id": example.clip.video_id, "path": example.clip.path,
+    return {"caption": example.caption, "video_id": example.clip.video_id, "path": path_text(example.clip.path),
             "note": example.note, "frames": [_data_uri(frame) for frame in frames]}
 
 

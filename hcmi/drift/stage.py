@@ -26,6 +26,7 @@ from hcmi.files import ask_to_write, atomic_dir
 from hcmi.model import load_retriever
 from hcmi.progress import track
 from hcmi.runtime import pick_device, tune_allocator
+from hcmi.types import path_text
 
 MAX_TO_WRITE = 50           # clips in captions_to_write.csv [ours]
 
@@ -117,7 +118,7 @@ def _write_captions_to_write(report: BatchReport, folder: Path) -> None:
     with open(folder / f"{report.name}.captions_to_write.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("video", "caption"))
-        writer.writerows((Path(sample.clips[row].path).name, captions.get(row, ""))
+        writer.writerows((path_text(Path(sample.clips[row].path).name), captions.get(row, ""))
                          for row in list(rows)[:MAX_TO_WRITE])
 
 

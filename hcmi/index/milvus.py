@@ -22,7 +22,7 @@ from hcmi.index.search_index import SearchIndex, check_fingerprint
 from hcmi.index.segment import Filter
 from hcmi.index.store import FILES, tokens_of
 from hcmi.progress import track
-from hcmi.types import CLIP_SCHEMA, Clip, VideoTokens
+from hcmi.types import CLIP_SCHEMA, Clip, VideoTokens, path_of_text
 
 VIDEOS, MODEL = "hcmi", "hcmi_model"        # collections
 BATCH = 256
@@ -91,7 +91,7 @@ class MilvusIndex:
 
     def paths(self, rows: np.ndarray) -> list[str]:
         """The files of `rows`, in the order given."""
-        return [row["path"] for row in self._get(rows, ["path"])]
+        return [path_of_text(row["path"]) for row in self._get(rows, ["path"])]
 
     def rows_of(self, column: str, values: Sequence[str]) -> np.ndarray:
         """Keys of the rows whose `column` (video_id, sha256, path) is one of `values`."""

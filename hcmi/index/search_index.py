@@ -25,7 +25,7 @@ from hcmi.errors import SearchIndexError
 from hcmi.index.segment import AGAIN, Filter, Segment
 from hcmi.index.store import FIELDS, FILES, table_clips, tokens_of
 from hcmi.runtime import single_after_fork
-from hcmi.types import Clip, VideoTokens
+from hcmi.types import Clip, VideoTokens, path_of_text
 
 FORMAT = 1
 
@@ -118,7 +118,7 @@ class SearchIndex:
         """The files of `rows`, in the order given. Much faster than `clips`."""
         parts = self._gather(rows, lambda segment, local: segment.videos["path"].take(pa.array(local)).to_pylist())
         found = {int(at): path for where, paths in parts for at, path in zip(where, paths, strict=True)}
-        return [found[at] for at in range(len(rows))]
+        return [path_of_text(found[at]) for at in range(len(rows))]
 
     def _gather(self, rows: np.ndarray, read: Callable[[Segment, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:
         """For each segment that holds some of `rows`: (their positions in `rows`, what `read` returns for them)."""

@@ -11,6 +11,7 @@ SHARE = "share/hcmi/"       # where pyproject.toml installs the files
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".dvcignore", ".gitignore", ".dvc/config",
          ".dvc/.gitignore", "data/README.md", "data/raw/README.md", "data/incoming/README.md")
 CODE = "code.txt"
+ACCEPTED = "data/accepted.json"     # no batch yet
 MINE = "data/raw/mine"
 TABLE = f"{MINE}/captions.csv"
 CODE_STAGE = f"""stages:
@@ -34,7 +35,8 @@ def init_project(folder: str | Path) -> tuple[list[str], list[str]]:
     Raises: MachineError when `folder` cannot be written, or the installation lacks its files.
     """
     folder = Path(folder)
-    found = {name: _adapted(name, _content(name)) for name in (*FILES, *_presets())} | {TABLE: "video,caption\n"}
+    found = {name: _adapted(name, _content(name)) for name in (*FILES, *_presets())}
+    found |= {TABLE: "video,caption\n", ACCEPTED: "[]\n"}
     if not any((parent / ".git").exists() for parent in (folder.absolute(), *folder.absolute().parents)):
         found[".dvc/config"] += NO_GIT
     made = [name for name in found if not (folder / name).exists()]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hcmi.config import load_params
-from hcmi.dataset import SOURCES, annotations, build_dataset, files_by_bare_name, read_annotations, read_manifest
+from hcmi.dataset import SOURCES, annotations, build_dataset, files_by_bare_name, read_annotations, read_manifest, stage
 from hcmi.dataset.annotations import Counts, Source, protocol_of
 from hcmi.errors import ConfigError, DataError, HcmiError
 
@@ -197,7 +197,8 @@ def test_videos_are_found_when_nested_converted_or_without_ending(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- stage
 
-def test_missing_videos_are_counted_and_listed_when_some_are_there(real, shared_data, tmp_path):
+def test_missing_videos_are_counted_and_listed_when_some_are_there(real, shared_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "MOST_MISSING", 0.999)
     folder = tmp_path / "msvd"
     shutil.copytree(real / "msvd", folder)
     names = [name for split in ("train", "test") for name in (folder / f"{split}_list.txt").read_text().split()[:2]]
@@ -215,6 +216,18 @@ def test_missing_videos_are_counted_and_listed_when_some_are_there(real, shared_
     lines = [json.loads(line) for line in (tmp_path / "manifest" / "skipped.jsonl").read_text().splitlines()]
     assert {line["reason"] for line in lines} == {"missing"}
     assert all(line["path"].startswith(str(folder / "videos")) for line in lines)
+
+
+def test_dataset_is_refused_when_most_of_its_videos_are_missing(real, shared_data, tmp_path):
+    folder = tmp_path / "msvd"
+    shutil.copytree(real / "msvd", folder)
+    (folder / "videos").mkdir()
+    name = (folder / "train_list.txt").read_text().split()[0]
+    shutil.copy(next((shared_data / "real_clips/videos").iterdir()), folder / "videos" / f"{name}.mp4")
+    outs = {f"{name}_dir": tmp_path / name for name in ("manifest", "generated", "incoming")}
+    with pytest.raises(DataError, match=r"need at least 50% of the videos that captions name, got 1 clips, and 1,969 "):
+        build_dataset(config=config_for("msvd", folder), **outs)
+    assert not (tmp_path / "manifest").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------- refused

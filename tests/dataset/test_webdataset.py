@@ -322,6 +322,8 @@ def project(tmp_path, monkeypatch):
     params = YAML(typ="safe").load(PARAMS)
     params["dataset"] |= {"name": "webdataset", "path": "data/raw/remote"}
     YAML().dump(params, Path("params.yaml"))
+    Path("data").mkdir()
+    Path("data/accepted.json").write_text("[]")
     with Repo.init(no_scm=True) as repo:
         yield repo
 

@@ -34,6 +34,11 @@ def test_project_has_the_stages_without_the_files_of_the_clone(tmp_path):
     assert list(theirs) == ["code", *ours]
     for name, stage in ours.items():
         assert theirs[name] == {**stage, "deps": ["code.txt", *(dep for dep in stage["deps"] if dep[:5] != "hcmi/")]}
+    made_by_stages = {next(iter(out)) if isinstance(out, dict) else out for stage in theirs.values()
+                      for out in stage.get("outs", [])}
+    given = {dep for stage in theirs.values() for dep in stage.get("deps", [])} - made_by_stages - {"${dataset.path}"}
+    assert given
+    assert [dep for dep in given if not (tmp_path / "new" / dep).exists()] == []
     config = load_params(tmp_path / "new/params.yaml")
     assert config.model == load_params(ROOT / "params.yaml").model
     assert (config.dataset.name, config.dataset.path) == ("folder", "data/raw/mine")

@@ -48,7 +48,7 @@ def test_page_answers_from_memory_when_the_index_cannot_be_read(world, tmp_path)
 
 def test_search_gives_what_the_retriever_finds(page, retriever):
     found = page.get("/api/search", params={"q": "a red ring", "top": 2}).json()
-    needed = [hit_record(hit) for hit in retriever.search("a red ring", 2)]
+    needed = json.loads(json.dumps([hit_record(hit) for hit in retriever.search("a red ring", 2)]))
     assert [{name: hit[name] for name in needed[0]} for hit in found["hits"]] == needed
     assert all(hit["here"] and hit["file"] == os.path.basename(hit["path"]) for hit in found["hits"])
     assert found["seconds"] > 0

@@ -50,4 +50,4 @@ def test_child_process_imports_neither_torch_nor_another_room():
     program = ("import hcmi.video.jobs, sys; print(sorted(name for name in sys.modules if name == 'torch' "
                "or name.startswith('hcmi.') and not name.startswith('hcmi.video')))")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['hcmi.errors']"
+    assert done.stdout.strip() == "['hcmi.errors', 'hcmi.files']"
