@@ -15,8 +15,8 @@ from hcmi.drift.sample import REFERENCE, Sample, combined_scores, draw_rows, mea
 from hcmi.errors import DriftError
 from hcmi.index import TokenStore, read_texts, read_videos, table_clips
 from hcmi.model import HcmiModel
-from hcmi.shards import ShardReader, read_splits
-from hcmi.types import SPLITS, Clip, VideoTokens
+from hcmi.shards import ShardReader
+from hcmi.types import Clip, VideoTokens
 
 # Clips that all queries are ranked among. Among 300, R@1 of clips with unknown shapes fell from 99 to 86 % only, among
 # 2,000 from 97 to 76 %. Ranking 600 queries among 2,000 clips takes 2 CPU seconds. [ours]
@@ -38,7 +38,7 @@ class Reference:
         # the order of the random draws is fixed, because the seed decides the report: clips, captions, gallery
         self.sample, self.precision = _draw_sample(export_dir / "reference", shards_dir, generator)
         self.gallery, self.gallery_clips = _draw_gallery(export_dir, generator)
-        self.words, self.files = _known(export_dir, shards_dir)
+        self.words, self.files = _known(export_dir)
         self.scores = self._scores(self.sample)
         self.temperature = 1.0 if self.scores is None else fit_temperature(self.scores.clips_NN)
         unknown = sum(unknown_share(caption, self.words) > 0 for caption in self.sample.captions)
@@ -149,12 +149,13 @@ def _draw_gallery(export_dir: Path, generator: np.random.Generator) -> tuple[Vid
     return TokenStore(export_dir / "embeddings").tokens(rows), table_clips(videos.take(rows))
 
 
-def _known(export_dir: Path, shards_dir: str | Path) -> tuple[frozenset[str], frozenset[str]]:
+def _known(export_dir: Path) -> tuple[frozenset[str], frozenset[str]]:
     """The words of the captions of all splits but the held-out one, and the sha256 of all files in the index."""
-    files = frozenset(read_videos(export_dir / "videos.parquet")["sha256"].to_pylist())
-    names = [split for split in SPLITS if split != REFERENCE and split in read_splits(shards_dir)]
-    captions = (caption for name in names for clip in ShardReader(shards_dir, name).clips for caption in clip.captions)
-    return frozenset(word for caption in captions for word in words_of(caption)), files
+    videos = read_videos(export_dir / "videos.parquet")
+    captions = (caption for split, some in zip(videos["split"].to_pylist(), videos["captions"].to_pylist(), strict=True)
+                if split != REFERENCE for caption in some)
+    words = frozenset(word for caption in captions for word in words_of(caption))
+    return words, frozenset(videos["sha256"].to_pylist())
 
 
 def levels(videos: VideoTokens) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The stage on real mp4 files: an unchanged batch passes, a brighter one does not, broken ones get a line each."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -66,6 +67,16 @@ def test_batch_gets_the_same_answer_and_bytes_when_asked_for_alone(world, result
     assert first == second
     pages = [(world[0] / f"alone_{number}" / "index.html").read_bytes() for number in range(2)]
     assert pages[0] == pages[1]
+
+
+def test_shards_of_the_test_split_are_enough(world, result, tmp_path):
+    """As a release has them."""
+    root, params = world
+    shutil.copytree(root / "shards", tmp_path / "shards", ignore=lambda _, names: [
+        name for name in names if name.endswith(".tar") and not name.startswith("test")])
+    alone = drift(incoming_dir=root / "incoming", model_dir=root / "model", export_dir=root / "export",
+                  shards_dir=tmp_path / "shards", out_dir=tmp_path / "alone", params=params, batches=["same"])
+    assert of(alone, "same") == of(result, "same")
 
 
 def test_export_of_another_model_is_refused_and_nothing_is_written(world):
