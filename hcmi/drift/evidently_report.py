@@ -110,7 +110,7 @@ def report_with_evidently(name: str, verdict: str, reference: Profile, batch: Pr
                     QuantileValue(column=_label_of("rank"), quantile=0.9)]
     if with_captions:
         metrics.append(TextEvals(columns=list(CAPTION_COLUMNS)))
-    with _limits_of(columns):
+    with _limits_of(columns), np.errstate(invalid="ignore", divide="ignore"):     # correlations of constant columns
         snapshot = Report(metrics, include_tests=True).run(data[1], data[0], timestamp=NO_DATE, name=name,
                                                            tags=[name, verdict], metadata={"verdict": verdict})
     failed = _over(snapshot)
