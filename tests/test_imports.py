@@ -38,8 +38,8 @@ IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "ope
 # From the ground up. A room imports rooms of the lines before its own and none of its own line, but for ORDERED.
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index", "releases", "incoming"},
           {"evaluate", "train", "export", "search", "drift", "doctor", "serve", "ingest", "promote", "project"}]
-ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("incoming", "dataset"), ("train", "evaluate"),
-           ("drift", "evaluate"), ("doctor", "evaluate"), ("doctor", "train"), ("serve", "search"),
+ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("incoming", "dataset"), ("incoming", "scenes"),
+           ("train", "evaluate"), ("drift", "evaluate"), ("doctor", "evaluate"), ("doctor", "train"), ("serve", "search"),
            ("ingest", "export"), ("ingest", "drift"), ("promote", "evaluate"), ("promote", "export"),
            ("promote", "ingest")}
 COMMAND_LINE = {"cli", "cli_served", "options"}

@@ -35,6 +35,15 @@ def judge(incoming: Path, ledger: Ledger, **verdicts: str) -> None:
             ledger.record(ledger.content(folder, look(folder)), folder.name, verdicts[folder.name])
 
 
+def test_batches_that_the_pipeline_makes_are_not_accepted(tmp_path):
+    for name in ("scenes_same", "scenes_shifted", "mine"):
+        put(tmp_path / "incoming", name)
+    ledger = Ledger(tmp_path)
+    judge(tmp_path / "incoming", ledger, scenes_same="ok", scenes_shifted="search hurt", mine="ok")
+    accepted = accept_judged(tmp_path / "incoming", ledger, tmp_path / "accepted.json")
+    assert [entry.batch for entry in accepted] == ["mine"]
+
+
 def listed(path: Path) -> list[tuple[str, bool]]:
     return [(entry["batch"], entry["searched"]) for entry in json.loads(path.read_text())]
 
