@@ -39,9 +39,9 @@ IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "ope
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index", "releases", "incoming"},
           {"evaluate", "train", "export", "search", "drift", "doctor", "serve", "ingest", "promote", "project"}]
 ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("incoming", "dataset"), ("incoming", "scenes"),
-           ("train", "evaluate"), ("drift", "evaluate"), ("doctor", "evaluate"), ("doctor", "train"), ("serve", "search"),
-           ("ingest", "export"), ("ingest", "drift"), ("promote", "evaluate"), ("promote", "export"),
-           ("promote", "ingest")}
+           ("train", "evaluate"), ("drift", "evaluate"), ("doctor", "evaluate"), ("doctor", "train"),
+           ("serve", "search"), ("ingest", "export"), ("ingest", "drift"), ("promote", "evaluate"),
+           ("promote", "export"), ("promote", "ingest")}
 COMMAND_LINE = {"cli", "cli_served", "options"}
 MAX_LINES = 400
 
