@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -60,7 +61,8 @@ def write_videos(clips: Iterable[SceneClip], folder: Path, config: ScenesConfig,
 def _workers():
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with hold_interrupts():         # the thread that replaces workers inherits the mask too
-        pool = get_context().Pool(workers)
+        # a worker must end when the pool does, whatever handler of SIGTERM it has inherited from a library
+        pool = get_context().Pool(workers, signal.signal, (signal.SIGTERM, signal.SIG_DFL))
     with pool:
         yield partial(pool.imap, chunksize=8)
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import av
@@ -65,3 +67,17 @@ def test_shifted_batch_is_bright_and_has_other_wordings_than_the_same(tmp_path):
     text = (tmp_path / "scenes_shifted" / "captions.csv").read_text()
     assert text.startswith("video,caption\n")
     assert not re.search(r"a clip in which|things? happen| then | before ", text)
+
+
+PROGRAM = """
+import signal
+from hcmi.scenes.write import _workers
+signal.signal(signal.SIGTERM, lambda *_: None)
+with _workers() as run:
+    print(list(run(abs, [1, -2])))
+"""
+
+
+def test_workers_end_when_a_library_has_set_a_handler_of_sigterm():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[1, 2]\n"
