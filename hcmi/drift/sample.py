@@ -1,7 +1,5 @@
 """A random sample of clips with their tokens and pixel statistics; how one is read from a folder of new videos."""
 
-import json
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hcmi.config import Params, ShardsConfig, WindowsConfig
-from hcmi.dataset import read_folder, write_manifest
+from hcmi.config import Params, WindowsConfig
+from hcmi.dataset import read_folder
 from hcmi.drift.profile import CLIP_COLUMNS, clip_columns
-from hcmi.errors import DataError
 from hcmi.index import round_trip
 from hcmi.model import HcmiModel, encode_texts, encode_videos, score
-from hcmi.shards import ShardReader, eval_batches, pick_frames, read_square, write_shards
+from hcmi.shards import ShardReader, eval_batches, pick_frames, temporary_shards
 from hcmi.types import Clip, Skip, TextTokens, VideoTokens
-from hcmi.video import REASONS, Square
+from hcmi.video import REASONS
 
 REFERENCE = "test"          # the split that hcmi/export/stage.py writes as the reference
 MAX_CLIPS = 600             # of the reference and of each batch, drawn at random: bounds the time [ours]
@@ -55,8 +52,7 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     clips, skipped = read_folder(folder, params.dataset, captions_required=False, windows=apart)
     num_found = len(clips) + len(unreadable(skipped))
     chosen = [replace(clips[row], split=REFERENCE) for row in draw_rows(len(clips), generator)]
-    with tempfile.TemporaryDirectory(prefix="hcmi-drift-") as work:
-        shards, lost = _write_shards(chosen, Path(work), _config_of_shards(params, shards_dir), read_square(shards_dir))
+    with temporary_shards(chosen, shards_dir, params.shards) as (shards, lost):
         skipped += lost
         if shards is None:
             return None, skipped, num_found
@@ -69,35 +65,6 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     texts = encode_texts(model, captions) if captions else None
     sample = Sample(clips, pixels, middle_frames, round_trip(videos, precision), captioned, captions, texts)
     return sample, skipped, num_found
-
-
-def _write_shards(clips: list[Clip], work: Path, config: ShardsConfig, square: Square
-                  ) -> tuple[Path | None, list[Skip]]:
-    """The folder of shards (None when no clip can be decoded), and the clips that could not be decoded."""
-    manifest, out = work / "manifest.parquet", work / "shards"
-    write_manifest(clips, manifest)
-    try:
-        write_shards(manifest_path=manifest, out_dir=out, config=config, square=square)
-    except DataError:
-        lost = _read_skips(work / "shards.work" / "skipped.jsonl")
-        if not lost:
-            raise
-        return None, lost
-    return out, _read_skips(out / "skipped.jsonl")
-
-
-def _config_of_shards(params: Params, shards_dir: str | Path) -> ShardsConfig:
-    """The settings that the shards were written with; any number of clips may fail."""
-    stats = json.loads((Path(shards_dir) / "stats.json").read_text(encoding="utf-8"))
-    return params.shards.model_copy(update={**{name: stats[name] for name in ("size", "num_frames", "quality")},
-                                            "max_skip_fraction": 1.0})
-
-
-def _read_skips(path: Path) -> list[Skip]:
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="\n") as file:        # `splitlines` also splits within captions
-        return [Skip(**json.loads(line)) for line in file]
 
 
 def measure_clips(reader: ShardReader, rows: Sequence[int]) -> tuple[list[Clip], pd.DataFrame, list[np.ndarray]]:

@@ -1,7 +1,7 @@
 """New videos become searchable: `add` takes them in, has them judged, and fills the index of the served release."""
 
-from hcmi.ingest.encode import temporary_shards
+from hcmi.ingest.encode import decoded_clips
 from hcmi.ingest.fill import fill, missing_batches
 from hcmi.ingest.stage import add
 
-__all__ = ["add", "fill", "missing_batches", "temporary_shards"]
+__all__ = ["add", "decoded_clips", "fill", "missing_batches"]

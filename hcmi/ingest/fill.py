@@ -8,7 +8,7 @@ from hcmi.config import Params
 from hcmi.dataset import Accepted, batch_clips, read_accepted
 from hcmi.export import encode_clips
 from hcmi.index import add_videos
-from hcmi.ingest.encode import temporary_shards
+from hcmi.ingest.encode import decoded_clips
 from hcmi.model import HcmiModel, load_retriever
 from hcmi.releases import Release
 from hcmi.runtime import pick_device
@@ -40,7 +40,7 @@ def fill(release: Release, wanted: list[Accepted], *, incoming_dir: str | Path, 
 
 def _add(release: Release, model: HcmiModel, clips: list[Clip], params: Params) -> int:
     """The number of clips that could be decoded and are in the index now."""
-    with temporary_shards(clips, params, release.shards) as index:
+    with decoded_clips(clips, params, release.shards) as index:
         if index is None:
             return 0
         found = list(encode_clips(model, index, params.export.batch_size))

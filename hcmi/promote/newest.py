@@ -11,7 +11,7 @@ from hcmi.errors import DataError
 from hcmi.evaluate import Ranks, paired_difference, ranks
 from hcmi.export import encode_clips
 from hcmi.index import TokenStore, read_videos, round_trip
-from hcmi.ingest import temporary_shards
+from hcmi.ingest import decoded_clips
 from hcmi.model import HcmiModel, concatenate, encode_texts, score
 from hcmi.promote.gate import Difference
 from hcmi.releases import Release
@@ -33,7 +33,7 @@ def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequ
     clips = _held_out(accepted[-NEWEST:], Path(incoming_dir), params)
     if sum(len(clip.captions) for clip in clips) < FEWEST_QUERIES:
         return None
-    with temporary_shards(clips, params, pairs[-1][1].shards) as index:
+    with decoded_clips(clips, params, pairs[-1][1].shards) as index:
         if index is None:
             return None
         same = len({tuple(_test_ids(release)) for _, release in pairs}) == 1
