@@ -52,7 +52,7 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     clips, skipped = read_folder(folder, params.dataset, captions_required=False, windows=apart)
     num_found = len(clips) + len(unreadable(skipped))
     chosen = [replace(clips[row], split=REFERENCE) for row in draw_rows(len(clips), generator)]
-    with temporary_shards(chosen, shards_dir, params.shards) as (shards, lost):
+    with temporary_shards(chosen, shards_dir, params) as (shards, lost):
         skipped += lost
         if shards is None:
             return None, skipped, num_found

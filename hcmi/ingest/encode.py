@@ -18,6 +18,6 @@ def decoded_clips(clips: Sequence[Clip], params: Params, shards_dir: str | Path)
 
     `clips` are in order of video_id. Raises: as `temporary_shards` does.
     """
-    here = params.shards.model_copy(update={"executor": "local"})
+    here = params.model_copy(update={"shards": params.shards.model_copy(update={"executor": "local"})})
     with temporary_shards([replace(clip, split=SPLIT) for clip in clips], shards_dir, here) as (shards, _):
         yield None if shards is None else read_splits(shards)[SPLIT]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hcmi.config import ShardsConfig
+from hcmi.config import Params, ShardsConfig
 from hcmi.dataset import write_manifest
 from hcmi.errors import DataError
 from hcmi.shards.shard_index import read_square
@@ -15,19 +15,19 @@ from hcmi.types import Clip, Skip
 
 
 @contextmanager
-def temporary_shards(clips: list[Clip], shards_dir: str | Path, config: ShardsConfig
+def temporary_shards(clips: list[Clip], shards_dir: str | Path, params: Params
                      ) -> Iterator[tuple[Path | None, list[Skip]]]:
     """The folder of shards, and the clips that could not be decoded; None and all of them when not one could.
 
     `clips` are in order of video_id. Size, shape, number and quality of the frames are those of `shards_dir`; the rest
-    is that of `config`, and any number of clips may fail.
+    is that of `params`, and any number of clips may fail.
     Raises: DataError when the settings of `shards_dir` cannot be read; and as `write_shards` does.
     """
     with tempfile.TemporaryDirectory(prefix="hcmi-shards-") as work:
         manifest, out = Path(work, "manifest.parquet"), Path(work, "shards")
         write_manifest(clips, manifest)
         try:
-            write_shards(manifest_path=manifest, out_dir=out, config=_as_in(shards_dir, config),
+            write_shards(manifest_path=manifest, out_dir=out, config=_as_in(shards_dir, params),
                          square=read_square(shards_dir))
         except DataError:
             lost = _read_skips(Path(work, "shards.work", "skipped.jsonl"))
@@ -38,7 +38,7 @@ def temporary_shards(clips: list[Clip], shards_dir: str | Path, config: ShardsCo
         yield out, _read_skips(out / "skipped.jsonl")
 
 
-def _as_in(shards_dir: str | Path, config: ShardsConfig) -> ShardsConfig:
+def _as_in(shards_dir: str | Path, params: Params) -> ShardsConfig:
     path = Path(shards_dir, "stats.json")
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def _as_in(shards_dir: str | Path, config: ShardsConfig) -> ShardsConfig:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: need the settings of the shards, got none that can be read. Run `dvc repro` or "
                         "`dvc pull`.") from error
-    return config.model_copy(update={**kept, "max_skip_fraction": 1.0})
+    return params.shards.model_copy(update={**kept, "max_skip_fraction": 1.0})
 
 
 def _read_skips(path: Path) -> list[Skip]:
