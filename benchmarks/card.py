@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kernel import seconds
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,11 +208,3 @@ def matrix_peak(device: torch.device) -> float:
     square = torch.randn(side, side, device=device).to(torch.bfloat16)
     seconds(lambda: square @ square)
     return 2 * side**3 / sorted(seconds(lambda: square @ square) for _ in range(10))[5]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started

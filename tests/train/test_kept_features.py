@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_world import SIZE, make_shards, save_small_clip, save_small_siglip, section, train_config
+from model_world import SIZE, save_small_clip, save_small_siglip, section, train_config
 from safetensors.torch import load_file
 from train_world import StopError, assert_same_run, run, save_after_every_step, stop_at
 
@@ -20,16 +20,6 @@ from hcmi.train.kept_features import encode_clips, keep_features
 from hcmi.train.step import batch_loss
 
 MANY = {"num_workers": 0, "num_captions": 2}
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("few"), num_train=6)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
-    return save_small_clip(tmp_path_factory.mktemp("clip"), image_size=SIZE)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from model_world import FRAMES, SIZE, changed, make_shards, save_small_clip, section, tiny_model, train_config
+from model_world import FRAMES, SIZE, changed, section, tiny_model, train_config
 from ruamel.yaml import YAML
 from step_world import random_batch
 from train_world import run
@@ -23,16 +23,6 @@ from hcmi.train.step import batch_loss
 from hcmi.train.tower_training import optimizers_of
 
 CAPTIONS = ["a red film then blue", "a much longer caption of a green film and then of a blue one"]
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("few"), num_train=6)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
-    return save_small_clip(tmp_path_factory.mktemp("clip"), image_size=SIZE)
 
 
 @pytest.fixture(autouse=True)
