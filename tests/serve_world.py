@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,3 +47,21 @@ def write_pair(folder: Path, seed: int, num_videos: int, video: Path) -> None:
         made += clips([f"v{number}"], path=str(copy))
     pq.write_table(videos_table(made), folder / "export/videos.parquet")
     create_index(folder / "export/index", model_card(model), data="..")
+
+
+class Asking:
+    """One thread for each name, which calls `_ask(name)` while the block runs; `changed` says that an answer came."""
+
+    def __init__(self, names: Iterable):
+        self.changed, self.stopped = threading.Condition(), False
+        self.threads = [threading.Thread(target=self._ask, args=(name,)) for name in names]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stopped = True
+        for thread in self.threads:
+            thread.join()

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from search_world import clips, times, video_tokens, write_video
-from serve_world import served, write_pair
+from serve_world import Asking, served, write_pair
 
 from hcmi.errors import SearchIndexError
 from hcmi.files import atomic_dir
@@ -51,7 +51,7 @@ def scores(hits) -> dict[str, float]:
     return {hit["video_id"]: hit["score"] for hit in hits}
 
 
-class Clients:
+class Clients(Asking):
     """Request everything that a page answers, repeatedly, until the block ends."""
 
     def __init__(self, address: str, pairs: Path):
@@ -65,26 +65,15 @@ class Clients:
             self.known[name] = {
                 "search": scores(map(vars, retriever.search(QUERY))), "explain": {"v3": why.score},
                 "like": scores(map(vars, retriever.similar("v3"))), "about": {"videos": len(retriever.index)}}
-        self._answered, self._stop = threading.Condition(), False
-        self._threads = [threading.Thread(target=self._ask, args=(name,)) for name in self.asked]
-
-    def __enter__(self) -> "Clients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop = True
-        for thread in self._threads:
-            thread.join()
+        super().__init__(self.asked)
 
     def _ask(self, name: str) -> None:
         with httpx.Client(base_url=self.address, timeout=60) as client:
-            while not self._stop:
+            while not self.stopped:
                 answer = client.get(self.asked[name], headers={"range": "bytes=0-9"} if name == "video" else None)
-                with self._answered:
+                with self.changed:
                     self.versions[name].append(self._version(name, answer))
-                    self._answered.notify_all()
+                    self.changed.notify_all()
 
     def _version(self, name: str, answer: httpx.Response) -> str:
         """The pair that an answer comes from."""
@@ -102,15 +91,15 @@ class Clients:
 
     def wait(self, rounds: int = 2) -> None:
         """Wait until each client has had `rounds` more answers."""
-        with self._answered:
+        with self.changed:
             need = {name: len(seen) + rounds for name, seen in self.versions.items()}
-            assert self._answered.wait_for(lambda: all(len(self.versions[name]) >= count
+            assert self.changed.wait_for(lambda: all(len(self.versions[name]) >= count
                                                        for name, count in need.items()), timeout=120)
 
     def wait_for(self, version: str) -> None:
         """Wait until all clients are answered by it."""
-        with self._answered:
-            assert self._answered.wait_for(lambda: all(seen[-1] in (version, "any") for seen in self.versions.values()
+        with self.changed:
+            assert self.changed.wait_for(lambda: all(seen[-1] in (version, "any") for seen in self.versions.values()
                                                        ), timeout=120), self.versions["search"][-1]
 
 

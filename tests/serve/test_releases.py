@@ -1,14 +1,13 @@
 """The page follows `releases/current`: no request fails while releases are promoted, rolled back and deleted."""
 
 import shutil
-import threading
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from search_world import clips, searchable_model, times, video_tokens, write_video
-from serve_world import served, write_pair
+from serve_world import Asking, served, write_pair
 
 from hcmi.index import add_videos
 from hcmi.releases import Releases
@@ -48,43 +47,32 @@ def followed():
     return open_retriever(None, None, None, "params.yaml", follow=True)
 
 
-class Clients:
+class Clients(Asking):
     """So many clients that ask without a pause; `sizes` holds the last answer of each: the number of videos."""
 
     def __init__(self, address: str, count: int):
         self.address, self.failures, self.answers = address, [], 0
         self.sizes: dict[int, int] = {}
-        self._changed, self._stop = threading.Condition(), False
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(count)]
-
-    def __enter__(self) -> "Clients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop = True
-        for thread in self._threads:
-            thread.join()
+        super().__init__(range(count))
 
     def _ask(self, number: int) -> None:
         with httpx.Client(base_url=self.address, timeout=120) as client:
-            while not self._stop:
+            while not self.stopped:
                 path = ("/api/about", f"/api/search?q={QUERY}&top=100", "/api/search?like=v3&top=100")[number % 3]
                 answer = client.get(path)
-                with self._changed:
+                with self.changed:
                     self.answers += 1
                     if answer.status_code != 200:
                         self.failures.append((path, answer.status_code, answer.text))
                     else:
                         told = answer.json()
                         self.sizes[number] = told["videos"] if "videos" in told else len(told["hits"])
-                    self._changed.notify_all()
+                    self.changed.notify_all()
 
     def wait_for(self, size: int) -> None:
         """Wait until every client is answered from an index of so many videos. Nobody is like oneself."""
-        with self._changed:
-            done = self._changed.wait_for(lambda: len(self.sizes) == len(self._threads) and all(
+        with self.changed:
+            done = self.changed.wait_for(lambda: len(self.sizes) == len(self.threads) and all(
                 got in (size, size - 1) for got in self.sizes.values()), timeout=240)
         assert done, self.sizes
 
