@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from model_world import shake, tiny_model
 from search_world import call_hcmi
 
@@ -106,3 +108,26 @@ class Killer:
 
     def close(self) -> None:
         self._process.communicate()
+
+
+def killed_runs(call: str, pristine: Path, folder: Path, kills: int, seed: int) -> Iterator[tuple[str, Path]]:
+    """Run `call` on copies of `pristine`: once undisturbed, then `kills` times killed at random and run again.
+
+    Yields what has just happened (undisturbed, killed, continued) and the folder of it.
+    """
+    killer, generator = Killer(call), np.random.default_rng(seed)
+    try:
+        shutil.copytree(pristine, folder / "undisturbed", symlinks=True)
+        status, length = killer.run(folder / "undisturbed")
+        assert status == 0
+        yield "undisturbed", folder / "undisturbed"
+        for number in range(kills):
+            here = folder / str(number)
+            shutil.copytree(pristine, here, symlinks=True)
+            killer.run(here, generator.random() * length)
+            yield "killed", here
+            assert killer.run(here)[0] == 0
+            yield "continued", here
+            shutil.rmtree(here)
+    finally:
+        killer.close()

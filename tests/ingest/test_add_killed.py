@@ -4,10 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from model_world import write_film
-from release_world import Killer
+from release_world import killed_runs
 
 from hcmi.index import SearchIndex
 
@@ -42,24 +41,16 @@ def state(folder: Path) -> dict[str, object]:
 
 
 def kill_and_go_on(pristine: Path, folder: Path, kills: int) -> None:
-    killer, generator = Killer(CALL), np.random.default_rng(1)
-    try:
-        shutil.copytree(pristine, folder / "undisturbed", symlinks=True)
-        status, length = killer.run(folder / "undisturbed")
-        assert status == 0
-        expected = state(folder / "undisturbed")
-        assert len(expected["found"]) == 32
-        assert len(expected["files"]) == 1
-        for number in range(kills):
-            here = folder / str(number)
-            shutil.copytree(pristine, here, symlinks=True)
-            killer.run(here, generator.random() * length)
+    expected: dict[str, object] = {}
+    for what, here in killed_runs(CALL, pristine, folder, kills, seed=1):
+        if what == "undisturbed":
+            expected = state(here)
+            assert len(expected["found"]) == 32
+            assert len(expected["files"]) == 1
+        elif what == "killed":
             assert len(SearchIndex.open(here / "releases/current/export/index")) in (30, 32)
-            assert killer.run(here)[0] == 0
+        else:
             assert state(here) == expected
-            shutil.rmtree(here)
-    finally:
-        killer.close()
 
 
 def test_nothing_is_lost_or_taken_twice_when_add_is_killed(pristine, tmp_path):

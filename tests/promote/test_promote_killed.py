@@ -4,10 +4,9 @@ import contextlib
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from model_world import write_film
-from release_world import Killer, promote, put_batch
+from release_world import killed_runs, promote, put_batch
 
 from hcmi.dataset import Accepted, accept
 from hcmi.releases import Releases
@@ -43,24 +42,14 @@ def served_videos(folder: Path) -> tuple[str, int]:
 
 
 def kill_and_go_on(pristine: Path, folder: Path, kills: int) -> None:
-    killer, generator = Killer(CALL), np.random.default_rng(0)
-    try:
-        shutil.copytree(pristine, folder / "undisturbed", symlinks=True)
-        status, length = killer.run(folder / "undisturbed")
-        assert status == 0
-        assert served_videos(folder / "undisturbed") == ("v2", 31)
-        for number in range(kills):
-            here = folder / str(number)
-            shutil.copytree(pristine, here, symlinks=True)
-            killer.run(here, generator.random() * length)
+    for what, here in killed_runs(CALL, pristine, folder, kills, seed=0):
+        if what == "killed":
             assert served_videos(here) in [("v1", 30), ("v2", 31)]
-            assert killer.run(here)[0] == 0
-            assert served_videos(here) == ("v2", 31)
+            continue
+        assert served_videos(here) == ("v2", 31)
+        if what == "continued":
             assert [release.version for release in Releases(here / "releases").all()] == ["v1", "v2"]
             assert Releases(here / "releases").current().batches == ["content"]
-            shutil.rmtree(here)
-    finally:
-        killer.close()
 
 
 def test_old_or_new_release_is_served_when_a_promotion_is_killed(pristine, tmp_path):
