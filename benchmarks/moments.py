@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from common import table, write_result
 
+from hcmi.encode import encode_clips
 from hcmi.evaluate import ranks
-from hcmi.export import encode_clips
 from hcmi.model import HcmiModel, encode_texts, load_retriever, score
 from hcmi.scenes import Event, event_queries, phrase, single_events
 from hcmi.search import BASELINE_VIDEOS, find_moment, measure_baseline
@@ -74,12 +74,12 @@ def main() -> None:
     model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
     shown, generator = shown_events(options.annotation, options.split), np.random.default_rng(0)
     batches = list(encode_clips(model, reader.index, BASELINE_VIDEOS))
-    others = batches[0][1]
+    others = batches[0].tokens
     scores: dict[str, list[float]] = defaultdict(list)
     all_queries: list[str] = []
     row = 0
-    for _, tokens, times_BT in batches:
-        for at in range(len(tokens)):
+    for batch in batches:
+        for at in range(len(batch.clips)):
             clip = reader.clips[row]
             row += 1
             asked = single_events(shown[clip.video_id])
@@ -91,7 +91,8 @@ def main() -> None:
             texts = encode_texts(model, queries)
             for number, event in enumerate(asked):
                 text, truth = texts[number:number + 1], (event.start_s, event.end_s)
-                got = find_moment(text, tokens[at:at + 1], times_BT[at], *whole, measure_baseline(text, others))
+                got = find_moment(text, batch.tokens[at:at + 1], batch.times_BT[at], *whole,
+                                  measure_baseline(text, others))
                 random = tuple(np.sort(generator.uniform(*whole, 2)))
                 for name, answer in (("r1_iou50", got), ("whole_clip_r1_iou50", whole), ("random_r1_iou50", random)):
                     scores[name].append(100.0 * (iou(answer, truth) >= 0.5))

@@ -60,13 +60,13 @@ def loops(shards: Path, steps: int, rounds: int) -> dict[str, float]:
     from hcmi.config import load_params
     from hcmi.model import bucketed_similarities
     from hcmi.progress import track
+    from hcmi.ranks import ALONE
     from hcmi.runtime import pick_precision
     from hcmi.shards import ShardReader, TrainLoader
     from hcmi.train import stage, training_step
     from hcmi.train.checkpoints import Checkpoints
     from hcmi.train.objective import total_loss
     from hcmi.train.optimizers import make_optimizers
-    from hcmi.train.ranks import ALONE
     from hcmi.train.state import Progress
 
     params, device = load_params(ROOT / "params.yaml"), torch.device("cpu")

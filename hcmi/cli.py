@@ -176,12 +176,13 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, plan: bool, par
 @click.option("--out", default="metrics/evaluate.json", show_default=True, help="File of figures to write; "
               "headline.json is written beside it.")
 @click.option("--plots", default="plots", show_default=True, help="Folder of tables and pictures to write.")
+@click.option("--encoded", help="File in which to keep the tokens of the split, for `hcmi export --encoded`.")
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: compare two runs, query by query. Each is an "
               "evaluate.json or a folder with metrics/ and plots/.")
 @params_option
 @json_option
-def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, str] | None, params: str,
-             as_json: bool) -> None:
+def evaluate(model: str, shards: str, out: str, plots: str, encoded: str | None, compare: tuple[str, str] | None,
+             params: str, as_json: bool) -> None:
     """Measure retrieval on held-out clips in both directions, or compare two measurements.
 
     Examples:
@@ -200,7 +201,8 @@ def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, 
     from hcmi.evaluate import evaluate as run
     from hcmi.evaluate import report_text
 
-    report = run(model_dir=model, shards_dir=shards, out_json=out, plots_dir=plots, params=load_params(params))
+    report = run(model_dir=model, shards_dir=shards, out_json=out, plots_dir=plots, params=load_params(params),
+                 encoded_file=encoded)
     click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
 
 
@@ -208,10 +210,12 @@ def evaluate(model: str, shards: str, out: str, plots: str, compare: tuple[str, 
 @model_option
 @click.option("--shards", default="data/shards", show_default=True, help="Folder of shards, or its URL.")
 @click.option("--out", default="export", show_default=True, help="Folder to write.")
+@click.option("--encoded", help="File that `hcmi evaluate --encoded` wrote: its clips are not encoded again.")
 @click.option("--push", metavar="URI", help="Encode nothing: copy the finished export into Milvus.")
 @params_option
 @json_option
-def export(model: str, shards: str, out: str, push: str | None, params: str, as_json: bool) -> None:
+def export(model: str, shards: str, out: str, encoded: str | None, push: str | None, params: str, as_json: bool
+           ) -> None:
     """Encode every clip and build the search index; or copy it into Milvus.
 
     Examples:
@@ -228,7 +232,9 @@ def export(model: str, shards: str, out: str, push: str | None, params: str, as_
     from hcmi.config import load_params
     from hcmi.export import export as run
 
-    show(run(model_dir=model, shards=shards, out_dir=out, config=load_params(params).export), as_json)
+    given = load_params(params)
+    show(run(model_dir=model, shards=shards, out_dir=out, config=given.export, processes=given.train.num_processes,
+             encoded_file=encoded), as_json)
 
 
 @main.command()

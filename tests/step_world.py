@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hcmi.model import HcmiModel
+from hcmi.ranks import ALONE, Ranks
 from hcmi.shards import TrainBatch
 from hcmi.train.parts import Parts
-from hcmi.train.ranks import ALONE, Ranks
 from hcmi.train.step import batch_loss
 
 

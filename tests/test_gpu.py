@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from train_world import StopError, curves, run, save_after_every_step, stop_at
 
 from hcmi.ahead import on_device
+from hcmi.encode import encode_split
 from hcmi.errors import ModelError
-from hcmi.evaluate import encode_split
 from hcmi.model import encode, load_retriever, multiply_patches, score
 from hcmi.model.heads import HEADS
 from hcmi.shards import ShardReader, TrainLoader

@@ -23,10 +23,11 @@ OWNERS: dict[str, set[str]] = {
     "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},
     "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
     "mteb": {"search"}, "open_clip": {"model"}, "pymilvus": {"index"},
-    "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train"}, "simplejpeg": {"video", "shards"},
+    "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train", "encode"},
+    "simplejpeg": {"video", "shards"},
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
-    "torch": {"types", "ahead", "runtime", "doctor", "shards", "model", "train", "evaluate", "export", "index",
-              "search"},
+    "torch": {"types", "ahead", "processes", "ranks", "runtime", "doctor", "shards", "encode", "model", "train",
+              "evaluate", "export", "index", "search"},
     "uvicorn": {"serve"}, "webdataset": {"dataset", "shards"}}
 # Comes with CUDA builds of torch; without it there is another way.
 WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
@@ -36,12 +37,12 @@ IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "ope
                 "pillow": "PIL", "ruamel.yaml": "ruamel"}
 
 # From the ground up. A room imports rooms of the lines before its own and none of its own line, but for ORDERED.
-LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index", "releases", "incoming"},
+LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "encode", "index", "releases", "incoming"},
           {"evaluate", "train", "export", "search", "drift", "doctor", "serve", "ingest", "promote", "project"}]
-ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("incoming", "dataset"), ("incoming", "scenes"),
-           ("train", "evaluate"), ("drift", "evaluate"), ("doctor", "evaluate"), ("doctor", "train"),
-           ("serve", "search"), ("ingest", "export"), ("ingest", "drift"), ("promote", "evaluate"),
-           ("promote", "export"), ("promote", "ingest")}
+ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("encode", "shards"), ("incoming", "dataset"),
+           ("incoming", "scenes"), ("train", "evaluate"), ("drift", "evaluate"), ("doctor", "evaluate"),
+           ("doctor", "train"), ("serve", "search"), ("ingest", "drift"), ("promote", "evaluate"),
+           ("promote", "ingest")}
 COMMAND_LINE = {"cli", "cli_served", "options"}
 MAX_LINES = 400
 
@@ -128,7 +129,8 @@ def test_rooms_are_entered_by_their_door_and_imports_point_down(source):
 
 def test_ground_imports_no_room():
     grounds = [path for path in ROOT.glob("hcmi/*.py") if path.stem not in (*COMMAND_LINE, "__main__", "__init__")]
-    assert {"ahead", "config", "errors", "files", "progress", "runtime", "types"} == {path.stem for path in grounds}
+    assert {"ahead", "config", "errors", "files", "processes", "progress", "ranks", "runtime", "types"
+            } == {path.stem for path in grounds}
     assert not [module_name(path) for path in grounds for name in own_names(path) if room_of(name)]
 
 

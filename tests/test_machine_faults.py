@@ -25,7 +25,7 @@ VERBS = {
     "dataset": ([], {"--manifest": "folder", "--generated": "folder", "--incoming": "inside"}),
     "shards": (["--manifest", "manifest.parquet"], {"--out": "folder"}),
     "train": ([], {"--out": "folder", "--metrics": "inside", "--checkpoints": "inside"}),
-    "evaluate": (["--model", "model"], {"--out": "file", "--plots": "folder"}),
+    "evaluate": (["--model", "model"], {"--out": "file", "--plots": "folder", "--encoded": "file"}),
     "export": (["--model", "model"], {"--out": "folder"}),
     "drift": (["--model", "model", "--incoming", "incoming"], {"--out": "folder"}),
     "search": (["red", "--model", "model", "--videos", "few"], {"--explain": "file", "HCMI_CACHE": "inside"}),

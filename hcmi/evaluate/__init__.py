@@ -16,11 +16,10 @@ from hcmi.evaluate.metrics import (
     wilson,
 )
 from hcmi.evaluate.postprocess import FEWEST_CLIPS, choose_level_weights
-from hcmi.evaluate.split import EncodedSplit, encode_split
 from hcmi.evaluate.stage import evaluate, report_text
 
 __all__ = [
-    "FEWEST_CLIPS", "EncodedSplit", "Ranks", "average_precision", "choose_level_weights", "compare_runs",
-    "compare_text", "difference_of_rates", "encode_split", "evaluate", "paired_difference", "ranks", "report_text",
+    "FEWEST_CLIPS", "Ranks", "average_precision", "choose_level_weights", "compare_runs",
+    "compare_text", "difference_of_rates", "evaluate", "paired_difference", "ranks", "report_text",
     "save_figure", "style_axes", "summary", "wilson",
 ]

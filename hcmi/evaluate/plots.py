@@ -10,9 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hcmi.encode import EncodedSplit
 from hcmi.evaluate.drawing import save_figure, style_axes
 from hcmi.evaluate.metrics import Ranks, bootstrap_interval
-from hcmi.evaluate.split import EncodedSplit
 from hcmi.shards import ShardReader, pick_frames
 
 COLOURS = {"t2v": "#1b6ca8", "v2t": "#d9822b", "right": "#2e8b57", "wrong": "#c0392b"}

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hcmi.config import Params
+from hcmi.encode import EncodedSplit, encode_split, save_split
 from hcmi.errors import DataError
 from hcmi.evaluate.plots import write_plots
 from hcmi.evaluate.postprocess import FEWEST_CLIPS
-from hcmi.evaluate.split import EncodedSplit, encode_split
 from hcmi.evaluate.split_metrics import SplitMetrics, chance, choose_scales, post_processed, shared_captions
 from hcmi.files import ask_to_write, atomic_dir, atomic_file, project_path
 from hcmi.model import (
@@ -42,15 +42,16 @@ HEADLINE = {"t2v": ("R@1", "R@5", "R@10"), "v2t": ("R@1",)}     # more would not
 
 
 def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | Path, plots_dir: str | Path,
-             params: Params) -> dict:
+             params: Params, encoded_file: str | Path | None = None) -> dict:
     """Measure the model on `evaluate.split`. Returns the report that it writes to `out_json`.
 
     A checkpoint as `model_dir` gives the baseline that training must beat.
+    `encoded_file`: where the tokens of the split are kept for `export`; None keeps none.
     Each output appears as a whole or not at all.
     Raises: ModelError when the model folder does not load; DataError when the split is empty, has no captions, or the
     model gives NaN; MachineError when an output cannot be written, which is checked before the work.
     """
-    ask_to_write(folders=[plots_dir], files=[out_json])
+    ask_to_write(folders=[plots_dir], files=[out_json, *([encoded_file] if encoded_file else [])])
     tune_allocator()
     model = load_retriever(model_dir, pick_device("auto"))
     reader = ShardReader(shards_dir, params.evaluate.split)
@@ -61,7 +62,10 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     if model.config.backbone != "scratch":
         captions = [caption for clip in reader.clips for caption in clip.captions]
         warn_of_foreign(model.processor.tokenizer, captions, model.config.backbone)
-    encoded = encode_split(model, reader, params.evaluate.batch_size)
+    encoded = encode_split(model, reader, params.evaluate.batch_size, processes=params.train.num_processes,
+                           model_dir=model_dir)
+    if encoded_file:
+        save_split(encoded, encoded_file, model, reader)
     levels = score(model, encoded.texts, encoded.videos)
     sims_QV = model.combine(levels).numpy()
     bank = bank_texts(model, shards_dir, params.evaluate.bank_size)

@@ -123,15 +123,19 @@ class TokenWriter:
     """Fills the `.npy` files of one folder batch by batch, so that memory does not grow with the number of videos."""
 
     def __init__(self, folder: str | Path, num_rows: int, precision: str = "float16"):
-        self.folder, self.num_rows, self.precision, self.row = Path(folder), num_rows, precision, 0
+        self.folder, self.num_rows, self.precision, self.written = Path(folder), num_rows, precision, 0
         self.folder.mkdir(parents=True, exist_ok=True)
         self.arrays: dict[str, np.memmap] = {}
 
     def append(self, tokens: VideoTokens, times_BT: np.ndarray) -> None:
-        """`times_BT`: seconds into the file of each frame."""
+        """Write the rows after those that were written. `times_BT`: seconds into the file of each frame."""
+        self.write(self.written, tokens, times_BT)
+
+    def write(self, first: int, tokens: VideoTokens, times_BT: np.ndarray) -> None:
+        """As `append`, from row `first` on: batches may come in any order."""
         values = {name: getattr(tokens, field).detach().cpu().float().numpy() for name, field in FIELDS.items()}
         values["times_s"] = np.asarray(times_BT, np.float32)
-        end = self.row + len(tokens)
+        end = first + len(tokens)
         for name, value in values.items():
             if name in ("video", "frames", "clips"):
                 value = pack_vectors(value, self.precision)
@@ -140,11 +144,11 @@ class TokenWriter:
             if name not in self.arrays:
                 self.arrays[name] = new_array(self.folder / f"{name}.npy", value.dtype,
                                               (self.num_rows, *value.shape[1:]))
-            self.arrays[name][self.row:end] = value
-        self.row = end
+            self.arrays[name][first:end] = value
+        self.written += len(tokens)
 
     def close(self) -> None:
-        assert self.row == self.num_rows, f"{self.folder}: promised {self.num_rows} rows, wrote {self.row}"
+        assert self.written == self.num_rows, f"{self.folder}: promised {self.num_rows} rows, wrote {self.written}"
         for array in self.arrays.values():
             array.flush()
         self.arrays.clear()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hcmi.config import Params
 from hcmi.dataset import Accepted, batch_clips, read_accepted
-from hcmi.export import encode_clips
+from hcmi.encode import encode_clips
 from hcmi.index import add_videos
 from hcmi.ingest.encode import decoded_clips
 from hcmi.model import HcmiModel, load_retriever
@@ -45,7 +45,7 @@ def _add(release: Release, model: HcmiModel, clips: list[Clip], params: Params) 
             return 0
         found = list(encode_clips(model, index, params.export.batch_size))
     split_of = {clip.video_id: clip.split for clip in clips}
-    kept = [replace(clip, split=split_of[clip.video_id]) for batch, _, _ in found for clip in batch]
+    kept = [replace(clip, split=split_of[clip.video_id]) for batch in found for clip in batch.clips]
     precision = json.loads((release.export / "meta.json").read_text(encoding="utf-8"))["precision"]
-    add_videos(release.index, kept, [(tokens, times_BT) for _, tokens, times_BT in found], precision)
+    add_videos(release.index, kept, [(batch.tokens, batch.times_BT) for batch in found], precision)
     return len(kept)

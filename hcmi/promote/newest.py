@@ -7,9 +7,9 @@ import numpy as np
 
 from hcmi.config import Params
 from hcmi.dataset import Accepted, batch_clips, is_held_out
+from hcmi.encode import encode_clips
 from hcmi.errors import DataError
 from hcmi.evaluate import Ranks, paired_difference, ranks
-from hcmi.export import encode_clips
 from hcmi.index import TokenStore, read_videos, round_trip
 from hcmi.ingest import decoded_clips
 from hcmi.model import HcmiModel, concatenate, encode_texts, score
@@ -40,8 +40,8 @@ def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequ
         found = []
         for model, release in pairs:
             encoded = list(encode_clips(model, index, params.export.batch_size))
-            kept = [clip for batch, _, _ in encoded for clip in batch]
-            found.append(_ranks(model, kept, concatenate([tokens for _, tokens, _ in encoded]),
+            kept = [clip for batch in encoded for clip in batch.clips]
+            found.append(_ranks(model, kept, concatenate([batch.tokens for batch in encoded]),
                                 release if same else None))
     groups = np.repeat(np.arange(len(kept)), [len(clip.captions) for clip in kept])
     if len(groups) < FEWEST_QUERIES:

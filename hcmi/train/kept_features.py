@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hcmi.encode import EncodedSplit, captions_of, encode_split
 from hcmi.errors import ModelError
-from hcmi.evaluate import EncodedSplit, encode_split
 from hcmi.model import HcmiModel, HeadOnFeatures, encode_texts, encode_videos, token_states, towers_hash
 from hcmi.progress import track
+from hcmi.ranks import ALONE, Ranks
 from hcmi.shards import ShardReader, frame_keys, middle_frames
 from hcmi.train.feature_files import ask_for_room, features_folder, make_array, open_array
-from hcmi.train.ranks import ALONE, Ranks
 from hcmi.types import EvalBatch
 
 FORMAT = 1              # raise it when the same weights, pixels and words are to give other features
@@ -73,9 +73,7 @@ def encode_clips(model: HcmiModel, reader: ShardReader) -> EncodedSplit:
     if not isinstance(reader, FeatureReader):
         return encode_split(model, reader, VALIDATION_BATCH)
     videos = encode_videos(model, reader.batches(VALIDATION_BATCH, model.config.num_frames), len(reader))
-    captions = [caption for clip in reader.clips for caption in clip.captions]
-    caption_video = np.repeat(np.arange(len(reader)), [len(clip.captions) for clip in reader.clips])
-    return EncodedSplit(list(reader.index.video_ids), videos, captions, caption_video, encode_texts(model, captions))
+    return EncodedSplit.of(reader, videos, encode_texts(model, captions_of(reader)))
 
 
 def keep_features(model: HcmiModel, readers: Sequence[ShardReader], precision: str, ranks: Ranks = ALONE

@@ -9,11 +9,11 @@ import torch
 from hcmi.config import TrainConfig
 from hcmi.errors import MachineError
 from hcmi.model import HcmiModel
+from hcmi.ranks import Ranks
 from hcmi.runtime import tf32
 from hcmi.shards import ShardReader, TrainBatch, TrainLoader
 from hcmi.train.denoising import denoise_mode
 from hcmi.train.parts import Parts
-from hcmi.train.ranks import Ranks
 from hcmi.train.step import batch_loss
 
 SPARE = 0.05            # of the GPU's memory that a trial leaves free: fragments, and what later steps need beside it

@@ -22,7 +22,9 @@ from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.model import HcmiModel, multiply_patches, new_retriever, score, warn_of_foreign
+from hcmi.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
 from hcmi.progress import note, track
+from hcmi.ranks import ALONE, Ranks
 from hcmi.runtime import count_workers, pick_device, pick_precision, seed_everything, tune_allocator
 from hcmi.shards import ShardReader, TrainLoader
 from hcmi.train.checkpoints import Checkpoints, run_identity
@@ -35,8 +37,6 @@ from hcmi.train.objective import group_size, loss_weights
 from hcmi.train.optimizers import set_learning_rate
 from hcmi.train.parts import Parts, pick_parts
 from hcmi.train.preflight import RunData, check_run, count_weights, refuse
-from hcmi.train.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
-from hcmi.train.ranks import ALONE, Ranks
 from hcmi.train.readback import LOWER, LossError, Readback, check_finite
 from hcmi.train.speed import Speed, epoch_line, write_speed
 from hcmi.train.state import Progress, StepResult

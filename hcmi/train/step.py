@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from hcmi.config import TrainConfig
 from hcmi.model import HcmiModel, bucketed_similarities, concatenate
+from hcmi.ranks import ALONE, Ranks
 from hcmi.runtime import send, tf32
 from hcmi.shards import TrainBatch
 from hcmi.train.denoising import clip_views, same_clips
 from hcmi.train.objective import loss_weights, total_loss
 from hcmi.train.parts import Parts
-from hcmi.train.ranks import ALONE, Ranks
 from hcmi.train.readback import check_finite
 from hcmi.train.state import StepResult
 from hcmi.types import VideoTokens

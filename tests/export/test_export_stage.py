@@ -18,11 +18,12 @@ from search_world import D, T, changes_until_killed, searchable_model, write_vid
 from hcmi.cli import main
 from hcmi.config import ExportConfig
 from hcmi.dataset import write_manifest
+from hcmi.encode import encode_clips, encode_split, frame_times, save_split
 from hcmi.errors import DataError
-from hcmi.evaluate import encode_split
-from hcmi.export import export
-from hcmi.export.stage import frame_times, precision_cost
+from hcmi.export import export, stage
+from hcmi.export.stage import precision_cost
 from hcmi.index import TokenStore, read_texts
+from hcmi.model import load_retriever
 from hcmi.search import Retriever
 from hcmi.shards import ShardReader, write_shards
 from hcmi.types import Clip
@@ -121,9 +122,37 @@ def test_parquet_is_read_by_others(world):
 
 def test_exporting_again_gives_the_same_bytes(world):
     run(world, "again")
-    for path in sorted((world / "export").rglob("*")):
-        if path.is_file() and path.name != ".lock":
-            assert (world / "again" / path.relative_to(world / "export")).read_bytes() == path.read_bytes(), path.name
+    assert same_files(world / "export", world / "again") == []
+
+
+def same_files(one, other) -> list[str]:
+    """Files that differ."""
+    names = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file() and path.name != ".lock"]
+    assert names
+    return [str(name) for name in names if (one / name).read_bytes() != (other / name).read_bytes()]
+
+
+def test_what_evaluation_has_encoded_is_taken_and_not_encoded_again(world, tmp_path, monkeypatch):
+    model, reader = load_retriever(world / "model"), ShardReader(world / "shards", "test")
+    save_split(encode_split(model, reader, 2), tmp_path / "encoded.safetensors", model, reader)
+    encoded = []
+    monkeypatch.setattr(stage, "encode_clips", lambda model, index, size, **more: [
+        encoded.append(index.split), *encode_clips(model, index, size)][1:])
+    export(model_dir=world / "model", shards=world / "shards", out_dir=tmp_path / "export",
+           config=ExportConfig(batch_size=2, precision="float16", parquet=True),
+           encoded_file=tmp_path / "encoded.safetensors")
+    assert encoded == ["train", "val"]
+    assert same_files(world / "export", tmp_path / "export") == []
+
+
+def test_rows_are_in_order_when_batches_are_not(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "encode_clips", lambda *given, **more: reversed(list(encode_clips(*given))))
+    export(model_dir=world / "model", shards=world / "shards", out_dir=tmp_path / "export",
+           config=ExportConfig(batch_size=1, precision="float16", parquet=False))
+    assert pq.read_table(tmp_path / "export/videos.parquet").equals(pq.read_table(world / "export/videos.parquet"))
+    for name in ("embeddings", "reference/embeddings"):
+        got, expected = (TokenStore(root / "export" / name).tokens(slice(None)) for root in (tmp_path, world))
+        torch.testing.assert_close(got.frames_BTD, expected.frames_BTD, atol=2e-3, rtol=0)
 
 
 def test_int8_halves_the_vectors_and_says_its_cost(world):

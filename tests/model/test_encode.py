@@ -8,7 +8,7 @@ import pytest
 import torch
 from search_world import searchable_model, text_tokens, video_tokens
 
-from hcmi.evaluate import encode_split
+from hcmi.encode import encode_split
 from hcmi.model import bucketed_similarities, encode_texts, encode_videos, score
 from hcmi.model.heads import HEADS
 from hcmi.shards import ShardReader

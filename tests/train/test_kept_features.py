@@ -10,8 +10,8 @@ from model_world import SIZE, save_small_clip, save_small_siglip, section, train
 from safetensors.torch import load_file
 from train_world import StopError, assert_same_run, run, save_after_every_step, stop_at
 
+from hcmi.encode import encode_split
 from hcmi.errors import MachineError, ModelError
-from hcmi.evaluate import encode_split
 from hcmi.model import load_retriever, new_retriever, score
 from hcmi.shards import ShardReader, TrainLoader
 from hcmi.train import feature_files, kept_features

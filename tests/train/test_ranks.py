@@ -20,7 +20,7 @@ from train_world import assert_same_run, run
 
 from hcmi.errors import ConfigError, DataError, MachineError
 from hcmi.model.heads import HEADS
-from hcmi.train.processes import count_processes, in_processes
+from hcmi.processes import count_processes, from_processes, in_processes
 
 CASES = [*((head, "off", 0) for head in HEADS), ("hcmi", "positive", 0), ("hcmi", "mask", 3), ("xclip", "off", 1)]
 
@@ -126,6 +126,14 @@ def test_train_joins_the_processes_that_torchrun_has_started(films, two, tmp_pat
 def test_the_error_of_the_rank_that_failed_is_reported(how, kind, words):
     with pytest.raises(kind, match=words):
         in_processes(2, "cpu", two_ranks.failing, {"rank": 1, "how": how})
+
+
+def test_things_come_from_each_process_until_one_fails():
+    found: list[int] = []
+    items = from_processes(2, "cpu", two_ranks.counting, {"rank": 1, "how": "killed"}, task="counting")
+    with pytest.raises(MachineError, match=r"^counting: need all 2 processes until the end, got process 1 ended with"):
+        found.extend(items)
+    assert sorted(found) == [0, 0, 1, 1, 2, 2]
 
 
 def test_train_says_it_once_when_there_are_fewer_videos_than_processes(tmp_path_factory, tmp_path):

@@ -6,8 +6,8 @@ from model_world import train_config
 from step_world import distance, gradients, part_of, random_batch, wild_model
 
 from hcmi.errors import DataError
+from hcmi.ranks import ALONE, Ranks
 from hcmi.train import make_optimizers, training_step
-from hcmi.train.ranks import ALONE, Ranks
 
 CLIPS = 8
 
@@ -104,3 +104,10 @@ def failing(ranks: Ranks, device, rank: int, how: str) -> dict:
         raise DataError("one rank: need this, got that.") if how == "error" else ZeroDivisionError("a bug")
     ranks.gather(torch.zeros(1))
     return {"rank": ranks.rank}
+
+
+def counting(ranks: Ranks, device, rank: int, how: str):
+    """Yields 0, 1, 2 and then goes on or fails."""
+    yield from range(3)
+    failing(ranks, device, rank, how)
+    yield ranks.rank

@@ -1,4 +1,4 @@
-"""Several processes for one training run: started here on this machine, or by `torchrun` on one or more.
+"""Several processes for one piece of work: started here on this machine, or for training by `torchrun` on one or more.
 
 They end together. When one fails, the first process ends the others and reports that one error. When the first process
 ends in any way, killed included, the others end themselves.
@@ -23,12 +23,13 @@ import torch
 import torch.distributed as dist
 
 from hcmi.errors import ConfigError, HcmiError, MachineError
+from hcmi.ranks import Ranks
 from hcmi.runtime import pick_device
-from hcmi.train.ranks import Ranks
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 PATIENCE = timedelta(days=2)        # ranks wait for one another while the first one validates; a dead one ends all
 BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+DONE = "done"                       # what a rank sends last
 LINGER_SECONDS = 2.0                # in which a killed process is found before the complaint of another that missed it
 
 Joined = tuple[Ranks, torch.device]
@@ -81,6 +82,23 @@ def in_processes(count: int, device: str, run: Callable[..., dict], options: dic
 
     Raises: the error of the process that failed first; MachineError when one was killed.
     """
+    return dict(_messages(count, device, run, options, "training"))[0]
+
+
+def from_processes(count: int, device: str, run: Callable[..., Iterator[Any]], options: dict[str, Any], *, task: str
+                   ) -> Iterator[Any]:
+    """What `run(ranks, device, **options)` yields in each of `count` processes, in the order in which it comes.
+
+    A process waits when it is ahead of the one who asks. `task` names the work in messages.
+    Raises: as `in_processes`.
+    """
+    for _, item in _messages(count, device, run, options, task):
+        yield item
+
+
+def _messages(count: int, device: str, run: Callable[..., Any], options: dict[str, Any], task: str
+              ) -> Iterator[tuple[int, Any]]:
+    """(rank, what it returns, or one thing that it yields), until every rank is done."""
     context = multiprocessing.get_context("spawn")      # threads and CUDA do not survive a fork
     threads = max(1, torch.get_num_threads() // count)
     with tempfile.TemporaryDirectory(prefix="hcmi-ranks-") as folder:
@@ -95,7 +113,20 @@ def in_processes(count: int, device: str, run: Callable[..., dict], options: dic
                 processes[-1].start()
                 there.close()
                 ends.append(here)
-            return _first_answer(processes, ends)
+            waiting = dict(enumerate(ends))
+            while waiting:
+                ready = wait(list(waiting.values()))
+                for rank in [rank for rank, end in waiting.items() if end in ready]:
+                    try:
+                        answer = waiting[rank].recv()
+                    except EOFError:
+                        answer = None
+                    if answer == DONE:
+                        del waiting[rank]
+                    elif isinstance(answer, tuple):
+                        yield rank, answer[0]
+                    else:
+                        raise _failure(rank, answer, processes, task)
         finally:
             for process in processes:
                 _end(process)
@@ -108,24 +139,7 @@ def _end(process: SpawnProcess) -> None:
     process.join()
 
 
-def _first_answer(processes: list[SpawnProcess], ends: list[Connection]) -> dict:
-    """Wait until every rank is done, or until one has failed."""
-    answers: dict[int, dict] = {}
-    waiting = dict(enumerate(ends))
-    while waiting:
-        ready = wait(list(waiting.values()))
-        for rank in [rank for rank, end in waiting.items() if end in ready]:
-            try:
-                answer = waiting.pop(rank).recv()
-            except EOFError:
-                answer = None
-            if not isinstance(answer, dict):
-                raise _failure(rank, answer, processes)
-            answers[rank] = answer
-    return answers[0]
-
-
-def _failure(rank: int, error: Exception | None, processes: list[SpawnProcess]) -> Exception:
+def _failure(rank: int, error: Exception | None, processes: list[SpawnProcess], task: str) -> Exception:
     """What to report when one rank has sent an error, or has ended without a word."""
     if isinstance(error, HcmiError):
         return error
@@ -136,17 +150,17 @@ def _failure(rank: int, error: Exception | None, processes: list[SpawnProcess]) 
     for number, process in enumerate(processes):
         if process.exitcode:
             how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-            return _ended(number, len(processes), how)
-    return error or _ended(rank, len(processes), "no message")
+            return _ended(number, len(processes), how, task)
+    return error or _ended(rank, len(processes), "no message", task)
 
 
-def _ended(rank: int, count: int, how: str) -> MachineError:
-    return MachineError(f"training: need all {count} processes until the end, got process {rank} ended with {how}. "
-                        f"Free memory if it was killed for that, and run again: training continues.")
+def _ended(rank: int, count: int, how: str, task: str) -> MachineError:
+    return MachineError(f"{task}: need all {count} processes until the end, got process {rank} ended with {how}. "
+                        f"Free memory if it was killed for that, and run again.")
 
 
 def _one_rank(answer: Connection, rank: int, count: int, store: str, device: str, threads: int, show: Any,
-              run: Callable[..., dict], options: dict[str, Any]) -> None:
+              run: Callable[..., Any], options: dict[str, Any]) -> None:
     os.setpgrp()        # so that Ctrl-C reaches the first process alone, and a rank is ended with its own children
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.formatwarning = show
@@ -154,7 +168,9 @@ def _one_rank(answer: Connection, rank: int, count: int, store: str, device: str
     try:
         with joined(device, rank, count, store) as (ranks, own):
             result = run(ranks, own, **options)
-        answer.send(result)
+            for item in result if isinstance(result, Iterator) else (result,):
+                answer.send((item,))
+        answer.send(DONE)
     except Exception as error:      # noqa: BLE001  all of them go to the first process, which reports one
         if not isinstance(error, HcmiError):
             error.add_note(f"In training process {rank} of {count}:\n{traceback.format_exc()}")
