@@ -57,7 +57,7 @@ lint: $(STAMP)  ## Check style and types
 	ruff check .
 	mypy
 
-docs: $(STAMP)  ## Bring docs/cli.md, the table of stages and the modules in dvc.yaml up to date with the code
+docs: $(STAMP)  ## Bring docs/cli.md and the table of stages up to date with the code
 	python docs/generate.py
 
 # modules that the scripts share

@@ -21,7 +21,7 @@ from common import shipped_params, table, write_result
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("dataset", "shards", "train", "evaluate", "export", "drift")
+STAGES = ("code", "dataset", "shards", "train", "evaluate", "export", "drift")
 QUICK = {"dataset.scenes.num_train": 64, "dataset.scenes.num_val": 16, "dataset.scenes.num_test": 24,
          "dataset.scenes.num_incoming": 24, "train.epochs": 1, "train.batch_size": 16,
          "evaluate.bootstrap_samples": 50}

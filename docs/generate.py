@@ -1,11 +1,8 @@
 """Write the parts of the documents that follow from the code: `make docs`. A test fails when they are out of date.
 
-docs/cli.md holds the --help of every verb. The table of stages in docs/pipeline.md is made from dvc.yaml, in which each
-stage lists the modules that it imports.
+docs/cli.md holds the --help of every verb. The table of stages in docs/pipeline.md is made from dvc.yaml.
 """
 
-import re
-import sys
 from pathlib import Path
 
 import click
@@ -30,31 +27,12 @@ def stage_table() -> str:
     stages = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     lines = ["| stage | what it does | reads | writes |", "|---|---|---|---|"]
     for name, stage in stages.items():
-        reads = [dep for dep in stage["deps"] if not dep.endswith(".py")]
+        reads = [dep for dep in stage["deps"] if dep != f"code/{name}.txt"]     # every stage has one
         writes = [next(iter(out)) if isinstance(out, dict) else out
                   for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
         cells = [f"`{name}`", stage["desc"], *(", ".join(f"`{path}`" for path in paths) for paths in (reads, writes))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def dvc_yaml() -> str:
-    """dvc.yaml with each stage's modules as its imports are now, at the end of its `deps`."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from import_graph import code_deps
-
-    lines: list[str] = []
-    stage, in_deps = "", False
-    for line in (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines(keepends=True):
-        if found := re.match(r"  (\w+):$", line):
-            stage = found[1]
-        if in_deps and not line.startswith("      "):       # the stage's next key
-            lines += [f"      - {path}\n" for path in code_deps(stage)]
-            in_deps = False
-        in_deps = in_deps or line == "    deps:\n"
-        if not line.lstrip().startswith("- hcmi/"):
-            lines.append(line)
-    return "".join(lines)
 
 
 def pipeline_page() -> str:
@@ -69,6 +47,5 @@ def _help(command: click.Command, name: str) -> str:
 
 
 if __name__ == "__main__":
-    (ROOT / "dvc.yaml").write_text(dvc_yaml(), encoding="utf-8")
     (ROOT / "docs/cli.md").write_text(cli_page(), encoding="utf-8")
     (ROOT / "docs/pipeline.md").write_text(pipeline_page(), encoding="utf-8")

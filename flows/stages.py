@@ -69,10 +69,12 @@ def pins(*stages: str) -> dict[str, str | None]:
 def mixed_outs(*stages: str) -> list[str]:
     """Outputs of these stages that were made, according to dvc.lock, from other outputs than dvc.lock pins now.
 
-    Such outputs match the lock but do not belong together: a run was stopped between two stages.
+    Such outputs match the lock but do not belong together: a run was stopped between two stages. What the stage `code`
+    writes does not count: outputs of earlier code still belong together.
     """
     with Repo() as repo:
-        pinned = {out.fs_path: out.hash_info.value for stage in repo.index.stages for out in stage.outs}
+        pinned = {out.fs_path: out.hash_info.value for stage in repo.index.stages if stage.addressing != "code"
+                  for out in stage.outs}
         return sorted(str(out) for name in stages for stage in repo.stage.collect(name)
                       if any(pinned.get(dep.fs_path, dep.hash_info.value) != dep.hash_info.value for dep in stage.deps)
                       for out in stage.outs)

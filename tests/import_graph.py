@@ -1,114 +1,25 @@
-"""Who imports whom, and which files decide what a stage does, read from the source text.
+"""Who imports whom, for the tests of imports, of dvc.yaml and of the documents: by the rule of the stage `code`."""
 
-Shared by the tests of dvc.yaml, of imports and of the documents, and by docs/generate.py.
-"""
-
-import ast
-from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-ROOMS = frozenset(path.parent.name for path in ROOT.glob("hcmi/*/__init__.py"))
+from hcmi.project.imports import (
+    ROOMS,
+    ROOT,
+    closure,
+    exports,
+    files_of_stage,
+    imported,
+    module_file,
+    room_of,
+    statements,
+    verb,
+    verb_imports,
+)
 
-
-def module_file(module: str) -> Path | None:
-    """The file of a module of this project, or None for one of another project."""
-    base = ROOT.joinpath(*module.split("."))
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+__all__ = ["ROOMS", "ROOT", "closure", "exports", "files_of_stage", "imported", "module_file", "module_name", "room_of",
+           "statements", "verb", "verb_imports"]
 
 
 def module_name(path: Path) -> str:
     """`hcmi.shards.reader` for hcmi/shards/reader.py, `hcmi.shards` for its __init__.py."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def room_of(module: str) -> str | None:
-    """The room that a module of hcmi belongs to; None for the ground, for flows and for anybody else's."""
-    parts = module.split(".")
-    return parts[1] if parts[0] == "hcmi" and len(parts) > 1 and parts[1] in ROOMS else None
-
-
-def statements(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
-    """All import statements below `tree`, within functions too; those that only a type checker sees are left out."""
-    found: list[ast.Import | ast.ImportFrom] = []
-    stack = [tree]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, ast.If) and ast.unparse(item.test).endswith("TYPE_CHECKING"):
-            continue
-        if isinstance(item, (ast.Import, ast.ImportFrom)):
-            found.append(item)
-        stack.extend(ast.iter_child_nodes(item))
-    return found
-
-
-def imported(tree: ast.AST) -> set[str]:
-    """Dotted names of the modules that `tree` imports from.
-
-    A name that a room exports counts as the module which defines it: a room's __init__.py holds nothing else.
-    """
-    found: set[str] = set()
-    for item in statements(tree):
-        if isinstance(item, ast.Import):
-            found |= {alias.name for alias in item.names}
-        else:
-            assert item.module, "this project imports by full names"
-            found |= {_definer(item.module, alias.name) for alias in item.names}
-    return found
-
-
-def _definer(module: str, name: str) -> str:
-    if module_file(f"{module}.{name}"):
-        return f"{module}.{name}"
-    return exports(module).get(name, module) if room_of(module) and module.count(".") == 1 else module
-
-
-@cache
-def exports(room: str) -> dict[str, str]:
-    """Name -> the module that defines it, of all that a room's __init__.py exports."""
-    tree = ast.parse((ROOT / room.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
-    return {alias.asname or alias.name: item.module for item in tree.body if isinstance(item, ast.ImportFrom)
-            for alias in item.names if item.module}
-
-
-def closure(modules: set[str]) -> set[Path]:
-    """Files of this project that decide what `modules` do: they and all that they import.
-
-    Left out are __init__.py files: those of rooms only name what others may use, and hcmi's holds the version.
-    """
-    files: set[Path] = set()
-    stack = list(modules)
-    while stack:
-        path = module_file(stack.pop())
-        if path is None or path in files or path.name == "__init__.py":
-            continue
-        files.add(path)
-        stack.extend(imported(ast.parse(path.read_text(encoding="utf-8"))))
-    return files
-
-
-def verb(name: str) -> ast.FunctionDef:
-    """The function behind `hcmi <name>`."""
-    tree = ast.parse((ROOT / "hcmi/cli.py").read_text(encoding="utf-8"))
-    for item in tree.body:
-        if isinstance(item, ast.FunctionDef):
-            decorators = {ast.unparse(decorator) for decorator in item.decorator_list}
-            if f"main.command({name!r})" in decorators or (item.name == name and "main.command()" in decorators):
-                return item
-    raise AssertionError(f"hcmi/cli.py has no verb {name}")
-
-
-def verb_imports(name: str) -> set[str]:
-    """The project's modules that the verb itself imports."""
-    return {module for module in imported(verb(name)) if module_file(module) and module != "hcmi"}
-
-
-def code_deps(stage: str) -> list[str]:
-    """What `deps` of a stage must list of this project: the modules that it uses, and `static/` folders beside them."""
-    files = closure(verb_imports(stage))
-    folders = {path.parent / "static" for path in files if (path.parent / "static").is_dir()
-               and '"static"' in path.read_text(encoding="utf-8")}
-    return sorted(str(path.relative_to(ROOT)) for path in files | folders)

@@ -7,10 +7,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import uvicorn
 from search_world import clips, searchable_model, times, video_tokens
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
 
 from hcmi.index import TokenWriter, create_index, model_card, videos_table
 from hcmi.search import Retriever
@@ -20,8 +26,28 @@ from hcmi.serve.app import make_app
 @contextmanager
 def served(retriever: Retriever, **options) -> Iterator[str]:
     """The address of the page over this retriever."""
+    with running(make_app(retriever, **options)) as address:
+        yield address
+
+
+def proxy(address: str, prefix: str) -> Starlette:
+    """A reverse proxy that shows the server of `address` below `prefix`, and passes on the name it was asked for."""
+    client = httpx.AsyncClient(base_url=address, timeout=60)
+
+    async def forward(request: Request) -> StreamingResponse:
+        url = httpx.URL(path=f"/{request.path_params['path']}", query=request.url.query.encode())
+        answer = await client.send(client.build_request(request.method, url, headers=request.headers.raw), stream=True)
+        return StreamingResponse(answer.aiter_raw(), answer.status_code, dict(answer.headers),
+                                 background=BackgroundTask(answer.aclose))
+
+    return Starlette(routes=[Route(f"{prefix}/{{path:path}}", forward)])
+
+
+@contextmanager
+def running(app: Starlette) -> Iterator[str]:
+    """The address of a server of this application."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(retriever, **options), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""dvc.yaml against the code: a stage lists every module it imports and every parameter that moves its result."""
+"""dvc.yaml against the code: a stage depends on the note of its code and on every parameter that moves its result."""
 
 import ast
 import itertools
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
-from import_graph import ROOT, closure, code_deps, imported, verb, verb_imports
+from import_graph import ROOT, closure, verb, verb_imports
 from ruamel.yaml import YAML
 
 # Keys that change how fast a stage runs and not what it makes.
@@ -24,6 +24,7 @@ def read(name: str) -> dict:
 
 
 STAGES = read("dvc.yaml")["stages"]
+VERBS = [name for name in STAGES if name != "code"]
 
 
 def leaves(section: dict, prefix: str = "") -> set[str]:
@@ -64,22 +65,25 @@ def outs(stage: str) -> list[str]:
 
 
 def test_stage_runs_the_verb_of_its_name():
-    assert all(stage["cmd"].split()[:4] == ["python", "-m", "hcmi", name] for name, stage in STAGES.items())
+    assert all(STAGES[name]["cmd"].split()[:4] == ["python", "-m", "hcmi", name] for name in VERBS)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_deps_are_the_import_closure_when_stage_runs(stage):
-    assert [dep for dep in STAGES[stage]["deps"] if dep.startswith("hcmi/")] == code_deps(stage), "run `make docs`"
+def test_first_stage_notes_the_code_of_every_other_stage_which_depends_on_its_own_note():
+    assert STAGES["code"]["cmd"] == f"python -m hcmi.project.code {' '.join(VERBS)}"
+    assert STAGES["code"]["deps"] == ["hcmi"]
+    assert STAGES["code"]["outs"] == [f"code/{name}.txt" for name in VERBS]
+    for name in VERBS:
+        assert [dep for dep in STAGES[name]["deps"] if dep.startswith(("code", "hcmi"))] == [f"code/{name}.txt"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", VERBS)
 def test_params_name_every_key_that_the_stage_reads(stage):
     listed = STAGES[stage].get("params", [])
     assert sorted(listed) == sorted(keys_read(stage) - SPEED_ONLY)
     assert keys_read(stage), "no stage runs without parameters: was load_params written in a new way?"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", VERBS)
 def test_paths_of_the_verb_are_deps_or_outs_of_its_stage(stage):
     """What the verb reads and writes by default: a dep or an out, or inside one. Checkpoints are neither on purpose."""
     defaults = [ast.literal_eval(keyword.value) for decorator in verb(stage).decorator_list
@@ -180,13 +184,7 @@ def test_what_is_searched_is_there_until_the_new_one_takes_its_place(tmp_path, s
     assert told == ["there meanwhile:", "there meanwhile: first"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", VERBS)
 def test_verb_holds_no_logic_of_its_own(stage):
     """cli.py is no dep of any stage, so that a new option of `hcmi search` re-runs no training; hence this rule."""
     assert not [item for item in ast.walk(verb(stage)) if isinstance(item, (ast.For, ast.While, ast.Lambda))]
-
-
-def test_closure_finds_a_planted_import(tmp_path):
-    assert imported(ast.parse("def f():\n    from hcmi.video import probe\n    import hcmi.train.loss")) == {
-        "hcmi.video.packets", "hcmi.train.loss"}
-    assert ROOT / "hcmi/errors.py" in closure({"hcmi.config"})

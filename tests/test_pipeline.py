@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from import_graph import ROOT
 from PIL import Image
 
-STAGES = ["dataset", "shards", "train", "evaluate", "export", "drift"]
+STAGES = ["code", "dataset", "shards", "train", "evaluate", "export", "drift"]
 TINY = {"dataset.scenes.num_train": 48, "dataset.scenes.num_val": 12, "dataset.scenes.num_test": 24,
         "dataset.scenes.num_incoming": 24, "shards.size": 32, "shards.num_frames": 4, "model.num_frames": 4,
         "model.scratch.width": 32, "model.scratch.heads": 2, "model.temporal_layers": 1, "train.epochs": 1,
@@ -105,6 +106,22 @@ def test_only_later_stages_run_when_a_late_parameter_changes(scenes):
         (scenes.folder / "params.yaml").write_text(text, "utf-8")
 
 
+def test_only_what_the_code_does_makes_a_stage_stale(scenes):
+    """A comment and a docstring, then a constant that `train` alone has."""
+    types, curves = (scenes.folder / f"hcmi/{name}.py" for name in ("types", "train/curves"))
+    before = {path: path.read_text("utf-8") for path in (types, curves)}
+    types.write_text(before[types].replace('"""', '"""Once more. ', 1) + "# a comment\n", "utf-8")
+    assert scenes.repro() == ["code"]
+    curves.write_text(before[curves] + "PLANTED = 1\n", "utf-8")
+    assert scenes.repro("code") == ["code"]
+    assert json.loads(scenes.run("dvc", "status", "--json").stdout) == {
+        "train": [{"changed deps": {"code/train.txt": "modified"}}]}
+    for path, text in before.items():
+        path.write_text(text, "utf-8")
+    scenes.repro()
+    assert scenes.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
 def test_readmes_questions_are_answered(scenes):
     hits = json.loads(scenes.run("hcmi", "search", "a red circle slides left", "--top", "5", "--json").stdout)
     assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
@@ -171,6 +188,45 @@ def test_experiment_runs_on_real_clips_when_dataset_is_set_on_the_command_line(t
     assert copy.repro() == []
 
 
+WITNESS = """
+import os, sys
+
+def look(frame, event, _):
+    code = frame.f_code
+    if event == "call" and code.co_flags & 1 and code.co_filename not in seen:   # a function's
+        seen.add(code.co_filename)
+        if "/hcmi/" in code.co_filename:
+            with open(os.environ["WITNESS"], "a") as file:
+                file.write(f"{os.environ['STAGE']} {code.co_filename}\\n")
+
+if sys.orig_argv[1:3] == ["-m", "hcmi"]:
+    os.environ["STAGE"] = sys.orig_argv[3]
+if "STAGE" in os.environ:       # a stage, or a process that it started
+    seen = set()
+    sys.setprofile(look)
+    __import__("threading").setprofile(look)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_module_of_which_a_function_runs_is_in_the_stages_note(tmp_path):
+    """The notes are made by reading imports; this is by watching which functions are called."""
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch/sitecustomize.py").write_text(WITNESS, "utf-8")
+    copy = make_copy(tmp_path / "project", TINY)
+    copy.environment.update(PYTHONPATH=f"{copy.folder}{os.pathsep}{tmp_path / 'watch'}",
+                            WITNESS=str(tmp_path / "called.txt"))
+    assert copy.repro() == STAGES
+    called = {(stage, str(Path(name).relative_to(copy.folder))) for stage, name in
+              (line.split() for line in (tmp_path / "called.txt").read_text("utf-8").splitlines())}
+    noted = {(stage, line.split("  ")[1]) for stage in STAGES[1:]
+             for line in (copy.folder / f"code/{stage}.txt").read_text("utf-8").splitlines()}
+    command_line = {(stage, f"hcmi/{name}.py") for stage in STAGES for name in ("cli", "cli_served", "options")}
+    assert called - command_line - noted == set()
+    assert len(called & noted) > 100
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_lock_is_the_same_when_the_flow_ran_instead_of_dvc(scenes, tmp_path):
@@ -205,6 +261,6 @@ def test_lock_is_the_same_when_the_flow_was_killed_in_training(tmp_path):
     flow.wait()
     assert not (killed.folder / "models/hcmi").exists()
     again = killed.run(sys.executable, "-m", "flows.pipeline").stdout.splitlines()[-len(STAGES):]
-    assert again == ["dataset: fresh", "shards: fresh", *(f"{stage}: ran" for stage in STAGES[2:])]
+    assert again == [*(f"{stage}: fresh" for stage in STAGES[:3]), *(f"{stage}: ran" for stage in STAGES[3:])]
     undisturbed.repro()
     assert (killed.folder / "dvc.lock").read_text() == (undisturbed.folder / "dvc.lock").read_text()

@@ -47,7 +47,7 @@ def test_experiment_worktree_and_copy_run_their_own_code(tmp_path, environment):
     project.mkdir()
     make_copy(project, TREE)
     stages = YAML(typ="safe").load(project / "dvc.yaml")["stages"]
-    YAML().dump({"stages": {"dataset": stages["dataset"]}}, project / "dvc.yaml")
+    YAML().dump({"stages": {name: stages[name] for name in ("code", "dataset")}}, project / "dvc.yaml")
     recolour(project, "red", "scarlet")
     run(project, environment, "dvc", "exp", "run", "--temp", "--name", "scarlet", "dataset")
     run(project, environment, "dvc", "exp", "apply", "scarlet")

@@ -10,20 +10,11 @@ from hcmi.files import ask_to_write, atomic_file
 SHARE = "share/hcmi/"       # where pyproject.toml installs the files
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".dvcignore", ".gitignore", ".dvc/config",
          ".dvc/.gitignore", "data/README.md", "data/raw/README.md", "data/incoming/README.md")
-CODE = "code.txt"
 ACCEPTED = "data/accepted.json"     # no batch yet
 MINE = "data/raw/mine"
 TABLE = f"{MINE}/captions.csv"
-CODE_STAGE = f"""stages:
-  code:
-    desc: Note which version of hcmi is installed; with another one every stage runs again
-    cmd: python -m hcmi.project.code > {CODE}
-    always_changed: true
-    outs:
-      - {CODE}:
-          cache: false
-
-"""
+# The stage `code` of the clone and of a project, whose code lies elsewhere: DVC asks it at every run.
+OUR_CODE, INSTALLED_CODE = "    deps:\n      - hcmi\n", "    always_changed: true\n"
 NO_GIT = "    no_scm = true       # no git around this folder; remove this line once there is\n"
 
 
@@ -82,10 +73,8 @@ def _content(name: str) -> str:
 def _adapted(name: str, text: str) -> str:
     """A file of the clone as a project outside it needs it: with the installed code in place of the clone's."""
     if name == "dvc.yaml":
-        stages = text[text.index("stages:\n") + len("stages:\n"):]
-        stages = re.sub(r"^      - hcmi/.*\n", "", stages, flags=re.MULTILINE)
-        stages = stages.replace("    deps:\n", f"    deps:\n      - {CODE}\n")
-        return f"# The pipeline: what each stage reads and writes. Made by `hcmi init`.\n{CODE_STAGE}{stages}"
+        stages = text[text.index("stages:\n"):].replace(OUR_CODE, INSTALLED_CODE)
+        return f"# The pipeline: what each stage reads and writes. Made by `hcmi init`.\n{stages}"
     if name == "params.yaml":
         return re.sub(r"^(  name: )scenes( .*\n  path: )data/raw/scenes ", rf"\1folder\2{MINE}", text,
                       count=1, flags=re.MULTILINE)

@@ -87,6 +87,18 @@ def test_mixed_outs_names_what_was_made_from_other_outputs_than_the_lock_pins(to
     assert {out for out in after if after[out] != before[out]} == {"one.txt"}
 
 
+def test_outputs_of_earlier_code_still_belong_together(toy):
+    """As after a run that was stopped behind the stage `code`: models and index are those of one run."""
+    text = (toy / "dvc.yaml").read_text().replace("deps: [one.txt]", "deps: [one.txt, code/two.txt]")
+    (toy / "dvc.yaml").write_text(text + "  code: {cmd: mkdir -p code && cp in.txt code/two.txt, deps: [in.txt], "
+                                         "outs: [code/two.txt]}\n")
+    repro_all()
+    (toy / "in.txt").write_text("other\n")
+    reproduce("code")
+    assert is_stale("two")
+    assert mixed_outs("two", "three") == []
+
+
 def test_pipeline_is_running_when_another_process_runs_it(toy):
     assert not is_running()
     code = """

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from hcmi.cli import main
 from hcmi.config import load_params
 from hcmi.project import init_project
-from hcmi.project.code import installed_code
+from hcmi.project.code import stage_code
 from hcmi.project.new_project import FILES
 
 ENVIRONMENT = {**os.environ, "DO_NOT_TRACK": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -31,9 +31,8 @@ def test_project_has_the_stages_without_the_files_of_the_clone(tmp_path):
     assert {*FILES, "data/raw/mine/captions.csv", "presets/vit-b-32.yaml"} <= set(made)
     assert kept == []
     ours, theirs = read_yaml(ROOT / "dvc.yaml")["stages"], read_yaml(tmp_path / "new/dvc.yaml")["stages"]
-    assert list(theirs) == ["code", *ours]
-    for name, stage in ours.items():
-        assert theirs[name] == {**stage, "deps": ["code.txt", *(dep for dep in stage["deps"] if dep[:5] != "hcmi/")]}
+    assert theirs == {**ours, "code": {key: value for key, value in ours["code"].items() if key != "deps"}
+                      | {"always_changed": True}}
     made_by_stages = {next(iter(out)) if isinstance(out, dict) else out for stage in theirs.values()
                       for out in stage.get("outs", [])}
     given = {dep for stage in theirs.values() for dep in stage.get("deps", [])} - made_by_stages - {"${dataset.path}"}
@@ -77,19 +76,6 @@ def test_project_is_refused_in_one_line_when_a_file_is_in_its_place(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_code_is_known_by_its_files(tmp_path, monkeypatch):
-    (tmp_path / "sub").mkdir()
-    monkeypatch.setattr("hcmi.project.code.__file__", str(tmp_path / "sub/code.py"))
-    seen = {installed_code()}
-    for name, content in (("sub/a.py", "1"), ("sub/a.py", "2"), ("b.html", "2")):
-        (tmp_path / name).write_text(content)
-        seen.add(installed_code())
-    (tmp_path / "__pycache__").mkdir()
-    (tmp_path / "__pycache__/b.pyc").touch()
-    assert installed_code() in seen
-    assert len(seen) == 4
-
-
 @pytest.mark.slow
 def test_installed_package_makes_a_project_that_dvc_can_run(tmp_path):
     """pip installs a copy of this repository into an environment of its own, which sees our packages but not us."""
@@ -123,4 +109,4 @@ def test_installed_package_makes_a_project_that_dvc_can_run(tmp_path):
         out = subprocess.run(dvc, check=True, env=environment, cwd=tmp_path / "mine", text=True, capture_output=True)
         assert expected in out.stdout
     assert (tmp_path / "mine/data/manifest/manifest.parquet").is_file()
-    assert (tmp_path / "mine/code.txt").read_text().split()[0] == "0.1.0"
+    assert (tmp_path / "mine/code/train.txt").read_text() == stage_code("train")

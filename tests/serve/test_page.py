@@ -4,11 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
-from serve_world import served
+from serve_world import proxy, running, served
 
 from hcmi.search import Retriever
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROXY = "films.example.org"
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,8 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=[
+            "--no-sandbox", f"--host-resolver-rules=MAP {PROXY} 127.0.0.1"])
         yield chromium
         chromium.close()
 
@@ -144,3 +146,29 @@ def test_page_shows_a_frame_when_the_browser_cannot_play(browser, tmp_path, worl
         tab.wait_for_function("() => document.querySelector('.screen img')?.naturalWidth > 0")
         assert tab.locator(".file").inner_text() == "<b>film<b>.mkv"
         assert tab.locator(".play").is_hidden()
+
+
+def test_page_works_behind_a_proxy_that_shows_it_below_a_prefix_under_its_own_name(browser, retriever):
+    """Style, script, answers, video, reason and shared addresses: all of them through the proxy."""
+    wrong: list[str] = []
+    with served(retriever, hosts=(PROXY,)) as address, running(proxy(address, "/team/films")) as front, \
+            browser.new_context() as context:
+        start = f"{front.replace('127.0.0.1', PROXY)}/team/films"
+        tab = context.new_page()
+        tab.on("response", lambda answer: wrong.append(answer.url) if answer.status >= 400 else None)
+        tab.on("request", lambda request: None if request.url.startswith(start) else wrong.append(request.url))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.goto(start)
+        assert tab.url == f"{start}/"
+        tab.fill("#q", "a red ring")
+        tab.wait_for_selector(".hit")
+        tab.wait_for_function("() => document.querySelector('video').currentTime > 0")
+        tab.locator(".why").first.click()
+        tab.wait_for_selector(".reason table")
+        assert tab.locator("body").evaluate("body => document.styleSheets.length") == 1
+        assert tab.url == f"{start}/?q=a+red+ring"
+        tab.goto(tab.url)
+        tab.wait_for_selector(".hit")
+        assert wrong == []
+        other = context.new_page().goto(f"{front}/team/films/api/about")      # by another name than the allowed one
+        assert other.status == 400
