@@ -8,7 +8,7 @@ import importlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,6 +125,7 @@ def training(model: Any, shards: Path, device: torch.device, steps: int, batch_s
     from hcmi.shards import ShardReader, TrainLoader
     from hcmi.train.optimizers import make_optimizers
     from hcmi.train.parts import Parts
+    from hcmi.train.peak import matrix_peak, operations
     from hcmi.train.readback import Readback
     from hcmi.train.step import batch_loss, training_step
 
@@ -133,7 +134,7 @@ def training(model: Any, shards: Path, device: torch.device, steps: int, batch_s
     loader = TrainLoader(ShardReader(shards, "train"), batch_size, FRAMES, num_workers=count_workers("auto", device),
                          device=device)
     batch = next(iter(loader))
-    operations = counted(lambda: batch_loss(model, batch, config, "off", precision)[0].backward())
+    step = operations(lambda: batch_loss(model, batch, config, "off", precision)[0].backward())
     parts = Parts.of(model)
     parts = parts.compiled() if device.type == "cuda" else parts
 
@@ -146,12 +147,12 @@ def training(model: Any, shards: Path, device: torch.device, steps: int, batch_s
         return (time.perf_counter() - started) / number
 
     run(iter([batch] * 5))
-    before = matrix_peak(device)
+    before = matrix_peak(device, "bfloat16")
     in_memory = run(iter([batch] * steps))
-    peak = (before + matrix_peak(device)) / 2
+    peak = (before + matrix_peak(device, "bfloat16")) / 2
     memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0
-    figures = {"share": operations / in_memory / peak, "clips_per_second": batch_size / in_memory,
-               "memory_mb": memory, "tflop": operations / 1e12, "peak_tflops": peak / 1e12}
+    figures = {"share": step / in_memory / peak, "clips_per_second": batch_size / in_memory,
+               "memory_mb": memory, "tflop": step / 1e12, "peak_tflops": peak / 1e12}
     if not streamed:
         return figures
     epochs = max(1, steps // len(loader))
@@ -191,20 +192,3 @@ def encoding(model: Any, shards: Path) -> dict[str, float]:
     rate = len(reader) / seconds(whole)
     model.train()
     return {"encode_clips_per_second": rate, "encode_plain_clips_per_second": plain, "encode_speedup": rate / plain}
-
-
-def counted(work: Callable[[], object]) -> float:
-    """Operations of the matrix products, convolutions and attention of some work."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
-
-
-def matrix_peak(device: torch.device) -> float:
-    """Operations a second of a large square product in bfloat16."""
-    side = 8192 if device.type == "cuda" else 512
-    square = torch.randn(side, side, device=device).to(torch.bfloat16)
-    seconds(lambda: square @ square)
-    return 2 * side**3 / sorted(seconds(lambda: square @ square) for _ in range(10))[5]

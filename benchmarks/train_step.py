@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,67 +56,92 @@ class InMemory:
         return (self.batches[number % len(self.batches)] for number in range(self.steps))
 
 
-def loops(shards: Path, steps: int, rounds: int) -> dict[str, float]:
-    """The bare loop, the training loop on the same data in memory, and the training loop from shards."""
-    from hcmi.config import load_params
-    from hcmi.model import bucketed_similarities
-    from hcmi.progress import track
-    from hcmi.ranks import ALONE
-    from hcmi.runtime import pick_precision
-    from hcmi.shards import ShardReader, TrainLoader
-    from hcmi.train import stage, training_step
-    from hcmi.train.checkpoints import Checkpoints
-    from hcmi.train.objective import total_loss
-    from hcmi.train.optimizers import make_optimizers
-    from hcmi.train.state import Progress
+@dataclass(frozen=True)
+class Loops:
+    """A model with its optimisers, and the loops over batches that are compared."""
 
-    params, device = load_params(ROOT / "params.yaml"), torch.device("cpu")
-    config, precision = params.train.model_copy(update={"micro_batch": 0}), pick_precision("auto", device)
-    reader = ShardReader(shards, "train")
-    loader = TrainLoader(reader, config.batch_size, params.model.num_frames, num_workers=1,
-                         num_captions=config.captions_per_clip)
-    batches = [batch for batch, _ in zip(loader, range(2), strict=False)]
-    model = stage.model_to_train(params.model, config, reader, device).train()
-    optimizers = make_optimizers(model, config)
+    model: Any
+    optimizers: Any
+    config: Any
+    precision: str
+    loader: Any
+    batches: list[Any]
 
-    def bare() -> None:
+    @classmethod
+    def over(cls, shards: Path) -> "Loops":
+        """With the parameters of params.yaml."""
+        from hcmi.config import load_params
+        from hcmi.runtime import pick_precision
+        from hcmi.shards import ShardReader, TrainLoader
+        from hcmi.train import stage
+        from hcmi.train.optimizers import make_optimizers
+
+        params, device = load_params(ROOT / "params.yaml"), torch.device("cpu")
+        config, reader = params.train.model_copy(update={"micro_batch": 0}), ShardReader(shards, "train")
+        loader = TrainLoader(reader, config.batch_size, params.model.num_frames, num_workers=1,
+                             num_captions=config.captions_per_clip)
+        model = stage.model_to_train(params.model, config, reader, device).train()
+        return cls(model, make_optimizers(model, config), config, pick_precision("auto", device), loader,
+                   [batch for batch, _ in zip(loader, range(2), strict=False)])
+
+    def bare(self, steps: int) -> None:
+        """Forward pass, loss, backward pass and update, and nothing else."""
+        from hcmi.model import bucketed_similarities
+        from hcmi.train.objective import total_loss
+
+        model = self.model
         for number in range(steps):
-            batch = batches[number % len(batches)]
+            batch = self.batches[number % len(self.batches)]
             ids_QW, mask_QW = model.processor.texts([text for texts in batch.captions for text in texts])
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
                 videos = model.encode_videos(model.processor.frames(batch.frames_KBTHXC[0]), batch.frame_mask_BT)
                 levels, sentence_QD = bucketed_similarities(model, ids_QW, mask_QW, videos)
-            total, _ = total_loss(model, levels, sentence_QD, config, None, "off")
+            total, _ = total_loss(model, levels, sentence_QD, self.config, None, "off")
             model.zero_grad(set_to_none=True)
             total.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            for optimizer in optimizers:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            for optimizer in self.optimizers:
                 optimizer.step()
 
-    def engine(given: Any) -> None:
+    def in_memory(self, steps: int) -> None:
+        """The training loop, given batches that are there."""
+        self._engine(InMemory(self.loader.reader, self.batches, steps))
+
+    def from_shards(self) -> None:
+        """The training loop, given an epoch of the loader."""
+        self.loader.epoch = 0
+        self._engine(self.loader)
+
+    def _engine(self, given: Any) -> None:
+        from hcmi.progress import track
+        from hcmi.ranks import ALONE
+        from hcmi.train import stage
+        from hcmi.train.checkpoints import Checkpoints
+        from hcmi.train.state import Progress
+
         with (tempfile.TemporaryDirectory() as folder, Checkpoints(folder, "none") as checkpoints,
-              track(description="train", total=steps, unit="step", shown=False) as bar):
-            progress = Progress.start(len(reader), model.head.dim)
-            run = stage.Run(model, optimizers, given, progress, checkpoints, config, precision, None, 0, ALONE)
+              track(description="train", total=len(given), unit="step", shown=False) as bar):
+            progress = Progress.start(len(given.reader), self.model.head.dim)
+            run = stage.Run(self.model, self.optimizers, given, progress, checkpoints, self.config, self.precision,
+                            None, 0, ALONE, 1.0)
             stage.train_epoch(run, 0, bar)
 
-    def from_shards() -> None:
-        loader.epoch = 0
-        engine(loader)
+    def plain_steps(self, micro_batch: int = 0) -> None:
+        """A step on each batch, whole or in micro-batches."""
+        from hcmi.train import training_step
 
-    def in_parts() -> None:
-        for number in range(2):
-            training_step(model, optimizers, batches[number], config, "off", precision, None, MICRO_BATCH)
+        for batch in self.batches:
+            training_step(self.model, self.optimizers, batch, self.config, "off", self.precision, None, micro_batch)
 
-    def whole() -> None:
-        for number in range(2):
-            training_step(model, optimizers, batches[number], config, "off", precision)
 
-    in_memory = InMemory(reader, batches, steps)
-    same_length = InMemory(reader, batches, len(loader))
-    return {"engine_ratio": turns(lambda: engine(in_memory), bare, rounds, time.process_time),
-            "data_ratio": turns(lambda: engine(same_length), from_shards, rounds, time.perf_counter),
-            "gradcache_time_ratio": turns(in_parts, whole, rounds, time.process_time)}
+def compared(shards: Path, steps: int, rounds: int) -> dict[str, float]:
+    """The figures of loops that take turns."""
+    loops = Loops.over(shards)
+    return {"engine_ratio": turns(lambda: loops.in_memory(steps), lambda: loops.bare(steps), rounds, time.process_time),
+            "data_ratio": turns(lambda: loops.in_memory(len(loops.loader)), loops.from_shards, rounds,
+                                time.perf_counter),
+            "gradcache_time_ratio": turns(lambda: loops.plain_steps(MICRO_BATCH), loops.plain_steps, rounds,
+                                          time.process_time)}
 
 
 def turns(one: Callable[[], None], other: Callable[[], None], rounds: int, clock: Callable[[], float]) -> float:
@@ -198,7 +224,7 @@ def main() -> None:
             shards = Path(work, "shards")
             shards.mkdir()
             write_shards(shards, {"train": 256 if options.quick else 512, "val": 50}, SIZE, CAPTIONS)
-            figures |= loops(shards, steps, rounds)
+            figures |= compared(shards, steps, rounds)
             figures["gradcache_memory_ratio"] = gradcache_memory()
             figures |= whole_runs(shards, Path(work), 1 if options.quick else 2, 1 if options.quick else 2)
     rows = [(name, "not measured" if value is None else value) for name, value in figures.items()]

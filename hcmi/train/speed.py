@@ -12,15 +12,16 @@ import torch
 from hcmi.files import atomic_file
 
 Item = TypeVar("Item")
-FIGURES = ("train/seconds", "train/clips_per_second", "train/waiting", "train/memory_mb")
+FIGURES = ("train/seconds", "train/clips_per_second", "train/waiting", "train/memory_mb", "train/share_of_peak")
 FILE = "speed.tsv"
 
 
 class Speed:
-    """The clock of one epoch."""
+    """The clock of one epoch. `most`: clips a second that the device's arithmetic would allow."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, most: float):
         self._device, self._started, self._waited, self._clips = device, time.monotonic(), 0.0, 0
+        self._most = most
 
     def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
         """The batches; the time until each is there counts as waiting."""
@@ -40,10 +41,11 @@ class Speed:
         self._clips += clips
 
     def figures(self) -> dict[str, float]:
-        """`train/seconds` so far, `train/clips_per_second`, `train/waiting` (share of the time) and `train/memory_mb`,
-        the most that this process has taken: on a GPU of its memory, else of the machine's."""
+        """`train/seconds` so far, `train/clips_per_second`, `train/waiting` (share of the time), `train/memory_mb`, the
+        most that this process has taken (on a GPU of its memory, else of the machine's), and `train/share_of_peak`."""
         seconds = time.monotonic() - self._started
-        return dict(zip(FIGURES, (seconds, self._clips / seconds, self._waited / seconds, _peak_mb(self._device)),
+        rate = self._clips / seconds
+        return dict(zip(FIGURES, (seconds, rate, self._waited / seconds, _peak_mb(self._device), rate / self._most),
                         strict=True))
 
 

@@ -36,6 +36,7 @@ from hcmi.train.micro_batch import largest_batch, pick_micro_batch, trial
 from hcmi.train.objective import group_size, loss_weights
 from hcmi.train.optimizers import set_learning_rate
 from hcmi.train.parts import Parts, pick_parts
+from hcmi.train.peak import clip_operations, matrix_peak
 from hcmi.train.preflight import RunData, check_run, count_weights, refuse
 from hcmi.train.readback import LOWER, LossError, Readback, check_finite
 from hcmi.train.speed import Speed, epoch_line, write_speed
@@ -98,7 +99,9 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
         if state := ranks.from_first(checkpoints.newest):
             state.restore(model, optimizers, loader, progress)
         micro_batch = pick_micro_batch(config, model, train_reader, loader, precision, ranks)
-        run = Run(model, optimizers, loader, progress, checkpoints, config, precision, meaning_N, micro_batch, ranks)
+        most = ranks.size * matrix_peak(device, precision) / clip_operations(model, config, train_reader, precision)
+        run = Run(model, optimizers, loader, progress, checkpoints, config, precision, meaning_N, micro_batch, ranks,
+                  most)
         run = replace(run, parts=pick_parts(config, model, run.total_steps - progress.step, partial(try_parts, run)))
         with (open_log(metrics_dir, progress.history, ranks) as log,
               track(description="train", total=run.total_steps, unit="step", shown=ranks.is_first) as bar):
@@ -144,6 +147,7 @@ class Run:
     meaning_N: Tensor | None
     micro_batch: int
     ranks: Ranks
+    most: float                     # clips a second that the devices' arithmetic would allow
     parts: Parts | None = None      # those of the model
 
     @property
@@ -171,7 +175,7 @@ def train_epoch(run: Run, epoch: int, bar: Any) -> dict[str, float]:
     model.train()
     group_marginal_clips(loader, progress, model, run.config, epoch)
     denoise = denoise_mode(model, run.config, epoch)
-    readback, speed = Readback(), Speed(model.device)
+    readback, speed = Readback(), Speed(model.device, run.most)
 
     def count(results: list[StepResult]) -> None:
         for result in results:

@@ -20,20 +20,21 @@ def test_speed_counts_clips_and_waiting_when_worked_by_hand(monkeypatch):
             now[0] += 1.0       # until a batch is there
             yield 8
 
-    clock = Speed(torch.device("cpu"))
+    clock = Speed(torch.device("cpu"), 8.0)
     for clips in clock.waiting_for(batches()):
         now[0] += 3.0           # a step
         clock.count(clips)
     found = clock.figures()
     assert (found["train/seconds"], found["train/clips_per_second"], found["train/waiting"]) == (12.0, 2.0, 0.25)
     assert found["train/memory_mb"] > 10
+    assert found["train/share_of_peak"] == 0.25
 
 
 def test_write_speed_has_a_row_for_each_epoch_and_gaps_for_older_versions(tmp_path):
-    whole = dict(zip(FIGURES, (12.0, 2.0, 0.25, 100.0), strict=True))
+    whole = dict(zip(FIGURES, (12.0, 2.0, 0.25, 100.0, 0.125), strict=True))
     write_speed(tmp_path, [{"epoch": 0, "train/seconds": 7.0}, {"epoch": 1, **whole}])
     assert (tmp_path / "speed.tsv").read_text() == (
-        "epoch\tseconds\tclips_per_second\twaiting\tmemory_mb\n1\t7\t\t\t\n2\t12\t2\t0.25\t100\n")
+        "epoch\tseconds\tclips_per_second\twaiting\tmemory_mb\tshare_of_peak\n1\t7\t\t\t\t\n2\t12\t2\t0.25\t100\t0.125\n")
 
 
 @pytest.mark.parametrize(("waiting", "said"), [(0.01, ""), (0.4, ", 40% of the time waiting for data")])
