@@ -40,8 +40,8 @@ LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index", "releases
           {"evaluate", "train", "export", "search", "drift", "doctor", "serve", "ingest", "promote", "project"}]
 ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("incoming", "dataset"), ("incoming", "scenes"),
            ("train", "evaluate"), ("drift", "evaluate"), ("doctor", "evaluate"), ("doctor", "train"),
-           ("serve", "search"), ("ingest", "export"), ("ingest", "drift"), ("promote", "evaluate"),
-           ("promote", "export"), ("promote", "ingest")}
+           ("doctor", "project"), ("serve", "search"), ("ingest", "export"), ("ingest", "drift"),
+           ("promote", "evaluate"), ("promote", "export"), ("promote", "ingest")}
 COMMAND_LINE = {"cli", "cli_served", "options"}
 MAX_LINES = 400
 
