@@ -293,19 +293,20 @@ def init(folder: str) -> None:
     click.echo(f"made {len(made)} files in {folder}", err=True)
     if kept:
         click.echo(f"note: kept what was there: {', '.join(map(shown, kept))}", err=True)
-    click.echo(next_steps(shown(folder)))
+    click.echo("\n".join(map(shown, next_steps(folder))))
 
 
 @main.command()
-@click.argument("data")
+@click.argument("data", required=False)
 @click.option("--sample", default=64, show_default=True, type=click.IntRange(min=1), help="Files to decode, at most.")
 @click.option("--seconds", default=20.0, show_default=True, help="Start no new file after this time.")
 @params_option
 @json_option
-def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -> None:
+def doctor(data: str | None, sample: int, seconds: float, params: str, as_json: bool) -> None:
     """Check the folder DATA before a long run: what it holds, what the run will cost, which problems there are.
 
-    The exit code is 1 when there are problems. A folder without params.yaml needs none.
+    Without DATA, the data set of params.yaml is checked, or, where there is no params.yaml, the folder you are in. The
+    last lines are the commands to type next. The exit code is 1 when there are problems.
 
     Example: hcmi doctor my_videos
     """
@@ -313,8 +314,8 @@ def doctor(data: str, sample: int, seconds: float, params: str, as_json: bool) -
     from hcmi.doctor import doctor as run
     from hcmi.doctor import report_text
 
-    known = params != "params.yaml" or Path(params).exists()
-    report = run(data, load_params(params) if known else None, sample, seconds)
+    known = load_params(params) if params != "params.yaml" or Path(params).exists() else None
+    report = run(data or (known.dataset.path if known else "."), known, sample, seconds)
     click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
     if report["problems"]:
         sys.exit(1)

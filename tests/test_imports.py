@@ -41,8 +41,8 @@ LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "encode", "index",
           {"evaluate", "train", "export", "search", "drift", "doctor", "serve", "ingest", "promote", "project"}]
 ORDERED = {("dataset", "scenes"), ("shards", "dataset"), ("encode", "shards"), ("incoming", "dataset"),
            ("incoming", "scenes"), ("train", "evaluate"), ("drift", "evaluate"), ("doctor", "evaluate"),
-           ("doctor", "train"), ("serve", "search"), ("ingest", "drift"), ("promote", "evaluate"),
-           ("promote", "ingest")}
+           ("doctor", "train"), ("doctor", "project"), ("serve", "search"), ("ingest", "drift"),
+           ("promote", "evaluate"), ("promote", "ingest")}
 COMMAND_LINE = {"cli", "cli_served", "options"}
 MAX_LINES = 400
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shlex
 from collections import Counter
 from pathlib import Path
 from statistics import median
@@ -11,6 +10,7 @@ from typing import Any
 from hcmi.config import DatasetConfig, Params, ShardsConfig
 from hcmi.dataset import expected_splits
 from hcmi.doctor.examine import Captions, Listing, Sample, examine_sample, read_videos
+from hcmi.doctor.next_steps import with_videos, without_videos
 from hcmi.doctor.problems import describe_machine, folder_problems, training_problems
 from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
@@ -21,7 +21,6 @@ from hcmi.video import is_text
 TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
 RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
 WORST = 10
-CHECKPOINT = "openai/clip-vit-base-patch32"
 # How a folder is looked at where there is no params.yaml: as presets/laptop.yaml has it.
 NO_SHARDS = ShardsConfig.model_construct(size=224, num_frames=16, quality=90, max_skip_fraction=0.1,
                                          decode_timeout_s=20.0, num_workers=0)
@@ -35,14 +34,17 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
     `folder` is in the `folder` format, a plain folder of videos, or in the format of the published data set that
     `params.dataset` names. At most `sample` files are decoded, and none is begun after `seconds`. `problems` lists what
     would end or spoil a run; it is empty when all is well. `next` are commands to go on with. Without `params`, in a
-    folder where there is no project yet, training is not asked about.
+    folder where there is no project yet, training is not asked about. Of a folder that names no video there are only
+    `problems` and `next`.
 
-    Raises: DataError when the folder or its captions are wrong, or it holds no video.
+    Raises: DataError when the folder or its captions are wrong, or none of the named videos is there.
     """
     folder = Path(folder)
     shards, dataset = (params.shards, params.dataset) if params else (NO_SHARDS, NO_DATASET)
     listing = read_videos(folder, dataset)
     videos, captions = listing.videos, listing.captions
+    if not videos:
+        return without_videos(folder, params)
     present = sorted(name for name, path in videos.items() if os.path.exists(path))
     missing = sorted(set(videos) - set(present))
     if not present:
@@ -65,7 +67,7 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
         problems, found = training_problems(_run_data(listing, present, params), params)
         report["problems"] += problems
         report["memory_needed_gb"] = None if found.memory is None else round(found.memory.total / 1e9, 2)
-    report["next"] = _next_steps(folder, report, params)
+    report["next"] = with_videos(folder, report["captions"] is not None, params)
     return report
 
 
@@ -81,18 +83,6 @@ def _run_data(listing: Listing, present: list[str], params: Params) -> RunData:
         if splits[name] == "train":
             texts += [text for some in found for text in some if text]
     return RunData(clips, texts, params.shards.size, len(present), len(listing.videos) - len(present))
-
-
-def _next_steps(folder: Path, report: dict[str, Any], params: Params | None) -> list[str]:
-    """Commands to type next."""
-    place = shlex.quote(str(folder))
-    search = f'hcmi search "what you look for" --videos {place} --model {CHECKPOINT}'
-    if params is None or report["captions"] is None:
-        return [search]
-    if params.dataset.path and os.path.realpath(params.dataset.path) == os.path.realpath(folder):
-        return ["dvc repro"]
-    published = f"-S dataset.name=folder -S dataset.path={place}"
-    return [search, f"dvc exp run $(hcmi overrides presets/laptop.yaml) {published}", f"dvc exp run {published}"]
 
 
 def _project(sample: Sample, num_clips: int) -> dict[str, Any]:
@@ -128,6 +118,13 @@ def _spread(numbers: list) -> dict[str, float]:
 
 def report_text(report: dict[str, Any]) -> str:
     """The report for people; it ends with the problems, or says that there are none, and what to type next."""
+    lines = _figure_lines(report) if "videos" in report else []
+    lines += [f"problem: {shown(problem)}" for problem in report["problems"]] or ["ready: no problem found"]
+    lines += [f"next: {shown(command)}" for command in report["next"]]
+    return "\n".join(lines)
+
+
+def _figure_lines(report: dict[str, Any]) -> list[str]:
     videos, projected, machine, captions = (report[key] for key in ("videos", "projected", "machine", "captions"))
     low, high = projected["failure_rate_ci95"]
     caption_text = "none" if captions is None else (
@@ -147,10 +144,7 @@ def report_text(report: dict[str, Any]) -> str:
                         f"about {report['memory_needed_gb']} GB memory"}
     lines = [f"{name:16}{value}" for name, value in rows.items()]
     lines += ["to look at first:", *(f"  {row['file']}: {row['why']}" for row in report["worst"])]
-    lines += [f"note: {captions['note']}"] if captions and "note" in captions else []
-    lines += [f"problem: {problem}" for problem in report["problems"]] or ["ready: no problem found"]
-    lines += [f"next: {command}" for command in report["next"]]
-    return "\n".join(lines)
+    return lines + ([f"note: {captions['note']}"] if captions and "note" in captions else [])
 
 
 def _range(spread: dict[str, float]) -> str:

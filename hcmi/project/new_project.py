@@ -1,6 +1,7 @@
 """`hcmi init`: a project folder outside the clone of the code, with the files that `dvc repro` and Prefect need."""
 
 import re
+import shlex
 from importlib import metadata
 from pathlib import Path
 
@@ -39,13 +40,11 @@ def init_project(folder: str | Path) -> tuple[list[str], list[str]]:
     return made, [name for name in found if name not in made]
 
 
-def next_steps(folder: str | Path) -> str:
-    """What to type in a new project."""
-    return (f"cd {folder}\n"
-            f"# put your videos into {MINE}/videos, and a row for each caption into {TABLE}\n"
-            f"hcmi doctor {MINE}\n"
-            "dvc repro\n"
-            'hcmi search "a dog jumps into water"')
+def next_steps(folder: str | Path) -> list[str]:
+    """What to type after `hcmi init folder`."""
+    go = [] if Path(folder).resolve() == Path.cwd() else [f"cd {shlex.quote(str(folder))}"]
+    return [*go, f"# put your videos into {MINE}/videos, and a row for each caption into {TABLE}", "hcmi doctor",
+            "dvc repro", 'hcmi search "a dog jumps into water"']
 
 
 def _sources() -> dict[str, Path]:

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from hcmi.cli import main
+from hcmi.config import load_params
 from hcmi.dataset import SOURCES
 from hcmi.dataset.annotations import Source, msvd
 from hcmi.doctor import doctor, report_text
@@ -68,7 +69,8 @@ def test_doctor_projects_the_bytes_that_shards_take_when_all_are_sampled(folder,
 
 
 def test_doctor_refuses_when_there_is_no_video(tmp_path, params):
-    with pytest.raises(DataError, match="need at least one video file, got 0 names without a file"):
+    (tmp_path / "captions.csv").write_text("video,caption\ngone.mp4,a dog\n")
+    with pytest.raises(DataError, match="need at least one video file, got 1 names without a file"):
         doctor(tmp_path, params)
     with pytest.raises(DataError, match="need a folder of videos, got nothing there"):
         doctor(tmp_path / "absent", params)
@@ -79,3 +81,47 @@ def test_doctor_verb_exits_with_1_when_there_are_no_captions(folder, tmp_path):
     result = CliRunner().invoke(main, ["doctor", str(tmp_path), "--params", str(ROOT / "params.yaml"), "--json"])
     assert result.exit_code == 1
     assert "hcmi search QUERY --videos FOLDER" in json.loads(result.stdout)["problems"][0]
+
+
+def typed(*arguments: str) -> tuple[int, list[str], list[str]]:
+    """Exit code, problems and next commands of `hcmi doctor`, as people read them."""
+    done = CliRunner().invoke(main, ["doctor", *arguments])
+    lines = done.stdout.splitlines()
+    return done.exit_code, *([line.partition(": ")[2] for line in lines if line.startswith(kind)]
+                             for kind in ("problem", "next"))
+
+
+def test_doctor_leads_from_an_empty_folder_through_init_to_a_project(tmp_path, monkeypatch, folder):
+    """What it proposes is typed, up to the first step that only a person can do; and it needs no params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    code, problems, commands = typed()
+    assert code == 1
+    assert problems == [".: need at least one video file, got none. Make a project here and put videos into "
+                        "data/raw/mine/videos, or name a folder with videos."]
+    assert commands[0] == "hcmi init ."
+    assert CliRunner().invoke(main, commands[0].split()[1:]).exit_code == 0
+    assert commands[1].startswith("# put your videos into data/raw/mine/videos, and a row for each caption into ")
+    assert commands[2:4] == ["hcmi doctor", "dvc repro"]
+    code, problems, commands = typed()      # now of the project's own, still empty data set
+    assert (code, commands) == (1, ["hcmi doctor", "dvc repro"])
+    assert problems == ["data/raw/mine: need at least one video file, got none. Put your videos into "
+                        "data/raw/mine/videos, and a row for each caption into data/raw/mine/captions.csv."]
+    shutil.copytree(folder, "data/raw/mine", dirs_exist_ok=True)
+    assert typed()[2] == ["dvc repro"]
+    assert typed("data")[2][0].startswith('hcmi search "what you look for" --videos data ')
+
+
+def test_doctor_proposes_a_new_project_beside_a_folder_that_is_none(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new one").mkdir()
+    assert typed("new one")[2][:2] == ["hcmi init 'new one'", "cd 'new one'"]
+    commands = typed(str(folder))[2]
+    assert commands[0].startswith('hcmi search "what you look for" --videos ')
+    assert commands[1:] == ["hcmi init my_project", "cd my_project",
+                            f"$EDITOR params.yaml     # dataset.path: {folder}", "hcmi doctor", "dvc repro"]
+
+
+def test_doctor_asks_for_no_video_where_the_pipeline_makes_them(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert typed() == (0, [], ["dvc repro"])
+    assert doctor("data/raw/scenes", load_params("params.yaml"))["problems"] == []

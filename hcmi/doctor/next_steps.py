@@ -1,0 +1,46 @@
+"""What to type next: in an empty folder, in a folder of videos without a project, and in a project."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from hcmi.config import Params
+from hcmi.project import MINE, next_steps
+
+CHECKPOINT = "openai/clip-vit-base-patch32"
+PROJECT = "my_project"
+
+
+def is_of_project(folder: Path, params: Params | None) -> bool:
+    """Whether the folder is the data set of this project."""
+    return bool(params and params.dataset.path and os.path.realpath(params.dataset.path) == os.path.realpath(folder))
+
+
+def without_videos(folder: Path, params: Params | None) -> dict[str, Any]:
+    """The report on a folder that names no video: what to type, and a problem unless the pipeline makes the videos."""
+    if params and params.dataset.name in ("scenes", "webdataset") and is_of_project(folder, params):
+        return {"problems": [], "next": ["dvc repro"]}
+    problem = f"{folder}: need at least one video file, got none. "
+    if is_of_project(folder, params):
+        return {"problems": [f"{problem}Put your videos into {folder / 'videos'}, and a row for each caption into "
+                             f"{folder / 'captions.csv'}."], "next": ["hcmi doctor", "dvc repro"]}
+    if params:
+        return {"problems": [f"{problem}Name a folder with videos."], "next": ["hcmi doctor"]}
+    return {"problems": [f"{problem}Make a project here and put videos into {MINE}/videos, or name a folder with "
+                         "videos."], "next": [f"hcmi init {shlex.quote(str(folder))}", *next_steps(folder)]}
+
+
+def with_videos(folder: Path, captions: bool, params: Params | None) -> list[str]:
+    """Commands for a folder that has videos."""
+    place = shlex.quote(str(folder))
+    search = f'hcmi search "what you look for" --videos {place} --model {CHECKPOINT}'
+    if not captions:
+        return [search]
+    if params is None:
+        return [search, f"hcmi init {PROJECT}", f"cd {PROJECT}",
+                f"$EDITOR params.yaml     # dataset.path: {folder.absolute()}", "hcmi doctor", "dvc repro"]
+    if is_of_project(folder, params):
+        return ["dvc repro"]
+    ours = f"-S dataset.name=folder -S dataset.path={place}"
+    return [search, f"dvc exp run $(hcmi overrides presets/laptop.yaml) {ours}", f"dvc exp run {ours}"]
