@@ -132,7 +132,7 @@ def test_page_plays_the_further_moments_of_a_film(browser, tmp_path, world):
     colours = np.random.default_rng(0).integers(0, 255, (80 * 4, 3)).cumsum(0) // 3 % 256
     write_pictures(tmp_path / "videos/film.mp4", (np.full((48, 48, 3), colour, np.uint8) for colour in colours), 4)
     retriever = Retriever.from_folder(tmp_path / "videos", world / "model", cache=tmp_path / "cache", windows=
-                                      WindowsConfig(seconds=10.0, overlap_seconds=0.0, whole_seconds=30.0))
+                                      WindowsConfig(cut="fixed", seconds=10.0, overlap_seconds=0.0, whole_seconds=30.0))
     hit, = retriever.search("a red ring")
     assert max(moment.end_s for moment in hit.more) > 60, "times in minutes are tested too"
     with served(retriever) as address, browser.new_context(base_url=address) as context:
@@ -141,7 +141,7 @@ def test_page_plays_the_further_moments_of_a_film(browser, tmp_path, world):
         tab.wait_for_selector(".more button")
         times = tab.locator(".more button").all_inner_texts()
         assert times == [span_text(moment.start_s, moment.end_s).replace("-", "–") for moment in hit.more]
-        tab.wait_for_function("() => document.querySelectorAll('.moment.other').length === %d" % len(times))
+        tab.wait_for_function("count => document.querySelectorAll('.moment.other').length === count", arg=len(times))
         tab.locator(".more button").nth(1).click()
         tab.wait_for_function("([from, to]) => { const at = document.querySelector('video').currentTime; "
                               "return from - 0.1 <= at && at <= to + 0.5 }",
