@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -66,11 +67,12 @@ class Film:
 
 
 def make_films(split: str, folder: Path, count: int, seconds: float) -> list[Film]:
-    """Films of different clips, in random order; written to `folder`."""
+    """Films of different clips, in random order; written to `folder`, unless they are there."""
     many = round(count * seconds / 2.4)         # the mean length of a clip is 2.6 s
     config = STANDARD.model_copy(update={"num_train": 1, "num_val": many if split == "val" else 1,
                                          "num_test": many if split == "test" else 1, "num_incoming": 1})
-    write_scenes(config, 0, folder / "scenes")
+    if not (folder / "scenes/annotation.jsonl").exists():
+        write_scenes(config, 0, folder / "scenes")
     lines = (folder / "scenes/annotation.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if record["split"] == split]
     random.Random(7).shuffle(records)
@@ -88,15 +90,19 @@ def make_films(split: str, folder: Path, count: int, seconds: float) -> list[Fil
 
 
 def join(clips: Sequence[Path], path: Path, fps: int) -> Path:
-    """One H.264 film of all clips, encoded anew."""
-    path.parent.mkdir(parents=True)
-    with av.open(str(path), "w") as out:
+    """One H.264 film of all clips, encoded anew; an earlier one is kept."""
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent.with_suffix(".partial.mp4")
+    with av.open(str(partial), "w") as out:
         stream = out.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = STANDARD.width, STANDARD.height, "yuv420p"
         for number, frame in enumerate(frames_of(clips)):
             frame.pts, frame.time_base, frame.pict_type = number, Fraction(1, fps), 0
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
+    partial.replace(path)
     return path
 
 
@@ -144,9 +150,10 @@ def search_film(film: Film, model: HcmiModel, windows: WindowsConfig, cache: Pat
 def search_clips(film: Film, model: HcmiModel, folder: Path) -> dict[str, list[float]]:
     """As `search_film`, in the film's clips as files of their own."""
     spans = {}
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for clip, span in film.clips:
-        (folder / clip.name).hardlink_to(clip)
+        if not (folder / clip.name).exists():
+            (folder / clip.name).hardlink_to(clip)
         spans[clip.name] = span
     retriever = Retriever.from_folder(folder, model, cache=folder / ".cache")
     found: dict[str, list[float]] = defaultdict(list)
@@ -230,13 +237,14 @@ def main() -> None:
     parser.add_argument("--films", type=int, default=NUM_FILMS)
     parser.add_argument("--seconds", type=float, nargs="+", help="with --split val: lengths of windows to compare")
     parser.add_argument("--overlap", type=float, nargs="+", help="and shares of the length that they overlap")
+    parser.add_argument("--work", type=Path, help="keep films and indexes here, and use those of an earlier run")
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.index:
         print(json.dumps(index_here(options.index, options.model, options.cut)))
         return
     model = load_retriever(options.model)
-    with tempfile.TemporaryDirectory() as place:
+    with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as place:
         root = Path(place)
         films = make_films(options.split, root, 1 if options.quick else options.films,
                            180.0 if options.quick else FILM_SECONDS)
@@ -253,7 +261,8 @@ def main() -> None:
             "films": len(films), "clips": sum(len(film.clips) for film in films),
             "queries": sum(len(queries) for film in films for queries in film.queries.values()),
             **figures_of(WINDOWS), **(figures_of(SHOTS, "shots_") if HAS_SHOTS else {}),
-            **figures_of(BEFORE, "before_"), **known, **mean("hour_", [search_film(hour, model, WINDOWS, root / "cache")]),
+            **figures_of(BEFORE, "before_"), **known,
+            **mean("hour_", [search_film(hour, model, WINDOWS, root / "cache")]),
             **measure_indexing(hour, options.model)}
         if HAS_SHOTS:
             figures |= {f"shots_{name}": value for name, value in measure_indexing(hour, options.model, "shots").items()
