@@ -6,20 +6,25 @@ single events. An event may be shown several times; every showing is right. Per 
 - `caption_touch`, `event_touch`: the first answer shares time with the true seconds
 - `caption_r1_iou50`, `event_r1_iou50`: their intersection is at least half of their union
 - `..._one_of_five`: one of the moments that are listed of the film shares time with them
+- `shots_...`: the same with windows from cut to cut (`windows.cut: shots`); left out without the extra `hcmi[shots]`
 - `before_...`: the same with the pieces of 30 s that came before windows
 - `known_...`: the same when the cuts are known. The film's clips are files of their own; the first answer is the clip
 - `index_s_per_hour`, `index_mib_per_hour`: wall clock and disk space of the index, for an hour of film
+- `index_cpu_s_per_hour`: processor time of all processes, which other work on the machine disturbs less
 - `peak_mib`, `decoder_mib`: peak memory of the process that encodes, and of the largest one that decodes
+- `hour_caption_touch`, `hour_event_touch`: as without `hour_`, for the queries of all films in the film of an hour
 
-The last four are measured on the film of an hour that all films make together.
+The last ones are measured on the film of an hour that all films make together; `shots_index_...` of them by shots.
 
-    python benchmarks/long_videos.py [--quick] [--model DIR] [--split val [--seconds S --overlap S]]
+    python benchmarks/long_videos.py [--quick] [--model DIR] [--split val [--cut shots] [--seconds S --overlap S]]
 
 Settings are chosen on `--split val`, never on test.
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import random
 import resource
 import subprocess
@@ -27,7 +32,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -45,7 +51,9 @@ from hcmi.search.folder_index import WINDOWS, index_folder
 FILM_SECONDS = 1200.0
 NUM_FILMS = 3
 QUERIES = 100               # of each kind, of each film
-BEFORE = WindowsConfig(seconds=30.0, overlap_seconds=0.0, whole_seconds=60.0)
+BEFORE = WindowsConfig(cut="fixed", seconds=30.0, overlap_seconds=0.0, whole_seconds=60.0)
+SHOTS = WINDOWS.model_copy(update={"cut": "shots"})
+HAS_SHOTS = importlib.util.find_spec("scenedetect") is not None
 Span = tuple[float, float]
 
 
@@ -59,11 +67,12 @@ class Film:
 
 
 def make_films(split: str, folder: Path, count: int, seconds: float) -> list[Film]:
-    """Films of different clips, in random order; written to `folder`."""
+    """Films of different clips, in random order; written to `folder`, unless they are there."""
     many = round(count * seconds / 2.4)         # the mean length of a clip is 2.6 s
     config = STANDARD.model_copy(update={"num_train": 1, "num_val": many if split == "val" else 1,
                                          "num_test": many if split == "test" else 1, "num_incoming": 1})
-    write_scenes(config, 0, folder / "scenes")
+    if not (folder / "scenes/annotation.jsonl").exists():
+        write_scenes(config, 0, folder / "scenes")
     lines = (folder / "scenes/annotation.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if record["split"] == split]
     random.Random(7).shuffle(records)
@@ -81,15 +90,19 @@ def make_films(split: str, folder: Path, count: int, seconds: float) -> list[Fil
 
 
 def join(clips: Sequence[Path], path: Path, fps: int) -> Path:
-    """One H.264 film of all clips, encoded anew."""
-    path.parent.mkdir(parents=True)
-    with av.open(str(path), "w") as out:
+    """One H.264 film of all clips, encoded anew; an earlier one is kept."""
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent.with_suffix(".partial.mp4")
+    with av.open(str(partial), "w") as out:
         stream = out.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "23"})
         stream.width, stream.height, stream.pix_fmt = STANDARD.width, STANDARD.height, "yuv420p"
         for number, frame in enumerate(frames_of(clips)):
             frame.pts, frame.time_base, frame.pict_type = number, Fraction(1, fps), 0
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
+    partial.replace(path)
     return path
 
 
@@ -137,9 +150,10 @@ def search_film(film: Film, model: HcmiModel, windows: WindowsConfig, cache: Pat
 def search_clips(film: Film, model: HcmiModel, folder: Path) -> dict[str, list[float]]:
     """As `search_film`, in the film's clips as files of their own."""
     spans = {}
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for clip, span in film.clips:
-        (folder / clip.name).hardlink_to(clip)
+        if not (folder / clip.name).exists():
+            (folder / clip.name).hardlink_to(clip)
         spans[clip.name] = span
     retriever = Retriever.from_folder(folder, model, cache=folder / ".cache")
     found: dict[str, list[float]] = defaultdict(list)
@@ -150,27 +164,68 @@ def search_clips(film: Film, model: HcmiModel, folder: Path) -> dict[str, list[f
     return found
 
 
-def measure_indexing(films: list[Film], model: Path, root: Path) -> dict[str, float]:
-    """Time and peak memory of indexing one film that all films make together, in a process of its own."""
-    path = join([clip for film in films for clip, _ in film.clips], root / "hour/film.mp4", STANDARD.fps)
-    done = subprocess.run([sys.executable, __file__, "--index", str(path.parent), "--model", str(model)], check=True,
-                          text=True, stdout=subprocess.PIPE)
+def join_all(films: list[Film], root: Path) -> Film:
+    """One film that all films make together, with their queries at its own seconds."""
+    clips: list[tuple[Path, Span]] = []
+    asked: dict[str, list[tuple[str, list[Span]]]] = defaultdict(list)
+    shown: dict[str, list[Span]] = defaultdict(list)
+    for film in films:
+        start_s = clips[-1][1][1] if clips else 0.0
+
+        def later(spans: list[Span], by: float = start_s) -> list[Span]:
+            return [(start + by, end + by) for start, end in spans]
+
+        for kind, queries in film.queries.items():
+            for text, truth in queries:
+                shown[text] += later(truth)
+                asked[kind].append((text, shown[text]))
+        clips += [(clip, later([span])[0]) for clip, span in film.clips]
+    path = join([clip for clip, _ in clips], root / "hour/film.mp4", STANDARD.fps)
+    return Film(path, clips, asked)
+
+
+def measure_indexing(film: Film, model: Path, cut: str = "fixed") -> dict[str, float]:
+    """Time and peak memory of indexing a film, in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--index", str(film.path.parent), "--model", str(model), "--cut",
+                           cut], check=True, text=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout)
 
 
-def index_here(folder: Path, model_folder: Path) -> dict[str, float]:
+def index_here(folder: Path, model_folder: Path, cut: str) -> dict[str, float]:
     """What `measure_indexing` measures, in this process."""
     model = load_retriever(model_folder)
     with av.open(str(folder / "film.mp4")) as container:
         seconds = container.duration / av.time_base
     with tempfile.TemporaryDirectory() as cache:
-        started = time.perf_counter()
-        index_folder(model, folder, cache)
-        took_s = time.perf_counter() - started
+        started, before = time.perf_counter(), os.times()
+        index_folder(model, folder, cache, SHOTS if cut == "shots" else WINDOWS)
+        took_s, after = time.perf_counter() - started, os.times()
         size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
+    hours = seconds / 3600
     own, child = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"film_s": seconds, "index_s_per_hour": took_s * 3600 / seconds, "index_mib_per_hour": size / 2**20 * 3600
-            / seconds, "peak_mib": own, "decoder_mib": child}
+    return {"film_s": seconds, "index_s_per_hour": took_s / hours,
+            "index_cpu_s_per_hour": (sum(after[:4]) - sum(before[:4])) / hours,
+            "index_mib_per_hour": size / 2**20 / hours, "peak_mib": own, "decoder_mib": child}
+
+
+def mean(prefix: str, found: Iterable[dict[str, list[float]]]) -> dict[str, float]:
+    """Figure -> the mean over the queries of all films."""
+    together: dict[str, list[float]] = defaultdict(list)
+    for of_film in found:
+        for name, values in of_film.items():
+            together[prefix + name] += values
+    return {name: sum(values) / len(values) for name, values in together.items()}
+
+
+def compare(options: argparse.Namespace, figures_of: Callable[[WindowsConfig], dict[str, float]]) -> None:
+    """Print the figures of several lengths and overlaps of windows."""
+    rows = []
+    for seconds in options.seconds or [WINDOWS.seconds]:
+        for share in options.overlap or [WINDOWS.overlap_seconds / WINDOWS.seconds]:
+            found = figures_of(WindowsConfig(cut=options.cut, seconds=seconds, overlap_seconds=share * seconds,
+                                             whole_seconds=WINDOWS.whole_seconds))
+            rows.append((seconds, share * seconds, *found.values()))
+    print(table(["window s", "overlap s", *found], rows))
 
 
 def main() -> None:
@@ -178,45 +233,40 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one film of 3 minutes")
     parser.add_argument("--model", type=Path, default=Path("models/hcmi"))
     parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--cut", choices=("fixed", "shots"), default="fixed", help="with --split val")
     parser.add_argument("--films", type=int, default=NUM_FILMS)
     parser.add_argument("--seconds", type=float, nargs="+", help="with --split val: lengths of windows to compare")
     parser.add_argument("--overlap", type=float, nargs="+", help="and shares of the length that they overlap")
+    parser.add_argument("--work", type=Path, help="keep films and indexes here, and use those of an earlier run")
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.index:
-        print(json.dumps(index_here(options.index, options.model)))
+        print(json.dumps(index_here(options.index, options.model, options.cut)))
         return
     model = load_retriever(options.model)
-    with tempfile.TemporaryDirectory() as place:
+    with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as place:
         root = Path(place)
         films = make_films(options.split, root, 1 if options.quick else options.films,
                            180.0 if options.quick else FILM_SECONDS)
 
         def figures_of(windows: WindowsConfig, prefix: str = "") -> dict[str, float]:
-            found: dict[str, list[float]] = defaultdict(list)
-            for film in films:
-                for name, values in search_film(film, model, windows, root / "cache").items():
-                    found[prefix + name] += values
-            return {name: sum(values) / len(values) for name, values in found.items()}
+            return mean(prefix, (search_film(film, model, windows, root / "cache") for film in films))
 
         if options.split == "val":
-            rows = []
-            for seconds in options.seconds or [WINDOWS.seconds]:
-                for share in options.overlap or [WINDOWS.overlap_seconds / WINDOWS.seconds]:
-                    found = figures_of(WindowsConfig(seconds=seconds, overlap_seconds=share * seconds,
-                                                     whole_seconds=WINDOWS.whole_seconds))
-                    rows.append((seconds, share * seconds, *found.values()))
-            print(table(["window s", "overlap s", *found], rows))
+            compare(options, figures_of)
             return
-        known: dict[str, list[float]] = defaultdict(list)
-        for number, film in enumerate(films):
-            for name, values in search_clips(film, model, root / f"clips-{number}").items():
-                known[name] += values
-        figures = {"films": len(films), "clips": sum(len(film.clips) for film in films),
-                   "queries": sum(len(queries) for film in films for queries in film.queries.values()),
-                   **figures_of(WINDOWS), **figures_of(BEFORE, "before_"),
-                   **{name: sum(values) / len(values) for name, values in known.items()},
-                   **measure_indexing(films, options.model, root)}
+        known = mean("", (search_clips(film, model, root / f"clips-{number}") for number, film in enumerate(films)))
+        hour = join_all(films, root)
+        figures: dict[str, float | None] = {
+            "films": len(films), "clips": sum(len(film.clips) for film in films),
+            "queries": sum(len(queries) for film in films for queries in film.queries.values()),
+            **figures_of(WINDOWS), **(figures_of(SHOTS, "shots_") if HAS_SHOTS else {}),
+            **figures_of(BEFORE, "before_"), **known,
+            **mean("hour_", [search_film(hour, model, WINDOWS, root / "cache")]),
+            **measure_indexing(hour, options.model)}
+        if HAS_SHOTS:
+            figures |= {f"shots_{name}": value for name, value in measure_indexing(hour, options.model, "shots").items()
+                        if name != "film_s"}
     print(table(["figure", "value"], figures.items()))
     print(write_result("long_videos", figures, options.quick))
 

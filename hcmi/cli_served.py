@@ -13,6 +13,7 @@ from hcmi.options import (
     params_option,
     precision_option,
     served_option,
+    shots_option,
     show,
     window_option,
 )
@@ -37,11 +38,12 @@ incoming_option = click.option("--incoming", default="data/incoming", show_defau
 @precision_option
 @window_option
 @overlap_option
+@shots_option
 @params_option
 @json_option
 def search(query: str, top: int, videos: str | None, index: str | None, model: str | None, tags: tuple[str, ...],
            min_seconds: float | None, max_seconds: float | None, explain: str | None, precision: str,
-           window: float | None, overlap: float | None, params: str, as_json: bool) -> None:
+           window: float | None, overlap: float | None, shots: bool, params: str, as_json: bool) -> None:
     """Find the videos, and the moments in them, that QUERY describes.
 
     Examples:
@@ -61,7 +63,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     if explain is not None:
         searching.check_explanation_path(explain, "--explain")
     wanted = searching.parse_tags(tags, "--tag")
-    retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap)
+    retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap, shots)
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
     for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)
@@ -85,9 +87,10 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
 @precision_option
 @window_option
 @overlap_option
+@shots_option
 @params_option
 def serve(host: str, hosts: tuple[str, ...], port: int, videos: str | None, index: str | None, model: str | None,
-          precision: str, window: float | None, overlap: float | None, params: str) -> None:
+          precision: str, window: float | None, overlap: float | None, shots: bool, params: str) -> None:
     """Serve the search page: type a query, watch the moment in each video, see why it was found.
 
     Examples:
@@ -99,7 +102,7 @@ def serve(host: str, hosts: tuple[str, ...], port: int, videos: str | None, inde
     from hcmi.search import open_retriever
     from hcmi.serve import serve as run
 
-    retriever = open_retriever(model, index, videos, params, precision, window, overlap, follow=True)
+    retriever = open_retriever(model, index, videos, params, precision, window, overlap, shots, follow=True)
     for note in retriever.notes:
         click.echo(f"note: {shown(note)}", err=True)
     run(retriever, host, port, click.echo, hosts)

@@ -17,6 +17,8 @@ window_option = click.option("--window", metavar="SECONDS", type=float, help="Le
                              "with --videos.  [default: windows.seconds of params.yaml, or 4]")
 overlap_option = click.option("--overlap", metavar="SECONDS", type=float, help="What neighbouring windows share.  "
                               "[default: windows.overlap_seconds of params.yaml, or 3]")
+shots_option = click.option("--shots", is_flag=True, help="Divide long videos where the picture cuts, with --videos "
+                            "(the extra hcmi[shots]).")
 params_option = click.option("--params", default="params.yaml", show_default=True, help="Parameter file.")
 
 

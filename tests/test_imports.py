@@ -26,6 +26,7 @@ OWNERS: dict[str, set[str]] = {
     "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train", "encode"},
     "simplejpeg": {"video", "shards"},
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
+    "scenedetect": {"video"},
     "torch": {"types", "ahead", "processes", "ranks", "runtime", "doctor", "shards", "encode", "model", "train",
               "evaluate", "export", "index", "search"},
     "uvicorn": {"serve"}, "webdataset": {"dataset", "shards"}}
@@ -34,7 +35,7 @@ WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
 # Installed but not imported here: pinned for another library's sake, or needed inside one.
 FOR_OTHERS = {"datasets", "fastapi", "protobuf", "sentencepiece", "sqlalchemy", "milvus-lite", "torchcodec"}
 IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "open_clip_torch": "open_clip",
-                "pillow": "PIL", "ruamel.yaml": "ruamel"}
+                "pillow": "PIL", "ruamel.yaml": "ruamel", "scenedetect-headless": "scenedetect"}
 
 # From the ground up. A room imports rooms of the lines before its own and none of its own line, but for ORDERED.
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "encode", "index", "releases", "incoming"},

@@ -47,7 +47,7 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     of a long video without captions is a clip; here windows do not overlap.
     Raises: DataError when the captions are wrong or the folder holds nothing usable.
     """
-    apart = WindowsConfig(seconds=params.windows.seconds, whole_seconds=params.windows.whole_seconds,
+    apart = WindowsConfig(cut="fixed", seconds=params.windows.seconds, whole_seconds=params.windows.whole_seconds,
                           overlap_seconds=0.0)          # no second counts twice
     clips, skipped = read_folder(folder, params.dataset, captions_required=False, windows=apart)
     num_found = len(clips) + len(unreadable(skipped))

@@ -30,16 +30,30 @@ def hits_text(hits: Sequence[Hit]) -> str:
         return "Nothing found: the index is empty, or no video passes the filters."
     paths = [shown(project_path(hit.path)) for hit in hits]
     width = max(map(_columns, paths))
+    spans = [span_text(hit.start_s, hit.end_s) for hit in hits]
+    left = max(7, *(span.index(" ") for span in spans))
     lines = []
-    for hit, path in zip(hits, paths, strict=True):
+    for hit, path, span in zip(hits, paths, spans, strict=True):
         levels = "  ".join(f"{name.replace('_', '-')} {value:.3f}" for name, value in hit.levels.items())
         path += " " * (width - _columns(path))
-        lines.append(f"{hit.rank:3d}  {path}  {hit.start_s:7.1f} - {hit.end_s:.1f} s  score {hit.score:.3f}  "
-                     f"({levels})")
+        span = " " * (left - span.index(" ")) + span
+        lines.append(f"{hit.rank:3d}  {path}  {span}  score {hit.score:.3f}  ({levels})")
         if hit.more:
-            others = ", ".join(f"{moment.start_s:.1f} - {moment.end_s:.1f} s" for moment in hit.more)
+            others = ", ".join(span_text(moment.start_s, moment.end_s) for moment in hit.more)
             lines.append(f"{'':3}  {'':{width}}  also {others}")
     return "\n".join(lines)
+
+
+def span_text(start_s: float, end_s: float) -> str:
+    """The seconds of a moment; after the first minute of a file as a player counts: `21:24.0 - 21:26.3`."""
+    return f"{start_s:.1f} - {end_s:.1f} s" if end_s < 60 else f"{_clock(start_s)} - {_clock(end_s)}"
+
+
+def _clock(seconds: float) -> str:
+    """`0:07.2`, `21:24.0`, `1:00:05.5`."""
+    minutes, tenths = divmod(round(10 * seconds), 600)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{tenths / 10:04.1f}"
 
 
 def _columns(text: str) -> int:

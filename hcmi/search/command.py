@@ -13,12 +13,13 @@ LEAST_WINDOW_S = 0.5
 
 
 def open_retriever(model: str | None, index: str | None, videos: str | None, params: str, precision: str = "float32",
-                   window: float | None = None, overlap: float | None = None, follow: bool = False) -> Retriever:
+                   window: float | None = None, overlap: float | None = None, shots: bool = False,
+                   follow: bool = False) -> Retriever:
     """The retriever that the options ask for. `params` may be missing, because searching a folder needs no pipeline.
 
     Without `model` and `index` it is over the current release, where there is one and search.uri is the default; with
     `follow`, over the link to it, so that a later release is found there. `window` and `overlap`: seconds of the
-    windows of long videos; default: those of `params`.
+    windows of long videos; default: those of `params`. `shots`: from cut to cut, whatever `params` says.
     Raises: ConfigError when both `index` and `videos` are given, or the windows are wrong; and as Retriever does.
     """
     search, windows = SearchConfig(uri=EXPORT, candidates=CANDIDATES), WINDOWS
@@ -30,9 +31,10 @@ def open_retriever(model: str | None, index: str | None, videos: str | None, par
         if index is not None:
             raise ConfigError(f"--videos {videos}: need one place to search, got --index {index} too. Leave one out.")
         return Retriever.from_folder(videos, model or (served[0] if served else MODEL), search.candidates,
-                                     precision=precision, windows=with_options(windows, window, overlap))
-    if window is not None or overlap is not None:
-        raise ConfigError("--window and --overlap: need --videos FOLDER, got none. An index is divided already.")
+                                     precision=precision, windows=with_options(windows, window, overlap, shots))
+    if window is not None or overlap is not None or shots:
+        raise ConfigError("--window, --overlap and --shots: need --videos FOLDER, got none. An index is divided "
+                          "already.")
     if served is not None and model is None and index is None and search.uri == EXPORT:
         return _served(served, search.candidates, precision, follow)
     return Retriever(model or MODEL, index or search.uri, search.candidates, precision)
@@ -51,8 +53,9 @@ def _served(paths: tuple[str, str], candidates: int, precision: str, follow: boo
                 raise
 
 
-def with_options(windows: WindowsConfig, window: float | None, overlap: float | None) -> WindowsConfig:
-    """`windows` with the length and the overlap, in seconds, that a user has given.
+def with_options(windows: WindowsConfig, window: float | None, overlap: float | None, shots: bool = False
+                 ) -> WindowsConfig:
+    """`windows` with the length and the overlap, in seconds, and the cut that a user has given.
 
     With a length alone, the overlap keeps its share of it.
     Raises: ConfigError when the length is below LEAST_WINDOW_S, or the overlap is not below the length.
@@ -65,4 +68,5 @@ def with_options(windows: WindowsConfig, window: float | None, overlap: float | 
     if not 0 <= overlap < seconds:
         raise ConfigError(f"--overlap: need 0 or more, and less than the window's {seconds:g} seconds, got "
                           f"{overlap:g}. Give less, or a longer --window.")
-    return WindowsConfig(seconds=seconds, overlap_seconds=overlap, whole_seconds=windows.whole_seconds)
+    return windows.model_copy(update={"cut": "shots" if shots else windows.cut, "seconds": seconds,
+                                      "overlap_seconds": overlap})

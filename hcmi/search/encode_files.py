@@ -1,11 +1,13 @@
 """Decode and encode video files for an index: a short video as one clip, a long one as windows that overlap.
 
-The frames of a long video lie on a grid of time, as many to a window as the model takes. Each is decoded once and goes
-through the towers once; windows then share their features. Only features are kept for a whole film, not pixels.
+The frames of a long video lie on a grid of time, as many to a window as the model takes. Where films are cut at shots,
+each shot has a grid of its own. Each frame is decoded once and goes through the towers once; windows then share their
+features. Only features are kept for a whole film, not pixels.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +19,18 @@ from hcmi.errors import DecodeError
 from hcmi.model import HcmiModel, encode_features
 from hcmi.progress import track
 from hcmi.types import Clip, VideoTokens
-from hcmi.video import Decoded, DecodeJob, DecoderPool, check_length, cut, probe
+from hcmi.video import (
+    Decoded,
+    DecodeJob,
+    DecoderPool,
+    check_detector,
+    check_length,
+    cut,
+    cuts_jobs,
+    find_cuts,
+    probe,
+    shots_of,
+)
 
 PART_SECONDS = 60.0     # of a film that one job decodes: its process starts at the key frame before
 PART_FRAMES = 240       # at most, to bound the memory
@@ -29,13 +42,15 @@ Tokens = tuple[VideoTokens, np.ndarray]     # of some clips, and the seconds [B,
 
 @dataclass
 class _Film:
-    """One file while its parts are decoded. `frames_s`: the grid of a long video; empty for one clip."""
+    """One file while its parts are decoded. A short video, which is one clip, has no windows."""
 
     path: str
     duration_s: float
-    frames_s: np.ndarray
+    windows: list[tuple[float, float, int]] = field(default_factory=list)   # start_s, end_s, first of T frames
+    edges_s: np.ndarray = field(default_factory=lambda: np.zeros(0))        # [N + 1]; frame n is the middle of a step
     waiting: int = 0                # parts that are not decoded yet
-    parts: dict[int, tuple[torch.Tensor, np.ndarray]] = field(default_factory=dict)    # features [N, D], seconds [N]
+    # first frame of a part -> features [N, D], seconds [N]
+    parts: dict[int, tuple[torch.Tensor, np.ndarray]] = field(default_factory=dict)
     error: str = ""
 
 
@@ -67,56 +82,85 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
                  ) -> Iterator[EncodedFile]:
     """Each file, given by its sha256, once all of it has been decoded."""
     films: dict[str, _Film] = {}
-    jobs: list[DecodeJob] = []
     sha256_of = {path: sha256 for sha256, path in paths.items()}
     with DecoderPool(num_workers, timeout_s, probe) as probers:
         for path, info in track(probers.map(sha256_of), "probe", total=len(paths), unit="file") if paths else ():
-            sha256 = sha256_of[path]
             try:
                 if isinstance(info, DecodeError):
                     raise info
                 check_length(path, info.duration_s)
             except DecodeError as error:
-                yield EncodedFile(sha256, problem=str(error))
+                yield EncodedFile(sha256_of[path], problem=str(error))
                 continue
-            film = films[sha256] = _Film(path, info.duration_s, _grid(info.duration_s, windows, model))
-            own = list(_jobs(sha256, film, model))
-            film.waiting = len(own)
-            jobs += own
+            films[sha256_of[path]] = _Film(path, info.duration_s)
+    _divide(films, windows, model.config.num_frames, num_workers, timeout_s)
+    jobs = []
+    for sha256, film in films.items():
+        own = list(_jobs(sha256, film, model))
+        film.waiting = len(own)
+        jobs += own
     with DecoderPool(num_workers, timeout_s) as decoders:
         for job, decoded in track(decoders.map(jobs), "read videos", total=len(jobs), unit="part") if jobs else ():
-            sha256, number = job.key
+            sha256, first = job.key
             film = films[sha256]
             film.waiting -= 1
             if isinstance(decoded, DecodeError):
                 film.error = film.error or str(decoded)
             else:
-                film.parts[number] = _features(model, decoded), np.array(decoded.times_s, np.float32)
+                film.parts[first] = _features(model, decoded), np.array(decoded.times_s, np.float32)
             if not film.waiting:
-                yield _finished(sha256, films.pop(sha256), windows, model.config.num_frames)
+                yield _finished(sha256, films.pop(sha256), model.config.num_frames)
 
 
-def _grid(duration_s: float, windows: WindowsConfig, model: HcmiModel) -> np.ndarray:
-    """The seconds of the frames of a video that is divided: the middles of equal steps."""
-    if len(cut(duration_s, windows)) == 1:
-        return np.zeros(0)
-    step_s = windows.seconds / model.config.num_frames
-    return (np.arange(max(int(np.ceil(duration_s / step_s - 1e-6)), model.config.num_frames)) + 0.5) * step_s
+def _divide(films: dict[str, _Film], windows: WindowsConfig, num_frames: int, num_workers: int, timeout_s: float
+            ) -> None:
+    """Set the windows and frames of each long video.
+
+    A part in which no cuts can be found, since it cannot be decoded, has none.
+    """
+    long = {sha256: film for sha256, film in films.items() if len(cut(film.duration_s, windows)) > 1}
+    cuts_s: dict[str, list[float]] = defaultdict(list)
+    if windows.cut == "shots" and long:
+        check_detector()
+        jobs = [job for sha256, film in long.items() for job in cuts_jobs(sha256, film.path, film.duration_s)]
+        with DecoderPool(num_workers, timeout_s, find_cuts) as detectors:
+            for job, found in track(detectors.map(jobs), "find shots", total=len(jobs), unit="part"):
+                cuts_s[job.key] += [] if isinstance(found, DecodeError) else found
+    for sha256, film in long.items():
+        film.windows, film.edges_s = _plan(shots_of(cuts_s[sha256], film.duration_s), windows, num_frames)
+
+
+def _plan(shots: Sequence[tuple[float, float]], windows: WindowsConfig, num_frames: int
+          ) -> tuple[list[tuple[float, float, int]], np.ndarray]:
+    """The windows and edges of a film, as _Film has them. A shot no longer than a window is one window."""
+    planned: list[tuple[float, float, int]] = []
+    edges_s = [0.0]
+    for start_s, end_s in shots:
+        first, step_s = len(edges_s) - 1, min(windows.seconds, end_s - start_s) / num_frames
+        count = max(int(np.ceil((end_s - start_s) / step_s - 1e-6)), num_frames)
+        if windows.cut == "shots":      # no frame may be of the next shot; a film's last one may be past its end
+            step_s = (end_s - start_s) / count
+        edges_s += (start_s + step_s * np.arange(1, count + 1)).tolist()
+        planned += [(start_s + at * step_s, min(start_s + (at + num_frames) * step_s, end_s), first + at)
+                    for at in _first_frames(count, windows, num_frames)]
+    return planned, np.array(edges_s)
 
 
 def _jobs(sha256: str, film: _Film, model: HcmiModel) -> Iterator[DecodeJob]:
-    """One job for a short video; for a film one for each part, each with the key (sha256, number of the part)."""
+    """One job for a short video; for a film one for each part, each with the key (sha256, first frame of the part)."""
     size, square = model.processor.image_size, model.processor.square
-    if not len(film.frames_s):
+    if not film.windows:
         yield DecodeJob((sha256, 0), film.path, model.config.num_frames, size, square=square)
         return
-    step_s = film.frames_s[1] - film.frames_s[0]
-    count = max(1, min(PART_FRAMES, round(PART_SECONDS / step_s)))
-    for number, start in enumerate(range(0, len(film.frames_s), count)):
-        times_s = film.frames_s[start:start + count]
-        end_s = None if start + count >= len(film.frames_s) else float(times_s[-1] + step_s / 2)
-        yield DecodeJob((sha256, number), film.path, len(times_s), size, float(times_s[0] - step_s / 2), end_s, "pyav",
-                        square, tuple(times_s.tolist()))
+    edges_s, first = film.edges_s, 0
+    while first < len(edges_s) - 1:
+        last = int(np.searchsorted(edges_s, edges_s[first] + PART_SECONDS + 1e-6)) - 1
+        last = min(max(last, first + 1), first + PART_FRAMES)
+        times_s = (edges_s[first:last] + edges_s[first + 1:last + 1]) / 2
+        end_s = None if last == len(edges_s) - 1 else float(edges_s[last])
+        yield DecodeJob((sha256, first), film.path, len(times_s), size, float(edges_s[first]), end_s, "pyav", square,
+                        tuple(times_s.tolist()))
+        first = last
 
 
 def _features(model: HcmiModel, decoded: Decoded) -> torch.Tensor:
@@ -126,24 +170,24 @@ def _features(model: HcmiModel, decoded: Decoded) -> torch.Tensor:
                       for start in range(0, parts.shape[1], TOWER_FRAMES)])
 
 
-def _finished(sha256: str, film: _Film, windows: WindowsConfig, num_frames: int) -> EncodedFile:
+def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
     """The clips of a file. A window with a frame that could not be decoded is left out."""
     if not film.parts:
         return EncodedFile(sha256, problem=film.error)
-    features_ND = torch.cat([film.parts[number][0] for number in sorted(film.parts)])
-    times_N = np.concatenate([film.parts[number][1] for number in sorted(film.parts)])
-    end_s = max(film.duration_s, float(times_N[-1]))
-    if not len(film.frames_s):
+    parts = sorted(film.parts.items())
+    features_ND = torch.cat([features for _, (features, _) in parts])
+    times_N = np.concatenate([times for _, (_, times) in parts])
+    if not film.windows:
+        end_s = max(film.duration_s, float(times_N[-1]))
         return EncodedFile(sha256, (_clip(sha256, film.path, None, 0.0, end_s),), features_ND, times_N,
                            np.arange(num_frames)[None])
-    step_s = windows.seconds / num_frames
-    place = np.full(len(film.frames_s), -1)         # of each frame of the grid among those that were decoded
-    place[np.rint(times_N / step_s - 0.5).astype(int)] = np.arange(len(times_N))
+    place = np.full(len(film.edges_s) - 1, -1)      # of each planned frame among those that were decoded
+    place[np.concatenate([first + np.arange(len(times)) for first, (_, times) in parts])] = np.arange(len(times_N))
     clips, rows = [], []
-    for number, first in enumerate(_first_frames(len(film.frames_s), windows, num_frames)):
+    for number, (start_s, end_s, first) in enumerate(film.windows):
         frames_T = place[first:first + num_frames]
         if (frames_T >= 0).all():
-            clips.append(_clip(sha256, film.path, number, first * step_s, min((first + num_frames) * step_s, end_s)))
+            clips.append(_clip(sha256, film.path, number, start_s, end_s))
             rows.append(frames_T)
     if not clips:
         return EncodedFile(sha256, problem=film.error)
@@ -151,7 +195,7 @@ def _finished(sha256: str, film: _Film, windows: WindowsConfig, num_frames: int)
 
 
 def _first_frames(num_grid: int, windows: WindowsConfig, num_frames: int) -> Iterable[int]:
-    """The first frame of each window. Windows begin a whole number of frames apart, at least one."""
+    """The first frame of each window of a film or shot. Windows begin a whole number of frames apart, at least one."""
     step = max(1, round((windows.seconds - windows.overlap_seconds) / windows.seconds * num_frames))
     last = num_grid - num_frames
     return [*range(0, last, step), last]

@@ -25,7 +25,7 @@ from hcmi.video import find_videos, sha256
 
 COMMIT = 256            # clips, in whole files, that become searchable at a time; an interrupted run continues there
 # Chosen on films of the validation split of Scenes: docs/long-videos.md. Used where there is no params.yaml.
-WINDOWS = WindowsConfig(seconds=4.0, overlap_seconds=3.0, whole_seconds=30.0)
+WINDOWS = WindowsConfig(cut="fixed", seconds=4.0, overlap_seconds=3.0, whole_seconds=30.0)
 
 
 @dataclass(frozen=True)

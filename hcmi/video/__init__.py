@@ -21,12 +21,14 @@ from hcmi.video.jobs import DecodeJob, EncodeJob, Measured, ProbeJob, encode_job
 from hcmi.video.packets import probe
 from hcmi.video.pool import DecoderPool, run_one
 from hcmi.video.ray_cluster import map_on_ray
+from hcmi.video.shots import CutsJob, check_detector, cuts_jobs, find_cuts, shots_of
 from hcmi.video.windows import check_length, cut
 
 __all__ = [
     "CLIP_SQUARE",
     "REASONS",
     "VIDEO_ENDINGS",
+    "CutsJob",
     "DecodeJob",
     "Decoded",
     "DecoderPool",
@@ -34,11 +36,14 @@ __all__ = [
     "Measured",
     "ProbeJob",
     "Square",
+    "check_detector",
     "check_file",
     "check_length",
     "check_name",
     "cut",
+    "cuts_jobs",
     "encode_job",
+    "find_cuts",
     "find_videos",
     "is_text",
     "map_on_ray",
@@ -49,6 +54,7 @@ __all__ = [
     "refusal",
     "run_one",
     "sha256",
+    "shots_of",
     "to_square",
     "walk_files",
 ]

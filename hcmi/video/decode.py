@@ -144,14 +144,14 @@ def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: 
                            whole: bool) -> Decoded[tuple]:
     """Decode the segment twice: to count the frames it really has, then to keep some. Raises: DecodeError."""
     with open_video(path) as (container, stream):
-        times = [time for time, _ in _all_frames(container, stream, start_s, end_s)]
+        times = [time for time, _ in all_frames(container, stream, start_s, end_s)]
     if not times:
         raise refusal("no_frames" if whole else "too_short", path)
     picked = pick(times)
     wanted = set(picked)
     pictures = {}
     with open_video(path) as (container, stream):
-        for index, (_, frame) in enumerate(_all_frames(container, stream, start_s, end_s)):
+        for index, (_, frame) in enumerate(all_frames(container, stream, start_s, end_s)):
             if index in wanted:
                 picture = _upright(frame, stream)
                 pictures[index] = finish(picture)
@@ -234,7 +234,7 @@ def _should_jump(scan: PacketScan, index: int, target: int) -> bool:
     return key >= 0 and scan.key_pts[key] > scan.pts[index] and bisect_left(scan.pts, scan.key_pts[key]) > index + 1
 
 
-def _all_frames(container, stream, start_s: float, end_s: float | None) -> Iterator[tuple[float, Any]]:
+def all_frames(container, stream, start_s: float, end_s: float | None) -> Iterator[tuple[float, Any]]:
     """Every frame of a segment that can be decoded, with its time in seconds."""
     origin, start, end = segment_bounds(container, stream, start_s, end_s)
     base, rate = float(stream.time_base), frame_rate(stream)

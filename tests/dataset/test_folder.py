@@ -228,7 +228,7 @@ def test_every_odd_file_is_a_clip_or_has_a_reason_when_looked_at(shared_data):
 
 def test_long_video_without_captions_is_divided_into_clips(folder, film):
     root = folder("video,caption\nb.mp4,a cat asleep\n")        # each of the two films has 2 s
-    windows = WindowsConfig(seconds=0.8, overlap_seconds=0.2, whole_seconds=1.0)
+    windows = WindowsConfig(cut="fixed", seconds=0.8, overlap_seconds=0.2, whole_seconds=1.0)
     clips, skipped = read_folder(root, CONFIG, captions_required=False, windows=windows)
     assert skipped == []
     assert [(clip.video_id, clip.start_s, clip.end_s, clip.captions) for clip in clips] == [
@@ -240,7 +240,7 @@ def test_long_video_without_captions_is_divided_into_clips(folder, film):
 
 def test_video_that_claims_twelve_hours_is_left_out_when_long_videos_are_divided(folder, film, monkeypatch):
     monkeypatch.setattr("hcmi.video.windows.MAX_HOURS", 1 / 3600)
-    windows = WindowsConfig(seconds=0.8, overlap_seconds=0.2, whole_seconds=1.0)
+    windows = WindowsConfig(cut="fixed", seconds=0.8, overlap_seconds=0.2, whole_seconds=1.0)
     _, skipped = read_folder(folder("video,caption\nb.mp4,a cat\n"), CONFIG, captions_required=False, windows=windows)
     assert [(skip.video_id, skip.reason) for skip in skipped] == [("a", "too_long")]
     assert skipped[0].detail.endswith("Cut it into parts.")

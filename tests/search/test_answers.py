@@ -8,6 +8,7 @@ import pytest
 
 from hcmi.errors import ConfigError, MachineError
 from hcmi.search import check_explanation_path, hit_record, hits_text, missing_files
+from hcmi.search.answers import span_text
 from hcmi.types import Hit, Moment, path_of_text
 
 
@@ -26,7 +27,14 @@ def test_further_moments_stand_below_their_file():
     assert hit_record(film)["more"][0] == {"video_id": "v2", "score": 1.4, "start_s": 10.0, "end_s": 12.5}
     assert [line.split(None, 2)[:2] for line in hits_text([film, hit("b.mp4", 2)]).splitlines()] == [
         ["1", "a.mp4"], ["also", "10.0"], ["2", "b.mp4"]]
-    assert "also 10.0 - 12.5 s, 3600.2 - 3601.0 s" in hits_text([film])
+    assert "also 10.0 - 12.5 s, 1:00:00.2 - 1:00:01.0" in hits_text([film])
+
+
+def test_times_are_seconds_and_after_a_minute_those_of_a_player():
+    assert span_text(2.04, 59.94) == "2.0 - 59.9 s"
+    assert span_text(7.2, 60.0) == "0:07.2 - 1:00.0"
+    assert span_text(1284.0, 1286.26) == "21:24.0 - 21:26.3"
+    assert span_text(3599.96, 36605.5) == "1:00:00.0 - 10:10:05.5"
 
 
 def test_table_shows_paths_from_the_working_folder_where_they_are_below_it(tmp_path, monkeypatch):

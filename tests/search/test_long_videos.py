@@ -19,7 +19,8 @@ from hcmi.search.folder_index import WINDOWS, index_folder
 from hcmi.video.decode import decode_clip, decode_times
 
 FPS = 12
-RULE = WindowsConfig(seconds=2.0, overlap_seconds=1.0, whole_seconds=3.0)       # with T = 6: 3 frames a second
+# With T = 6: 3 frames a second.
+RULE = WindowsConfig(cut="fixed", seconds=2.0, overlap_seconds=1.0, whole_seconds=3.0)
 SECONDS = 9.5
 
 
@@ -123,6 +124,62 @@ def test_answers_of_a_film_are_one_hit_whose_moments_share_no_second(world):
     assert film.score == pytest.approx(float(every.max()))
 
 
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory):
+    """A film of shots of 1.5, 5 and 2.5 s, each of which stays the same, and its index by shots."""
+    pytest.importorskip("scenedetect", reason="scenedetect is not installed: pip install 'hcmi[shots]'")
+    root = tmp_path_factory.mktemp("shots")
+    colours = [(colour, round(seconds * FPS)) for colour, seconds in (((250, 0, 0), 1.5), ((0, 0, 250), 5.0),
+                                                                      ((0, 200, 0), 2.5))]
+    pictures = (np.full((48, 48, 3), colour, np.uint8) for colour, count in colours for _ in range(count))
+    write_pictures(root / "videos/film.mp4", pictures, FPS, g="30", crf="10")
+    model = searchable_model()
+    found = index_folder(model, root / "videos", root / "cache", RULE.model_copy(update={"cut": "shots"}), 1)
+    return root, model, SearchIndex.open(found.path)
+
+
+def test_windows_are_shots_and_long_shots_are_divided_like_films(shots):
+    _, _, index = shots
+    windows = [(clip.start_s, clip.end_s) for clip in index.clips(film_rows(index))]
+    assert windows == [(0, 1.5), (1.5, 3.5), (2.5, 4.5), (3.5, 5.5), (4.5, 6.5), (6.5, 8.375), (7.125, 9.0)], (
+        "2.5 s have 8 frames; a window has 6")
+
+
+def test_tokens_of_each_shot_are_those_of_a_loop_that_decodes_it_alone(shots, world):
+    root, model, index = shots
+    for row, clip in zip(film_rows(index), index.clips(film_rows(index)), strict=True):
+        alone = decode_clip(root / "videos/film.mp4", T, model.processor.image_size, clip.start_s, clip.end_s)
+        with torch.inference_mode():
+            wanted = model.encode_videos(model.processor.frames(alone.frames[None]), torch.ones(1, T, dtype=torch.bool))
+        assert torch.allclose(index.tokens(row[None]).frames_BTD, wanted.frames_BTD, atol=5e-3), clip.start_s
+        assert ((clip.start_s <= index.times(row[None])) & (index.times(row[None]) < clip.end_s)).all()
+
+
+def test_film_whose_cuts_cannot_be_found_is_one_shot(shots, tmp_path, monkeypatch):
+    root, model, _ = shots
+    real = hcmi.search.encode_files.cuts_jobs
+    monkeypatch.setattr(hcmi.search.encode_files, "cuts_jobs",
+                        lambda *film: (replace(job, path="missing.mp4") for job in real(*film)))
+    rule = RULE.model_copy(update={"cut": "shots"})
+    other = SearchIndex.open(index_folder(model, root / "videos", tmp_path / "cache", rule, 1).path)
+    assert [clip.start_s for clip in other.clips(film_rows(other))] == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_command_names_the_extra_when_the_detector_is_missing(world, tmp_path, monkeypatch):
+    root, model, _ = world
+    model.save_pretrained(root / "model")
+    monkeypatch.setenv("HCMI_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hcmi.video.shots.importlib.util.find_spec", lambda name: None)
+    (tmp_path / "films").mkdir()
+    write_video(tmp_path / "films/film.mp4", 250, seconds=31, fps=4)
+    failed = call_hcmi("search", "a ring", "--videos", tmp_path / "films", "--model", root / "model", "--shots", code=1)
+    assert failed.stderr.splitlines()[-1] == (
+        "hcmi: windows.cut shots: need scenedetect to find shots, got no such package. Run `pip install "
+        "'hcmi[shots]'`, or set windows.cut to fixed.")
+    assert with_options(WINDOWS, None, None, shots=True) == WINDOWS.model_copy(update={"cut": "shots"})
+
+
 def test_film_like_a_window_is_another_file(world):
     _, model, index = world
     window = index.clips(film_rows(index)[:1])[0]
@@ -155,7 +212,7 @@ def test_answers_name_further_moments_when_the_command_searches_a_film(world, tm
                            (("--window", 0.01), "--window: need at least 0.5 seconds, got 0.01")):
         assert message in call_hcmi(*asked, *wrong, code=1).stderr
     refused = call_hcmi("search", "a red ring", "--model", root / "model", "--overlap", 1, code=1)
-    assert "--window and --overlap: need --videos FOLDER" in refused.stderr
+    assert "--window, --overlap and --shots: need --videos FOLDER" in refused.stderr
 
 
 def test_film_of_twelve_hours_is_named_and_the_others_are_searched(world, tmp_path, monkeypatch):
@@ -174,7 +231,7 @@ def test_part_that_cannot_be_decoded_leaves_out_only_its_windows(world, tmp_path
 
     def without_one(sha256, film, model):
         for job in real(sha256, film, model):
-            yield replace(job, path="missing.mp4") if job.key[1] == 2 else job
+            yield replace(job, path="missing.mp4") if job.key[1] == 12 else job
 
     monkeypatch.setattr(hcmi.search.encode_files, "_jobs", without_one)
     found = index_folder(model, root / "videos", tmp_path / "cache", RULE, num_workers=1)

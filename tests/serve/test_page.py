@@ -5,8 +5,11 @@ import shutil
 import numpy as np
 import pytest
 from serve_world import proxy, running, served
+from video_files import write_pictures
 
+from hcmi.config import WindowsConfig
 from hcmi.search import Retriever
+from hcmi.search.answers import span_text
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROXY = "films.example.org"
@@ -125,6 +128,32 @@ def test_page_works_after_an_error(tab):
     tab.wait_for_selector(".hit")
     assert tab.locator(".hit").count() == 1
     assert tab.locator("#error").is_hidden()
+
+
+def test_page_plays_the_further_moments_of_a_film(browser, tmp_path, world):
+    colours = np.random.default_rng(0).integers(0, 255, (80 * 4, 3)).cumsum(0) // 3 % 256
+    write_pictures(tmp_path / "videos/film.mp4", (np.full((48, 48, 3), colour, np.uint8) for colour in colours), 4)
+    retriever = Retriever.from_folder(tmp_path / "videos", world / "model", cache=tmp_path / "cache", windows=
+                                      WindowsConfig(cut="fixed", seconds=10.0, overlap_seconds=0.0, whole_seconds=30.0))
+    hit, = retriever.search("a red ring")
+    assert max(moment.end_s for moment in hit.more) > 60, "times in minutes are tested too"
+    with served(retriever) as address, browser.new_context(base_url=address) as context:
+        tab = context.new_page()
+        tab.goto("/?q=a+red+ring")
+        tab.wait_for_selector(".more button")
+        times = tab.locator(".more button").all_inner_texts()
+        assert times == [span_text(moment.start_s, moment.end_s).replace("-", "–") for moment in hit.more]
+        tab.wait_for_function("count => document.querySelectorAll('.moment.other').length === count", arg=len(times))
+        tab.locator(".more button").nth(1).click()
+        tab.wait_for_function("([from, to]) => { const at = document.querySelector('video').currentTime; "
+                              "return from - 0.1 <= at && at <= to + 0.5 }",
+                              arg=[hit.more[1].start_s, hit.more[1].end_s])
+        assert tab.locator(".more [aria-pressed=true]").all_inner_texts() == [times[1]]
+        marked = tab.locator(".moment:not(.other)").evaluate("mark => parseFloat(mark.style.left)")
+        assert marked == pytest.approx(100 * hit.more[1].start_s / 80, abs=0.1)
+        tab.locator(".play").click()
+        tab.wait_for_function("to => document.querySelector('video').currentTime <= to + 0.5", arg=hit.end_s)
+        assert tab.locator(".more [aria-pressed=true]").count() == 0
 
 
 def test_page_shows_a_frame_when_the_browser_cannot_play(browser, tmp_path, world):

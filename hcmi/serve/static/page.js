@@ -63,7 +63,7 @@ async function show(typing = false) {
     const count = hits.length ? `${hits.length} answers${like} in ${Math.max(1, Math.round(1000 * seconds))} ms`
       : "Nothing found: the index is empty, or no video passes the filters.";
     $("#status").textContent = [count, ...notes].join(" · ");
-    if (hits.length && !STILL) $("#hits .hit").dispatchEvent(new Event("play-moment"));
+    if (hits.length && !STILL) $("#hits .play").click();
   } catch (error) {
     if (error.name === "AbortError") return;
     $("#hits").replaceChildren();
@@ -78,21 +78,35 @@ function fail(error) {
   $("#error").hidden = false;
 }
 
+// Seconds; after the first minute of a file as a player counts.
+function span({start_s, end_s}) {
+  if (end_s < 60) return `${start_s.toFixed(1)} – ${end_s.toFixed(1)} s`;
+  return `${clock(start_s)} – ${clock(end_s)}`;
+}
+
+function clock(seconds) {
+  const tenths = Math.round(10 * seconds), minutes = Math.floor(tenths / 600), hours = Math.floor(minutes / 60);
+  const rest = (tenths % 600 / 10).toFixed(1).padStart(4, "0");
+  return hours ? `${hours}:${String(minutes % 60).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
+}
+
 function card(hit) {
   const item = $("#hit").content.cloneNode(true).firstElementChild;
   const part = name => $(name, item);
   part(".rank").textContent = hit.rank;
   part(".file").textContent = hit.file;
   part(".file").title = hit.path;
-  part(".time").textContent = `${hit.start_s.toFixed(1)} – ${hit.end_s.toFixed(1)} s`;
+  part(".time").textContent = span(hit);
   for (const [level, value] of Object.entries(hit.levels)) {
     if (about.level_weights[level] === 0) continue;
     const entry = make("span", "", `${level.replace("_", "-")} `);
     entry.append(make("b", "", value.toFixed(2)));
     part(".levels").append(entry);
   }
-  if (hit.here) player(item, hit);
-  else {
+  if (hit.here) {
+    player(item, hit);
+    further(item, hit);
+  } else {
     part(".screen").replaceChildren(make("p", "", "The file of this video is not there."));
     for (const name of [".play", ".whole", ".line"]) part(name).hidden = true;
   }
@@ -102,40 +116,64 @@ function card(hit) {
   return item;
 }
 
-// Plays the moment in a loop, or the whole file; the line below shows the position of the moment.
+// The further moments of the file: a button with the time of each, and a mark on the line.
+function further(item, hit) {
+  const list = $(".more", item);
+  list.hidden = !hit.more.length;
+  for (const moment of hit.more) {
+    const button = make("button", "", span(moment));
+    button.type = "button";
+    button.addEventListener("click", () => item.dispatchEvent(new CustomEvent("play-moment", {detail: moment})));
+    item.addEventListener("play-moment", ({detail}) => button.setAttribute("aria-pressed", String(detail === moment)));
+    list.append(button);
+  }
+}
+
+// Plays a moment in a loop, or the whole file; the line below shows the positions of the moments.
 function player(item, hit) {
   const video = $("video", item), line = $(".line", item);
-  let only = true;
+  const marks = [hit, ...hit.more].map(moment => [moment, make("span", "moment")]);
+  line.prepend(...marks.map(([, mark]) => mark).reverse());
+  let moment = hit, only = true;
   video.src = `video/${hit.video_id}#t=${hit.start_s}`;
   video.setAttribute("aria-label", `${hit.file}, from ${hit.start_s.toFixed(1)} seconds`);
-  const go = (at, moment) => {
-    only = moment;
+  const go = (at, loop) => {
+    only = loop;
     if (Number.isFinite(at)) video.currentTime = at;
     for (const other of document.querySelectorAll("video")) if (other !== video) other.pause();
     video.play().catch(() => {});       // refused or aborted: the first frame stays
   };
   const place = () => {
     const share = seconds => `${100 * Math.min(1, seconds / video.duration)}%`;
-    $(".moment", item).style.left = share(hit.start_s);
-    $(".moment", item).style.width = share(hit.end_s - hit.start_s);
+    for (const [{start_s, end_s}, mark] of marks) {
+      mark.style.left = share(start_s);
+      mark.style.width = share(end_s - start_s);
+      mark.classList.toggle("other", start_s !== moment.start_s);
+    }
     $(".now", item).style.left = share(video.currentTime);
-    if (only && !video.paused && video.currentTime >= hit.end_s) video.currentTime = hit.start_s;
+    if (only && !video.paused && video.currentTime >= moment.end_s) video.currentTime = moment.start_s;
   };
   for (const event of ["loadedmetadata", "timeupdate", "seeked"]) video.addEventListener(event, place);
-  video.addEventListener("ended", () => { if (only) go(hit.start_s, true); });
+  video.addEventListener("ended", () => { if (only) go(moment.start_s, true); });
   video.addEventListener("click", () => { if (video.paused) go(NaN, only); else video.pause(); });
   video.addEventListener("error", () => {       // a container or codec that this browser cannot play
-    const image = make("img");
-    image.src = `frame/${hit.video_id}?start_s=${hit.start_s}&end_s=${hit.end_s}`;
+    const image = make("img"), draw = ({start_s, end_s}) => {
+      image.src = `frame/${hit.video_id}?start_s=${start_s}&end_s=${end_s}`;
+    };
+    draw(moment);
+    item.addEventListener("play-moment", () => draw(moment));
     image.alt = image.title = "This browser cannot play the file: the middle frame of the moment.";
     image.addEventListener("error", () => image.replaceWith(make("p", "", "This video cannot be decoded.")));
     video.replaceWith(image);
     for (const name of [".play", ".whole", ".line"]) $(name, item).hidden = true;
   });
-  $(".play", item).addEventListener("click", () => go(hit.start_s, true));
+  $(".play", item).addEventListener("click", () => item.dispatchEvent(new CustomEvent("play-moment", {detail: hit})));
   $(".whole", item).addEventListener("click", () => go(0, false));
   line.addEventListener("click", event => go(event.offsetX / line.clientWidth * video.duration, false));
-  item.addEventListener("play-moment", () => go(hit.start_s, true));
+  item.addEventListener("play-moment", ({detail}) => {
+    moment = detail;
+    go(moment.start_s, true);
+  });
   item.addEventListener("go-to", event => go(event.detail, false));
 }
 
