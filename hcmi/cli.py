@@ -244,11 +244,13 @@ def export(model: str, shards: str, out: str, encoded: str | None, push: str | N
 @click.option("--export", default="export", show_default=True, help="Folder that `hcmi export` wrote.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @click.option("--out", default="reports/drift", show_default=True, help="Folder to write.")
+@click.option("--learn-from", metavar="FOLDER",
+              help="Folder of reports: the limits also allow what the accepted batches in it showed.")
 @click.option("--history", metavar="FOLDER", help="Judge nothing; write FOLDER/history.html about all reports in it.")
 @params_option
 @json_option
 def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shards: str, out: str,
-          history: str | None, params: str, as_json: bool) -> None:
+          learn_from: str | None, history: str | None, params: str, as_json: bool) -> None:
     """Compare new batches with the model's test clips, and write a report with a verdict for each batch.
 
     Example: hcmi drift --batch 2026-11-23 --out reports/watch/2026-11-23 --json
@@ -262,7 +264,7 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
         show(found if as_json else {"report": f"{history}/history.html", "batches": len(found["batches"])}, as_json)
         return
     result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
-                 params=load_params(params), batches=batches)
+                 params=load_params(params), batches=batches, learn_from=learn_from)
     show(result if as_json else {"report": f"{out}/index.html", **result["verdicts"]}, as_json)
 
 

@@ -36,9 +36,9 @@ class Point:
     signals: dict[str, float]
 
 
-def read_history(folder: str | Path) -> list[Point]:
-    """Every judged batch once, oldest first: of two reports on a batch the newer one counts."""
-    newest: dict[str, tuple[float, dict]] = {}
+def newest_records(folder: str | Path) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Batch -> the time of its newest report, and its record there, for all reports in `folder`."""
+    newest: dict[str, tuple[float, dict[str, Any]]] = {}
     for path in sorted(Path(folder).glob("*/report.json")):
         try:
             batches = json.loads(path.read_text(encoding="utf-8"))["batches"]
@@ -48,8 +48,13 @@ def read_history(folder: str | Path) -> list[Point]:
         for record in batches:
             if record["batch"] not in newest or seconds > newest[record["batch"]][0]:
                 newest[record["batch"]] = seconds, record
+    return newest
+
+
+def read_history(folder: str | Path) -> list[Point]:
+    """Every judged batch once, oldest first: of two reports on a batch the newer one counts."""
     points = [point_of(record, date_of(record["batch"], seconds).date().isoformat())
-              for seconds, record in newest.values() if record["shifts"]]
+              for seconds, record in newest_records(folder).values() if record["shifts"]]
     return sorted(points, key=lambda point: (point.date, point.batch))
 
 
@@ -104,7 +109,6 @@ def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]
     """Write history.json and history.html into `folder`, and return what the former holds."""
     points = read_history(folder)
     slow = slow_changes(points)
-    most = most_by_chance(len(points), false_alarm_rate)
     alarms = sum(point.verdict not in ("ok", "cannot tell") for point in points)
     most = most_by_chance(len(points), false_alarm_rate)
     result = {"batches": [{"batch": point.batch, "date": point.date, "verdict": point.verdict,

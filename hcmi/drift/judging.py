@@ -19,6 +19,7 @@ from hcmi.drift.causes import (
 )
 from hcmi.drift.compare import compare
 from hcmi.drift.label_free_recall import Scores, estimate_recall
+from hcmi.drift.learned import Learned
 from hcmi.drift.profile import MIN_CLIPS, unit
 from hcmi.drift.queries import LOG, judge_queries
 from hcmi.drift.reference import Reference
@@ -32,8 +33,12 @@ from hcmi.types import path_text
 SHOWN_LOST = 20
 
 
-def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path) -> BatchReport:
-    """Read, compare and judge one batch. Its random draws depend only on the seed and the batch's name."""
+def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | Path,
+          learned: Learned | None = None) -> BatchReport:
+    """Read, compare and judge one batch. Its random draws depend only on the seed and the batch's name.
+
+    `learned`: what accepted batches allow.
+    """
     report = BatchReport(shown(folder.name))
     generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
@@ -58,12 +63,12 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
                           "fail.")
         return report
     report.profile, scores = reference.profile_of(report.sample)
-    conclude(report, scores, reference, params.drift.false_alarm_rate, generator)
+    conclude(report, scores, reference, params.drift.false_alarm_rate, generator, learned)
     return report
 
 
 def conclude(report: BatchReport, scores: Scores | None, reference: Reference, false_alarm_rate: float,
-             generator: np.random.Generator) -> None:
+             generator: np.random.Generator, learned: Learned | None = None) -> None:
     """Fill in everything that follows from the batch's sample, profile and scores: the verdict last."""
     assert report.sample is not None, "need a batch that was read"
     assert report.profile is not None, "need a batch that was read"
@@ -73,7 +78,8 @@ def conclude(report: BatchReport, scores: Scores | None, reference: Reference, f
         report.reason, report.trouble = TOO_FEW, (f"{who} has {plural(smallest, 'clip')}; a verdict needs "
                                                   f"{MIN_CLIPS}.")
         return
-    report.shifts = compare(reference.profile, report.profile, false_alarm_rate, generator)
+    report.shifts = (learned or Learned()).widen(compare(reference.profile, report.profile, false_alarm_rate,
+                                                         generator))
     wrong = _measure(report, scores, reference)
     report.causes = [cause for cause in (wrong, *_other_causes(report, reference)) if cause is not None]
     report.verdict = decide(any(shift.drifted for shift in report.shifts), report.severity, report.causes)

@@ -68,7 +68,13 @@ def _intro(result: dict[str, Any], incoming_dir: str, named: Sequence[str]) -> s
     return (f"Each batch is compared with {plural(result['reference']['clips'], 'held-out clip')} that the model was "
             f"tested on. Of batches that have not changed, {result['false_alarm_rate']:.1%} are reported as changed. "
             "Clips that are near copies of each other, or cut from one file, count as one: it is assumed that "
-            "everything else in a batch arrived independently.")
+            "everything else in a batch arrived independently." + _learned(result.get("learned_from", 0)))
+
+
+def _learned(batches: int) -> str:
+    return (f" The limits also allow what {plural(batches, 'accepted batch', 'accepted batches')} showed: it is assumed "
+            "that these were usual ones. See the history for a change that is slow enough to hide among them."
+            if batches else "")
 
 
 def _card(report: BatchReport) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 from hcmi.config import Params
 from hcmi.drift.batches import find_batches
 from hcmi.drift.judging import judge
+from hcmi.drift.learned import Learned, learn
 from hcmi.drift.page import render
 from hcmi.drift.pictures import at_random, draw, farthest, lost
 from hcmi.drift.reference import Reference
@@ -32,11 +33,13 @@ MAX_TO_WRITE = 50           # clips in captions_to_write.csv [ours]
 
 
 def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | Path, shards_dir: str | Path,
-          out_dir: str | Path, params: Params, batches: Sequence[str] = ()) -> dict[str, Any]:
+          out_dir: str | Path, params: Params, batches: Sequence[str] = (), learn_from: str | Path | None = None,
+          accepted: str | Path = "data/accepted.json") -> dict[str, Any]:
     """Judge each batch in `incoming_dir`, or only `batches`; write index.html and report.json; return the latter.
 
     A batch is a folder in the `folder` format, or a folder of videos without captions; empty folders are ignored. A
-    batch that cannot be read gets the verdict `cannot tell` and raises nothing.
+    batch that cannot be read gets the verdict `cannot tell` and raises nothing. `learn_from`: a folder of reports; the
+    limits then also allow what those of its batches showed that the list `accepted` names.
     Raises: ModelError, DriftError, DataError or SearchIndexError when the model, the export, the shards or `batches`
     are wrong; MachineError when `out_dir` cannot be written, which is checked first.
     """
@@ -46,16 +49,18 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
     reports: list[BatchReport] = []
     card: dict[str, Any] = {"clips": 0, "captioned": 0}
     reference = None
+    learned = learn(learn_from, accepted) if learn_from is not None else Learned()
     if folders:
         tune_allocator()
         model = load_retriever(model_dir, pick_device("auto"))
         reference = Reference(model, export_dir, shards_dir, np.random.default_rng(params.drift.seed))
         card = {"clips": len(reference.sample), "captioned": len(reference.sample.captioned)}
         for folder in track(folders, "drift", unit="batch"):
-            reports.append(judge(folder, reference, params, shards_dir))
+            reports.append(judge(folder, reference, params, shards_dir, learned))
             _add_evidently(reports[-1], reference)
     result = {"verdicts": {report.name: report.verdict for report in reports},
               "false_alarm_rate": params.drift.false_alarm_rate, "seed": params.drift.seed, "reference": card,
+              "learned_from": learned.batches if learned.limits else 0,
               "batches": [report.to_record() for report in reports]}
     page = render(result, reports, reference.profile if reference else None, _pictures(reports, reference, params),
                   _evidently_library(reports), str(incoming_dir), batches)
