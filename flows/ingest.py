@@ -7,7 +7,7 @@ continued by the next one, and nothing is done twice:
     step                                    recorded in
     files become a batch                    data/incoming/<batch>, data/incoming/inbox.json
     the batch is judged                     reports/watch/judged.json
-    it is accepted                          data/accepted.json
+    it is accepted                          data/accepted.json, data/searched.json
     DVC keeps it                            data/incoming/<batch>.dvc
     it joins the served index               the index, releases/<version>/batches.json
     a training run is started               the server (by a key of its own), reports/watch/retrain.json
@@ -36,7 +36,7 @@ from flows.stages import outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
-from hcmi.incoming import Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches
+from hcmi.incoming import SEARCHED, Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches
 from hcmi.releases import Releases
 
 INBOX = "data/inbox"
@@ -156,8 +156,8 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
     done = [f"`{name}`: {count} clips are searchable now." for name, count in added.items()]
     done += [started + "."] if started else []
-    todo = [f"Commit `{ACCEPTED}` and {', '.join(f'`{INCOMING / name}.dvc`' for name in tracked)}, then `dvc push`."
-            ] if tracked else []
+    files = [ACCEPTED, ACCEPTED.with_name(SEARCHED), *(INCOMING / f"{name}.dvc" for name in tracked)]
+    todo = [f"Commit {', '.join(f'`{file}`' for file in files)}, then `dvc push`."] if tracked else []
     if release is None:
         todo.append("Nothing is served yet: `hcmi promote` makes the first release, which accepted batches can join.")
     todo += [f"Look at `{REPORTS / name / 'index.html'}`." for name, verdict in verdicts.items()

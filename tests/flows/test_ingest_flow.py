@@ -107,7 +107,7 @@ def test_accepted_batches_are_given_to_dvc_once_and_outputs_of_a_stage_are_left(
     reproduce("four")
     judged("mine", "ok")
     for folder in find_batches(Path("data/incoming")):
-        accept(ingest.ACCEPTED, Accepted(folder.name, folder.name, "ok", True, "now"))
+        accept(ingest.ACCEPTED, Accepted(folder.name, folder.name, "ok", "now"))
     assert ingest.track_accepted() == ["mine"]
     assert ingest.track_accepted() == []
     assert sorted(path.name for path in Path("data/incoming").glob("*.dvc")) == ["mine.dvc"]
