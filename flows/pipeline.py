@@ -11,7 +11,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from flows.artifacts import show, table
+from flows.artifacts import Progress, show, table
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.promote import promote
 from flows.server import check_server, run_name
@@ -33,7 +33,13 @@ def run_stage(stage: str) -> str:
     if not is_stale(stage):
         logger.info("fresh: nothing to run")
         return "fresh"
-    run_in_child(sys.executable, "-m", "flows.stages", stage, log=logger.info)
+    progress = Progress(stage)
+
+    def log(line: str) -> None:
+        logger.info(line)
+        progress.read(line)
+
+    run_in_child(sys.executable, "-m", "flows.stages", stage, log=log)
     return "ran"
 
 

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 from flow_world import environment
+from prefect.logging import disable_run_logger
+
+from flows import artifacts
 
 
 def run_flow(project: Path) -> subprocess.CompletedProcess:
@@ -24,3 +27,26 @@ def test_flow_runs_what_is_stale_then_nothing_when_run_after_dvc(toy):
     assert second.stdout.splitlines()[-3:] == ["one: fresh", "two: fresh", "three: fresh"], second.stderr
     assert "Running stage" not in second.stderr
     assert Path("dvc.lock").read_bytes() == lock
+
+
+def test_bar_of_a_stage_follows_its_lines(monkeypatch):
+    bars: list[tuple[str, float]] = []
+    monkeypatch.setattr(artifacts, "create_progress_artifact",
+                        lambda key, progress, description: bars.append((f"{key} {description}", progress)) or "bar")
+    monkeypatch.setattr(artifacts, "update_progress_artifact",
+                        lambda bar, progress, description: bars.append((description, progress)))
+    progress = artifacts.Progress("train")
+    for line in ("40 captions of 40 are odd", "train: 120 of 480 step, 00:30 so far, 01:30 left", "loss 3 of 4",
+                 "epoch 4 of 8: loss 1.2, validation R@1 80.0 %", "encode videos: 0 of 0 clip"):
+        progress.read(line)
+    assert bars == [("train-progress train: train: 120 of 480 step, 00:30 so far, 01:30 left", 25.0),
+                    ("train: epoch 4 of 8: loss 1.2, validation R@1 80.0 %", 50.0)]
+
+
+def test_stage_goes_on_when_the_page_cannot_be_written(monkeypatch):
+    def refuse(**_: object) -> None:
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
+    with disable_run_logger():
+        artifacts.Progress("train").read("epoch 1 of 2: loss 1")
