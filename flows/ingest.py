@@ -31,12 +31,23 @@ from prefect.states import State
 from flows.artifacts import show
 from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
 from flows.drift_watch import INCOMING, ON_PROCESSOR, QUIET_SECONDS, REPORTS, WatchError, judge, outcome, verdicts_table
+from flows.remote import push
 from flows.server import check_server, run_name
 from flows.stages import outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
-from hcmi.incoming import SEARCHED, Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches
+from hcmi.incoming import (
+    SEARCHED,
+    Collected,
+    Ledger,
+    Verdict,
+    accept_judged,
+    action,
+    collect,
+    is_address,
+    judged_batches,
+)
 from hcmi.releases import Releases
 
 INBOX = "data/inbox"
@@ -48,7 +59,7 @@ DECODE_SECONDS = 20.0               # for the first frame of a new file
 
 @task(name="collect", task_run_name="new files of {inbox}", cache_policy=NO_CACHE, persist_result=False)
 def take_in(inbox: str, quiet_seconds: float) -> Collected:
-    """A batch of the new files. Raises: DataError."""
+    """A batch of the new files of a folder or a bucket. Raises: DataError."""
     found = collect(inbox, INCOMING, f"{datetime.now():%Y-%m-%d}", quiet_seconds, DECODE_SECONDS)
     logger = get_run_logger()
     logger.info("%s: %d new files%s", inbox, len(found.files), f" are the batch {found.batch}" if found.batch else "")
@@ -72,18 +83,30 @@ def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_h
     The run ends as Completed, Changed, CannotTell, SearchHurt or Failed: the worst of its batches.
     """
     end_with_make_flows()
-    took = Collected()
+    took, unreachable = Collected(), ""
     with lock(REPORTS / ".lock"):         # the drift watch holds it too
-        if Path(inbox).is_dir():
+        if is_address(inbox):
+            took, unreachable = take_from_bucket(inbox)
+        elif Path(inbox).is_dir():
             took = take_in(inbox, quiet_seconds)
         verdicts, growing = judge([], quiet_seconds)
         accept_judged(INCOMING, Ledger(REPORTS), ACCEPTED)
     tracked = track_accepted()
     added = add_accepted() if Releases().current() is not None else {}
     started = start_retrain(cool_down_hours)
-    report(took, verdicts, growing, added, tracked, started)
+    report(took, verdicts, growing, added, tracked, started, [unreachable, push()])
     return outcome(verdicts, growing, *(f"{name}: {count} clips added" for name, count in added.items()),
-                   *([started] if started else []))
+                   *filter(None, (started, unreachable)))
+
+
+def take_from_bucket(address: str) -> tuple[Collected, str]:
+    """What was taken, or why nothing could be: a bucket that does not answer does not keep other batches waiting."""
+    state = take_in.with_options(retries=2, retry_delay_seconds=10)(address, 0, return_state=True)
+    if state.is_completed():
+        return state.result(), ""
+    error = state.result(raise_on_failure=False)
+    get_run_logger().warning("%s", error)
+    return Collected(), f"{error} The next run tries again."
 
 
 def track_accepted() -> list[str]:
@@ -148,16 +171,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], added: dict[str, int], tracked: list[str],
-           started: str) -> None:
-    """The artifact: what came in, what was decided, and what a person has to do."""
+           started: str, remarks: list[str]) -> None:
+    """The artifact: what came in, what was decided, and what a person has to do. `remarks`: about bucket and remote."""
     release = Releases().current()
     came = [f"{len(took.files)} new files are the batch `{took.batch}`."] if took.batch else []
     came += [f"{len(took.waiting)} files are still being written and are left to the next run."] if took.waiting else []
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
     done = [f"`{name}`: {count} clips are searchable now." for name, count in added.items()]
     done += [started + "."] if started else []
+    done += filter(None, remarks)
     files = [ACCEPTED, ACCEPTED.with_name(SEARCHED), *(INCOMING / f"{name}.dvc" for name in tracked)]
-    todo = [f"Commit {', '.join(f'`{file}`' for file in files)}, then `dvc push`."] if tracked else []
+    todo = [f"Commit {', '.join(f'`{file}`' for file in files)}; `dvc push` if no run has pushed."] if tracked else []
     if release is None:
         todo.append("Nothing is served yet: `hcmi promote` makes the first release, which accepted batches can join.")
     todo += [f"Look at `{REPORTS / name / 'index.html'}`." for name, verdict in verdicts.items()

@@ -14,6 +14,7 @@ from prefect.logging import get_run_logger
 from flows.artifacts import Progress, show, table
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.promote import promote
+from flows.remote import push
 from flows.server import check_server, run_name
 from flows.stages import is_stale, plan, running
 
@@ -47,8 +48,9 @@ def run_stage(stage: str) -> str:
 def pipeline(then_promote: bool = False) -> dict[str, str]:
     """Run every stale stage, in the order of dvc.yaml. Waits while another run of the pipeline is in progress.
 
-    `then_promote`: serve the model that results, if it is not worse than the one that is served.
-    Returns: stage -> `fresh` or `ran`; and `promote` -> what was decided.
+    `then_promote`: serve the model that results, if it is not worse than the one that is served; and push to DVC's
+    remote, if there is one.
+    Returns: stage -> `fresh` or `ran`; `promote` -> what was decided; `push` -> what became of it.
     """
     end_with_make_flows()
     with running(get_run_logger().info):
@@ -58,6 +60,9 @@ def pipeline(then_promote: bool = False) -> dict[str, str]:
             if decided.is_failed():
                 decided.result()
             outcome["promote"] = decided.message or ""
+            if said := push():
+                outcome["push"] = said
+                show("push", "Push", said)
         return outcome
 
 

@@ -53,6 +53,12 @@ def changed_outs(*stages: str) -> list[str]:
                       if out.hash_info.value is None or out.status())
 
 
+def remote() -> str | None:
+    """The name of the default remote; None where there is none."""
+    with Repo() as repo:
+        return repo.config["core"].get("remote")
+
+
 def outs_of_stages() -> set[str]:
     """Every path that a stage of dvc.yaml makes, relative to the project's folder."""
     with Repo() as repo:
