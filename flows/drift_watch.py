@@ -137,15 +137,16 @@ def verdicts_table(verdicts: dict[str, Verdict], growing: list[str]) -> str:
     return table(HEADERS, rows) if rows else "Every batch has been judged."
 
 
-def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str) -> State:
-    """The final state of the run: that of its worst verdict. `more`: what else its message says."""
+def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str, failed: str = "") -> State:
+    """The final state of the run: that of its worst verdict, or Failed. `more`: what else its message says."""
     parts = [f"{name}: {verdict.word}. {verdict.why} {REPORTS / name / 'index.html'}"
              for name, verdict in verdicts.items()]
     parts += [f"{name}: still being copied" for name in growing]
+    parts += [failed] if failed else []
     message = "; ".join([*(parts or [f"{INCOMING}: every batch has been judged"]), *more])
     get_run_logger().info(message)
     states = [action(verdict.word).state for verdict in verdicts.values()]
-    if None in states:
+    if failed or None in states:
         return Failed(message=message)
     return Completed(name=worst([state for state in states if state]), message=message)
 

@@ -57,7 +57,8 @@ COOL_DOWN_HOURS = 24.0
 DECODE_SECONDS = 20.0               # for the first frame of a new file
 
 
-@task(name="collect", task_run_name="new files of {inbox}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="collect", task_run_name="new files of {inbox}", cache_policy=NO_CACHE, persist_result=False, retries=1,
+      retry_delay_seconds=10)
 def take_in(inbox: str, quiet_seconds: float) -> Collected:
     """A batch of the new files of a folder or a bucket. Raises: DataError."""
     found = collect(inbox, INCOMING, f"{datetime.now():%Y-%m-%d}", quiet_seconds, DECODE_SECONDS)
@@ -80,33 +81,30 @@ def add_accepted() -> dict[str, int]:
 def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_hours: float = COOL_DOWN_HOURS) -> State:
     """Take in, judge, accept, add, and start a training run where search is hurt.
 
-    The run ends as Completed, Changed, CannotTell, SearchHurt or Failed: the worst of its batches.
+    The run ends as Completed, Changed, CannotTell or SearchHurt: the worst of its batches; or as Failed, when a batch
+    has no report or nothing could be taken in. What can be done is done all the same.
     """
     end_with_make_flows()
-    took, unreachable = Collected(), ""
+    took, failed = Collected(), ""
     with lock(REPORTS / ".lock"):         # the drift watch holds it too
-        if is_address(inbox):
-            took, unreachable = take_from_bucket(inbox)
-        elif Path(inbox).is_dir():
-            took = take_in(inbox, quiet_seconds)
+        if is_address(inbox) or Path(inbox).is_dir():
+            took, failed = take_in_or_why(inbox, quiet_seconds)
         verdicts, growing = judge([], quiet_seconds)
         accept_judged(INCOMING, Ledger(REPORTS), ACCEPTED)
     tracked = track_accepted()
     added = add_accepted() if Releases().current() is not None else {}
     started = start_retrain(cool_down_hours)
-    report(took, verdicts, growing, added, tracked, started, [unreachable, push()])
+    report(took, verdicts, growing, added, tracked, started, [failed, push()])
     return outcome(verdicts, growing, *(f"{name}: {count} clips added" for name, count in added.items()),
-                   *filter(None, (started, unreachable)))
+                   *([started] if started else []), failed=failed)
 
 
-def take_from_bucket(address: str) -> tuple[Collected, str]:
-    """What was taken, or why nothing could be: a bucket that does not answer does not keep other batches waiting."""
-    state = take_in.with_options(retries=2, retry_delay_seconds=10)(address, 0, return_state=True)
+def take_in_or_why(inbox: str, quiet_seconds: float) -> tuple[Collected, str]:
+    """What was taken in, or why nothing could be: a bucket that is away keeps no other batch waiting."""
+    state = take_in(inbox, quiet_seconds, return_state=True)
     if state.is_completed():
         return state.result(), ""
-    error = state.result(raise_on_failure=False)
-    get_run_logger().warning("%s", error)
-    return Collected(), f"{error} The next run tries again."
+    return Collected(), f"{state.result(raise_on_failure=False)} The next run tries again."
 
 
 def track_accepted() -> list[str]:
@@ -162,12 +160,15 @@ def start_retrain(cool_down_hours: float) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """For which contents a run has been started, and when the last was: long ago, where that is not known."""
+    never = datetime.fromtimestamp(0, UTC)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        datetime.fromisoformat(found["when"])
-        return {"contents": list(found["contents"]), "when": found["when"]}
+        contents, when = list(found["contents"]), datetime.fromisoformat(found["when"]).astimezone(UTC)
     except (OSError, ValueError, KeyError, TypeError):      # none has been started, or the file is damaged
-        return {"contents": [], "when": datetime.fromtimestamp(0, UTC).isoformat()}
+        return {"contents": [], "when": never.isoformat()}
+    ahead = when > datetime.now(UTC)        # the clock has been set since, so the time says nothing
+    return {"contents": contents, "when": (never if ahead else when).isoformat()}
 
 
 def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], added: dict[str, int], tracked: list[str],

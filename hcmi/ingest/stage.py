@@ -8,7 +8,7 @@ from typing import Any
 from hcmi.config import Params
 from hcmi.drift import drift
 from hcmi.errors import ReleaseError
-from hcmi.files import lock
+from hcmi.files import ask_to_write, lock
 from hcmi.incoming import (
     Ledger,
     Verdict,
@@ -32,8 +32,8 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
     added. Returns the new batch, the files and batches that are left for later or cannot be read, the verdicts of this
     call, and batch -> clips added to the served index.
     It reads the served release and nothing that the stages write, so the pipeline may run at the same time.
-    Raises: ReleaseError when nothing is served; DataError when `folder` or a batch is not there or is wrong; and what
-    judging and encoding raise.
+    Raises: ReleaseError when nothing is served; DataError when `folder` or a batch is not there or is wrong;
+    MachineError; and what judging and encoding raise.
     """
     releases = Releases(releases_dir)
     release = releases.current()
@@ -41,6 +41,7 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
         raise ReleaseError(f"{releases.root}: need a release whose index new videos can join, got none. Run "
                            "`hcmi promote`.")
     incoming, found = Path(incoming_dir), dict[str, Any]()
+    ask_to_write(files=[accepted, Path(reports_dir, "judged.json"), incoming / "inbox.json"])
     with lock(Path(reports_dir) / ".lock"):         # the flows that judge hold it too
         if folder is not None:
             took = collect(folder, incoming, f"{datetime.now():%Y-%m-%d}", quiet_s, params.shards.decode_timeout_s)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from flow_world import Flows, free_port, wait_for
-from test_pipeline import STAGES, make_copy
+from test_pipeline import Copy, make_copy
 
 from hcmi.incoming import Ledger, action, find_batches, look
 
@@ -81,15 +81,21 @@ def runs_of(flows: Flows, flow: str) -> list[dict]:
     return flows.ask("flow_runs/filter", {"flows": {"name": {"any_": [flow]}}})
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(6000)
-def test_new_videos_are_found_and_a_batch_that_hurts_search_leads_through_the_gate(tmp_path, monkeypatch):
+@pytest.fixture
+def served(tmp_path) -> Copy:
+    """A project in which a release is served."""
     copy = make_copy(tmp_path, SIZES)
+    copy.repro(seconds=5000)
+    copy.run("hcmi", "promote")
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(9000)
+def test_new_videos_are_found_and_a_batch_that_hurts_search_leads_through_the_gate(served, monkeypatch):
+    copy = served
     project, inbox = copy.folder, copy.folder / "data/inbox"
     monkeypatch.chdir(project)
-    for stage in STAGES:
-        copy.repro(stage)
-    copy.run("hcmi", "promote")
     reports = Ledger(project / "reports/watch")             # the two batches of the pipeline are not part of this
     for folder in find_batches(project / "data/incoming"):
         reports.record(reports.content(folder, look(folder)), folder.name, "cannot tell")
@@ -112,7 +118,7 @@ def test_new_videos_are_found_and_a_batch_that_hurts_search_leads_through_the_ga
         assert state["name"] == "SearchHurt", state
         assert not shifted & page.found("a red circle")
         [retrain] = runs_of(flows, "pipeline")
-        assert flows.end_of(retrain["id"], 2400) == "COMPLETED", flows.output()[-6000:]
+        assert flows.end_of(retrain["id"], 5000) == "COMPLETED", flows.output()[-6000:]
         [gate] = runs_of(flows, "promote")
         assert gate["state"]["name"] in ("Promoted", "Refused"), gate["state"]
         assert "R@1" in gate["state"]["message"]

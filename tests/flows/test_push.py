@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from dvc.repo import Repo
 from flow_world import environment
 
@@ -22,9 +23,10 @@ print(remote.push())
 
 def push(toy: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", PROGRAM], cwd=toy, env=environment(toy), text=True,
-                          capture_output=True, timeout=240, check=True)
+                          capture_output=True, timeout=600, check=True)
 
 
+@pytest.mark.timeout(900)
 def test_push_is_tried_again_and_said_when_the_remote_is_away_and_done_by_the_next_run(toy):
     with Repo() as repo:
         repo.reproduce()
