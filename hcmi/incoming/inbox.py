@@ -18,10 +18,10 @@ from typing import Any
 from hcmi.dataset import read_captions
 from hcmi.errors import DataError, DecodeError, shown
 from hcmi.files import atomic_dir, atomic_file, lock
+from hcmi.incoming.batches import OWN
 from hcmi.incoming.bucket import fetched, is_address
 from hcmi.video import DecoderPool, EncodeJob, encode_job, find_videos, sha256
 
-OWN = "batch.json"          # in a batch that was made here: content -> name of the file
 QUARANTINED = ""            # in place of the batch's name
 CHECK_PIXELS, CHECK_QUALITY = 64, 80
 
