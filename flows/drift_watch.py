@@ -20,7 +20,7 @@ from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
 from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
 from hcmi.files import lock
-from hcmi.incoming import Ledger, Verdict, action, complete, find_batches, look, worst
+from hcmi.incoming import Ledger, Verdict, action, find_batches, judge_new, worst
 from hcmi.releases import Release, Releases
 
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
@@ -28,10 +28,9 @@ INCOMING = Path("data/incoming")
 REPORTS = Path("reports/watch")             # not reports/drift, which belongs to the stage
 # New videos must not wait for the GPU, which training may hold for hours, nor take memory that it counts on.
 ON_PROCESSOR = ("env", "CUDA_VISIBLE_DEVICES=")
-NO_REPORT = Verdict("no report", "")
+NO_REPORT = Verdict("no report", "", final=False)
 HEADERS = ("batch", "verdict", "why", "what follows", "report")
 QUIET_SECONDS = 60          # a batch that has not changed for this long is complete
-PATIENCE_SECONDS = 1800     # a batch that still changes after this long is left to the next run
 
 
 class WatchError(Exception):
@@ -109,35 +108,25 @@ def drift_watch(batches: list[str] | None = None, quiet_seconds: float = QUIET_S
 
 
 def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, Verdict], list[str]]:
-    """Judge each batch when it is complete. A verdict is recorded only if the batch did not change meanwhile.
+    """Judge the batches that have not been judged, or just those that are named (`judge_new`).
 
     Returns: batch -> verdict, or why there is no report; and the batches that are still being copied.
     """
-    logger = get_run_logger()
     found = {folder.name: folder for folder in find_batches(INCOMING)}
     unknown = [name for name in named if name not in found]
     if unknown:
         raise WatchError(f"{INCOMING}: need a batch called {unknown[0]!r}, got {', '.join(found) or 'none'}. "
                          "Correct the name.")
-    ledger = Ledger(REPORTS)
-    verdicts: dict[str, Verdict] = {}
-    waiting = [found[name] for name in dict.fromkeys(named)] or list(found.values())
-    for folder, seen in complete(waiting, quiet_seconds, PATIENCE_SECONDS):
-        content = ledger.content(folder, seen)
-        waiting.remove(folder)
-        if content in ledger.verdicts and not named:
-            continue
-        try:
-            verdicts[folder.name] = report_with_pinned(folder.name)
-        except ChildError as error:
-            logger.error(str(error))
-            verdicts[folder.name] = NO_REPORT._replace(why=str(error))
-            continue
-        if ledger.content(folder, look(folder)) == content:
-            ledger.record(content, folder.name, verdicts[folder.name].word)
-    for folder in waiting:
-        logger.info("%s: still being copied; left to the next run", folder)
-    return verdicts, [folder.name for folder in waiting]
+    wanted = [found[name] for name in dict.fromkeys(named)] or list(found.values())
+    return judge_new(wanted, Ledger(REPORTS), _report_or_why, quiet_seconds, again=bool(named))
+
+
+def _report_or_why(batch: str) -> Verdict:
+    try:
+        return report_with_pinned(batch)
+    except ChildError as error:
+        get_run_logger().error(str(error))
+        return NO_REPORT._replace(why=str(error))
 
 
 def verdicts_table(verdicts: dict[str, Verdict], growing: list[str]) -> str:
@@ -148,15 +137,16 @@ def verdicts_table(verdicts: dict[str, Verdict], growing: list[str]) -> str:
     return table(HEADERS, rows) if rows else "Every batch has been judged."
 
 
-def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str) -> State:
-    """The final state of the run: that of its worst verdict. `more`: what else its message says."""
+def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str, failed: str = "") -> State:
+    """The final state of the run: that of its worst verdict, or Failed. `more`: what else its message says."""
     parts = [f"{name}: {verdict.word}. {verdict.why} {REPORTS / name / 'index.html'}"
              for name, verdict in verdicts.items()]
     parts += [f"{name}: still being copied" for name in growing]
+    parts += [failed] if failed else []
     message = "; ".join([*(parts or [f"{INCOMING}: every batch has been judged"]), *more])
     get_run_logger().info(message)
     states = [action(verdict.word).state for verdict in verdicts.values()]
-    if None in states:
+    if failed or None in states:
         return Failed(message=message)
     return Completed(name=worst([state for state in states if state]), message=message)
 

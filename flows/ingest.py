@@ -7,7 +7,7 @@ continued by the next one, and nothing is done twice:
     step                                    recorded in
     files become a batch                    data/incoming/<batch>, data/incoming/inbox.json
     the batch is judged                     reports/watch/judged.json
-    it is accepted                          data/accepted.json
+    it is accepted                          data/accepted.json, data/searched.json
     DVC keeps it                            data/incoming/<batch>.dvc
     it joins the served index               the index, releases/<version>/batches.json
     a training run is started               the server (by a key of its own), reports/watch/retrain.json
@@ -31,12 +31,23 @@ from prefect.states import State
 from flows.artifacts import show
 from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
 from flows.drift_watch import INCOMING, ON_PROCESSOR, QUIET_SECONDS, REPORTS, WatchError, judge, outcome, verdicts_table
+from flows.remote import push
 from flows.server import check_server, run_name
 from flows.stages import outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
-from hcmi.incoming import Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches
+from hcmi.incoming import (
+    SEARCHED,
+    Collected,
+    Ledger,
+    Verdict,
+    accept_judged,
+    action,
+    collect,
+    is_address,
+    judged_batches,
+)
 from hcmi.releases import Releases
 
 INBOX = "data/inbox"
@@ -46,9 +57,10 @@ COOL_DOWN_HOURS = 24.0
 DECODE_SECONDS = 20.0               # for the first frame of a new file
 
 
-@task(name="collect", task_run_name="new files of {inbox}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="collect", task_run_name="new files of {inbox}", cache_policy=NO_CACHE, persist_result=False, retries=1,
+      retry_delay_seconds=10)
 def take_in(inbox: str, quiet_seconds: float) -> Collected:
-    """A batch of the new files. Raises: DataError."""
+    """A batch of the new files of a folder or a bucket. Raises: DataError."""
     found = collect(inbox, INCOMING, f"{datetime.now():%Y-%m-%d}", quiet_seconds, DECODE_SECONDS)
     logger = get_run_logger()
     logger.info("%s: %d new files%s", inbox, len(found.files), f" are the batch {found.batch}" if found.batch else "")
@@ -69,21 +81,30 @@ def add_accepted() -> dict[str, int]:
 def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_hours: float = COOL_DOWN_HOURS) -> State:
     """Take in, judge, accept, add, and start a training run where search is hurt.
 
-    The run ends as Completed, Changed, CannotTell, SearchHurt or Failed: the worst of its batches.
+    The run ends as Completed, Changed, CannotTell or SearchHurt: the worst of its batches; or as Failed, when a batch
+    has no report or nothing could be taken in. What can be done is done all the same.
     """
     end_with_make_flows()
-    took = Collected()
+    took, failed = Collected(), ""
     with lock(REPORTS / ".lock"):         # the drift watch holds it too
-        if Path(inbox).is_dir():
-            took = take_in(inbox, quiet_seconds)
+        if is_address(inbox) or Path(inbox).is_dir():
+            took, failed = take_in_or_why(inbox, quiet_seconds)
         verdicts, growing = judge([], quiet_seconds)
         accept_judged(INCOMING, Ledger(REPORTS), ACCEPTED)
     tracked = track_accepted()
     added = add_accepted() if Releases().current() is not None else {}
     started = start_retrain(cool_down_hours)
-    report(took, verdicts, growing, added, tracked, started)
+    report(took, verdicts, growing, added, tracked, started, [failed, push()])
     return outcome(verdicts, growing, *(f"{name}: {count} clips added" for name, count in added.items()),
-                   *([started] if started else []))
+                   *([started] if started else []), failed=failed)
+
+
+def take_in_or_why(inbox: str, quiet_seconds: float) -> tuple[Collected, str]:
+    """What was taken in, or why nothing could be: a bucket that is away keeps no other batch waiting."""
+    state = take_in(inbox, quiet_seconds, return_state=True)
+    if state.is_completed():
+        return state.result(), ""
+    return Collected(), f"{state.result(raise_on_failure=False)} The next run tries again."
 
 
 def track_accepted() -> list[str]:
@@ -139,25 +160,29 @@ def start_retrain(cool_down_hours: float) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """For which contents a run has been started, and when the last was: long ago, where that is not known."""
+    never = datetime.fromtimestamp(0, UTC)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        datetime.fromisoformat(found["when"])
-        return {"contents": list(found["contents"]), "when": found["when"]}
+        contents, when = list(found["contents"]), datetime.fromisoformat(found["when"]).astimezone(UTC)
     except (OSError, ValueError, KeyError, TypeError):      # none has been started, or the file is damaged
-        return {"contents": [], "when": datetime.fromtimestamp(0, UTC).isoformat()}
+        return {"contents": [], "when": never.isoformat()}
+    ahead = when > datetime.now(UTC)        # the clock has been set since, so the time says nothing
+    return {"contents": contents, "when": (never if ahead else when).isoformat()}
 
 
 def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], added: dict[str, int], tracked: list[str],
-           started: str) -> None:
-    """The artifact: what came in, what was decided, and what a person has to do."""
+           started: str, remarks: list[str]) -> None:
+    """The artifact: what came in, what was decided, and what a person has to do. `remarks`: about bucket and remote."""
     release = Releases().current()
     came = [f"{len(took.files)} new files are the batch `{took.batch}`."] if took.batch else []
     came += [f"{len(took.waiting)} files are still being written and are left to the next run."] if took.waiting else []
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
     done = [f"`{name}`: {count} clips are searchable now." for name, count in added.items()]
     done += [started + "."] if started else []
-    todo = [f"Commit `{ACCEPTED}` and {', '.join(f'`{INCOMING / name}.dvc`' for name in tracked)}, then `dvc push`."
-            ] if tracked else []
+    done += filter(None, remarks)
+    files = [ACCEPTED, ACCEPTED.with_name(SEARCHED), *(INCOMING / f"{name}.dvc" for name in tracked)]
+    todo = [f"Commit {', '.join(f'`{file}`' for file in files)}; `dvc push` if no run has pushed."] if tracked else []
     if release is None:
         todo.append("Nothing is served yet: `hcmi promote` makes the first release, which accepted batches can join.")
     todo += [f"Look at `{REPORTS / name / 'index.html'}`." for name, verdict in verdicts.items()

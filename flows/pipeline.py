@@ -11,9 +11,10 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from flows.artifacts import show, table
+from flows.artifacts import Progress, show, table
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.promote import promote
+from flows.remote import push
 from flows.server import check_server, run_name
 from flows.stages import is_stale, plan, running
 
@@ -33,7 +34,13 @@ def run_stage(stage: str) -> str:
     if not is_stale(stage):
         logger.info("fresh: nothing to run")
         return "fresh"
-    run_in_child(sys.executable, "-m", "flows.stages", stage, log=logger.info)
+    progress = Progress(stage)
+
+    def log(line: str) -> None:
+        logger.info(line)
+        progress.read(line)
+
+    run_in_child(sys.executable, "-m", "flows.stages", stage, log=log)
     return "ran"
 
 
@@ -41,8 +48,9 @@ def run_stage(stage: str) -> str:
 def pipeline(then_promote: bool = False) -> dict[str, str]:
     """Run every stale stage, in the order of dvc.yaml. Waits while another run of the pipeline is in progress.
 
-    `then_promote`: serve the model that results, if it is not worse than the one that is served.
-    Returns: stage -> `fresh` or `ran`; and `promote` -> what was decided.
+    `then_promote`: serve the model that results, if it is not worse than the one that is served; and push to DVC's
+    remote, if there is one.
+    Returns: stage -> `fresh` or `ran`; `promote` -> what was decided; `push` -> what became of it.
     """
     end_with_make_flows()
     with running(get_run_logger().info):
@@ -52,6 +60,9 @@ def pipeline(then_promote: bool = False) -> dict[str, str]:
             if decided.is_failed():
                 decided.result()
             outcome["promote"] = decided.message or ""
+            if said := push():
+                outcome["push"] = said
+                show("push", "Push", said)
         return outcome
 
 

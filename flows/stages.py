@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from dvc.exceptions import DvcException
@@ -53,6 +54,12 @@ def changed_outs(*stages: str) -> list[str]:
                       if out.hash_info.value is None or out.status())
 
 
+def remote() -> str | None:
+    """The name of the default remote; None where there is none."""
+    with Repo() as repo:
+        return repo.config["core"].get("remote")
+
+
 def outs_of_stages() -> set[str]:
     """Every path that a stage of dvc.yaml makes, relative to the project's folder."""
     with Repo() as repo:
@@ -82,24 +89,31 @@ def mixed_outs(*stages: str) -> list[str]:
 
 @contextmanager
 def running(say: Callable[[str], object]) -> Iterator[None]:
-    """Hold the pipeline during a run of all its stages; wait while another run holds it."""
+    """Hold the pipeline during a run of all its stages; wait while another run, or a `dvc repro` by hand, holds it."""
     if is_locked(LOCK):
         say("another run of the pipeline is in progress; waiting for its end")
     with lock(LOCK):
+        if dvc_is_writing():
+            say("`dvc repro` is running; waiting for its end")
+        while dvc_is_writing():
+            time.sleep(LOOK_SECONDS)
         yield
 
 
 def is_running() -> bool:
     """Whether a run of the pipeline is in progress, or DVC is writing an output of a stage for another command."""
-    if is_locked(LOCK):
-        return True
+    return is_locked(LOCK) or dvc_is_writing()
+
+
+def dvc_is_writing() -> bool:
+    """Whether a `dvc repro` is running a stage."""
     with Repo() as repo:
         path = Path(repo.tmp_dir or "", "rwlock")
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):       # none, or being written at this moment
             return False
-        return any(_holds(entry["pid"], path) for entry in entries.get("write", {}).values())
+        return any(_holds(entry, path) for entry in entries.get("write", {}).values())
 
 
 def wait_for_pipeline(say: Callable[[str], object]) -> None:
@@ -124,7 +138,7 @@ def free_dead_locks() -> None:
             try:
                 entries = json.loads(path.read_text(encoding="utf-8"))
                 readers = [entry for infos in entries.get("read", {}).values() for entry in infos]
-                alive = any(_holds(entry["pid"], path) for entry in [*entries.get("write", {}).values(), *readers])
+                alive = any(_holds(entry, path) for entry in [*entries.get("write", {}).values(), *readers])
             except FileNotFoundError:
                 return
             except (ValueError, TypeError, KeyError, AttributeError):
@@ -133,10 +147,16 @@ def free_dead_locks() -> None:
                 path.unlink()
 
 
-def _holds(pid: int, path: Path) -> bool:
-    """Whether the process that wrote `pid` into the file is alive. A process that started later is another one."""
+def _holds(entry: dict[str, Any], path: Path) -> bool:
+    """Whether the process that wrote this entry into the file is alive.
+
+    Another process may have its number now: one that started later. A clock that was set in between makes the times
+    useless, so a process with the command of the entry counts too.
+    """
     try:
-        return psutil.Process(pid).create_time() < path.stat().st_mtime
+        process = psutil.Process(entry["pid"])
+        same = bool(entry.get("cmd")) and entry["cmd"] in " ".join(process.cmdline())
+        return same or process.create_time() < path.stat().st_mtime
     except (psutil.Error, OSError):
         return False
 

@@ -127,7 +127,9 @@ def add(folder: str | None, batches: tuple[str, ...], accepted_only: bool, quiet
 
     Examples:
 
-      hcmi add /mnt/bucket/new
+      hcmi add /mnt/videos/new
+
+      hcmi add s3://bucket/new
 
       hcmi add --batch 2026-11-30
     """

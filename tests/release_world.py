@@ -14,6 +14,8 @@ from model_world import shake, tiny_model
 from search_world import call_hcmi
 
 from hcmi.config import Params, load_params
+from hcmi.dataset import Accepted, accept
+from hcmi.incoming import SEARCHED
 from hcmi.model import load_retriever
 
 TESTS = Path(__file__).parent
@@ -64,6 +66,14 @@ def put_batch(folder: Path, name: str, videos: list[Path], captions: dict[str, s
         lines = ["video,caption", *(f"{video},{caption}" for video, caption in captions.items())]
         (batch / "captions.csv").write_text("\n".join(lines) + "\n")
     return batch
+
+
+def accept_batch(folder: Path, name: str, verdict: str = "ok", searched: bool = True) -> None:
+    """Put a batch on the list of accepted ones, and on that of searched ones."""
+    path = folder / "data/accepted.json"
+    accept(path, Accepted(name, "content", verdict, "now"))
+    if searched:
+        path.with_name(SEARCHED).write_text(json.dumps({"content": name}))
 
 
 KILLER = """

@@ -16,8 +16,8 @@ SOURCES = sorted([*ROOT.glob("hcmi/**/*.py"), *ROOT.glob("flows/*.py")])
 # Each library that this project installs or may install -> who may import it: rooms, modules of the ground, `flows`.
 OWNERS: dict[str, set[str]] = {
     "av": {"video", "scenes"}, "click": {"cli", "cli_served", "options"}, "decord": {"video"}, "dvc": {"flows"},
-    "dvclive": {"train"},
-    "evidently": {"drift"}, "faiss": {"index"}, "huggingface_hub": {"model"},
+    "dvclive": {"train"}, "evidently": {"drift"}, "faiss": {"index"}, "fsspec": {"incoming"}, "gto": {"promote"},
+    "huggingface_hub": {"model"},
     "matplotlib": {"evaluate", "train", "search"}, "numpy": {"runtime", *ROOMS}, "pandas": {"evaluate", "drift"},
     "peft": {"train"},
     "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},
@@ -33,7 +33,8 @@ OWNERS: dict[str, set[str]] = {
 # Comes with CUDA builds of torch; without it there is another way.
 WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
 # Installed but not imported here: pinned for another library's sake, or needed inside one.
-FOR_OTHERS = {"datasets", "fastapi", "protobuf", "sentencepiece", "sqlalchemy", "milvus-lite", "torchcodec"}
+FOR_OTHERS = {"asyncpg", "datasets", "dvc-s3", "fastapi", "milvus-lite", "moto", "protobuf", "sentencepiece",
+              "sqlalchemy", "torchcodec"}
 IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "open_clip_torch": "open_clip",
                 "pillow": "PIL", "ruamel.yaml": "ruamel", "scenedetect-headless": "scenedetect"}
 

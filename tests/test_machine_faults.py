@@ -1,5 +1,6 @@
 """What the machine refuses is one line and exit code 1: before the work where it can be asked, or with nothing lost."""
 
+import contextlib
 import errno
 import json
 import os
@@ -29,11 +30,23 @@ VERBS = {
     "export": (["--model", "model"], {"--out": "folder"}),
     "drift": (["--model", "model", "--incoming", "incoming"], {"--out": "folder"}),
     "search": (["red", "--model", "model", "--videos", "few"], {"--explain": "file", "HCMI_CACHE": "inside"}),
+    "promote": (["--model", "model"], {"--releases": "inside"}),
+    "add": (["--batch", "batch", "--incoming", "incoming", "--releases", "served"],
+            {"--accepted": "file", "--reports": "inside"}),
+    "init": ([], {"": "inside"}),       # the folder is its argument
 }
 OUTPUTS = [(verb, option) for verb, (_, outputs) in VERBS.items() for option in outputs]
 
 
 Case = tuple[str, str]      # verb and option
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _served(project):
+    """A release in the project, beside the folder where releases are looked for."""
+    with contextlib.chdir(project):
+        done = CliRunner().invoke(main, ["promote", "--model", "model", "--releases", "served"])
+    assert done.exit_code == 0, done.stderr
 
 
 def command(verb: str, outputs: dict[str, Path]) -> tuple[list[str], dict[str, str]]:
@@ -43,7 +56,7 @@ def command(verb: str, outputs: dict[str, Path]) -> tuple[list[str], dict[str, s
     environment = {"HCMI_CACHE": options.pop("HCMI_CACHE")} if "HCMI_CACHE" in options else {}
     if "--explain" not in outputs:
         options.pop("--explain", None)
-    return [verb, *arguments, *(part for option in options.items() for part in option)], environment
+    return [verb, *arguments, *(part for option in options.items() for part in option if part)], environment
 
 
 PROGRAM = """

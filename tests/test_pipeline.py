@@ -37,15 +37,15 @@ class Copy:
     folder: Path
     environment: dict[str, str]
 
-    def run(self, *command: str) -> subprocess.CompletedProcess:
+    def run(self, *command: str, seconds: float = 540) -> subprocess.CompletedProcess:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, text=True, capture_output=True,
-                              timeout=540)
+                              timeout=seconds)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done
 
-    def repro(self, *arguments: str) -> list[str]:
+    def repro(self, *arguments: str, seconds: float = 540) -> list[str]:
         """Names of the stages that `dvc repro` ran."""
-        done = self.run("dvc", "repro", *arguments)
+        done = self.run("dvc", "repro", *arguments, seconds=seconds)
         return re.findall(r"Running stage '(\w+)'", done.stdout + done.stderr)
 
     def skipped(self) -> dict[str, str]:

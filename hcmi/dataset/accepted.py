@@ -29,12 +29,11 @@ DIGEST = 12             # characters of a clip's content in its video_id
 
 @dataclass(frozen=True)
 class Accepted:
-    """A batch that has been accepted. `searched`: whether its clips join the served index at once."""
+    """A batch that has been accepted."""
 
     batch: str
     content: str
     verdict: str
-    searched: bool
     accepted: str               # UTC
 
 
@@ -49,17 +48,16 @@ def read_accepted(path: str | Path) -> list[Accepted]:
 
 
 def accept(path: str | Path, entry: Accepted) -> bool:
-    """Add a batch to the list; the same content again only turns `searched` on. Returns whether the list changed."""
+    """Add a batch to the list, unless its content is there. Returns whether the list changed.
+
+    A batch that has grown replaces what was accepted of it.
+    """
     known = read_accepted(path)
-    changed = [replace(old, searched=old.searched or entry.searched) if old.content == entry.content else old
-               for old in known]
-    if entry.content not in {old.content for old in known}:
-        # a batch that has grown replaces what was accepted of it
-        changed = [old for old in changed if old.batch != entry.batch] + [entry]
-    if changed == known:
+    if entry.content in {old.content for old in known}:
         return False
+    entries = [*(old for old in known if old.batch != entry.batch), entry]
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps([asdict(one) for one in changed], indent=1, ensure_ascii=False) + "\n",
+        temporary.write_text(json.dumps([asdict(one) for one in entries], indent=1, ensure_ascii=False) + "\n",
                              encoding="utf-8")
     return True
 

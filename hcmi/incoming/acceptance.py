@@ -1,16 +1,23 @@
-"""From verdicts to the list of accepted batches. Every step may be repeated: a batch is accepted once."""
+"""From verdicts to the lists of accepted batches. Every step may be repeated: a batch is accepted once.
 
+`data/accepted.json` lists the training data, and the `dataset` stage depends on it. `data/searched.json`, beside it,
+lists what belongs in the search index: a batch that is only made searchable makes no stage run again.
+"""
+
+import json
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hcmi.dataset import Accepted, accept
 from hcmi.errors import DataError
+from hcmi.files import atomic_file
 from hcmi.incoming.batches import Ledger, find_batches, look
 from hcmi.incoming.verdicts import action
 from hcmi.scenes import BATCHES
 
 BY_HAND = "by hand"
+SEARCHED = "searched.json"      # beside the list of accepted batches
 
 
 def judged_batches(incoming: Path, ledger: Ledger) -> list[Accepted]:
@@ -25,14 +32,28 @@ def judged_batches(incoming: Path, ledger: Ledger) -> list[Accepted]:
         content = ledger.content(folder, look(folder))
         if content in ledger.verdicts:
             verdict = ledger.verdicts[content]["verdict"]
-            found.append(Accepted(folder.name, content, verdict, action(verdict).search, _now()))
+            found.append(Accepted(folder.name, content, verdict, _now()))
     return found
 
 
+def searched_batches(path: str | Path) -> dict[str, str]:
+    """Content -> name of the batches that belong in the search index; `path` is the list of accepted batches.
+
+    Raises: DataError when the list beside it is broken.
+    """
+    beside = Path(path).with_name(SEARCHED)
+    try:
+        return dict(json.loads(beside.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{beside}: need a list of batches, got something else. Restore it from git.") from error
+
+
 def accept_judged(incoming: Path, ledger: Ledger, path: str | Path) -> list[Accepted]:
-    """Accept each batch whose verdict allows it (`ACTIONS`). Returns those that were not on the list."""
-    return [entry for entry in judged_batches(incoming, ledger)
-            if action(entry.verdict).train and accept(path, entry)]
+    """Accept each batch whose verdict allows it (`ACTIONS`). Returns those that were not on the lists."""
+    allowed = [entry for entry in judged_batches(incoming, ledger) if action(entry.verdict).train]
+    return [entry for entry in allowed if _accept(path, entry, action(entry.verdict).search)]
 
 
 def accept_named(incoming: Path, ledger: Ledger, path: str | Path, names: Collection[str]) -> list[Accepted]:
@@ -45,8 +66,19 @@ def accept_named(incoming: Path, ledger: Ledger, path: str | Path, names: Collec
                             "Correct the name.")
         content = ledger.content(folders[name], look(folders[name]))
         verdict = ledger.verdicts.get(content, {}).get("verdict", "not judged")
-        found.append(Accepted(name, content, f"{verdict}, {BY_HAND}", True, _now()))
-    return [entry for entry in found if accept(path, entry)]
+        found.append(Accepted(name, content, f"{verdict}, {BY_HAND}", _now()))
+    return [entry for entry in found if _accept(path, entry, searched=True)]
+
+
+def _accept(path: str | Path, entry: Accepted, searched: bool) -> bool:
+    """Put a batch on the list of training data and, with `searched`, on the other. Returns whether one changed."""
+    known = searched_batches(path)
+    wanted = searched and entry.content not in known
+    if wanted:
+        with atomic_file(Path(path).with_name(SEARCHED)) as temporary:
+            temporary.write_text(json.dumps(known | {entry.content: entry.batch}, indent=1, ensure_ascii=False) + "\n",
+                                 encoding="utf-8")
+    return accept(path, entry) or wanted
 
 
 def _now() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from hcmi.files import atomic_file, folders_with_files
 
+OWN = "batch.json"      # in a batch that `collect` made, which appeared whole: content -> name of the file
 Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, times of change of content and of inode
 
 
@@ -38,7 +39,7 @@ def look(folder: Path) -> Look:
 
 def complete(batches: list[Path], quiet_s: float, patience_s: float,
              wait: Callable[[float], object] = time.sleep) -> Iterator[tuple[Path, Look]]:
-    """Yield each batch as soon as nothing in it has changed for `quiet_s` seconds.
+    """Yield each batch as soon as nothing in it has changed for `quiet_s` seconds; one that `collect` made at once.
 
     Batches that still change after `patience_s` seconds are not yielded: they are still being copied. The times of
     inodes count as well, because `cp -p` and `rsync -t` restore the times of the content.
@@ -48,7 +49,8 @@ def complete(batches: list[Path], quiet_s: float, patience_s: float,
         for batch in list(batches):
             seen = look(batch)
             newest = max((max(times) for _, *times in seen.values()), default=0)
-            if seen and (seen == looks.get(batch) or time.time() - newest / 1e9 >= quiet_s):
+            made = max(seen.get(OWN.encode(), (0,))) >= newest      # its list was written last, and nothing since
+            if seen and (made or seen == looks.get(batch) or time.time() - newest / 1e9 >= quiet_s):
                 batches = [other for other in batches if other != batch]
                 yield batch, seen
             looks[batch] = seen

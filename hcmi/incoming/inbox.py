@@ -18,9 +18,10 @@ from typing import Any
 from hcmi.dataset import read_captions
 from hcmi.errors import DataError, DecodeError, shown
 from hcmi.files import atomic_dir, atomic_file, lock
+from hcmi.incoming.batches import OWN
+from hcmi.incoming.bucket import fetched, is_address
 from hcmi.video import DecoderPool, EncodeJob, encode_job, find_videos, sha256
 
-OWN = "batch.json"          # in a batch that was made here: content -> name of the file
 QUARANTINED = ""            # in place of the batch's name
 CHECK_PIXELS, CHECK_QUALITY = 64, 80
 
@@ -41,28 +42,38 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
             wait: Callable[[float], object] = time.sleep) -> Collected:
     """Copy the new videos of `inbox`, with their rows of its captions.csv, into a new batch called `name` (or name-2).
 
+    `inbox` is a folder, or the address of a bucket, such as s3://bucket/new.
+
     A file is whole when its size and times have not changed for `quiet_s` seconds, between two looks if need be. A
     content that has been taken before, under any name, is not new. A file must decode within `timeout_s` seconds; one
     that does not is listed, and is looked at again only when its content changes.
-    Raises: DataError when there is no such folder, or its captions.csv is wrong.
+    Raises: DataError when there is no such folder or bucket, or its captions.csv is wrong.
     """
-    inbox, incoming = Path(inbox), Path(incoming)
-    if not inbox.is_dir():
+    incoming = Path(incoming)
+    if not is_address(inbox) and not Path(inbox).is_dir():
         raise DataError(f"{inbox}: need a folder of new videos, got none. Correct the path.")
     incoming.mkdir(parents=True, exist_ok=True)
     with lock(incoming / ".inbox.lock"):
-        notes = _Notes(incoming)
-        videos = inbox / "videos" if (inbox / "videos").is_dir() else inbox
-        whole, waiting = _whole_files(videos, quiet_s, wait)
-        found = Collected(waiting=waiting)
-        new = _new(videos, whole, notes, found)
-        good = _decodable(videos, new, notes, found, timeout_s)
-        if good:
-            batch = _free_name(incoming, name)
-            found.files = _write(inbox, videos, incoming / batch, good)
-            found.batch = batch if found.files else None
-        notes.take_own(incoming)
-        notes.write()
+        if not is_address(inbox):
+            return _collect(Path(inbox), incoming, name, quiet_s, timeout_s, wait)
+        with fetched(str(inbox), incoming) as folder:
+            return _collect(folder, incoming, name, 0, timeout_s, wait)
+
+
+def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: float,
+             wait: Callable[[float], object]) -> Collected:
+    notes = _Notes(incoming)
+    videos = inbox / "videos" if (inbox / "videos").is_dir() else inbox
+    whole, waiting = _whole_files(videos, quiet_s, wait)
+    found = Collected(waiting=waiting)
+    new = _new(videos, whole, notes, found)
+    good = _decodable(videos, new, notes, found, timeout_s)
+    if good:
+        batch = _free_name(incoming, name)
+        found.files = _write(inbox, videos, incoming / batch, good)
+        found.batch = batch if found.files else None
+    notes.take_own(incoming)
+    notes.write()
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from hcmi.config import Params
 from hcmi.dataset import Accepted, batch_clips, read_accepted
 from hcmi.encode import encode_clips
+from hcmi.incoming import searched_batches
 from hcmi.index import add_videos
 from hcmi.ingest.encode import decoded_clips
 from hcmi.model import HcmiModel, load_retriever
@@ -17,8 +18,8 @@ from hcmi.types import Clip
 
 def missing_batches(release: Release, accepted: str | Path) -> list[Accepted]:
     """The accepted batches that the release's index should hold and does not, oldest first."""
-    there = set(release.batches)
-    return [entry for entry in read_accepted(accepted) if entry.searched and entry.content not in there]
+    wanted = searched_batches(accepted).keys() - set(release.batches)
+    return [entry for entry in read_accepted(accepted) if entry.content in wanted]
 
 
 def fill(release: Release, wanted: list[Accepted], *, incoming_dir: str | Path, params: Params,

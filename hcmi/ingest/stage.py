@@ -8,7 +8,7 @@ from typing import Any
 from hcmi.config import Params
 from hcmi.drift import drift
 from hcmi.errors import ReleaseError
-from hcmi.files import lock
+from hcmi.files import ask_to_write, lock
 from hcmi.incoming import (
     Ledger,
     Verdict,
@@ -16,14 +16,11 @@ from hcmi.incoming import (
     accept_named,
     action,
     collect,
-    complete,
     find_batches,
-    look,
+    judge_new,
 )
 from hcmi.ingest.fill import fill, missing_batches
 from hcmi.releases import Release, Releases
-
-PATIENCE_S = 1800.0
 
 
 def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str | Path, reports_dir: str | Path,
@@ -32,11 +29,11 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
     """Take in the new videos of `folder`, judge the batches that have not been judged, and add accepted ones.
 
     `batches`: accept these whatever their verdict, and judge nothing. Without `judge`, only what has been accepted is
-    added. Returns the new batch, the files that are left for later or cannot be read, the verdicts of this call, and
-    batch -> clips added to the served index.
+    added. Returns the new batch, the files and batches that are left for later or cannot be read, the verdicts of this
+    call, and batch -> clips added to the served index.
     It reads the served release and nothing that the stages write, so the pipeline may run at the same time.
-    Raises: ReleaseError when nothing is served; DataError when `folder` or a batch is not there or is wrong; and what
-    judging and encoding raise.
+    Raises: ReleaseError when nothing is served; DataError when `folder` or a batch is not there or is wrong;
+    MachineError; and what judging and encoding raise.
     """
     releases = Releases(releases_dir)
     release = releases.current()
@@ -44,6 +41,7 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
         raise ReleaseError(f"{releases.root}: need a release whose index new videos can join, got none. Run "
                            "`hcmi promote`.")
     incoming, found = Path(incoming_dir), dict[str, Any]()
+    ask_to_write(files=[accepted, Path(reports_dir, "judged.json"), incoming / "inbox.json"])
     with lock(Path(reports_dir) / ".lock"):         # the flows that judge hold it too
         if folder is not None:
             took = collect(folder, incoming, f"{datetime.now():%Y-%m-%d}", quiet_s, params.shards.decode_timeout_s)
@@ -53,7 +51,7 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
         if batches:
             accept_named(incoming, ledger, accepted, batches)
         elif judge:
-            found["verdicts"] = _judge(release, ledger, incoming, Path(reports_dir), params, quiet_s)
+            found |= _judge(release, ledger, incoming, Path(reports_dir), params, quiet_s)
             accept_judged(incoming, ledger, accepted)
     with releases.lock():
         release = releases.current() or release
@@ -62,19 +60,14 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
 
 
 def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, params: Params, quiet_s: float
-           ) -> dict[str, str]:
-    """Batch -> verdict, and what was done, of each complete batch whose content has not been judged."""
-    said: dict[str, str] = {}
-    for folder, seen in complete(find_batches(incoming), quiet_s, PATIENCE_S):
-        content = ledger.content(folder, seen)
-        if content in ledger.verdicts:
-            continue
+           ) -> dict[str, Any]:
+    """`verdicts`: batch -> verdict, and what follows; `growing`: the batches that are still being copied."""
+    def report(batch: str) -> Verdict:
         found = drift(incoming_dir=incoming, model_dir=release.model, export_dir=release.export,
-                      shards_dir=release.shards, out_dir=reports / folder.name, params=params, batches=[folder.name])
-        verdict = Verdict.of(found, folder.name)
-        if not verdict.final:
-            said[folder.name] = f"{verdict.word}: {verdict.why} It is judged again the next time."
-        elif ledger.content(folder, look(folder)) == content:       # otherwise it has changed, and is judged again
-            ledger.record(content, folder.name, verdict.word)
-            said[folder.name] = f"{verdict.word}: {action(verdict.word).said}. {verdict.why}"
-    return said
+                      shards_dir=release.shards, out_dir=reports / batch, params=params, batches=[batch])
+        return Verdict.of(found, batch)
+
+    verdicts, growing = judge_new(find_batches(incoming), ledger, report, quiet_s)
+    return {"growing": growing, "verdicts": {
+        batch: f"{word}: {action(word).said}. {why}" if final else f"{word}: {why} It is judged again the next time."
+        for batch, (word, why, final) in verdicts.items()}}

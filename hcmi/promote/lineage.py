@@ -23,11 +23,11 @@ def _sha256(path: Path) -> str | None:
 
 def _code() -> dict[str, Any]:
     """The version, the git revision of the working folder, and whether tracked files differ from it."""
-    revision, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    revision, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     return {"hcmi": __version__, "revision": revision, "changed": None if status is None else bool(status)}
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     """What git prints; None without git, a repository or a commit."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=60)

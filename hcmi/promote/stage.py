@@ -17,6 +17,7 @@ from hcmi.model import HcmiModel, load_retriever
 from hcmi.promote.gate import Difference, decide
 from hcmi.promote.lineage import lineage
 from hcmi.promote.newest import compare_on_newest
+from hcmi.promote.tags import tag
 from hcmi.releases import Release, Releases, copy_folder
 from hcmi.runtime import pick_device
 
@@ -33,8 +34,9 @@ def promote(*, model_dir: str | Path, export_dir: str | Path, metrics: str | Pat
     """Make a release of the trained model and serve it, if it is not worse than the one that is served.
 
     Returns the decision: `decision` (promoted, refused or unchanged), `version`, `replaces`, `why`, and the figures
-    `test` and `batches`. The first release is compared with nothing. Accepted batches that the export does not hold are
-    added to the release's index before it is served. `again` promotes a model that has been rolled back.
+    `test` and `batches`; and `tags`, what became of the git tags of the served release. The first release is compared
+    with nothing. Accepted batches that the export does not hold are added to the release's index before it is served.
+    `again` promotes a model that has been rolled back.
 
     After a crash at any time the old release or the new one is served, and the next call ends in the same state.
     Raises: ReleaseError when model, export and figures are missing or do not belong together; and the errors of
@@ -44,29 +46,39 @@ def promote(*, model_dir: str | Path, export_dir: str | Path, metrics: str | Pat
                  "metrics": Path(metrics).parent}
     releases = Releases(releases_dir)
     with releases.lock():
-        champion = releases.current()
-        key = _key(workspace)
-        if (found := _settle(releases, champion, key, again)) is not None:
-            return found
-        try:
-            with releases.add() as staged:
-                for name, source in workspace.items():
-                    copy_folder(source, staged.folder / name)
-                _copy_test_shards(Path(shards_dir), staged.shards)
-                model = _check(staged)
-                decision = _compare(champion, staged, model, accepted=accepted, incoming_dir=incoming_dir,
-                                    shards_dir=shards_dir, params=params, must_be_better=must_be_better)
-                if decision["decision"] == "refused":
-                    raise _RefusedError
-                added = fill(staged, missing_batches(staged, accepted), incoming_dir=incoming_dir, params=params,
-                             model=model)
-                # the key of what was copied: the workspace may have changed since
-                _describe(staged, _key({"export": staged.export}), decision, champion, model, added)
-        except _RefusedError:
-            releases.log(**decision)
-            return decision
-        version = releases.all()[-1].version
-        return _serve(releases, version, decision)
+        found = _settle(releases, releases.current(), _key(workspace), again) or _make(
+            releases, workspace, shards_dir=Path(shards_dir), accepted=accepted, incoming_dir=incoming_dir,
+            params=params, must_be_better=must_be_better)
+        return _with_tags(releases, found)
+
+
+def _make(releases: Releases, workspace: dict[str, Path], *, shards_dir: Path, accepted: str | Path,
+          incoming_dir: str | Path, params: Params, must_be_better: bool) -> dict[str, Any]:
+    """Make a release of the workspace and serve it, or leave nothing of it. Returns the decision."""
+    champion = releases.current()
+    try:
+        with releases.add() as staged:
+            for name, source in workspace.items():
+                copy_folder(source, staged.folder / name)
+            _copy_test_shards(shards_dir, staged.shards)
+            model = _check(staged)
+            decision = _compare(champion, staged, model, accepted=accepted, incoming_dir=incoming_dir,
+                                shards_dir=shards_dir, params=params, must_be_better=must_be_better)
+            if decision["decision"] == "refused":
+                raise _RefusedError
+            added = fill(staged, missing_batches(staged, accepted), incoming_dir=incoming_dir, params=params,
+                         model=model)
+            # the key of what was copied: the workspace may have changed since
+            _describe(staged, _key({"export": staged.export}), decision, champion, model, added)
+    except _RefusedError:
+        releases.log(**decision)
+        return decision
+    return _serve(releases, releases.all()[-1].version, decision)
+
+
+def _with_tags(releases: Releases, found: dict[str, Any]) -> dict[str, Any]:
+    served = releases.current()
+    return {**found, "tags": None if served is None else tag(served)}
 
 
 def _serve(releases: Releases, version: str, decision: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +216,8 @@ def rollback(*, releases_dir: str | Path, version: str | None = None) -> dict[st
         decision = {"decision": "rolled back", "version": target.version,
                     "replaces": None if left is None else left.version}
         if left is not None and left.version == target.version:
-            return {**decision, "decision": "unchanged", "why": f"{target.version} is served already."}
+            return _with_tags(releases, {**decision, "decision": "unchanged",
+                                         "why": f"{target.version} is served already."})
         why = f"Rolled back to {target.version}."
         if left is not None:
             releases.withdraw(left, why)
@@ -212,11 +225,12 @@ def rollback(*, releases_dir: str | Path, version: str | None = None) -> dict[st
         releases.reinstate(target)
         found = {**decision, "why": why}
         releases.log(**found)
-        return found
+        return _with_tags(releases, found)
 
 
 def decision_text(found: dict[str, Any]) -> str:
-    """`promoted v2, which replaces v1: ...`."""
+    """`promoted v2, which replaces v1: ...`, and a line about the git tags of what is served."""
     version = f" {found['version']}" if found["version"] else ""
     before = f", which replaces {found['replaces']}" if found["decision"] == "promoted" and found["replaces"] else ""
-    return f"{found['decision']}{version}{before}: {found['why']}"
+    tags = f"\nserved: {found['tags']}" if found["tags"] else ""
+    return f"{found['decision']}{version}{before}: {found['why']}{tags}"

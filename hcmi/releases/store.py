@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.errors import ReleaseError
-from hcmi.files import atomic_dir, atomic_file, lock, writing
+from hcmi.files import ask_to_write, atomic_dir, atomic_file, lock, writing
 
 ROOT = "releases"
 CURRENT = "current"
+DECISIONS = "decisions.jsonl"
 VERSION = re.compile(r"v([1-9][0-9]*)")
 NOT_SERVED = shutil.ignore_patterns(".*", "embeddings.parquet")     # temporary files; the tokens for Ray and Spark
 
@@ -89,7 +90,8 @@ class Releases:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while a release is added, changed or chosen: one writer at a time."""
+        """Held while a release is added, changed or chosen: one writer at a time. Raises: MachineError."""
+        ask_to_write(files=[self.root / DECISIONS])
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             with lock(self.root / ".lock"):
@@ -149,7 +151,7 @@ class Releases:
     def log(self, **decision: Any) -> None:
         """Append a line to decisions.jsonl."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / "decisions.jsonl", "a", encoding="utf-8", newline="\n") as file:
+        with writing(self.root / DECISIONS), open(self.root / DECISIONS, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"when": now(), **decision}, ensure_ascii=False) + "\n")
 
     def table(self) -> list[dict[str, Any]]:

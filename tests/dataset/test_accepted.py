@@ -47,7 +47,7 @@ def test_accepted_clips_train_and_the_evaluation_stays_as_it_was(made, tmp_path)
     path = tmp_path / "accepted.json"
     base = build(made, tmp_path / "without", path)
     assert {split for split, _ in base.values()} == {"train", "val", "test"}
-    accept(path, Accepted("monday", "content", "ok", True, "now"))
+    accept(path, Accepted("monday", "content", "ok", "now"))
     found = build(made, tmp_path / "with", path)
     assert base.items() <= found.items()
     new = {name: value for name, value in found.items() if name not in base}
@@ -72,7 +72,7 @@ def test_ids_of_a_batch_are_by_content_and_one_in_four_clips_is_held_out(made, t
 
 def test_batch_that_is_gone_and_list_that_is_broken_are_said_in_one_line(made, tmp_path):
     path = tmp_path / "accepted.json"
-    accept(path, Accepted("tuesday", "content", "ok", True, "now"))
+    accept(path, Accepted("tuesday", "content", "ok", "now"))
     with pytest.raises(DataError, match=r"tuesday: need the batch that .*accepted\.json lists, got none\."):
         build(made, tmp_path / "out", path)
     assert not (tmp_path / "out/manifest").exists()

@@ -2,11 +2,12 @@
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
-from flow_world import ROOT
+from flow_world import ROOT, Flows
 
 TOY = """
 stages:
@@ -33,3 +34,18 @@ def toy(tmp_path, monkeypatch) -> Path:
     Repo.init().close()
     shutil.copy(ROOT / ".dvc/config", project / ".dvc/config")
     return project
+
+
+@pytest.fixture
+def start(toy) -> Iterator:
+    """Starts `make flows` in the toy project; all that a failed test leaves is killed."""
+    started: list[Flows] = []
+
+    def begin() -> Flows:
+        started.append(Flows(toy))
+        return started[-1]
+
+    yield begin
+    for flows in started:
+        for process in [*flows.processes(), *([flows.process] if flows.process.poll() is None else [])]:
+            process.kill()

@@ -13,7 +13,7 @@ from prefect.logging import disable_run_logger
 
 from flows import drift_watch
 from flows.child import ChildError
-from flows.stages import reproduce
+from flows.stages import reproduce, running
 from hcmi.incoming import Verdict
 
 
@@ -148,6 +148,23 @@ def test_report_is_made_again_when_the_pipeline_replaced_the_artefacts_meanwhile
     assert calls == ["batch", "batch"]
 
 
+def test_a_batch_is_judged_with_the_release_while_the_pipeline_runs(toy, monkeypatch):
+    """A training run of hours must not keep new videos waiting, nor spoil their report."""
+    asked: list[dict] = []
+
+    class Report:
+        def with_options(self, **options):
+            asked.append(options)
+            return said
+
+    monkeypatch.setattr(drift_watch, "report", Report())
+    (toy / "releases/v1").mkdir(parents=True)
+    (toy / "releases/current").symlink_to("v1")
+    with running(print):
+        assert drift_watch.report_with_pinned("ok") == said("ok")
+    assert asked == [{"tags": []}]          # and it takes no GPU slot
+
+
 def test_report_fails_when_the_artefacts_are_the_same_all_along(toy, monkeypatch):
     monkeypatch.setattr(drift_watch, "PINNED", ("one",))
     reproduce("one")
@@ -162,7 +179,7 @@ def test_report_fails_when_the_artefacts_are_the_same_all_along(toy, monkeypatch
 
 def test_watch_says_so_in_one_line_when_the_server_does_not_answer(toy):
     variables = {**environment(toy), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    for flow in ("drift_watch", "pipeline"):
+    for flow in ("drift_watch", "pipeline", "ingest", "promote"):
         done = subprocess.run([sys.executable, "-m", f"flows.{flow}"], env=variables, text=True, capture_output=True,
                               timeout=120)
         assert done.returncode == 1

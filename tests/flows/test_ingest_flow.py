@@ -4,18 +4,23 @@ The whole flow on a real server is in test_circle.py. Here a function stands in 
 """
 
 import json
+import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from flow_world import environment
+from model_world import write_film
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import disable_run_logger
 
 from flows import ingest
 from flows.stages import reproduce
 from hcmi.dataset import Accepted, accept
-from hcmi.incoming import Ledger, find_batches, look
+from hcmi.incoming import Ledger, collect, find_batches, look
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +79,16 @@ def test_batches_of_the_cool_down_wait_and_share_the_next_run(started):
     assert ingest.start_retrain(24) == "retrain for b, c: started as run 2"
 
 
+def test_a_time_that_lies_ahead_holds_no_run_back(started):
+    """The clock was wrong when the last run was started, and has been set since."""
+    judged("a", "search hurt")
+    ingest.start_retrain(24)
+    kept = json.loads((ingest.REPORTS / "retrain.json").read_text())
+    (ingest.REPORTS / "retrain.json").write_text(json.dumps(kept | {"when": "2999-01-01T00:00:00+00:00"}))
+    judged("b", "search hurt")
+    assert ingest.start_retrain(24).endswith("started as run 2")
+
+
 def test_the_server_is_asked_with_the_same_key_when_the_run_was_killed_before_it_was_noted(started):
     judged("a", "search hurt")
     for damage in ("unlink", "broken"):
@@ -100,6 +115,21 @@ def test_retrain_stays_wanted_when_there_is_no_server_or_deployment(started, mon
     assert ingest.start_retrain(24) == "retrain for a: started as run 1"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_run_fails_with_the_reason_after_the_rest_when_an_inbox_cannot_be_taken_in(toy):
+    write_film(toy / "data/inbox/red.mp4", ["red", "black"], frames_each=4)
+    (toy / "data/inbox/captions.csv").write_text("no such table\n")
+    (toy / "data/accepted.json").write_text("[]\n")
+    done = subprocess.run([sys.executable, "-m", "flows.ingest"], env=environment(toy), text=True, capture_output=True,
+                          timeout=800)
+    assert done.returncode == 1
+    assert "every batch has been judged" in done.stderr
+    assert re.search(r"captions\.csv: .* The next run tries again\.", done.stderr), done.stderr[-2000:]
+    (toy / "data/inbox/captions.csv").unlink()
+    assert collect("data/inbox", "data/incoming", "monday", 0, 20.0).files == ["red.mp4"]
+
+
 def test_accepted_batches_are_given_to_dvc_once_and_outputs_of_a_stage_are_left(toy):
     text = (toy / "dvc.yaml").read_text()
     (toy / "dvc.yaml").write_text(text + "  four: {cmd: mkdir -p data/incoming/made && cp in.txt data/incoming/made, "
@@ -107,7 +137,7 @@ def test_accepted_batches_are_given_to_dvc_once_and_outputs_of_a_stage_are_left(
     reproduce("four")
     judged("mine", "ok")
     for folder in find_batches(Path("data/incoming")):
-        accept(ingest.ACCEPTED, Accepted(folder.name, folder.name, "ok", True, "now"))
+        accept(ingest.ACCEPTED, Accepted(folder.name, folder.name, "ok", "now"))
     assert ingest.track_accepted() == ["mine"]
     assert ingest.track_accepted() == []
     assert sorted(path.name for path in Path("data/incoming").glob("*.dvc")) == ["mine.dvc"]

@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flow_world import environment
+import pytest
+from flow_world import environment, wait_for
+from prefect.logging import disable_run_logger
+
+from flows import artifacts
 
 
 def run_flow(project: Path) -> subprocess.CompletedProcess:
@@ -24,3 +28,58 @@ def test_flow_runs_what_is_stale_then_nothing_when_run_after_dvc(toy):
     assert second.stdout.splitlines()[-3:] == ["one: fresh", "two: fresh", "three: fresh"], second.stderr
     assert "Running stage" not in second.stderr
     assert Path("dvc.lock").read_bytes() == lock
+
+
+def hold_stage_one(toy: Path) -> bytes:
+    """Make stage `one` wait for a file `go`. Returns the dvc.lock of an undisturbed run."""
+    (toy / "one.sh").write_text("touch begun\nwhile [ ! -e go ]; do sleep 0.1; done\ncp in.txt one.txt\n")
+    (toy / "dvc.yaml").write_text((toy / "dvc.yaml").read_text().replace("cp in.txt one.txt", "sh one.sh"))
+    (toy / "go").touch()
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
+    lock = (toy / "dvc.lock").read_bytes()
+    for name in ("go", "begun", "dvc.lock", "one.txt", "two.txt", "three.txt"):
+        (toy / name).unlink()
+    subprocess.run(["rm", "-rf", ".dvc/cache"], check=True)
+    return lock
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("first", [["flows.pipeline"], ["dvc", "repro", "-q"]], ids=["pipeline", "dvc repro"])
+def test_a_second_run_waits_for_the_first_and_ends_the_same(toy, first):
+    lock = hold_stage_one(toy)
+    one = subprocess.Popen([sys.executable, "-m", *first], cwd=toy, env=environment(toy), text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for((toy / "begun").exists, 600)
+    with open(toy / "second.log", "w") as log:
+        other = subprocess.Popen([sys.executable, "-m", "flows.pipeline"], cwd=toy, stdout=log, stderr=log,
+                                 env={**environment(toy), "PREFECT_HOME": str(toy / ".prefect2")})
+    wait_for(lambda: "waiting for its end" in (toy / "second.log").read_text(), 600)
+    (toy / "go").touch()
+    assert one.wait(600) == 0, one.stdout.read()
+    assert other.wait(600) == 0, (toy / "second.log").read_text()
+    assert (toy / "second.log").read_text().splitlines()[-1].startswith("three: ")
+    assert (toy / "dvc.lock").read_bytes() == lock
+
+
+def test_bar_of_a_stage_follows_its_lines(monkeypatch):
+    bars: list[tuple[str, float]] = []
+    monkeypatch.setattr(artifacts, "create_progress_artifact",
+                        lambda key, progress, description: bars.append((f"{key} {description}", progress)) or "bar")
+    monkeypatch.setattr(artifacts, "update_progress_artifact",
+                        lambda bar, progress, description: bars.append((description, progress)))
+    progress = artifacts.Progress("train")
+    for line in ("40 captions of 40 are odd", "train: 120 of 480 step, 00:30 so far, 01:30 left", "loss 3 of 4",
+                 "epoch 4 of 8: loss 1.2, validation R@1 80.0 %", "encode videos: 0 of 0 clip"):
+        progress.read(line)
+    assert bars == [("train-progress train: train: 120 of 480 step, 00:30 so far, 01:30 left", 25.0),
+                    ("train: epoch 4 of 8: loss 1.2, validation R@1 80.0 %", 50.0)]
+
+
+def test_stage_goes_on_when_the_page_cannot_be_written(monkeypatch):
+    def refuse(**_: object) -> None:
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
+    with disable_run_logger():
+        artifacts.Progress("train").read("epoch 1 of 2: loss 1")

@@ -152,6 +152,19 @@ def test_a_stage_runs_when_a_dead_dvc_left_its_lock(toy, content):
     stranger.wait()
 
 
+def test_a_living_dvc_holds_its_lock_when_the_clock_was_set_after_it_wrote_it(toy):
+    """By the times alone it would be a process that started later, and its lock would be deleted."""
+    dvc = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "dvc", "repro"])
+    lock = toy / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.write_text(json.dumps({"write": {str(toy / "one.txt"): {"pid": dvc.pid, "cmd": "dvc repro"}}}))
+    os.utime(lock, (1e9, 1e9))
+    assert is_running()
+    dvc.kill()
+    dvc.wait()
+    assert not is_running()
+
+
 def test_a_stage_is_refused_when_a_living_dvc_holds_its_output(toy):
     lock = toy / ".dvc/tmp/rwlock"
     lock.parent.mkdir(parents=True, exist_ok=True)

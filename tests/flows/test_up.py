@@ -5,28 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from flow_world import ENDED, ROOT, Flows, environment, free_port, wait_for
 from ruamel.yaml import YAML
-
-
-@pytest.fixture
-def start(toy) -> Iterator:
-    """Starts `make flows` in the toy project; all that a failed test leaves is killed."""
-    started: list[Flows] = []
-
-    def begin() -> Flows:
-        started.append(Flows(toy))
-        return started[-1]
-
-    yield begin
-    for flows in started:
-        for process in [*flows.processes(), *([flows.process] if flows.process.poll() is None else [])]:
-            process.kill()
 
 
 def test_deployments_have_schedules_that_are_off():

@@ -1,12 +1,25 @@
 """What follows from a verdict, and the list of accepted batches."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from hcmi.dataset import read_accepted
 from hcmi.errors import DataError
-from hcmi.incoming import ACTIONS, Ledger, accept_judged, accept_named, action, find_batches, look, worst
+from hcmi.incoming import (
+    ACTIONS,
+    SEARCHED,
+    Ledger,
+    Verdict,
+    accept_judged,
+    accept_named,
+    action,
+    find_batches,
+    judge_new,
+    look,
+    searched_batches,
+    worst,
+)
 
 
 @pytest.mark.parametrize(("verdict", "state", "search", "train", "retrain"), [
@@ -45,7 +58,8 @@ def test_batches_that_the_pipeline_makes_are_not_accepted(tmp_path):
 
 
 def listed(path: Path) -> list[tuple[str, bool]]:
-    return [(entry["batch"], entry["searched"]) for entry in json.loads(path.read_text())]
+    searched = searched_batches(path)
+    return [(entry.batch, searched.get(entry.content) == entry.batch) for entry in read_accepted(path)]
 
 
 def test_batches_are_accepted_once_and_as_they_are_now(tmp_path):
@@ -76,5 +90,51 @@ def test_named_batches_are_accepted_whatever_their_verdict(tmp_path):
     assert [entry.verdict for entry in accept_named(incoming, ledger, path, ["a", "b"])] == [
         "search hurt, by hand", "not judged, by hand"]
     assert listed(path) == [("a", True), ("b", True)]
+    assert [entry.verdict for entry in read_accepted(path)] == ["search hurt", "not judged, by hand"]
     with pytest.raises(DataError, match="need a batch called 'z', got a, b"):
         accept_named(incoming, ledger, path, ["z"])
+
+
+def test_training_data_stays_as_it_was_when_a_batch_is_only_made_searchable(tmp_path):
+    """The stage `dataset` depends on the list: with the same bytes `dvc repro` has nothing to do."""
+    incoming, path = tmp_path / "incoming", tmp_path / "accepted.json"
+    put(incoming, "a")
+    ledger = Ledger(tmp_path)
+    judge(incoming, ledger, a="search hurt")
+    accept_judged(incoming, ledger, path)
+    before = path.read_bytes()
+    accept_named(incoming, ledger, path, ["a"])
+    assert path.read_bytes() == before
+    assert listed(path) == [("a", True)]
+    assert accept_named(incoming, ledger, path, ["a"]) == []
+
+
+def test_a_broken_list_of_searched_batches_is_said_in_one_line(tmp_path):
+    path = tmp_path / "accepted.json"
+    for broken in ("{", "[1]"):
+        path.with_name(SEARCHED).write_text(broken)
+        with pytest.raises(DataError, match=r"searched\.json: need a list of batches, got something else"):
+            searched_batches(path)
+
+
+# which batches are judged
+
+def test_a_verdict_is_kept_when_it_is_final_and_the_batch_did_not_change(tmp_path):
+    def report(name: str) -> Verdict:
+        asked.append(name)
+        if name == "changing":
+            put(tmp_path / "incoming", name, f"grown {len(asked)}")
+        return Verdict("ok", "So it is.", final=name != "machine")
+
+    def again(**options: bool) -> list[str]:
+        asked.clear()
+        verdicts, growing = judge_new(find_batches(tmp_path / "incoming"), Ledger(tmp_path), report, 0, **options)
+        assert (list(verdicts), growing) == (asked, [])
+        return list(asked)
+
+    asked: list[str] = []
+    for name in ("changing", "kept", "machine"):
+        put(tmp_path / "incoming", name)
+    assert again() == ["changing", "kept", "machine"]
+    assert again() == ["changing", "machine"]
+    assert again(again=True) == ["changing", "kept", "machine"]

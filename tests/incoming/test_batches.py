@@ -105,6 +105,19 @@ def test_a_quiet_batch_is_complete_at_once_when_it_has_long_been_there(tmp_path)
     assert [folder for folder, _ in complete([batch], quiet_s=0, patience_s=HOUR, wait=wait)] == [batch]
 
 
+def test_a_batch_that_was_made_whole_is_complete_at_once_and_one_that_somebody_adds_to_is_not(tmp_path):
+    batch = tmp_path / "monday"
+    batch.mkdir()
+    (batch / "a.mp4").write_text("a")
+    (batch / "batch.json").write_text("{}")
+    os.utime(batch / "a.mp4")
+    os.utime(batch / "batch.json")
+    assert [folder for folder, _ in complete([batch], HOUR, patience_s=0)] == [batch]
+    while look(batch).get(b"b.mp4", (0, 0))[1] <= look(batch)[b"batch.json"][2]:       # a clock has ticks
+        (batch / "b.mp4").write_text("b")
+    assert [folder for folder, _ in complete([batch], HOUR, patience_s=0, wait=lambda seconds: None)] == []
+
+
 def test_contents_are_read_once_when_nothing_changes(tmp_path, monkeypatch):
     batch = make_batch(tmp_path / "in", "first")
     content = Ledger(tmp_path).content(batch, look(batch))

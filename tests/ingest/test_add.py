@@ -5,16 +5,23 @@ A function stands in for the report, whose verdicts need more clips than this pr
 
 import json
 import shutil
+import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from model_world import write_film
 from release_world import put_batch
 from search_world import call_hcmi
+from video_files import write_pictures
 
 import hcmi.ingest.stage as stage
+from hcmi.export import encode_clips
 from hcmi.index import SearchIndex
 from hcmi.releases import Releases
+from hcmi.shards import clip_batches
+from hcmi.video import to_square
 
 CLIPS = 30      # of the project's export
 
@@ -66,11 +73,13 @@ def test_new_videos_of_a_folder_are_found_and_nothing_is_done_twice(here, new, j
     assert got["verdicts"][batch].startswith("ok: added to the served index")
     assert {film.name for film in new} <= found()
     generation = SearchIndex.open("releases/current/export/index").generation
-    assert add(str(inbox)) == {"batch": None, "files": 0, "waiting": [], "quarantined": {}, "verdicts": {}, "added": {}}
+    assert add(str(inbox)) == {"batch": None, "files": 0, "waiting": [], "quarantined": {}, "growing": [],
+                               "verdicts": {}, "added": {}}
     assert judged == [batch]
     assert SearchIndex.open("releases/current/export/index").generation == generation
     [entry] = json.loads(Path("data/accepted.json").read_text())
-    assert (entry["batch"], entry["verdict"], entry["searched"]) == (batch, "ok", True)
+    assert (entry["batch"], entry["verdict"]) == (batch, "ok")
+    assert json.loads(Path("data/searched.json").read_text()) == {entry["content"]: batch}
 
 
 def test_verdict_decides_and_a_person_may_decide_otherwise(here, new):
@@ -137,6 +146,30 @@ def test_videos_that_cannot_be_read_are_left_out_and_said(here, new, tmp_path):
     assert list(got["quarantined"]) == ["broken.mp4"]
     put_batch(here, "ok.1", [new[0], inbox / "broken.mp4"])
     assert add()["added"] == {"ok.1": 1}
+
+
+@pytest.mark.parametrize("square", [("crop", "BICUBIC"), ("squash", "BICUBIC")])
+def test_frames_of_new_videos_become_square_as_those_of_the_release_did(here, tmp_path, monkeypatch, square):
+    """A wide film that is red at its left end: cropped frames lose the red, squashed ones keep it."""
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, :32, 0] = 250
+    put_batch(here, "ok.1", [write_pictures(tmp_path / "wide.mp4", (wide for _ in range(16)), fps=12)])
+    stats = here / "releases/v1/shards/stats.json"
+    stats.write_text(json.dumps(json.loads(stats.read_text()) | {"square": square}))
+    frames: list[np.ndarray] = []
+
+    def encode(model, index, batch_size):
+        frames.extend(batch.picked.frames_BTHXC.numpy() for batch in clip_batches(index, batch_size, 2))
+        return encode_clips(model, index, batch_size)
+
+    monkeypatch.setattr(sys.modules["hcmi.ingest.fill"], "encode_clips", encode)    # `fill` is a function too
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")         # the model of this release crops
+        assert add()["added"] == {"ok.1": 1}
+    [(clip,)] = [batch[:, 0] for batch in frames]
+    expected = to_square(wide, clip.shape[1], square)
+    assert np.abs(clip.astype(int) - expected).max() < 30
+    assert (expected[..., 0] > 200).any() == (square[0] == "squash")
 
 
 def test_add_says_so_in_one_line_when_nothing_is_served(here):

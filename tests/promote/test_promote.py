@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from model_world import COLOURS, write_film
-from release_world import fingerprint, params, promote, put_batch
+from release_world import accept_batch, fingerprint, params, promote, put_batch
 from search_world import call_hcmi
 
-from hcmi.dataset import Accepted, accept, batch_clips, is_held_out
+from hcmi.dataset import batch_clips, is_held_out
 from hcmi.index import SearchIndex
 from hcmi.releases import Releases
 
@@ -150,7 +150,7 @@ def test_accepted_batches_are_in_the_index_of_every_later_release(here, retrain,
     promote()
     videos = films(tmp_path / "films", 4)
     batch = put_batch(here, "monday", videos)
-    accept("data/accepted.json", Accepted("monday", "content", "ok", True, "2026-11-30"))
+    accept_batch(here, "monday")
     retrain("second")
     promote("--not-worse")
     clips, _ = batch_clips(batch, params(here).dataset)
@@ -166,7 +166,7 @@ def test_newest_batches_are_compared_on_clips_that_no_training_sees(here, retrai
     batch = put_batch(here, "monday", videos, {path.name: f"a {path.stem.replace('_', ' ')} film" for path in videos})
     with open(batch / "captions.csv", "a") as file:
         file.writelines(f"{path.name},{words} {path.stem}\n" for path in videos for words in WORDS)
-    accept("data/accepted.json", Accepted("monday", "content", "search hurt", False, "2026-11-30"))
+    accept_batch(here, "monday", "search hurt", searched=False)
     clips, _ = batch_clips(batch, params(here).dataset)
     held = [clip for clip in clips if is_held_out(clip)]
     assert 3 <= len(held) <= 15

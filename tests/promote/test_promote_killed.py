@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from model_world import write_film
-from release_world import killed_runs, promote, put_batch
+from release_world import accept_batch, killed_runs, promote, put_batch
 
-from hcmi.dataset import Accepted, accept
 from hcmi.releases import Releases
 from hcmi.search import Retriever
 
@@ -31,7 +30,7 @@ def pristine(made, tmp_path_factory) -> Path:
         shutil.copytree(made / "second" / part, folder / part)
     film = write_film(folder.parent / "new.mp4", ["red", "black"], frames_each=8)
     put_batch(folder, "monday", [film])
-    accept(folder / "data/accepted.json", Accepted("monday", "content", "ok", True, "now"))
+    accept_batch(folder, "monday")
     return folder
 
 

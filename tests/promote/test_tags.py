@@ -1,0 +1,89 @@
+"""The git tags of a release: on a commit that can make it again, and on no other."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from release_world import promote
+from ruamel.yaml import YAML
+from search_world import call_hcmi
+
+ROOT = Path(__file__).resolve().parents[2]
+LATER = "no git tag yet. Commit dvc.lock, then run `hcmi promote` again."
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", "-c", "commit.gpgsign=false", *arguments], check=True, capture_output=True,
+                          text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(here, monkeypatch) -> Path:
+    """The project as a git repository with one commit, and a dvc.lock that is not committed yet."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "team")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "team@localhost")
+    git("init", "-q")
+    git("config", "user.name", "team")
+    git("config", "user.email", "team@localhost")
+    git("add", "params.yaml")
+    git("commit", "-qm", "first")
+    (here / "dvc.lock").write_text("schema: '2.0'\n")
+    return here
+
+
+def commit_lock() -> str:
+    git("add", "dvc.lock")
+    git("commit", "-qm", "lock")
+    return git("rev-parse", "HEAD")
+
+
+def test_releases_are_tagged_once_their_lock_is_committed_and_served_is_the_served_one(repository, retrain):
+    assert promote()["tags"] == LATER
+    assert git("tag") == ""
+    first = commit_lock()
+    done = promote()
+    assert (done["decision"], done["tags"]) == (
+        "unchanged", "git tags model@v1.0.0, index@v1.0.0. `git push --tags` shares them.")
+    tags = ["index#served#1", "index@v1.0.0", "model#served#1", "model@v1.0.0"]
+    assert git("tag").splitlines() == tags
+    promote()
+    assert git("tag").splitlines() == tags
+    retrain("second")
+    text = (repository / "params.yaml").read_text()
+    (repository / "params.yaml").write_text(text.replace("margin: 1.0", "margin: 100.0"))
+    (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    assert promote("--not-worse")["tags"] == LATER
+    second = commit_lock()
+    assert call_hcmi("promote").stdout.endswith(
+        "\nserved: git tags model@v2.0.0, index@v2.0.0. `git push --tags` shares them.\n")
+    call_hcmi("rollback")
+    assert [git("rev-parse", f"{tag}^{{commit}}") for tag in ("model@v1.0.0", "model@v2.0.0", "model#served#2",
+                                                             "model#served#3", "index#served#3")] == [
+        first, second, second, first, first]
+
+
+def test_a_release_is_served_when_it_cannot_be_tagged(repository):
+    commit_lock()
+    git("tag", "model@v1.0.0-other")
+    (repository / ".git/refs/tags/model@v1.0.0").mkdir()
+    (repository / ".git/refs/tags/model@v1.0.0/in_the_way").write_text(git("rev-parse", "HEAD") + "\n")
+    done = promote()
+    assert done["decision"] == "promoted"
+    assert done["tags"].startswith("no git tag: ")
+    assert Path("releases/current").is_symlink()
+
+
+def test_there_is_nothing_to_say_of_tags_outside_a_git_repository(here):
+    (here / "dvc.lock").write_text("schema: '2.0'\n")
+    assert promote()["tags"] is None
+
+
+def test_artifacts_of_the_pipeline_are_outputs_of_its_stages():
+    pipeline = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    outs = {next(iter(out)) if isinstance(out, dict) else out for stage in pipeline["stages"].values()
+            for out in stage.get("outs", [])}
+    from hcmi.promote.tags import ARTIFACTS
+
+    assert set(pipeline["artifacts"]) == set(ARTIFACTS)
+    assert {artifact["path"] for artifact in pipeline["artifacts"].values()} <= outs
