@@ -27,6 +27,9 @@ from transformers import (
     Siglip2Model,
     SiglipConfig,
     SiglipModel,
+    VideoPrismClipModel,
+    VideoPrismConfig,
+    VideoPrismTokenizer,
 )
 from transformers.initialization import no_init_weights
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -81,6 +84,36 @@ def save_metaclip_2(folder: Path) -> Path:
                          bos_token_id=0))
     _save_towers(MetaClip2Model, config, folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_videoprism(folder: Path, num_frames: int = 4) -> Path:
+    """Of the layout that `VideoPrismProcessor.save_pretrained` writes: how frames are made stands in its own file.
+
+    The tokenizer is T5's without an end token.
+    """
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    unigram.train_from_iterator([text.lower() + "." for text in CORPUS], trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False))
+    learned = json.loads(unigram.to_str())["model"]["vocab"]
+    tokenizer = VideoPrismTokenizer(vocab=[tuple(piece) for piece in learned], extra_ids=0, model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    config = VideoPrismConfig(
+        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_spatial_layers": 1,
+                       "num_temporal_layers": 1, "num_auxiliary_layers": 1, "image_size": 36, "num_frames": num_frames},
+        text_config={"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,
+                     "vocab_size": len(tokenizer)})
+    torch.manual_seed(0)
+    towers = VideoPrismClipModel(config)
+    with quiet(), torch.no_grad():
+        for parameter in towers.parameters():
+            parameter.normal_(std=0.3)
+        towers.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps({
+        "processor_class": "VideoPrismProcessor", "video_processor": {
+            "video_processor_type": "LlavaOnevisionVideoProcessor", "do_resize": True, "do_rescale": True,
+            "do_normalize": False, "resample": 3, "rescale_factor": 1 / 255, "size": {"height": 36, "width": 36}}}))
     return folder
 
 

@@ -18,7 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from hcmi.config import ModelConfig
 from hcmi.errors import ModelError
-from hcmi.model.families import FAMILIES, Towers
+from hcmi.model.families import FAMILIES, Towers, check_frames_alone, clip_frames
 from hcmi.model.geometry import (
     CLIP_SQUARE,
     OPEN_CLIP,
@@ -142,8 +142,9 @@ def read_checkpoint(source: str, subject: str, num_words: int = 0) -> tuple[Towe
     towers = load_towers(source, num_words, subject)
     square, size = checkpoint_geometry(source, subject)
     text, vision = towers.config.text_config, towers.config.vision_config
+    family = FAMILIES[towers.config.model_type]
     processor = HcmiProcessor.from_backbone(source, text.max_position_embeddings, size, True, subject,
-                                            FAMILIES[towers.config.model_type].lower_case)
+                                            family.lower_case, family.clean)
     text.pad_token_id = processor.pad_id        # SigLIP 2's files disagree
     if square[0] == "whole":
         vision.image_size = size        # NaFlex has none of its own
@@ -176,6 +177,7 @@ def _read_open_clip(source: str, folder: Path, config: dict, name: str, subject:
 
 def _use_frames(towers: Towers, processor: HcmiProcessor, backbone: str, image_size: int, square: Square) -> None:
     """Have a checkpoint's processor take frames of shards. Raises: ModelError when the towers cannot read them."""
+    check_frames_alone(towers.config, f"model.backbone {backbone!r}")
     check_square(processor.square, square, f"model.backbone {backbone!r}, shards")
     patch = WHOLE_PATCH if square[0] == "whole" else towers.config.vision_config.patch_size or 1
     if image_size < patch:
@@ -192,6 +194,7 @@ def _zero_shot(towers: Towers, processor: HcmiProcessor, source: str, num_frames
 
     A head of zeros has no random values, so the model is the same in every process and on every machine.
     """
+    num_frames = clip_frames(towers.config) or num_frames
     described = {key: value for key, value in towers.config.to_dict().items() if key not in LOCAL}
     model = HcmiModel(HcmiConfig(towers=described, backbone=source, num_frames=num_frames,
                                  num_words=processor.num_words, temporal_layers=0,
@@ -216,7 +219,7 @@ def _check_files(folder: Path, name: str) -> None:
         return          # `load_towers` says what is needed
     if family not in FAMILIES:
         return
-    for names in (("preprocessor_config.json", "processor_config.json"),
+    for names in (("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
                   (*VOCABULARIES, "vocab.json", "sentencepiece.bpe.model")):
         if not any((folder / file).is_file() for file in names):
             raise ModelError(f"{name}: need {names[0]} of the checkpoint, found none. Copy all files of the checkpoint "

@@ -13,7 +13,8 @@ from hcmi.model.modeling import HcmiModel
 from hcmi.model.towers import checkpoint_folder
 
 NAMES = {"clip": "CLIP", "siglip": "SigLIP", "siglip2": "SigLIP 2 NaFlex", "metaclip_2": "MetaCLIP 2",
-         "open_clip": "a model of open_clip", "clip_conv_stem": "CLIP with a convolutional stem, from scratch"}
+         "open_clip": "a model of open_clip", "videoprism": "VideoPrism",
+         "clip_conv_stem": "CLIP with a convolutional stem, from scratch"}
 
 
 def describe_model(source: str | Path) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def describe_model(source: str | Path) -> dict[str, Any]:
             "backbone": model.config.backbone, "head": model.config.head, "dim": model.head.dim,
             "levels": {level: model.level_weights[level] for level in model.head.levels},
             "parameters": {"image_tower": vision, "text_tower": _count(towers) - vision, "head": _count(model.head)},
-            "image_size": processor.image_size, "patch": towers.config.vision_config.patch_size,
+            "image_size": processor.image_size, "patch": _patch(towers.config.vision_config),
             "square": list(processor.square), "num_frames": model.config.num_frames, "num_words": processor.num_words,
             "vocabulary": len(processor.tokenizer),
             "scripts": readable_scripts(processor.tokenizer), "size_bytes": _size_bytes(model, source),
@@ -57,6 +58,12 @@ def description_text(found: dict[str, Any]) -> str:
             "on disk": f"{found['size_bytes'] / 1e6:,.1f} MB",
             "fingerprint": found["fingerprint"][:12]}
     return "\n".join(f"{name:12} {value}" for name, value in rows.items())
+
+
+def _patch(vision: Any) -> int | None:
+    """Side of an image patch in pixels."""
+    tube = getattr(vision, "tubelet_size", None)        # VideoPrism's (frames, rows, columns)
+    return tube[1] if tube else vision.patch_size
 
 
 def _size_bytes(model: HcmiModel, source: str | Path) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hcmi.ahead import on_device
+from hcmi.model.families import check_frames_alone, clip_frames
 from hcmi.model.modeling import HcmiModel
 from hcmi.model.patches import multiply_patches
 from hcmi.model.tiles import tiled_similarities
@@ -18,6 +19,11 @@ from hcmi.runtime import pick_precision, send
 from hcmi.types import EvalBatch, TextTokens, VideoTokens
 
 Tokens = TypeVar("Tokens", VideoTokens, TextTokens)
+
+
+def frames_together(model: HcmiModel) -> int:
+    """How many frames the towers see together; 0 where each frame has a vector of its own."""
+    return clip_frames(model.towers.config)
 
 
 def encode_precision(device: torch.device) -> str:
@@ -57,6 +63,7 @@ def encode_batches(model: HcmiModel, batches: Iterable[tuple[Any, Tensor, Tensor
 
     On a GPU three batches are under way: one is copied there, one is computed, and the tokens of one are copied back.
     """
+    check_frames_alone(model.towers.config, "model")
     device = model.device
     before: tuple[Any, VideoTokens, torch.cuda.Event] | None = None
     for thing, frames_BTHXC, mask_BT in on_device(batches, device):

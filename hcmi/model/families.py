@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+from hcmi.errors import ModelError
 from hcmi.model.layers import attention
+from hcmi.model.videoprism import clip_vectors, text_vectors
 
 MAGENTA_TOLERANCE = 0.2     # of colours in [-1, 1]; JPEG of quality 90 changes plain magenta by 0.02
 Towers = Any        # a transformers CLIPModel or SiglipModel, or a part of one: torch's types cannot name their parts
@@ -35,6 +37,9 @@ class Family:
     vision_parts: tuple[str, ...]                       # attributes that encoding a text does not need
     text_positions: str = "position_embedding"          # attribute of `text_model.embeddings`
     lower_case: bool = False                            # trained on texts in small letters
+    clean: str = ""                                     # another rule by which texts are cleaned (`clean_function`)
+    # `image` takes the frames of whole clips, `vision_config.num_frames` to each; every frame gets the clip's vector
+    whole_clips: bool = False
 
 
 def _clip_image(towers: Towers, pixels_NCHX: Tensor, interpolate: bool) -> Tensor:
@@ -168,5 +173,23 @@ FAMILIES = {
     "metaclip_2": _CLIP,
     "siglip": _SIGLIP,              # and SigLIP 2 of a fixed size
     "siglip2": replace(_SIGLIP, image=_naflex_image),       # NaFlex
+    # Its text positions are sinusoids, which cannot be stretched: the table of tokens always is long enough.
+    "videoprism": Family(clip_vectors, text_vectors, lambda config: config.text_config.hidden_size,
+                         ("video_model",), text_positions="token_embedding", clean="videoprism", whole_clips=True),
     "open_clip": Family(_open_clip_image, _open_clip_text, lambda config: config.model["embed_dim"], ("vision",)),
 }
+
+
+def clip_frames(config: PretrainedConfig) -> int:
+    """How many frames towers of this configuration see together; 0 where each frame has a vector of its own."""
+    return config.vision_config.num_frames if FAMILIES[config.model_type].whole_clips else 0
+
+
+def check_frames_alone(config: PretrainedConfig, subject: str) -> None:
+    """Raises: ModelError for towers that see the frames of a clip together: shards, training and heads need each alone.
+
+    `subject`: what the message calls the model.
+    """
+    if clip_frames(config):
+        raise ModelError(f"{subject}: need a backbone with a vector for each frame, got {config.model_type}, which has "
+                         f"one for each clip. Search folders with it as it is (--videos), or choose another backbone.")

@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import AutoImageProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ConfigError, ModelError
 
@@ -25,11 +26,15 @@ CROPS = ("crop", "crop_even")
 FILTERS = ("NEAREST", "LANCZOS", "BILINEAR", "BICUBIC", "BOX", "HAMMING")       # by Pillow's numbers
 WHOLE_PATCH = 16            # pixels of a NaFlex patch; `hcmi.video` has it too
 OPEN_CLIP = "open_clip_config.json"
+VIDEO_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
 SHOWN = {"crop": "cropped", "crop_even": "cropped", "squash": "squashed", "whole": "whole"}
 
 
 def image_processor(source: str | Path) -> Any:
     """The Pillow variant, which resizes as in the checkpoints' training, and does not need torchvision."""
+    folder = config_folder(str(source))
+    if folder is not None and (_read_json(folder / "config.json") or {}).get("model_type") == "videoprism":
+        return video_processor(folder)
     return AutoImageProcessor.from_pretrained(source, backend="pil")
 
 
@@ -56,6 +61,24 @@ def own_geometry(name: str, images: Any) -> tuple[Square, int]:
     raise ModelError(f"{name}, preprocessor_config.json: need images resized to one size and then cropped to it or "
                      f"not, scaled by 1/255 and normalised, got resize {size}, crop {crop if cropped else 'none'}. "
                      f"Choose another checkpoint.")
+
+
+def video_processor(folder: Path) -> Any:
+    """The image preprocessing of a model of whole videos (VideoPrism), from the file that says how its frames are made.
+
+    `transformers` itself makes such frames with torchvision alone. The size is the model's; colours lie in [0, 1].
+    Raises: ValueError when there is no such file, or it does not say the size.
+    """
+    for name in VIDEO_FILES:
+        found = _read_json(folder / name)
+        if found is not None:
+            found = found.get("video_processor", found)
+            size = {"height": 0, "width": 0} | dict(found.get("size") or {})
+            if not size["height"] or set(size) != {"height", "width"} or not found.get("do_resize", True):
+                raise ValueError(f"{name}: need size with height and width, got {found.get('size')}.")
+            return CLIPImageProcessorPil(size=size, resample=found.get("resample", 3), do_center_crop=False,
+                                         image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    raise ValueError(f"{VIDEO_FILES[0]}: need it, found none.")
 
 
 def canvas_side(max_patches: int) -> int:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTokenizer, Pr
 
 from hcmi.errors import ModelError
 from hcmi.model.geometry import OPEN_CLIP
+from hcmi.model.videoprism import words_and_a_period
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 INSTALL = "Install it: pip install 'hcmi[open_clip]'."
@@ -157,9 +158,14 @@ def _clip_tokenizer(name: str) -> CLIPTokenizer:
 
 
 def clean_function(rule: str) -> Callable[[str], str]:
-    """How texts are cleaned before the tokenizer sees them: not at all, `lower`, or `open_clip:` and its own name."""
+    """How texts are cleaned before the tokenizer sees them.
+
+    Not at all, `lower`, `videoprism`, or `open_clip:` and that library's name of the rule.
+    """
     if not rule:
         return lambda text: text
     if rule == "lower":
         return str.lower
+    if rule == "videoprism":
+        return words_and_a_period
     return _library("this model's texts").tokenizer.get_clean_fn(rule.removeprefix("open_clip:"))

@@ -78,12 +78,12 @@ class HcmiProcessor:
 
     @classmethod
     def from_backbone(cls, backbone: str, num_words: int, image_size: int, own_square: bool = False,
-                      subject: str = "model.backbone", lower_case: bool = False) -> "HcmiProcessor":
+                      subject: str = "model.backbone", lower_case: bool = False, clean: str = "") -> "HcmiProcessor":
         """The pretrained checkpoint's own tokenizer and normalisation, by `transformers`.
 
         `own_square`: frames become square as the checkpoint does it; otherwise as CLIP does. `lower_case`: the
         checkpoint was trained on small letters. Not every tokenizer makes them itself (SigLIP 1's does, SigLIP 2's
-        mostly does not).
+        mostly does not). `clean`: another rule (`clean_function`).
         """
         name = f"{subject} {backbone!r}"
         or_scratch = ", or set model.backbone to scratch" if subject == "model.backbone" else ""
@@ -96,7 +96,7 @@ class HcmiProcessor:
                              f"its folder{or_scratch}.") from error
         square = own_geometry(name, images)[0] if own_square else CLIP_SQUARE
         lower = lower_case and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
-        return cls(tokenizer, images, num_words, image_size, square=square, clean="lower" if lower else "")
+        return cls(tokenizer, images, num_words, image_size, square=square, clean="lower" if lower else clean)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":

@@ -2,12 +2,13 @@
 
 The frames of a long video lie on a grid of time, as many to a window as the model takes. Where films are cut at shots,
 each shot has a grid of its own. Each frame is decoded once and goes through the towers once; windows then share their
-features. Only features are kept for a whole film, not pixels.
+features. Only features are kept for a whole film, not pixels. Towers that see the frames of a clip together, such as
+VideoPrism's, see each window by itself.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from hcmi.config import WindowsConfig
 from hcmi.errors import DecodeError
-from hcmi.model import HcmiModel, encode_features
+from hcmi.model import HcmiModel, encode_features, frames_together
 from hcmi.progress import track
 from hcmi.types import Clip, VideoTokens
 from hcmi.video import (
@@ -47,7 +48,8 @@ class _Film:
     path: str
     duration_s: float
     windows: list[tuple[float, float, int]] = field(default_factory=list)   # start_s, end_s, first of T frames
-    edges_s: np.ndarray = field(default_factory=lambda: np.zeros(0))        # [N + 1]; frame n is the middle of a step
+    times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))        # [N] the middle of each frame's step
+    steps_s: np.ndarray = field(default_factory=lambda: np.zeros(0))        # [N]
     waiting: int = 0                # parts that are not decoded yet
     # first frame of a part -> features [N, D], seconds [N]
     parts: dict[int, tuple[torch.Tensor, np.ndarray]] = field(default_factory=dict)
@@ -93,7 +95,7 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
                 yield EncodedFile(sha256_of[path], problem=str(error))
                 continue
             films[sha256_of[path]] = _Film(path, info.duration_s)
-    _divide(films, windows, model.config.num_frames, num_workers, timeout_s)
+    _divide(films, windows, model, num_workers, timeout_s)
     jobs = []
     for sha256, film in films.items():
         own = list(_jobs(sha256, film, model))
@@ -112,7 +114,7 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
                 yield _finished(sha256, films.pop(sha256), model.config.num_frames)
 
 
-def _divide(films: dict[str, _Film], windows: WindowsConfig, num_frames: int, num_workers: int, timeout_s: float
+def _divide(films: dict[str, _Film], windows: WindowsConfig, model: HcmiModel, num_workers: int, timeout_s: float
             ) -> None:
     """Set the windows and frames of each long video.
 
@@ -127,23 +129,31 @@ def _divide(films: dict[str, _Film], windows: WindowsConfig, num_frames: int, nu
             for job, found in track(detectors.map(jobs), "find shots", total=len(jobs), unit="part"):
                 cuts_s[job.key] += [] if isinstance(found, DecodeError) else found
     for sha256, film in long.items():
-        film.windows, film.edges_s = _plan(shots_of(cuts_s[sha256], film.duration_s), windows, num_frames)
+        _plan(film, shots_of(cuts_s[sha256], film.duration_s), windows, model)
 
 
-def _plan(shots: Sequence[tuple[float, float]], windows: WindowsConfig, num_frames: int
-          ) -> tuple[list[tuple[float, float, int]], np.ndarray]:
-    """The windows and edges of a film, as _Film has them. A shot no longer than a window is one window."""
-    planned: list[tuple[float, float, int]] = []
-    edges_s = [0.0]
+def _plan(film: _Film, shots: Sequence[tuple[float, float]], windows: WindowsConfig, model: HcmiModel) -> None:
+    """Set a film's windows and frames. A shot no longer than a window is one window."""
+    num_frames = model.config.num_frames
+    times: list[np.ndarray] = []
+    steps: list[np.ndarray] = []
+    before = 0
     for start_s, end_s in shots:
-        first, step_s = len(edges_s) - 1, min(windows.seconds, end_s - start_s) / num_frames
+        step_s = min(windows.seconds, end_s - start_s) / num_frames
         count = max(int(np.ceil((end_s - start_s) / step_s - 1e-6)), num_frames)
         if windows.cut == "shots":      # no frame may be of the next shot; a film's last one may be past its end
             step_s = (end_s - start_s) / count
-        edges_s += (start_s + step_s * np.arange(1, count + 1)).tolist()
-        planned += [(start_s + at * step_s, min(start_s + (at + num_frames) * step_s, end_s), first + at)
-                    for at in _first_frames(count, windows, num_frames)]
-    return planned, np.array(edges_s)
+        firsts = _first_frames(count, windows, num_frames)
+        frames_N = np.arange(count)
+        if frames_together(model):
+            frames_N = np.concatenate([first + np.arange(num_frames) for first in firsts])
+        for number, first in enumerate(firsts):
+            film.windows.append((start_s + first * step_s, min(start_s + (first + num_frames) * step_s, end_s),
+                                 before + (number * num_frames if frames_together(model) else first)))
+        times.append(start_s + (frames_N + 0.5) * step_s)
+        steps.append(np.full(len(frames_N), step_s))
+        before += len(frames_N)
+    film.times_s, film.steps_s = np.concatenate(times), np.concatenate(steps)
 
 
 def _jobs(sha256: str, film: _Film, model: HcmiModel) -> Iterator[DecodeJob]:
@@ -152,22 +162,24 @@ def _jobs(sha256: str, film: _Film, model: HcmiModel) -> Iterator[DecodeJob]:
     if not film.windows:
         yield DecodeJob((sha256, 0), film.path, model.config.num_frames, size, square=square)
         return
-    edges_s, first = film.edges_s, 0
-    while first < len(edges_s) - 1:
-        last = int(np.searchsorted(edges_s, edges_s[first] + PART_SECONDS + 1e-6)) - 1
-        last = min(max(last, first + 1), first + PART_FRAMES)
-        times_s = (edges_s[first:last] + edges_s[first + 1:last + 1]) / 2
-        end_s = None if last == len(edges_s) - 1 else float(edges_s[last])
-        yield DecodeJob((sha256, first), film.path, len(times_s), size, float(edges_s[first]), end_s, "pyav", square,
-                        tuple(times_s.tolist()))
+    whole = frames_together(model) or 1
+    first, count = 0, len(film.times_s)
+    while first < count:
+        seconds = np.cumsum(film.steps_s[first:first + PART_FRAMES])
+        last = first + max(int((seconds <= PART_SECONDS + 1e-6).sum()) // whole, 1) * whole
+        times_s, half_s = film.times_s[first:last], film.steps_s[first:last] / 2
+        end_s = None if last >= count else float((times_s + half_s).max())
+        yield DecodeJob((sha256, first), film.path, len(times_s), size, float((times_s - half_s).min()), end_s, "pyav",
+                        square, tuple(times_s.tolist()))
         first = last
 
 
 def _features(model: HcmiModel, decoded: Decoded) -> torch.Tensor:
     """[N, D] of every frame, on the CPU; each goes through the towers once."""
     parts = decoded.frames[None]
-    return torch.cat([encode_features(model, parts[:, start:start + TOWER_FRAMES])[0].cpu()
-                      for start in range(0, parts.shape[1], TOWER_FRAMES)])
+    at_once = TOWER_FRAMES // (frames_together(model) or 1) * (frames_together(model) or 1)
+    return torch.cat([encode_features(model, parts[:, start:start + at_once])[0].cpu()
+                      for start in range(0, parts.shape[1], at_once)])
 
 
 def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
@@ -181,7 +193,7 @@ def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
         end_s = max(film.duration_s, float(times_N[-1]))
         return EncodedFile(sha256, (_clip(sha256, film.path, None, 0.0, end_s),), features_ND, times_N,
                            np.arange(num_frames)[None])
-    place = np.full(len(film.edges_s) - 1, -1)      # of each planned frame among those that were decoded
+    place = np.full(len(film.times_s), -1)      # of each planned frame among those that were decoded
     place[np.concatenate([first + np.arange(len(times)) for first, (_, times) in parts])] = np.arange(len(times_N))
     clips, rows = [], []
     for number, (start_s, end_s, first) in enumerate(film.windows):
@@ -194,7 +206,7 @@ def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
     return EncodedFile(sha256, tuple(clips), features_ND, times_N, np.stack(rows))
 
 
-def _first_frames(num_grid: int, windows: WindowsConfig, num_frames: int) -> Iterable[int]:
+def _first_frames(num_grid: int, windows: WindowsConfig, num_frames: int) -> list[int]:
     """The first frame of each window of a film or shot. Windows begin a whole number of frames apart, at least one."""
     step = max(1, round((windows.seconds - windows.overlap_seconds) / windows.seconds * num_frames))
     last = num_grid - num_frames

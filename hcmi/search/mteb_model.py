@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hcmi.errors import ModelError
 from hcmi.files import project_path
+from hcmi.model import frames_together
 from hcmi.search.encoder import Encoder
 from hcmi.video import to_square
 
@@ -72,7 +73,9 @@ class MtebModel:
             batch["video"] = [self._shaped(_middle_frames(video, self.encoder.model.config.num_frames))
                               for video in batch["video"]]
         if "image" in batch:
-            batch["image"] = [self._shaped([np.asarray(image.convert("RGB"))]) for image in batch["image"]]
+            repeats = frames_together(self.encoder.model) or 1
+            batch["image"] = [self._shaped([np.asarray(image.convert("RGB"))]).repeat(repeats, 0)
+                              for image in batch["image"]]
         return batch
 
     def _shaped(self, frames: Iterable[np.ndarray]) -> np.ndarray:
