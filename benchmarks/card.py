@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import shipped_params
 from kernel import seconds
 from torch import nn
 
@@ -74,7 +75,7 @@ def clip_shaped(patch: int, device: torch.device, pixels: int, layers: int) -> A
     from hcmi.model.modeling import HcmiConfig
     from hcmi.model.processor import HcmiProcessor
 
-    section = load_params(ROOT / "params.yaml").model
+    section = load_params(shipped_params()).model
     towers = CLIPConfig(vision_config={"patch_size": patch, "image_size": pixels, "num_hidden_layers": layers},
                         text_config={"num_hidden_layers": layers, "vocab_size": 1000}, projection_dim=512)
     options = section.model_dump(exclude={"scratch"}) | {"backbone": "as if pretrained", "num_frames": FRAMES,
@@ -129,7 +130,7 @@ def training(model: Any, shards: Path, device: torch.device, steps: int, batch_s
     from hcmi.train.readback import Readback
     from hcmi.train.step import batch_loss, training_step
 
-    config = load_params(ROOT / "params.yaml").train
+    config = load_params(shipped_params()).train
     precision, optimizers, readback = pick_precision("auto", device), make_optimizers(model, config), Readback()
     loader = TrainLoader(ShardReader(shards, "train"), batch_size, FRAMES, num_workers=count_workers("auto", device),
                          device=device)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, SCRATCH = ROOT / "benchmarks/results", ROOT / ".bench"
@@ -63,6 +64,48 @@ def shipped_params() -> Path:
     (SCRATCH / "params.yaml").write_bytes(done.stdout)
     print("note: params.yaml has changes; the parameters of the last commit are measured", file=sys.stderr)
     return SCRATCH / "params.yaml"
+
+
+def shipped(path: str) -> str:
+    """The path of an output of the pipeline in the workspace, such as `models/hcmi`.
+
+    The script ends with one line unless the parameters of the last commit made it and all that it was made from: which
+    parameters did is in dvc.lock.
+    """
+    # not above: kernel.py runs where little more than torch is installed
+    from ruamel.yaml import YAML
+
+    from flows.stages import changed_outs
+
+    yaml = YAML(typ="safe", pure=True)
+    lock = ROOT / "dvc.lock"
+    stages = yaml.load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    makers = {out["path"]: name for name, stage in stages.items() for out in stage.get("outs", [])}
+    wanted, chain = [path], set[str]()
+    while wanted:
+        maker = makers.get(wanted.pop())
+        if maker and maker not in chain:
+            chain.add(maker)
+            wanted += [dep["path"] for dep in stages[maker].get("deps", [])]
+    values = yaml.load(shipped_params().read_text(encoding="utf-8"))
+    changed = [f"{key}={value}" for name in sorted(chain) for key, value in
+               stages[name].get("params", {}).get("params.yaml", {}).items() if _value(values, key) != value]
+    if not chain or changed:
+        got = f"one made with {', '.join(changed[:3])}" if changed else "none in dvc.lock"
+        sys.exit(f"{path}: need what the parameters of the last commit make, got {got}. Run `make repro` with these "
+                 "parameters, or name others by the options of this script.")
+    other = changed_outs(*sorted(chain))
+    if other:
+        sys.exit(f"{', '.join(other)}: need what dvc.lock pins, got something else or nothing. Run `make repro` or "
+                 "`dvc checkout`.")
+    return path
+
+
+def _value(values: dict, key: str) -> Any:
+    """The value under a dotted key, or None."""
+    for part in key.split("."):
+        values = values.get(part, {}) if isinstance(values, dict) else {}
+    return values
 
 
 def write_result(name: str, figures: dict[str, Figure], quick: bool, folder: Path | None = None,

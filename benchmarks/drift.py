@@ -26,7 +26,7 @@ from random import Random
 import numpy as np
 import pandas as pd
 import torch
-from common import shipped_params, table, write_result
+from common import shipped, shipped_params, table, write_result
 from PIL import Image, ImageFilter
 
 from hcmi.config import Params, load_params
@@ -207,11 +207,11 @@ class World:
         from hcmi.model import load_retriever
 
         self.rate, self.generator = params.drift.false_alarm_rate, np.random.default_rng(0)
-        model, reader = load_retriever("models/hcmi"), ShardReader("data/shards", "test")
+        model, reader = load_retriever(shipped("models/hcmi")), ShardReader(shipped("data/shards"), "test")
         row_of = {clip.video_id: row for row, clip in enumerate(reader.clips)}
         self.references = []
         for seed in (0, 1):
-            reference = Reference(model, "export", "data/shards", np.random.default_rng(seed))
+            reference = Reference(model, shipped("export"), shipped("data/shards"), np.random.default_rng(seed))
             rows = [row_of[clip.video_id] for clip in reference.sample.clips]
             frames = np.stack([reader.frames(row, pick_frames(int(reader.num_stored[row]), FRAMES, None))
                                for row in rows])

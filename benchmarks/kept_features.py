@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import table, write_result
+from common import shipped_params, table, write_result
 from zero_shot import save_checkpoint
 
 NUM_FRAMES, STORED, SIZE, WORDS, CLIPS = 12, 24, 224, 32, 2
@@ -59,7 +59,7 @@ def make_shards(folder: Path, clips: int) -> Path:
         found.append(Clip(path.stem, str(path), "train", (TEXT,), 0.0, 2.0, 2.0,
                           hashlib.sha256(path.read_bytes()).hexdigest(), {}))
     write_manifest(found, folder / "manifest.parquet")
-    config = load_params(Path(__file__).resolve().parents[1] / "params.yaml").shards
+    config = load_params(shipped_params()).shards
     write_shards(manifest_path=folder / "manifest.parquet", out_dir=folder / "shards",
                  config=config.model_copy(update={"size": SIZE, "num_frames": STORED}))
     return folder / "shards"
@@ -98,7 +98,7 @@ def measure(root: Path, batch_size: int, small: int, pairs: int, precision: str)
 
     tune_allocator()
     torch.set_num_threads(1)
-    params = load_params(Path(__file__).resolve().parents[1] / "params.yaml")
+    params = load_params(shipped_params())
     precision = pick_precision(precision, torch.device("cpu"))
     config = params.train.model_copy(update={"towers": "frozen", "lr": 1e-4, "captions_per_clip": 1,
                                              "optimizer": "adamw"})

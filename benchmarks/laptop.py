@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import table, write_result
+from common import shipped_params, table, write_result
 from ruamel.yaml import YAML
 from zero_shot import save_checkpoint
 
@@ -31,7 +31,7 @@ STAGES = ("dataset", "shards", "train", "evaluate", "export")
 
 def write_params(path: Path, changes: dict) -> None:
     """params.yaml of this project with other values."""
-    raw = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw = YAML(typ="safe", pure=True).load(shipped_params().read_text(encoding="utf-8"))
     for key, value in changes.items():
         *names, last = key.split(".")
         section = raw
@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         project = Path(place)
         save_checkpoint(project / "clip")
-        changes = load_overrides([ROOT / "presets/laptop.yaml"], ROOT / "params.yaml")
+        changes = load_overrides([ROOT / "presets/laptop.yaml"], shipped_params())
         changes |= {"model.backbone": str(project / "clip"), "train.num_workers": 0}
         if options.quick:
             changes |= {"train.epochs": 2, "shards.num_frames": 12}

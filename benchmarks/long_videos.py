@@ -39,7 +39,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from common import table, write_result
+from common import shipped, table, write_result
 from moments import iou
 
 from hcmi.config import WindowsConfig
@@ -231,7 +231,7 @@ def compare(options: argparse.Namespace, figures_of: Callable[[WindowsConfig], d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one film of 3 minutes")
-    parser.add_argument("--model", type=Path, default=Path("models/hcmi"))
+    parser.add_argument("--model", type=Path, help="default: models/hcmi, made with the shipped parameters")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--cut", choices=("fixed", "shots"), default="fixed", help="with --split val")
     parser.add_argument("--films", type=int, default=NUM_FILMS)
@@ -243,6 +243,7 @@ def main() -> None:
     if options.index:
         print(json.dumps(index_here(options.index, options.model, options.cut)))
         return
+    options.model = options.model or Path(shipped("models/hcmi"))
     model = load_retriever(options.model)
     with nullcontext(options.work) if options.work else tempfile.TemporaryDirectory() as place:
         root = Path(place)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import table, write_result
+from common import shipped, table, write_result
 
 from hcmi.encode import encode_clips
 from hcmi.evaluate import ranks
@@ -66,13 +66,15 @@ def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoToke
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the first 100 clips")
-    parser.add_argument("--model", type=Path, default=Path("models/hcmi"))
-    parser.add_argument("--shards", type=Path, default=Path("data/shards"))
-    parser.add_argument("--annotation", type=Path, default=Path("data/generated/annotation.jsonl"))
+    parser.add_argument("--model", type=Path, help="default: models/hcmi, made with the shipped parameters")
+    parser.add_argument("--shards", type=Path, help="default: data/shards")
+    parser.add_argument("--annotation", type=Path, help="default: that of data/generated")
     parser.add_argument("--split", default="test", help="choose settings on val, never on test")
     options = parser.parse_args()
-    model, reader = load_retriever(options.model), ShardReader(options.shards, options.split)
-    shown, generator = shown_events(options.annotation, options.split), np.random.default_rng(0)
+    model = load_retriever(options.model or shipped("models/hcmi"))
+    reader = ShardReader(options.shards or shipped("data/shards"), options.split)
+    annotation = options.annotation or Path(shipped("data/generated"), "annotation.jsonl")
+    shown, generator = shown_events(annotation, options.split), np.random.default_rng(0)
     batches = list(encode_clips(model, reader.index, BASELINE_VIDEOS))
     others = batches[0].tokens
     scores: dict[str, list[float]] = defaultdict(list)

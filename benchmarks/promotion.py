@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from common import table, write_result
+from common import shipped, table, write_result
 
 from hcmi.evaluate import paired_difference, ranks
 from hcmi.index import TokenStore
@@ -40,10 +40,11 @@ def spoil(model: HcmiModel, noise: float, seed: int) -> HcmiModel:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="four models instead of twenty")
-    parser.add_argument("--model", default="models/hcmi")
-    parser.add_argument("--export", default="export")
+    parser.add_argument("--model", help="default: models/hcmi, made with the shipped parameters")
+    parser.add_argument("--export", help="default: export")
     options = parser.parse_args()
-    reference = Path(options.export, "reference")
+    options.model = options.model or shipped("models/hcmi")
+    reference = Path(options.export or shipped("export"), "reference")
     videos = TokenStore(reference / "embeddings").tokens(slice(None))
     queries = pq.read_table(reference / "queries.parquet").to_pandas().drop_duplicates("video_row")
     own = queries["video_row"].to_numpy()

@@ -13,13 +13,14 @@ import random
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
-from common import table, write_result
+from common import shipped, table, write_result
 
 from hcmi.dataset import read_manifest
 
@@ -28,8 +29,10 @@ CLIENTS, SEARCHES, OPENINGS = 8, 200, 20
 
 @contextmanager
 def served() -> Iterator[str]:
-    """The address of `hcmi serve` over export/index."""
-    with subprocess.Popen(["hcmi", "serve", "--port", "0"], stdout=subprocess.PIPE, text=True) as server:
+    """The address of `hcmi serve` over export/index, whatever release is current."""
+    command = [sys.executable, "-m", "hcmi", "serve", "--port", "0", "--model", shipped("models/hcmi"), "--index",
+               f"{shipped('export')}/index"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         try:
             yield server.stdout.readline().split()[0]
@@ -74,7 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the searches")
     quick = parser.parse_args().quick
-    captions = [caption for clip in read_manifest("data/manifest/manifest.parquet") for caption in clip.captions]
+    manifest = f"{shipped('data/manifest')}/manifest.parquet"
+    captions = [caption for clip in read_manifest(manifest) for caption in clip.captions]
     chosen = random.Random(0).sample(captions, CLIENTS * SEARCHES // (10 if quick else 1))
     with served() as address:
         ask(address, chosen[:20])

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from common import shipped_params
 from torch import nn
 
 from hcmi.config import ScratchConfig, load_params
@@ -35,7 +36,7 @@ def resident_mb(which: str) -> float:
 
 
 def main(head: str, device_name: str, towers: str = "small", micro_batch: str = "0") -> None:
-    params = load_params(ROOT / "params.yaml")
+    params = load_params(shipped_params())
     section = params.model.model_copy(update={"head": head})
     size, batch_size = params.shards.size, params.train.batch_size
     device = pick_device(device_name)

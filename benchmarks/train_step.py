@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from card import card_figures, write_shards
-from common import table, write_result
+from common import shipped_params, table, write_result
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_CPU = ("engine_ratio", "data_ratio", "gradcache_time_ratio", "gradcache_memory_ratio", "checkpoint_share",
@@ -76,7 +76,7 @@ class Loops:
         from hcmi.train import stage
         from hcmi.train.optimizers import make_optimizers
 
-        params, device = load_params(ROOT / "params.yaml"), torch.device("cpu")
+        params, device = load_params(shipped_params()), torch.device("cpu")
         config, reader = params.train.model_copy(update={"micro_batch": 0}), ShardReader(shards, "train")
         loader = TrainLoader(reader, config.batch_size, params.model.num_frames, num_workers=1,
                              num_captions=config.captions_per_clip)
@@ -172,7 +172,7 @@ def whole_runs(shards: Path, work: Path, epochs: int, rounds: int) -> dict[str, 
     from hcmi.train import train
     from hcmi.train.checkpoints import Checkpoints
 
-    params, spent = load_params(ROOT / "params.yaml"), [0.0]
+    params, spent = load_params(shipped_params()), [0.0]
     save, write = Checkpoints.save, Checkpoints._write
 
     def timed_save(*arguments: Any) -> None:

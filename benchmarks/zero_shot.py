@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import table, write_result
+from common import shipped, table, write_result
 
 from hcmi.video import find_videos
 
@@ -84,7 +84,7 @@ def timed(command: list[str], cache: Path) -> tuple[float, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one pair, and 8 files")
-    parser.add_argument("--videos", type=Path, default=Path("data/generated"), help="default: those of Scenes")
+    parser.add_argument("--videos", type=Path, help="default: those of Scenes")
     parser.add_argument("--files", type=int, default=66, help="at most; the first by name")
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
@@ -92,7 +92,8 @@ def main() -> None:
         root, videos = Path(place), Path(place) / "videos"
         save_checkpoint(root / "clip")
         videos.mkdir()
-        for path in sorted(find_videos(options.videos.resolve()))[:8 if options.quick else options.files]:
+        found = find_videos((options.videos or Path(shipped("data/generated"))).resolve())
+        for path in sorted(found)[:8 if options.quick else options.files]:
             (videos / path.name).symlink_to(path)
         search = [sys.executable, "-m", "hcmi", "search", QUERY, "--videos", str(videos), "--model",
                   str(root / "clip"), "--json"]

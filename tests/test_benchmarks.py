@@ -1,5 +1,6 @@
 """The arithmetic of the benchmarks that compare training runs, on records made up here."""
 
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -215,6 +216,51 @@ def test_parameters_of_the_last_commit_are_measured_whatever_the_workspace_holds
     assert common.shipped_params() == tmp_path / "params.yaml"
     (tmp_path / "params.yaml").write_text("tried: 2\n")
     assert common.shipped_params().read_text() == "shipped: 1\n"
+
+
+LOCK = """
+schema: '2.0'
+stages:
+  shards: {cmd: a, deps: [], params: {params.yaml: {shards.size: 32}}, outs: [{path: data/shards, md5: x}]}
+  train: {cmd: b, deps: [{path: data/shards, md5: x}], params: {params.yaml: {train.lr: 0.1, train.seed: 0}},
+          outs: [{path: models/hcmi, md5: y}]}
+"""
+
+
+@pytest.mark.parametrize(("lock", "changed", "path", "says"), [
+    (LOCK, [], "models/hcmi", None),
+    (LOCK.replace("lr: 0.1", "lr: 0.2"), [], "models/hcmi", "got one made with train.lr=0.2. Run `make repro`"),
+    (LOCK.replace("lr: 0.1", "lr: 0.2"), [], "data/shards", None),
+    (LOCK.replace("size: 32", "size: 64"), [], "models/hcmi", "got one made with shards.size=64"),
+    (LOCK.replace("seed", "seeds"), [], "models/hcmi", "got one made with train.seeds=0"),
+    (LOCK, [], "export", "export: need what the parameters of the last commit make, got none in dvc.lock"),
+    ("stages: {}", [], "models/hcmi", "got none in dvc.lock"),
+    (LOCK, ["models/hcmi"], "models/hcmi", "models/hcmi: need what dvc.lock pins, got something else")])
+def test_outputs_of_an_experiment_are_refused(benchmarks, tmp_path, monkeypatch, lock, changed, path, says):
+    import common
+
+    for name in ("ROOT", "RESULTS"):
+        monkeypatch.setattr(common, name, tmp_path)
+    monkeypatch.setattr("flows.stages.changed_outs", lambda *stages: changed)
+    (tmp_path / "params.yaml").write_text("{shards: {size: 32}, train: {lr: 0.1, seed: 0}}\n")
+    (tmp_path / "dvc.lock").write_text(lock)
+    if says is None:
+        assert common.shipped(path) == path
+    else:
+        with pytest.raises(SystemExit) as refused:
+            common.shipped(path)
+        assert says in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_every_script_asks_whether_outputs_and_parameters_are_the_shipped_ones():
+    """An output of the pipeline stands in a benchmark only within `shipped(...)`."""
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        code = re.sub(r'""".*?"""|help="[^"]*"|^STAGES = .*?$', "", text, flags=re.DOTALL | re.MULTILINE)
+        assert path.name == "common.py" or not re.search(r'(ROOT|parents\[1\]) / "params.yaml"', code), path.name
+        for found in re.finditer(r"""["'](models/hcmi|data/(?:shards|generated|manifest)|export)["'/]""", code):
+            assert code[:found.start()].endswith("shipped("), f"{path.name}: {found[0]}"
 
 
 def test_panels_of_the_heads_have_one_scale(benchmarks, monkeypatch):

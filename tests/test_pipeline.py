@@ -177,7 +177,8 @@ import os, sys
 
 def look(frame, event, _):
     code = frame.f_code
-    if event == "call" and code.co_flags & 1 and code.co_filename not in seen:   # a function's
+    # a function: no module, no class, no expression of theirs
+    if event == "call" and code.co_flags & 1 and code.co_name != "<genexpr>" and code.co_filename not in seen:
         seen.add(code.co_filename)
         if "/hcmi/" in code.co_filename:
             with open(os.environ["WITNESS"], "a") as file:
@@ -207,8 +208,9 @@ def test_every_module_of_which_a_function_runs_is_in_the_stages_note(tmp_path):
               (line.split() for line in (tmp_path / "called.txt").read_text("utf-8").splitlines())}
     noted = {(stage, line.split("  ")[1]) for stage in STAGES[1:]
              for line in (copy.folder / f"code/{stage}.txt").read_text("utf-8").splitlines()}
-    command_line = {(stage, f"hcmi/{name}.py") for stage in STAGES for name in ("cli", "cli_served", "options")}
-    assert called - command_line - noted == set()
+    command_line = {(stage, f"hcmi/{name}.py") for stage in STAGES for name in ("__init__", "cli", "options")}
+    a_note = {("dataset", name) for stage, name in noted if stage == "train"}      # how many captions will be cut
+    assert called - command_line - a_note - noted == set()
     assert len(called & noted) > 100
 
 

@@ -16,7 +16,7 @@ LOCK = [Requirement(line) for line in (ROOT / "requirements.lock").read_text("ut
         if line and not line.startswith("#")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # Few need these extras, which would triple the download. torchvision, which open_clip brings, must fit the torch build.
-NOT_LOCKED = {"open_clip", "mteb", "s3", "s3-test"}
+NOT_LOCKED = {"open_clip", "mteb", "s3", "s3-test", "shots"}
 DEPENDENCIES = sum((lines for extra, lines in PROJECT["optional-dependencies"].items() if extra not in NOT_LOCKED),
                    PROJECT["dependencies"])
 

@@ -1,7 +1,7 @@
 """Published data sets of moments, each a sentence and the part of a video that it describes.
 
-The official test sets of TVR and QVHighlights have no times, so their validation sets are the test split, as in the
-publications' own tables.
+TVR's test set has no times, and QVHighlights' had none when it was published (highlight_test_with_gt.jsonl came later).
+So their validation sets are the test split, as in the publications' own tables.
 """
 
 import re
@@ -11,7 +11,7 @@ from hcmi.dataset.captions import CaptionRow
 from hcmi.dataset.reading import LAYOUT, Rows, field_of, json_lines_of, of_kind, pair_of, text_of
 from hcmi.errors import DataError
 
-CHARADES_LINE = re.compile(r"(\S+) (\d+(?:\.\d+)?) (\d+(?:\.\d+)?)##(.*)")
+CHARADES_LINE = re.compile(r"(\S+)\s+(\d+(?:\.\d+)?)\s+(\d+(?:\.\d+)?)\s*##(.*)")
 
 
 def tvr(folder: Path, protocol: str) -> Rows:

@@ -307,19 +307,28 @@ def test_annotation_is_read_when_it_is_laid_out_as_other_code_has_it(tmp_path, l
 
 
 MOMENTS = {
-    "tvr": ({"tvr_train_release.jsonl": lines({"vid_name": "friends_1", "ts": [1.5, 4], "desc": "Ross sits. "}),
-             "tvr_val_release.jsonl": "\n" + lines({"vid_name": "house_2", "ts": [0, 2.25], "desc": "He runs."})},
-            [("friends_1", "Ross sits.", 1.5, 4.0, "train"), ("house_2", "He runs.", 0.0, 2.25, "test")]),
+    # keys, numbers and ids as in the authors' own files
+    "tvr": ({"tvr_train_release.jsonl": lines(
+                {"vid_name": "friends_s06e15-16_seg02_clip_20", "duration": 91.28999999999999, "ts": [1.5, 4],
+                 "desc": "Ross sits.  ", "type": "vt", "desc_id": 90143}),
+             "tvr_val_release.jsonl": "\n" + lines(
+                {"vid_name": "s02e14_seg02_clip_02", "duration": 90.72, "ts": [0, 90.716], "desc": "He runs.",
+                 "type": "v", "desc_id": 88605})},
+            [("friends_s06e15-16_seg02_clip_20", "Ross sits.", 1.5, 4.0, "train"),
+             ("s02e14_seg02_clip_02", "He runs.", 0.0, 90.716, "test")]),
     "charades_sta": ({"charades_sta_train.txt": "AO8RW 0.0 6.9##a person puts a book down.\r\n",
-                      "charades_sta_test.txt": "3MSZA 24.3 30.4##person turn ## a light on.\n\n"},
+                      "charades_sta_test.txt": "3MSZA  24.3 30 ##person turn ## a light on.\n\n"},
                      [("AO8RW", "a person puts a book down.", 0.0, 6.9, "train"),
-                      ("3MSZA", "person turn ## a light on.", 24.3, 30.4, "test")]),
+                      ("3MSZA", "person turn ## a light on.", 24.3, 30.0, "test")]),
     "qvhighlights": ({"highlight_train_release.jsonl": lines(
-                        {"qid": 1, "query": "A family", "vid": "b_660.0_810.0", "relevant_windows": [[0, 4], [8, 16]]}),
+                        {"qid": 1, "query": "A  family", "duration": 142, "vid": "-b_660.0_810.0",
+                         "relevant_clip_ids": [0, 1, 4, 5, 6, 7], "saliency_scores": [[0, 3, 2]] * 6,
+                         "relevant_windows": [[0, 4], [8, 16]]}),
                       "highlight_val_release.jsonl": lines(
-                        {"qid": 2, "query": "A car", "vid": "c_60.0_210.0", "relevant_windows": [[10, 12]]})},
-                     [("b_660.0_810.0", "A family", 8.0, 16.0, "train"),
-                      ("c_60.0_210.0", "A car", 10.0, 12.0, "test")]),
+                        {"qid": 2, "query": "A car", "duration": 150, "vid": "_c_60.0_210.0", "relevant_clip_ids": [5],
+                         "saliency_scores": [[4, 1, 1]], "relevant_windows": [[10, 12]]})},
+                     [("-b_660.0_810.0", "A  family", 8.0, 16.0, "train"),
+                      ("_c_60.0_210.0", "A car", 10.0, 12.0, "test")]),
 }
 
 
@@ -332,6 +341,10 @@ def test_moments_have_their_sentence_and_times(tmp_path, name, monkeypatch):
     monkeypatch.setitem(annotations.SOURCES, name, source)
     rows = list(read_annotations(config_for(name, tmp_path, val_fraction=0.0)))
     assert [(row.video, row.caption, row.start_s, row.end_s, row.split) for row in rows] == expected
+    (tmp_path / "videos").mkdir()
+    for row in rows:        # names with dots, or with a dash at the start
+        (tmp_path / f"videos/{row.video}.mp4").touch()
+    assert {row.video for row in rows} <= set(files_by_bare_name(tmp_path))
 
 
 def test_video_is_found_by_its_name_when_systems_and_macs_have_been_there(tmp_path):
