@@ -27,7 +27,7 @@ def server() -> Iterator[str]:
     """The address of a server with an empty bucket, which the environment names."""
     import boto3
 
-    running = moto.ThreadedMotoServer(port=0)
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     running.start()
     _, port = running.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:

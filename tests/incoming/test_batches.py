@@ -110,12 +110,13 @@ def test_a_batch_that_was_made_whole_is_complete_at_once_and_one_that_somebody_a
     batch.mkdir()
     (batch / "a.mp4").write_text("a")
     (batch / "batch.json").write_text("{}")
-    os.utime(batch / "a.mp4")
-    os.utime(batch / "batch.json")
-    assert [folder for folder, _ in complete([batch], HOUR, patience_s=0)] == [batch]
+    waited: list[float] = []
+    assert [folder for folder, _ in complete([batch], HOUR, 0, waited.append)] == [batch]
+    assert waited == []
     while look(batch).get(b"b.mp4", (0, 0))[1] <= look(batch)[b"batch.json"][2]:       # a clock has ticks
         (batch / "b.mp4").write_text("b")
-    assert [folder for folder, _ in complete([batch], HOUR, patience_s=0, wait=lambda seconds: None)] == []
+    assert [folder for folder, _ in complete([batch], HOUR, 0, waited.append)] == [batch]
+    assert waited == [HOUR]
 
 
 def test_contents_are_read_once_when_nothing_changes(tmp_path, monkeypatch):
