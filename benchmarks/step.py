@@ -1,9 +1,10 @@
 """Time and peak memory of a training step, measured in a separate process for heads.py and train_step.py.
 
-    python benchmarks/step.py HEAD DEVICE [small|vit [MICRO_BATCH]]
+    python benchmarks/step.py HEAD DEVICE [small|vit [MICRO_BATCH [BATCH]]]
 
-`small`: towers and batches of params.yaml. `vit`: towers of 12 layers and width 512 at 224 pixels, slightly smaller
-than CLIP ViT-B/32, and trained as pretrained towers are, in batches of 32, or of 128 on a GPU.
+`small`: towers and batches of params.yaml, unless another batch is given, which is timed for two steps. `vit`: towers
+of 12 layers and width 512 at 224 pixels, slightly smaller than CLIP ViT-B/32, and trained as pretrained towers are, in
+batches of 32, or of 128 on a GPU.
 """
 
 import json
@@ -35,7 +36,7 @@ def resident_mb(which: str) -> float:
     return int(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0]) / 1024
 
 
-def main(head: str, device_name: str, towers: str = "small", micro_batch: str = "0") -> None:
+def main(head: str, device_name: str, towers: str = "small", micro_batch: str = "0", batch: str = "") -> None:
     params = load_params(shipped_params())
     section = params.model.model_copy(update={"head": head})
     size, batch_size = params.shards.size, params.train.batch_size
@@ -44,6 +45,8 @@ def main(head: str, device_name: str, towers: str = "small", micro_batch: str = 
         section = section.model_copy(update={"scratch": ScratchConfig.model_validate(VIT)})
         size, batch_size = 224, VIT_BATCH[device.type]
     warm, steps = WARM_AND_STEPS[towers, device.type]
+    if batch:
+        batch_size, warm, steps = int(batch), 1, 2
     tune_allocator()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -57,7 +60,7 @@ def main(head: str, device_name: str, towers: str = "small", micro_batch: str = 
     nn.Module.to(model, device)
     optimizers, precision = make_optimizers(model, params.train), pick_precision(params.train.precision, device)
     pixels = torch.randint(0, 256, (1, len(clips), frames, size, size, 3), dtype=torch.uint8)
-    batch = TrainBatch(list(range(len(clips))), [clip.video_id for clip in clips], captions, pixels,
+    given = TrainBatch(list(range(len(clips))), [clip.video_id for clip in clips], captions, pixels,
                        torch.ones(len(clips), frames, dtype=torch.bool))
     before = resident_mb("VmRSS")
     for step in range(warm + steps):
@@ -65,7 +68,7 @@ def main(head: str, device_name: str, towers: str = "small", micro_batch: str = 
             if device.type == "cuda":
                 torch.cuda.synchronize()        # a step only launches work
             started = time.perf_counter() if device.type == "cuda" else time.process_time()
-        training_step(model, optimizers, batch, params.train, params.train.loss.denoise, precision, None,
+        training_step(model, optimizers, given, params.train, params.train.loss.denoise, precision, None,
                       int(micro_batch))
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -8,8 +8,8 @@ machine changes little; `wall`: of wall seconds, which it changes.
 
 - engine_ratio (cpu): the training loop over a bare loop of the same forward and backward pass and update.
 - data_ratio (wall): the loop on data in memory, over the same loop from shards with one loader process.
-- gradcache_time_ratio (cpu), gradcache_memory_ratio: micro-batches of 4 clips over the whole batch of 64; memory is
-  what a process takes beyond the model and data, so its small constant parts count too.
+- gradcache_time_ratio (cpu), gradcache_memory_ratio: micro-batches of 32 clips over the whole batch of 512, which needs
+  8 GB; memory is what a process takes beyond the model and data, so its small constant parts count too.
 - ranks2_ratio (wall): clips/s of two processes with a thread each over those of one process with two threads.
 - checkpoint_share: of the time of a short run, what its checkpoints took.
 - features_speedup: not measured here.
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ON_CPU = ("engine_ratio", "data_ratio", "gradcache_time_ratio", "gradcache_memory_ratio", "checkpoint_share",
           "ranks2_ratio", "features_speedup")
 ON_GPU = ("gpu_share_b32", "gpu_share_b16", "gpu_data_ratio", "encode_speedup")
-MICRO_BATCH, SIZE, CAPTIONS = 4, 64, 6
+MICRO_BATCH, BATCH, SIZE, CAPTIONS = 32, 512, 64, 6
 
 
 class InMemory:
@@ -126,22 +126,13 @@ class Loops:
                             None, 0, ALONE, 1.0)
             stage.train_epoch(run, 0, bar)
 
-    def plain_steps(self, micro_batch: int = 0) -> None:
-        """A step on each batch, whole or in micro-batches."""
-        from hcmi.train import training_step
-
-        for batch in self.batches:
-            training_step(self.model, self.optimizers, batch, self.config, "off", self.precision, None, micro_batch)
-
 
 def compared(shards: Path, steps: int, rounds: int) -> dict[str, float]:
     """The figures of loops that take turns."""
     loops = Loops.over(shards)
     return {"engine_ratio": turns(lambda: loops.in_memory(steps), lambda: loops.bare(steps), rounds, time.process_time),
             "data_ratio": turns(lambda: loops.in_memory(len(loops.loader)), loops.from_shards, rounds,
-                                time.perf_counter),
-            "gradcache_time_ratio": turns(lambda: loops.plain_steps(MICRO_BATCH), loops.plain_steps, rounds,
-                                          time.process_time)}
+                                time.perf_counter)}
 
 
 def turns(one: Callable[[], None], other: Callable[[], None], rounds: int, clock: Callable[[], float]) -> float:
@@ -157,13 +148,20 @@ def turns(one: Callable[[], None], other: Callable[[], None], rounds: int, clock
     return float(np.median(ratios[1:]))
 
 
-def gradcache_memory() -> float:
-    peaks = []
-    for micro_batch in (MICRO_BATCH, 0):
-        done = subprocess.run([sys.executable, str(Path(__file__).with_name("step.py")), "hcmi", "cpu", "small",
-                               str(micro_batch)], check=True, capture_output=True, text=True)
-        peaks.append(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
-    return peaks[0] / peaks[1]
+def gradcache(rounds: int, quick: bool) -> dict[str, float]:
+    """A step in micro-batches over one of the whole batch: ratios of CPU seconds and of memory."""
+    micro_batch, batch = (str(size // 8 if quick else size) for size in (MICRO_BATCH, BATCH))
+    ratios: dict[str, list[float]] = {"seconds": [], "peak_mb": []}
+    for _ in range(rounds):
+        pair = []
+        for part in (micro_batch, "0"):
+            done = subprocess.run([sys.executable, str(Path(__file__).with_name("step.py")), "hcmi", "cpu", "small",
+                                   part, batch], check=True, capture_output=True, text=True)
+            pair.append(json.loads(done.stdout.splitlines()[-1]))
+        for name, values in ratios.items():
+            values.append(pair[0][name] / pair[1][name])
+    return {"gradcache_time_ratio": float(np.median(ratios["seconds"])),
+            "gradcache_memory_ratio": float(np.median(ratios["peak_mb"]))}
 
 
 def whole_runs(shards: Path, work: Path, epochs: int, rounds: int) -> dict[str, float]:
@@ -225,7 +223,7 @@ def main() -> None:
             shards.mkdir()
             write_shards(shards, {"train": 256 if options.quick else 512, "val": 50}, SIZE, CAPTIONS)
             figures |= compared(shards, steps, rounds)
-            figures["gradcache_memory_ratio"] = gradcache_memory()
+            figures |= gradcache(1 if options.quick else 2, options.quick)
             figures |= whole_runs(shards, Path(work), 1 if options.quick else 2, 1 if options.quick else 2)
     rows = [(name, "not measured" if value is None else value) for name, value in figures.items()]
     print(table(["figure", "value"], rows))
