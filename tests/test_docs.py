@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README
          *sorted(page for pattern in ("docs/**/*.md", "data/*.md", "data/*/README.md") for page in ROOT.glob(pattern))]
 DVC_VERBS = {"repro", "status", "metrics", "plots", "params", "exp", "remote", "push", "pull", "add"}
 PROGRAMS = {"make", "hcmi", "dvc", "python", "prefect", "ray", "pip", "git", "curl", "$EDITOR", "source", "export",
-            "cd", "mkdir", "cp", "ls", "cat", "head", "torchrun", "docker"}
+            "cd", "mkdir", "cp", "ls", "cat", "head", "torchrun", "docker", "sed"}
 
 
 def shell_lines(text: str) -> list[str]:

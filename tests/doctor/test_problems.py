@@ -5,13 +5,17 @@ import shutil
 import pytest
 from model_world import changed
 from ruamel.yaml import YAML
+from video_files import write_grey
 
 from hcmi.config import Params
+from hcmi.dataset import build_dataset
 from hcmi.doctor import doctor, report_text
 from hcmi.doctor import report as report_module
 from hcmi.doctor.examine import examine_sample
 from hcmi.doctor.problems import folder_problems
-from hcmi.train import preflight
+from hcmi.errors import HcmiError
+from hcmi.shards import write_shards
+from hcmi.train import plan_training, preflight
 
 REPORT = {"machine": {"disk_free_gb": 10.0, "memory_free_gb": 4.0}, "captions": {},
           "projected": {"failure_rate": 0.0, "shards_mb": 100.0}}
@@ -83,7 +87,7 @@ def test_doctor_is_ready_when_nothing_is_wrong(good, params, many):
     assert "\nready: no problem found\nnext: hcmi search" in report_text(found)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
+CASES = [
     ({"train": {"device": "cuda:99"}}, "device: need a CUDA GPU for 'cuda:99', got"),
     ({"shards": {"size": 65}}, "model.scratch.patch: need a divisor of shards.size=65, got 8. Change one of them."),
     ({"train": {"batch_size": 10**7}}, "memory: need about "),
@@ -96,13 +100,58 @@ def test_doctor_is_ready_when_nothing_is_wrong(good, params, many):
     ({"model": {"backbone": "clip"}, "train": {"lr": 4e-3, "backbone_lr": 1e-7}},
      "train.lr: need at most 0.001 on pretrained towers, got 0.004."),
     ({"model": {"backbone": "clip"}, "train": {"lr": 1e-4, "backbone_lr": 1e-7}, "shards": {"size": 32}},
-     "shards.size: need the 64 pixels that ")])
+     "shards.size: need the 64 pixels that ")]
+
+
+@pytest.mark.parametrize(("changes", "message"), CASES)
 def test_doctor_says_what_would_end_or_spoil_training(good, params, checkpoint, many, monkeypatch, changes, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if changes.get("model", {}).get("backbone") == "clip":
         changes = {**changes, "model": {"backbone": str(checkpoint)}}
     problem, = problems(good, with_values(params, **changes))
     assert problem.startswith(message)
+
+
+@pytest.fixture(scope="module")
+def shards_of(tmp_path_factory):
+    """The shards that the stages make of nine films, as these sections say."""
+    place, made = tmp_path_factory.mktemp("films"), {}
+    rows = ["video,caption,split"]
+    for number, split in enumerate(["train", "val", "test"] * 3):
+        write_grey(place / "set/videos" / f"{number}.mp4", num_frames=20 + number, fps=10)
+        rows.append(f"{number}.mp4,a grey film {number},{split}")
+    (place / "set/captions.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+    def make(params: Params):
+        key = params.shards.model_dump_json()
+        if key not in made:
+            folder = made[key] = place / str(len(made))
+            build_dataset(config=changed(params.dataset, name="folder", path=str(place / "set")),
+                          manifest_dir=folder / "manifest", generated_dir=folder / "generated",
+                          incoming_dir=folder / "incoming")
+            write_shards(manifest_path=folder / "manifest/manifest.parquet", out_dir=folder / "shards",
+                         config=params.shards)
+        return made[key] / "shards", place / "set"
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, *(changes for changes, _ in CASES)], ids=str)
+def test_training_refuses_only_what_doctor_has_named(shards_of, params, checkpoint, many, monkeypatch, changes):
+    """Doctor before there are shards; then the stages, and the check with which `hcmi train` starts."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if changes.get("model", {}).get("backbone") == "clip":
+        changes = {**changes, "model": {"backbone": str(checkpoint)}}
+    tried = with_values(params, **changes)
+    shards, folder = shards_of(tried)
+    named = problems(folder, tried)
+    try:
+        refused = plan_training(shards_dir=shards, model_config=tried.model, config=tried.train)["problems"]
+    except HcmiError as error:
+        refused = [str(error)]
+    assert bool(named) == bool(changes)
+    assert {problem.partition(":")[0] for problem in refused} <= {problem.partition(":")[0] for problem in named}
 
 
 def test_doctor_says_how_many_clips_are_too_few(good, params):
