@@ -20,7 +20,7 @@ from hcmi.files import lock
 
 HOST = "127.0.0.1"      # loopback only: this server has no passwords
 POOL = "local"
-START_SECONDS = 120
+START_SECONDS = 600       # a busy machine loads the server for minutes
 
 
 def main(port: int, gpus: int) -> None:

@@ -50,7 +50,7 @@ class Flows:
             self.begin = log.tell()
             self.process = subprocess.Popen([sys.executable, "-m", "flows.up", "--port", str(self.port)], stdout=log,
                                             stderr=subprocess.STDOUT, env={**variables, "FLOWS_MARK": str(project)})
-        wait_for(lambda: "make flows: ready" in self.output() or self.process.poll() is not None, 240)
+        wait_for(lambda: "make flows: ready" in self.output() or self.process.poll() is not None, 900)
         assert self.process.poll() is None, self.output()
 
     def output(self) -> str:
