@@ -72,8 +72,8 @@ def _intro(result: dict[str, Any], incoming_dir: str, named: Sequence[str]) -> s
 
 
 def _learned(batches: int) -> str:
-    return (f" The limits also allow what {plural(batches, 'accepted batch', 'accepted batches')} showed: it is assumed "
-            "that these were usual ones. See the history for a change that is slow enough to hide among them."
+    return (f" The limits also allow what {plural(batches, 'accepted batch', 'accepted batches')} showed: it is "
+            "assumed that these were usual ones. See the history for a change that is slow enough to hide among them."
             if batches else "")
 
 
