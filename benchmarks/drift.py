@@ -3,10 +3,10 @@
     python benchmarks/drift.py [--quick]
 
 Needs a finished `make repro` on Scenes. New clips of other seeds are drawn and decoded once. They and the parts of the
-result are kept in CACHE, so a run that was stopped goes on; delete it when the code has changed. Each batch is judged as
-`hcmi drift` judges it, with all columns. A batch "as delivered" is made of whole groups: a clip comes with all the clips
-that differ from it in one word or in their order, which are 30 % of what Scenes delivers. Half of the batches are
-compared with one draw of the tested clips and half with another.
+result are kept in CACHE, so a run that was stopped goes on; delete it when the code has changed. Each batch is judged
+as `hcmi drift` judges it, with all columns. A batch "as delivered" is made of whole groups: a clip comes with all the
+clips that differ from it in one word or in their order, which are 30 % of what Scenes delivers. Half of the batches
+are compared with one draw of the tested clips and half with another.
 
 For power, the clips of a kind replace as many unchanged ones as make R@1 fall by 10 points in the mean. `hurt` and
 `changed` count only the batches whose R@1 did fall by 8 to 12. Harmless are the kinds and degrees in HARMLESS, and
