@@ -2,22 +2,24 @@
 
     python benchmarks/drift.py [--quick]
 
-Needs a finished `make repro` on Scenes. New clips of other seeds are drawn, decoded and encoded once; they are kept in
-CACHE, so a run that was stopped goes on. Each batch is judged as `hcmi drift` judges it, with all columns. A batch "as
-delivered" is made of whole groups: a clip comes with all the clips that differ from it in one word or in their order,
-which are 30 % of what Scenes delivers. Half of the batches are compared with one draw of the tested clips and half with
-another.
+Needs a finished `make repro` on Scenes. New clips of other seeds are drawn and decoded once. They and the parts of the
+result are kept in CACHE, so a run that was stopped goes on; delete it when the code has changed. Each batch is judged
+as `hcmi drift` judges it, with all columns. A batch "as delivered" is made of whole groups: a clip comes with all the
+clips that differ from it in one word or in their order, which are 30 % of what Scenes delivers. Half of the batches
+are compared with one draw of the tested clips and half with another.
 
 For power, the clips of a kind replace as many unchanged ones as make R@1 fall by 10 points in the mean. `hurt` and
-`changed` count only the batches whose R@1 did fall by 8 to 12. Harmless are the kinds and degrees in HARMLESS.
+`changed` count only the batches whose R@1 did fall by 8 to 12. Harmless are the kinds and degrees in HARMLESS, and
+batches of one topic. Batches without captions are judged by an estimate that has not seen their kind of damage.
 """
 
 import argparse
 import json
+import pickle
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -26,12 +28,22 @@ from random import Random
 import numpy as np
 import pandas as pd
 import torch
-from common import shipped, shipped_params, table, write_result
-from PIL import Image, ImageFilter
+from common import markdown, shipped, shipped_params, table, write_result
 
 from hcmi.config import Params, load_params
 from hcmi.dataset import read_folder, write_manifest
-from hcmi.drift import BatchReport, Reference, Sample, Scores, conclude, estimate_recall, recall_at_1
+from hcmi.drift import (
+    DAMAGES,
+    BatchReport,
+    Clips,
+    Reference,
+    Sample,
+    Scores,
+    conclude,
+    damage,
+    estimate_recall,
+    recall_at_1,
+)
 from hcmi.drift.history import most_by_chance, point_of, slow_changes
 from hcmi.drift.profile import CLIP_COLUMNS, clip_columns
 from hcmi.evaluate import wilson
@@ -52,39 +64,9 @@ NEW_SHAPES = dict(zip(("circle", "square", "triangle", "ring", "star", "cross", 
 NEW_ACTIONS = ("zigzags", "bounces", "swings", "pulses", "flips", "spirals")
 
 
-def blurred(frames, degree, generator):
-    flat = frames.reshape(-1, *frames.shape[-3:]).astype(np.uint8)
-    blur = ImageFilter.GaussianBlur(degree)
-    return np.stack([np.asarray(Image.fromarray(frame).filter(blur)) for frame in flat]).reshape(frames.shape)
-
-
-def covered(frames, degree, generator):
-    side, frames = int(degree * frames.shape[2]), frames.copy()
-    for clip in frames:
-        top, left = generator.integers(0, frames.shape[2] - side + 1, 2)
-        clip[:, top:top + side, left:left + side] = 128
-    return frames
-
-
-def zoomed(frames, degree, generator):
-    size = frames.shape[2]
-    kept = int(size * (1 - degree))
-    first = (size - kept) // 2
-    flat = frames.reshape(-1, *frames.shape[-3:]).astype(np.uint8)[:, first:first + kept, first:first + kept]
-    return np.stack([np.asarray(Image.fromarray(frame).resize((size, size))) for frame in flat]).reshape(frames.shape)
-
-
-DAMAGE = {
-    "brighter": lambda frames, degree, generator: frames * (1 + degree),
-    "darker": lambda frames, degree, generator: frames * (1 - degree),
-    "noisy": lambda frames, degree, generator: frames + 255 * degree * generator.standard_normal(frames.shape),
-    "paler": lambda frames, degree, generator: (1 - degree) * frames + degree * frames.mean(-1, keepdims=True),
-    "mixed": lambda frames, degree, generator: (1 - degree) * frames + degree * np.roll(frames, 1, axis=0),
-    "frozen": lambda frames, degree, generator: frames[:, np.minimum(np.arange(FRAMES), int(FRAMES * (1 - degree)))],
-    "blurred": blurred, "covered": covered, "zoomed": zoomed}
-HARMFUL = {"brighter": 1.0, "darker": 0.5, "noisy": 0.5, "paler": 0.75, "mixed": 0.45, "frozen": 0.55, "blurred": 5.0,
-           "covered": 0.35, "zoomed": 0.5}
+HARMFUL = {**{kind: strongest for kind, (_, strongest) in DAMAGES.items()}, "frozen": 0.55}
 HARMLESS = {"brighter": 0.05, "darker": 0.1, "blurred": 0.7, "noisy": 0.03, "paler": 0.1}
+TOPICS = ("red", "star", "fades", "slides", "then")         # words; a batch of one topic has captions with one of them
 
 
 class Pool:
@@ -188,6 +170,13 @@ def draw_clips(kind: str, seed: int, params: Params, count: int, work: Path) -> 
     return [clip.to_row() for clip in reader.clips], np.stack(frames)
 
 
+def damaged(frames: np.ndarray, kind: str, degree: float) -> np.ndarray:
+    """`frozen`: the last frames are all the same; a clip of fewer events looks like that too."""
+    if kind == "frozen":
+        return frames[:, np.minimum(np.arange(FRAMES), int(FRAMES * (1 - degree)))]
+    return damage(frames, kind, np.random.default_rng(0), degree)
+
+
 def changed(clip, kind: str):
     """The clip with shapes or actions that the model has never seen, and captions that say so."""
     if kind == "plain":
@@ -201,12 +190,12 @@ def changed(clip, kind: str):
 
 
 class World:
-    """Two references with different draws of the tested clips, and the judge."""
+    """Two references with different draws of the tested clips, unchanged clips, and the judge."""
 
-    def __init__(self, params: Params):
+    def __init__(self, params: Params, plain_seeds: Iterable[int]):
         from hcmi.model import load_retriever
 
-        self.rate, self.generator = params.drift.false_alarm_rate, np.random.default_rng(0)
+        self.params, self.rate, self.generator = params, params.drift.false_alarm_rate, np.random.default_rng(0)
         model, reader = load_retriever(shipped("models/hcmi")), ShardReader(shipped("data/shards"), "test")
         row_of = {clip.video_id: row for row, clip in enumerate(reader.clips)}
         self.references = []
@@ -218,84 +207,131 @@ class World:
             pixels, _ = pixels_of(reference.sample.clips, frames)       # from the same frames as the pools'
             reference.sample = replace(reference.sample, pixels=pixels)
             reference.profile = reference._profile(reference.sample, reference.scores)
+            assert reference.from_clips is not None, "need tested clips with captions"
             self.references.append(reference)
+        self.from_clips = [reference.from_clips for reference in self.references]
+        self.drawn = [load_clips("plain", seed, params) for seed in plain_seeds]
+        self.plain = self.pool(joined(clips for clips, _ in self.drawn),
+                               np.concatenate([frames for _, frames in self.drawn]))
 
-    def judge(self, sample: Sample, number: int = 0) -> tuple[BatchReport, Scores | None]:
+    def pool(self, clips: list[Clip], frames: np.ndarray) -> Pool:
+        return Pool(clips, frames, self.references[0])
+
+    def forget(self, kind: str) -> None:
+        """From now on batches without captions are judged by an estimate that has not seen this kind of damage."""
+        for reference, full in zip(self.references, self.from_clips, strict=True):
+            reference.from_clips = full.without(kind)
+
+    def judge(self, sample: Sample, number: int = 0) -> BatchReport:
         reference = self.references[number % 2]
         report = BatchReport("made", sample=sample, num_found=len(sample))
         report.profile, scores = reference.profile_of(sample)
         conclude(report, scores, reference, self.rate, self.generator)
-        return report, scores
+        return report
+
+    def scores(self, pool: Pool, count: int) -> Scores:
+        scores = self.references[0].profile_of(pool.sample(np.arange(min(len(pool.clips), count))))[1]
+        assert scores is not None
+        return scores
+
+
+WORLD: World
+
+
+def silent(sample: Sample) -> Sample:
+    return replace(sample, captioned=np.arange(0), captions=[], texts=None)
 
 
 def is_alarm(report: BatchReport) -> bool:
     return report.verdict in ("changed", "search hurt")
 
 
+def is_hurt(report: BatchReport) -> bool:
+    return report.verdict == "search hurt"
+
+
+def mean(values: list) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
 def interval(hits: list[bool]) -> list[float]:
     return wilson(sum(hits), len(hits)) if hits else [0.0, 1.0]
 
 
-def measure_false_alarms(world: World, plain: Pool, count: int) -> tuple[list[BatchReport], list[bool]]:
-    reports = [world.judge(plain.sample(plain.delivered(world.generator)), number)[0]
-               for number in track(range(count), "unchanged batches", unit="batch")]
-    return reports, [is_alarm(report) for report in reports]
+def kept(name: str, function: Callable, *arguments):
+    """What the function gives; from CACHE when this model has been measured with this name before."""
+    path = CACHE / WORLD.references[0].model.fingerprint[:12] / f"{name.replace(' ', '_')}.pickle"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = function(*arguments)
+        path.with_suffix(".part").write_bytes(pickle.dumps(found))
+        path.with_suffix(".part").rename(path)
+    return pickle.loads(path.read_bytes())
 
 
-def measure_harmless(world: World, clips: list[Clip], frames: np.ndarray, count: int) -> dict[str, list[bool]]:
-    found = {}
-    for kind, degree in track(HARMLESS.items(), "harmless kinds", unit="kind"):
-        pool = Pool(clips, damaged(frames, kind, degree), world.references[0])
-        found[kind] = [world.judge(pool.sample(pool.delivered(world.generator, BATCH // 2)), number)[0].verdict ==
-                       "search hurt" for number in range(count)]
+def unchanged(numbers: range) -> list[tuple[dict, bool, bool, bool | None]]:
+    """Record, alarm, hurt and, for every third batch, hurt without captions."""
+    WORLD.generator, found = np.random.default_rng(numbers.start), []
+    for number in numbers:
+        sample = WORLD.plain.sample(WORLD.plain.delivered(WORLD.generator))
+        report = WORLD.judge(sample, number)
+        alone = is_hurt(WORLD.judge(silent(sample), number)) if number % 3 == 0 else None
+        record = report.to_record()
+        found.append((record, is_alarm(report), is_hurt(report), alone))
     return found
 
 
-def damaged(frames: np.ndarray, kind: str, degree: float) -> np.ndarray:
-    changed = DAMAGE[kind](frames.astype(np.float32), degree, np.random.default_rng(0))
-    return np.clip(changed, 0, 255).astype(np.uint8)
+def harmless(kind: str, count: int) -> list[tuple[bool, bool]]:
+    """Of each batch of 100: hurt, and hurt without captions."""
+    WORLD.generator = np.random.default_rng(len(kind))
+    WORLD.forget(kind)
+    pool = WORLD.plain if kind == "one topic" else WORLD.pool(
+        WORLD.drawn[0][0], damaged(WORLD.drawn[0][1], kind, HARMLESS[kind]))
+    found = []
+    for number in range(count):
+        rows = pool.delivered(WORLD.generator, len(pool.clips))
+        if kind == "one topic":
+            word = TOPICS[number % len(TOPICS)]
+            rows = np.array([row for row in rows.tolist() if word in pool.captions[row].split()])
+        sample = pool.sample(rows[:BATCH // 2])
+        found.append((is_hurt(WORLD.judge(sample, number)), is_hurt(WORLD.judge(silent(sample), number))))
+    return found
 
 
-def measure_power(world: World, plain: Pool, pools: dict[str, Pool], count: int) -> tuple[list[tuple], list[tuple]]:
-    """Rows of the table, and (R@1, estimate) of each kind."""
-    rows, estimates = [], []
-    base = recall_of(world, plain)
-    for kind, pool in track(pools.items(), "harmful kinds", unit="kind"):
-        recall, (estimate, truth) = recall_of(world, pool), estimate_of(world, pool)
-        estimates.append((kind, truth, estimate))
-        share = min(1.0, 10 / max(base - recall, 1e-6))
-        hurt, alarms, alone = [], [], []
-        for number in range(count):
-            size = round(share * BATCH)
-            odd = pool.sample(world.generator.permutation(len(pool.clips))[:size])
-            sample = together([odd, plain.sample(plain.delivered(world.generator, BATCH - size))]) if size < BATCH \
-                else odd
-            report, _ = world.judge(sample, number)
-            silent, _ = world.judge(replace(sample, captioned=np.arange(0), captions=[], texts=None), number)
-            if report.measured is not None and 8 <= -report.measured.change <= 12:
-                hurt.append(report.verdict == "search hurt")
-                alarms.append(is_alarm(report))
-                alone.append(is_alarm(silent))
-        rows.append((kind, round(recall, 1), round(100 * share), len(hurt), mean(hurt), mean(alarms), mean(alone)))
-    return rows, estimates
+def harmful(kind: str, count: int) -> tuple[tuple, tuple, tuple]:
+    """A row of the table; and twice (R@1 of the kind, estimate): by matching, and from the clips alone."""
+    WORLD.generator = np.random.default_rng(len(kind))
+    WORLD.forget(kind)
+    if kind in ODD_SEEDS:
+        odd = [load_clips(kind, seed, WORLD.params) for seed in ODD_SEEDS[kind]]
+        pool = WORLD.pool(joined(some for some, _ in odd), np.concatenate([some for _, some in odd]))
+    else:
+        pool = WORLD.pool(WORLD.drawn[0][0], damaged(WORLD.drawn[0][1], kind, HARMFUL[kind]))
+    recall, scores = recall_at_1(WORLD.scores(pool, 400)), WORLD.scores(pool, BATCH)
+    share = min(1.0, 10 / max(recall_at_1(WORLD.scores(WORLD.plain, 400)) - recall, 1e-6))
+    hurt, alarms, alone_hurt, alone = [], [], [], []
+    for number in range(count):
+        size = round(share * BATCH)
+        some = pool.sample(WORLD.generator.permutation(len(pool.clips))[:size])
+        sample = together([some, WORLD.plain.sample(WORLD.plain.delivered(WORLD.generator, BATCH - size))]) \
+            if size < BATCH else some
+        report = WORLD.judge(sample, number)
+        if report.measured is None or not 8 <= -report.measured.change <= 12:
+            continue
+        without = WORLD.judge(silent(sample), number)
+        hurt.append(is_hurt(report))
+        alarms.append(is_alarm(report))
+        alone_hurt.append(is_hurt(without))
+        alone.append(is_alarm(without))
+    row = (kind, round(recall, 1), round(100 * share), len(hurt), *map(mean, (hurt, alarms, alone_hurt, alone)))
+    matched = recall_at_1(scores), estimate_recall(scores, WORLD.references[0].temperature)
+    clips = Clips.of(pool.videos, WORLD.references[0].gallery)
+    return row, matched, (recall, WORLD.references[0].from_clips.estimate(clips))
 
 
-def mean(values: list[bool]) -> float:
-    return float(np.mean(values)) if values else float("nan")
-
-
-def recall_of(world: World, pool: Pool) -> float:
-    return recall_at_1(world.references[0].profile_of(pool.sample(np.arange(min(len(pool.clips), 400))))[1])
-
-
-def estimate_of(world: World, pool: Pool):
-    scores = world.references[0].profile_of(pool.sample(np.arange(min(len(pool.clips), 200))))[1]
-    return estimate_recall(scores, world.references[0].temperature), recall_at_1(scores)
-
-
-def measure_histories(reports: list[BatchReport], rate: float, generator: np.random.Generator) -> float:
+def measure_histories(records: list[dict], rate: float, generator: np.random.Generator) -> float:
     """Share of 40 histories of 50 of these unchanged batches that report anything."""
-    points = [point_of(report.to_record(), "2026-01-01") for report in reports]
+    points = [point_of(record, "2026-01-01") for record in records]
     said = 0
     for _ in range(40):
         chosen = [points[row] for row in generator.integers(0, len(points), 50)]
@@ -304,59 +340,78 @@ def measure_histories(reports: list[BatchReport], rate: float, generator: np.ran
     return said / 40
 
 
-def measure_cost(world: World, plain: Pool) -> tuple[float, float]:
+def measure_cost() -> tuple[float, float]:
     """CPU seconds and MB of the report on 2,000 clips with a caption each, embeddings given and libraries loaded."""
     from hcmi.drift.page import render
     from hcmi.drift.stage import _add_evidently, _evidently_library
 
-    reference = world.references[0]
-    _add_evidently(world.judge(plain.sample(np.arange(50)))[0], reference)      # loads Evidently
-    rows = world.generator.permutation(len(plain.clips))[:600]                  # what the stage draws of 2,000
+    reference, plain = WORLD.references[0], WORLD.plain
+    _add_evidently(WORLD.judge(plain.sample(np.arange(50))), reference)         # loads Evidently
+    rows = WORLD.generator.permutation(len(plain.clips))[:600]                  # what the stage draws of 2,000
     started = time.process_time()
-    report, _ = world.judge(plain.sample(np.sort(rows)))
+    report = WORLD.judge(plain.sample(np.sort(rows)))
     _add_evidently(report, reference)
     page = render({"batches": [1], "reference": {"clips": 600}, "false_alarm_rate": 0.01}, [report], reference.profile,
                   {}, _evidently_library([report]), "data/incoming")
     return time.process_time() - started, len(page) / 1e6
 
 
+def errors_of(pairs: list[tuple]) -> dict[str, float]:
+    """Of estimates of R@1 where the true value lies between 10 and 90."""
+    between = [(found.recall - truth, found.low <= truth <= found.high, found.high - found.low)
+               for truth, found in pairs if 10 <= truth <= 90]
+    errors, holds, widths = (np.array(values, float) for values in zip(*between, strict=True))
+    return {"mae": float(np.abs(errors).mean()), "bias": float(errors.mean()), "coverage": float(holds.mean()),
+            "width": float(widths.mean())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer batches")
     quick = parser.parse_args().quick
-    params = load_params(shipped_params())
-    world = World(params)
-    reference = world.references[0]
-    drawn = [load_clips("plain", seed, params) for seed in (PLAIN_SEEDS[:3] if quick else PLAIN_SEEDS)]
-    plain = Pool(joined(clips for clips, _ in drawn), np.concatenate([frames for _, frames in drawn]), reference)
-    reports, alarms = measure_false_alarms(world, plain, 24 if quick else 300)
-    histories = measure_histories(reports, world.rate, world.generator)
-    clips, frames = drawn[0]
-    harmless = measure_harmless(world, clips, frames, 2 if quick else 20)
-    kinds = list(HARMFUL.items())[:3] if quick else list(HARMFUL.items())
-    pools = {kind: Pool(clips, damaged(frames, kind, degree), reference) for kind, degree in kinds}
-    for kind, seeds in ODD_SEEDS.items():
-        odd = [load_clips(kind, seed, params) for seed in (seeds[:1] if quick else seeds)]
-        pools[kind] = Pool(joined(some for some, _ in odd), np.concatenate([some for _, some in odd]), reference)
-    rows, estimates = measure_power(world, plain, pools, 3 if quick else 30)
-    headers = ("kind", "R@1 of the kind", "share, %", "batches", "hurt", "changed", "changed without captions")
-    print(table(headers, rows))
-    between = [(found.recall - truth, found.low <= truth <= found.high, found.high - found.low)
-               for _, truth, found in estimates if 10 <= truth <= 90]
-    errors, holds, widths = (np.array(values, float) for values in zip(*between, strict=True))
-    seconds, size = measure_cost(world, plain)
-    hurt = joined(harmless.values())
-    write_result("drift", {
+    global WORLD
+    WORLD = World(load_params(shipped_params()), PLAIN_SEEDS[:3] if quick else PLAIN_SEEDS)
+    count = 24 if quick else 300
+    kinds = ["brighter", "noisy", "shapes"] if quick else [*HARMFUL, *ODD_SEEDS]
+    size = "quick" if quick else "full"
+    reports = joined(kept(f"{size}_unchanged_{first}", unchanged, range(first, min(first + 25, count)))
+                     for first in track(range(0, count, 25), "unchanged batches", unit="part"))
+    spared = {kind: kept(f"{size}_harmless_{kind}", harmless, kind, 2 if quick else 10)
+              for kind in track((*HARMLESS, "one topic"), "harmless kinds", unit="kind")}
+    rows, matched, from_clips = zip(*(kept(f"{size}_harmful_{kind}", harmful, kind, 3 if quick else 16)
+                                      for kind in track(kinds, "harmful kinds", unit="kind")), strict=True)
+    records, alarms, hurt, alone = (list(column) for column in zip(*reports, strict=True))
+    print(table(("kind", "R@1 of the kind", "share, %", "batches", "hurt", "changed", "hurt without captions",
+                 "changed without captions"), rows))
+    print(table(("harmless kind", "batches", "hurt", "hurt without captions"), [
+        (kind, len(found), mean([with_ for with_, _ in found]), mean([without for _, without in found]))
+        for kind, found in spared.items()]))
+    print(table(("kind", "R@1", "from the clips alone", "low", "high"), [
+        (kind, truth, found.recall, found.low, found.high)
+        for kind, (truth, found) in zip(kinds, from_clips, strict=True)]))
+    alone = [value for value in alone if value is not None]
+    spared_hurt, spared_alone = (joined([[pair[side] for pair in found] for found in spared.values()])
+                                 for side in (0, 1))
+    seen = [row for row in rows if row[0] != "frozen"]
+    seconds, megabytes = measure_cost()
+    figures: dict = {
         "batches": len(alarms), "false_alarm_rate": mean(alarms), "false_alarm_rate_ci95": interval(alarms),
-        "unchanged_called_hurt": mean([report.verdict == "search hurt" for report in reports]),
-        "harmless_called_hurt": mean(hurt), "harmless_called_hurt_ci95": interval(hurt),
-        "history_false_alarm_rate": histories,
-        "min_power_hurt": float(np.nanmin([row[4] for row in rows])),
-        "min_power_changed": float(np.nanmin([row[5] for row in rows])),
-        "min_power_changed_no_captions": float(np.nanmin([row[6] for row in rows])),
-        "label_free_mae": float(np.abs(errors).mean()), "label_free_bias": float(errors.mean()),
-        "label_free_coverage": float(holds.mean()), "label_free_width": float(widths.mean()),
-        "report_cpu_seconds": round(seconds, 1), "html_mb": round(size, 2)}, quick=quick)
+        "unchanged_called_hurt": mean(hurt), "unchanged_called_hurt_no_captions": mean(alone),
+        "harmless_called_hurt": mean(spared_hurt), "harmless_called_hurt_ci95": interval(spared_hurt),
+        "harmless_called_hurt_no_captions": mean(spared_alone),
+        "harmless_called_hurt_no_captions_ci95": interval(spared_alone),
+        "history_false_alarm_rate": measure_histories(records, WORLD.rate, WORLD.generator),
+        "fallen_batches": sum(row[3] for row in rows)}
+    for place, name in enumerate(("hurt", "changed", "hurt_no_captions", "changed_no_captions"), 4):
+        known = [row for row in rows if row[3]]
+        figures[f"min_power_{name}"] = min(row[place] for row in known)
+        figures[f"min_power_{name}_but_frozen"] = min(row[place] for row in seen if row[3])
+        figures[f"power_{name}"] = float(np.average([row[place] for row in known], weights=[row[3] for row in known]))
+    figures |= {f"label_free_{name}": value for name, value in errors_of(list(matched)).items()}
+    figures |= {f"from_clips_{name}": value for name, value in errors_of(list(from_clips)).items()}
+    figures |= {"report_cpu_seconds": round(seconds, 1), "html_mb": round(megabytes, 2)}
+    print(markdown(("figure", "measured"), figures.items()))
+    write_result("drift", figures, quick=quick)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 from hcmi.drift.causes import plural
+from hcmi.drift.severity import LABEL_FREE
 from hcmi.drift.workspace import date_of
 from hcmi.files import atomic_file
 
@@ -61,6 +62,8 @@ def read_history(folder: str | Path) -> list[Point]:
 def point_of(record: dict[str, Any], date: str) -> Point:
     """The batch of a record of report.json."""
     severity = record["severity"] or {}
+    if severity.get("how") == LABEL_FREE:
+        severity = {}       # the line of R@1 shows what was measured
     signals = {}
     if severity:
         low, high = severity["change_interval"]

@@ -22,10 +22,11 @@ from hcmi.drift.label_free_recall import Scores, estimate_recall
 from hcmi.drift.learned import Learned
 from hcmi.drift.profile import MIN_CLIPS, unit
 from hcmi.drift.queries import LOG, judge_queries
+from hcmi.drift.recall_from_clips import Clips
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import count_reasons, read_batch, unreadable
-from hcmi.drift.severity import WITHOUT_WRONG, measure
+from hcmi.drift.severity import WITHOUT_WRONG, Severity, estimated, measure
 from hcmi.drift.verdict import MACHINE, MACHINE_REASONS, TOO_FEW, decide
 from hcmi.errors import DataError, MachineError, shown
 from hcmi.types import path_text
@@ -93,7 +94,10 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
     """
     known, sample = reference.scores, report.sample
     assert sample is not None
-    if batch is None or known is None or min(len(batch), len(known)) < MIN_CLIPS:
+    if known is None or len(known) < MIN_CLIPS:
+        return None
+    if batch is None or len(batch) < MIN_CLIPS:
+        report.severity = _estimate(report, reference)
         return None
     report.gallery = batch.gallery_NG.shape[1]
     report.measured = report.severity = measure(batch, known)
@@ -106,9 +110,18 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
     return wrong
 
 
+def _estimate(report: BatchReport, reference: Reference) -> Severity | None:
+    """R@1 of a batch that has no captions, or too few."""
+    assert report.sample is not None
+    assert report.profile is not None
+    if reference.gallery is None or reference.from_clips is None:
+        return None
+    clips = Clips.of(report.sample.videos, reference.gallery, report.profile.groups)
+    return estimated(reference.from_clips.estimate(clips), reference.from_clips.reference)
+
+
 def _lost(report: BatchReport, batch: Scores, right: np.ndarray) -> list[dict]:
     """Those of the captions `right` whose own clip is farthest behind the best of the gallery, worst first."""
-    assert report.sample is not None
     assert report.sample is not None
     own_N, gallery_NG = np.diagonal(batch.clips_NN)[right], batch.gallery_NG[right]
     behind_N = gallery_NG.max(1) - own_N

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from hcmi.drift.label_free_recall import Estimate, Scores, hits
 from hcmi.evaluate import difference_of_rates, wilson
 
-MIN_FALL = 2.0              # points; a smaller fall is no reason to act, however certain it is [ours]
+# Points of R@1 that the whole interval must lie below. Clips brighter by 12 % lose 1.3 points; with 0 here, they were
+# `search hurt` in 4 % of batches of 60 and 8 % of 30 (docs/decisions/0024-hurt-without-captions.md). [ours]
+TOLERATED = 1.0
 MEASURED, WITHOUT_WRONG, LABEL_FREE = "measured", "measured without wrong captions", "label-free"
 
 
@@ -25,8 +27,11 @@ class Severity:
 
     @property
     def is_hurt(self) -> bool:
-        """The whole interval of the change is below zero, and the fall is worth acting on."""
-        return self.change_high < 0 and self.change <= -MIN_FALL
+        """Even the upper end of the interval is a fall that is worth acting on.
+
+        An estimate from the clips alone gives less than half of the true fall of unknown shapes or strong noise.
+        """
+        return self.change_high <= -(TOLERATED / 2 if self.how == LABEL_FREE else TOLERATED)
 
     @property
     def sentence(self) -> str:

@@ -10,6 +10,7 @@ OK, CHANGED, HURT, UNKNOWN = "ok", "changed", "search hurt", "cannot tell"
 TOO_FEW, MACHINE, UNREADABLE = "too few", "machine", "unreadable"
 MACHINE_REASONS = frozenset(("timeout", "crashed", "unexpected"))       # of skipped videos
 NO_NEWS = "Nothing to do."
+MEASURE_IT = "Write captions for the clips in captions_to_write.csv and run again: then search can be measured."
 COMMON = ("wrong captions", "copies within the batch", "copies of known clips", "empty captions")
 
 
@@ -34,7 +35,8 @@ def summary(verdict: str, severity: Severity | None, changes: Sequence[str], cau
         parts = [f"{plural(num_clips, 'clip')} like those that the model was tested on.",
                  measured or "Without captions, search cannot be measured on them."]
     elif verdict == HURT:
-        parts = ["Search finds fewer of these clips.", measured, *said[:2]]
+        guess = severity is not None and severity.how == LABEL_FREE
+        parts = [f"Search {'probably ' if guess else ''}finds fewer of these clips.", measured, *said[:2]]
     else:
         parts = [*said[:2], _harmless(severity), measured]
     return " ".join(filter(None, parts)) + left_out
@@ -46,7 +48,7 @@ def _harmless(severity: Severity | None) -> str:
     if severity.how == WITHOUT_WRONG:
         return "Search finds the clips with right captions as well as before."
     if severity.how == LABEL_FREE:
-        return "The clips give no sign that search finds them less."
+        return "Nothing in the clips says that search finds them less; only captions can show it."
     return "Search finds these clips as well as before."
 
 
@@ -59,13 +61,15 @@ def advise(verdict: str, severity: Severity | None, causes: Sequence[Cause], rea
                 MACHINE: "The batch is not at fault. Run again when the machine is less busy."}.get(
                     reason, "Correct what the report names and run again.")
     if verdict == HURT:
+        if severity is not None and severity.how == LABEL_FREE:
+            return MEASURE_IT
         ways = [cause.advice for cause in causes]
         train = "Caption the clips in captions_to_write.csv, add them to the training data and train again."
         return " ".join([*ways[:1], train] if not causes or causes[0].name not in COMMON else ways[:2])
     if causes:
         return " ".join(cause.advice for cause in causes[:2])
     if severity is None:
-        return "Write captions for the clips in captions_to_write.csv and run again: then search can be measured."
+        return MEASURE_IT
     return "Nothing needs to be done now. If you expect more clips like these, add some to the training data."
 
 
