@@ -66,31 +66,38 @@ class MtebModel:
             "n_parameters": sum(weight.numel() for weight in model.parameters()), "framework": ["PyTorch"],
             "max_tokens": model.processor.num_words, "modalities": list(MODALITIES), "similarity_fn_name": "cosine"})
 
-    def _collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, list]:
-        """Rows as lists by name; videos and images as frames [T, H, X, 3] of the model's size, to bound the memory."""
-        batch = {name: [row[name] for row in rows] for name in MODALITIES if name in rows[0]}
-        if "video" in batch:
-            batch["video"] = [self._shaped(_middle_frames(video, self.encoder.model.config.num_frames))
-                              for video in batch["video"]]
-        if "image" in batch:
-            repeats = frames_together(self.encoder.model) or 1
-            batch["image"] = [self._shaped([np.asarray(image.convert("RGB"))]).repeat(repeats, 0)
-                              for image in batch["image"]]
-        return batch
+    def _collate(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows with videos and images as frames [T, H, X, 3] of the model's size, to bound the memory."""
+        model = self.encoder.model
+        made = []
+        for row in rows:
+            row = {name: row[name] for name in MODALITIES if row.get(name) is not None}     # a mixed task has gaps
+            if "video" in row:
+                row["video"] = self._shaped(_middle_frames(row["video"], model.config.num_frames))
+            if "image" in row:
+                frame = self._shaped([np.asarray(row["image"].convert("RGB"))])
+                row["image"] = frame.repeat(frames_together(model) or 1, 0)
+            made.append(row)
+        return made
 
     def _shaped(self, frames: Iterable[np.ndarray]) -> np.ndarray:
         processor = self.encoder.model.processor
         return np.stack([to_square(frame, processor.image_size, processor.square) for frame in frames])
 
-    def _vectors(self, batch: dict[str, list]) -> np.ndarray:
-        found = []
-        if "text" in batch:
-            found.append(torch.from_numpy(self.encoder.encode_texts(batch["text"])))
-        found += [self._video_vectors(np.stack(batch[name])) for name in ("image", "video") if name in batch]
-        if not found:
+    def _vectors(self, rows: list[dict[str, Any]]) -> np.ndarray:
+        """[N, D] of length 1: of each row the mean of the vectors of what it has."""
+        total_ND = torch.zeros(len(rows), self.encoder.dim)
+        for name in MODALITIES:
+            at = [number for number, row in enumerate(rows) if name in row]
+            if at:
+                items = [rows[number][name] for number in at]
+                vectors = (torch.from_numpy(self.encoder.encode_texts(items)) if name == "text" else
+                           self._video_vectors(np.stack(items)))
+                total_ND[at] += _unit(vectors)
+        if not all(rows):
             raise ModelError(f"{self.name}: need items with text, images or video, got none of them. Choose tasks with "
                              f"these modalities.")
-        return _unit(torch.stack([_unit(vectors_BD) for vectors_BD in found]).sum(0)).numpy()
+        return _unit(total_ND).numpy()
 
     def _video_vectors(self, frames_BTHXC: np.ndarray) -> Tensor:
         model = self.encoder.model
@@ -100,10 +107,19 @@ class MtebModel:
 
 
 def _middle_frames(video: Any, count: int) -> list[np.ndarray]:
-    """The middle frame of each of `count` equal parts, [H, X, 3], of a video as torchcodec decodes it."""
+    """The middle frame of each of `count` equal parts, [H, X, 3], of a video as torchcodec decodes it.
+
+    Some files claim more frames than they have. mteb's own models then take fewer, and so does this.
+    """
     total = video.metadata.num_frames
-    picked = [(2 * part + 1) * total // (2 * count) for part in range(count)]
-    return list(video.get_frames_at(picked).data.movedim(1, -1).numpy())
+    while True:
+        picked = [(2 * part + 1) * total // (2 * count) for part in range(count)]
+        try:
+            return list(video.get_frames_at(picked).data.movedim(1, -1).numpy())
+        except RuntimeError as error:
+            if "no more frames" not in str(error) or total <= 1:
+                raise
+            total -= 1
 
 
 def _unit(vectors: Any) -> Tensor:
