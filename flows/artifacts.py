@@ -30,7 +30,8 @@ class Progress:
     """
 
     def __init__(self, stage: str):
-        self._stage, self._bar = stage, None
+        self._stage = stage
+        self._bar: Any = None
 
     def read(self, line: str) -> None:
         """Take note of one line of the stage's output."""
