@@ -31,7 +31,7 @@ class Progress:
 
     def __init__(self, stage: str):
         self._stage = stage
-        self._bar: Any = None       # its number on the server
+        self._bar: Any = None
 
     def read(self, line: str) -> None:
         """Take note of one line of the stage's output."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 GRACE_SECONDS = 10.0
+NO_REASON = "Having any troubles?"      # DVC's line after the reason
 ALIVE_PORT = "HCMI_FLOWS_ALIVE_PORT"      # environment variable: a port on which `make flows` listens until it ends
 
 
@@ -40,7 +41,7 @@ def run_in_child(*command: str, log: Callable[[str], object] = print) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip():
-                last = line.strip()
+                last = last if line.startswith(NO_REASON) else line.strip()
                 log(line.rstrip())
         code = process.wait()
     finally:

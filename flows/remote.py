@@ -19,7 +19,7 @@ RETRY_SECONDS = [10.0, 60.0]
       retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS)
 def push_to(name: str) -> None:
     """`dvc push`, of what the remote does not hold. Raises: ChildError."""
-    run_in_child(sys.executable, "-m", "dvc", "push", "--quiet", "--remote", name, log=get_run_logger().info)
+    run_in_child(sys.executable, "-m", "dvc", "push", "--remote", name, log=get_run_logger().info)
 
 
 def push() -> str:
