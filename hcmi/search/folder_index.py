@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from hcmi.progress import track
 from hcmi.search.encode_files import EncodedFile, encode_files
 from hcmi.video import find_videos, sha256
 
-COMMIT = 256            # clips, in whole files, that become searchable at a time; an interrupted run continues there
+# Files become searchable with this many clips, or after this many seconds; an interrupted run continues there.
+COMMIT, COMMIT_SECONDS = 256, 60.0
 # Chosen on films of the validation split of Scenes: docs/long-videos.md. Used where there is no params.yaml.
 WINDOWS = WindowsConfig(cut="fixed", seconds=4.0, overlap_seconds=3.0, whole_seconds=30.0)
 
@@ -188,13 +190,15 @@ def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, wind
             add_videos(index.folder, clips, (tokens for file in ready for tokens in file.tokens(model)))
         ready.clear()
 
+    committed = time.monotonic()
     paths = {sha256: file.path for sha256, file in new.items()}
     for file in encode_files(model, paths, windows, num_workers, timeout_s):
         if file.problem is not None:
             problems[file.sha256] = file.problem
             continue
         ready.append(file)
-        if sum(len(file.clips) for file in ready) >= COMMIT:
+        if sum(len(file.clips) for file in ready) >= COMMIT or time.monotonic() - committed >= COMMIT_SECONDS:
             commit()
+            committed = time.monotonic()
     commit()
     return problems

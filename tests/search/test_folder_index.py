@@ -111,8 +111,9 @@ def test_cache_with_a_damaged_file_of_the_right_size_is_made_again(model, videos
     assert len(Retriever.from_folder(videos, model, cache=tmp_path / "cache").search("a red ring")) == 3
 
 
-def test_interrupted_visit_is_continued(model, videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(hcmi.search.folder_index, "COMMIT", 1)
+@pytest.mark.parametrize(("limit", "value"), [("COMMIT", 1), ("COMMIT_SECONDS", 0.0)])
+def test_interrupted_visit_is_continued(model, videos, tmp_path, monkeypatch, limit, value):
+    monkeypatch.setattr(hcmi.search.folder_index, limit, value)
     real, calls = hcmi.search.folder_index.add_videos, []
 
     def interrupt(*arguments):

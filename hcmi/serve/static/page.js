@@ -60,7 +60,7 @@ async function show(typing = false) {
     if (signal.aborted) return;
     $("#hits").replaceChildren(...hits.map(card));
     const like = now.get("like") ? ` like ${now.get("like")}` : "";
-    const count = hits.length ? `${hits.length} answers${like} in ${Math.max(1, Math.round(1000 * seconds))} ms`
+    const count = hits.length ? `${hits.length} answer${hits.length === 1 ? "" : "s"}${like} in ${Math.max(1, Math.round(1000 * seconds))} ms`
       : "Nothing found: the index is empty, or no video passes the filters.";
     $("#status").textContent = [count, ...notes].join(" · ");
     if (hits.length && !STILL) $("#hits .play").click();
