@@ -103,7 +103,8 @@ class RecallFromClips:
         above, below = (QUANTILE * float(np.hypot(known, self._error(variance, clips.groups_V)))
                         for variance in (self._known_V.var(), chance_V.var()))
         low = min(change, self.factor * change) - below
-        recall, low, high = (float(np.clip(self.reference + 100 * end, 0, 100)) for end in (change, low, change + above))
+        changes = (change, low, change + above)
+        recall, low, high = (float(np.clip(self.reference + 100 * each, 0, 100)) for each in changes)
         return Estimate(recall, low, high, COVERAGE)
 
     def _excess(self, clips: Clips) -> np.ndarray:
