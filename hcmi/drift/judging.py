@@ -112,10 +112,10 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
 
 def _estimate(report: BatchReport, reference: Reference) -> Severity | None:
     """R@1 of a batch that has no captions, or too few."""
-    assert report.sample is not None
-    assert report.profile is not None
     if reference.gallery is None or reference.from_clips is None:
         return None
+    assert report.sample is not None
+    assert report.profile is not None
     clips = Clips.of(report.sample.videos, reference.gallery, report.profile.groups)
     return estimated(reference.from_clips.estimate(clips), reference.from_clips.reference)
 

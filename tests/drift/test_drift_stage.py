@@ -107,6 +107,8 @@ def test_batch_is_judged_when_odd_files_are_among_its_videos(world):
 class Known:
     """What `_measure` needs of a reference."""
 
+    gallery = from_clips = None
+
     def __init__(self, reference: Scores | None):
         self.scores, self.temperature = reference, 0.1 if reference is None else fit_temperature(reference.clips_NN)
 

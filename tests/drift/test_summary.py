@@ -5,7 +5,7 @@ import pytest
 from hcmi.drift.causes import Cause, plural
 from hcmi.drift.compare import CLASSIFIER, Shift
 from hcmi.drift.profile import CLIP_COLUMNS, EMBEDDINGS, QUERY_COLUMNS
-from hcmi.drift.severity import MEASURED, WITHOUT_WRONG, Severity
+from hcmi.drift.severity import LABEL_FREE, MEASURED, WITHOUT_WRONG, Severity
 from hcmi.drift.summary import COLUMNS, change, changes
 from hcmi.drift.verdict import CHANGED, HURT, MACHINE, OK, TOO_FEW, UNKNOWN, UNREADABLE, advise, decide, summary
 
@@ -96,3 +96,19 @@ def test_without_captions_the_advice_is_to_write_some():
 def test_singular_and_plural():
     assert (plural(1, "clip"), plural(1200, "clip"), plural(2, "batch", "batches")) == ("1 clip", "1,200 clips",
                                                                                          "2 batches")
+
+
+def test_estimated_fall_is_said_as_a_guess_and_the_advice_is_to_measure_it():
+    guess = Severity(90.0, 60.0, 94.0, 97.0, -7.0, -37.0, -3.0, LABEL_FREE, 0)
+    assert decide(True, guess, []) == HURT
+    assert summary(HURT, guess, [], [], 200, 0, "").startswith(
+        "Search probably finds fewer of these clips. R@1, estimated from the clips alone, is 90 % (60 to 94), and 97 %")
+    assert advise(HURT, guess, [], "") == (
+        "Write captions for the clips in captions_to_write.csv and run again: then search can be measured.")
+    same = Severity(96.9, 94.0, 97.9, 97.0, -0.1, -3.0, 0.9, LABEL_FREE, 0)
+    assert "only captions can show it" in summary(CHANGED, same, ["clips are darker"], [], 200, 0, "")
+
+
+def test_an_estimated_fall_needs_half_the_size_because_estimates_fall_short():
+    assert Severity(95.0, 80.0, 96.4, 97.0, -2.0, -17.0, -0.6, LABEL_FREE, 0).is_hurt
+    assert not Severity(95.0, 93.0, 96.4, 97.0, -2.0, -4.0, -0.6, MEASURED, 9000).is_hurt
