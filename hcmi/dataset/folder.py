@@ -1,4 +1,4 @@
-"""The `folder` format for people's own videos: `<dir>/videos/*` and `<dir>/captions.csv`."""
+"""The `folder` format for people's own videos: `<dir>/videos/*` and `<dir>/captions.csv`, or all in `<dir>` itself."""
 
 import os
 from collections import Counter
@@ -24,8 +24,8 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
                 windows: WindowsConfig | None = None) -> Found:
     """The clips of a folder in the `folder` format in order of video_id, and a Skip for everything left out.
 
-    Without `captions_required` every video file becomes a clip, with the captions that captions.csv has for it, and
-    `folder` may also be a plain folder of videos. With `windows`, a long video without captions is divided, and each
+    Without `captions_required` every video file becomes a clip, with the captions that captions.csv has for it, if
+    there is one. With `windows`, a long video without captions is divided, and each
     window is a clip.
 
     Raises: DataError when the table is wrong or names a file outside the folder.
@@ -33,7 +33,7 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: need a folder with videos/ and captions.csv, found none. Correct dataset.path.")
-    videos = folder / "videos" if captions_required or os.path.isdir(folder / "videos") else folder
+    videos = folder / "videos" if os.path.isdir(folder / "videos") else folder       # doctor looks there too
     inside = Path(os.path.realpath(videos))
     rows: Iterable[CaptionRow] = ()
     if captions_required or os.path.isfile(folder / "captions.csv"):

@@ -76,3 +76,13 @@ def test_verb_prints_one_line_and_exits_1_when_the_folder_is_bad(folder, tmp_pat
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(f"hcmi: {root}/captions.csv row 1: need the columns")
     assert not (tmp_path / "data" / "manifest").exists()
+
+
+def test_verb_says_which_share_of_the_captions_will_be_cut(folder, tmp_path, monkeypatch):
+    root = folder(f"video,caption\na.mp4,{'grey ' * 60}\na.mp4,short\n")
+    monkeypatch.chdir(tmp_path)
+    params = PARAMS.read_text().replace("name: scenes", "name: folder")
+    (tmp_path / "params.yaml").write_text(params.replace("path: data/raw/scenes", f"path: {root}"))
+    result = CliRunner().invoke(main, ["dataset", "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert "note: 50.0% of the captions are longer than the 40 tokens that the model reads" in result.stderr

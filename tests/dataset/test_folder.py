@@ -189,6 +189,16 @@ def test_links_are_followed_when_they_stay_inside_or_are_the_folder_itself(folde
     assert (set(clips), skipped) == ({"a", "link"}, [])
 
 
+def test_videos_may_lie_beside_the_table(folder):
+    root = folder("video,caption\na.mp4,one\nb.mp4,two\n")
+    for path in (root / "videos").iterdir():
+        path.rename(root / path.name)
+    (root / "videos").rmdir()
+    clips, skipped = read_folder(root, CONFIG)
+    assert [(clip.path.rpartition("/")[2], clip.captions) for clip in clips] == [("a.mp4", ("one",)), ("b.mp4", ("two",))]
+    assert skipped == []
+
+
 def test_folder_is_refused_when_it_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"none: need a folder with videos/ and captions.csv, found none"):
         read_folder(tmp_path / "none", CONFIG)
