@@ -63,7 +63,8 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     if explain is not None:
         searching.check_explanation_path(explain, "--explain")
     wanted = searching.parse_tags(tags, "--tag")
-    retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap, shots)
+    retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap, shots,
+                                         query=query)
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
     for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)

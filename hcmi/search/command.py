@@ -4,8 +4,10 @@ import os
 
 from hcmi.config import SearchConfig, WindowsConfig, load_params
 from hcmi.errors import ConfigError, HcmiError
+from hcmi.model import load_retriever
 from hcmi.releases import served_paths
 from hcmi.search.folder_index import WINDOWS
+from hcmi.search.query import check_words
 from hcmi.search.retriever import CANDIDATES, Retriever
 
 MODEL, EXPORT = "models/hcmi", "export/index"
@@ -14,13 +16,15 @@ LEAST_WINDOW_S = 0.5
 
 def open_retriever(model: str | None, index: str | None, videos: str | None, params: str, precision: str = "float32",
                    window: float | None = None, overlap: float | None = None, shots: bool = False,
-                   follow: bool = False) -> Retriever:
+                   follow: bool = False, query: str = "") -> Retriever:
     """The retriever that the options ask for. `params` may be missing, because searching a folder needs no pipeline.
 
     Without `model` and `index` it is over the current release, where there is one and search.uri is the default; with
     `follow`, over the link to it, so that a later release is found there. `window` and `overlap`: seconds of the
     windows of long videos; default: those of `params`. `shots`: from cut to cut, whatever `params` says.
-    Raises: ConfigError when both `index` and `videos` are given, or the windows are wrong; and as Retriever does.
+    `query`: is checked before a folder is read, which may take long.
+    Raises: ConfigError when both `index` and `videos` are given, the windows are wrong, or the query cannot be
+    understood; and as Retriever does.
     """
     search, windows = SearchConfig(uri=EXPORT, candidates=CANDIDATES), WINDOWS
     if os.path.exists(params):
@@ -30,8 +34,11 @@ def open_retriever(model: str | None, index: str | None, videos: str | None, par
     if videos is not None:
         if index is not None:
             raise ConfigError(f"--videos {videos}: need one place to search, got --index {index} too. Leave one out.")
-        return Retriever.from_folder(videos, model or (served[0] if served else MODEL), search.candidates,
-                                     precision=precision, windows=with_options(windows, window, overlap, shots))
+        windows = with_options(windows, window, overlap, shots)
+        loaded = load_retriever(model or (served[0] if served else MODEL), precision=precision)
+        if query:
+            check_words(query, loaded)
+        return Retriever.from_folder(videos, loaded, search.candidates, windows=windows)
     if window is not None or overlap is not None or shots:
         raise ConfigError("--window, --overlap and --shots: need --videos FOLDER, got none. An index is divided "
                           "already.")

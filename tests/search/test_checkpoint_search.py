@@ -99,6 +99,13 @@ def test_search_says_what_is_wrong_in_one_line_and_writes_nothing(run, world, tm
     assert not (tmp_path / "cache").exists()
 
 
+def test_query_in_letters_that_the_tokenizer_spells_in_bytes_is_refused_before_videos_are_read(run, world, tmp_path):
+    result = run("search", "一只狗跳进水里", "--videos", world / "videos", "--model", world / "clip", code=1)
+    assert "need words of a language the model knows" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "cache").exists()
+
+
 def test_model_says_what_the_checkpoint_holds(run, world):
     text = run("model", world / "clip").stdout
     assert "not trained by hcmi" in text
