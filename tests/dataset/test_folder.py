@@ -195,7 +195,7 @@ def test_videos_may_lie_beside_the_table(folder):
         path.rename(root / path.name)
     (root / "videos").rmdir()
     clips, skipped = read_folder(root, CONFIG)
-    assert [(clip.path.rpartition("/")[2], clip.captions) for clip in clips] == [("a.mp4", ("one",)), ("b.mp4", ("two",))]
+    assert {clip.path.rpartition("/")[2]: clip.captions for clip in clips} == {"a.mp4": ("one",), "b.mp4": ("two",)}
     assert skipped == []
 
 
