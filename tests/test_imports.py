@@ -24,16 +24,18 @@ OWNERS: dict[str, set[str]] = {
     "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
     "mteb": {"search"}, "open_clip": {"model"}, "pymilvus": {"index"},
     "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train"}, "simplejpeg": {"video", "shards"},
+    "sklearn": {"drift"},
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
     "torch": {"types", "ahead", "runtime", "doctor", "shards", "model", "train", "evaluate", "export", "index",
-              "search"},
+              "search", "drift"},
     "uvicorn": {"serve"}, "webdataset": {"dataset", "shards"}}
 # Comes with CUDA builds of torch; without it there is another way.
 WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
 # Installed but not imported here: pinned for another library's sake, or needed inside one.
 FOR_OTHERS = {"datasets", "fastapi", "protobuf", "sentencepiece", "sqlalchemy", "milvus-lite", "torchcodec"}
 IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "open_clip_torch": "open_clip",
-                "pillow": "PIL", "ruamel.yaml": "ruamel"}
+                "pillow": "PIL", "ruamel.yaml": "ruamel",
+                "scikit-learn": "sklearn"}
 
 # From the ground up. A room imports rooms of the lines before its own and none of its own line, but for ORDERED.
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "index", "releases", "incoming"},
