@@ -10,7 +10,7 @@ from hcmi.drift.causes import plural, words_of
 from hcmi.drift.profile import MIN_CLIPS
 from hcmi.evaluate import difference_of_rates
 
-LEAST_GAP = 5.0             # points of R@1 below the rest of the batch [ours]
+LEAST_GAP = 5.0             # points of R@1 that the whole interval lies below the rest: many parts are looked at [ours]
 CLUSTER_SIZE, MOST_CLUSTERS = 25, 8         # clips in the mean; clusters [ours]
 MOST_SLICES, NAMING_WORDS = 5, 3
 
@@ -52,7 +52,7 @@ def weak_slices(hits_N: np.ndarray, captions: Sequence[str], tags: Sequence[dict
         inside, outside = float(hits_N[inside_N].sum()), float(hits_N[~inside_N].sum())
         recall, rest = 100 * inside / size, 100 * outside / others
         highest = 100 * difference_of_rates(outside, others, inside, size)[1]
-        if highest < 0 and recall <= rest - LEAST_GAP:
+        if highest <= -LEAST_GAP:
             found.append(Slice(name, size, recall, rest))
     return sorted(found, key=lambda some: some.recall)[:MOST_SLICES]
 
