@@ -61,7 +61,7 @@ docs: $(STAMP)  ## Bring docs/cli.md and the table of stages up to date with the
 	python docs/generate.py
 
 # modules that the scripts share
-BENCH_HELPERS := card common kernel panels runs step
+BENCH_HELPERS := card common drift_clips kernel panels runs step
 
 bench: $(STAMP)  ## Measure every figure (BENCH=name for one, QUICK=--quick for smaller runs, KEEP=1 to replace results)
 	@for script in $(if $(BENCH),benchmarks/$(BENCH).py,$(filter-out $(BENCH_HELPERS:%=benchmarks/%.py),$(wildcard benchmarks/*.py))); do \

@@ -24,11 +24,10 @@ OWNERS: dict[str, set[str]] = {
     "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
     "mteb": {"search"}, "open_clip": {"model"}, "pymilvus": {"index"},
     "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train", "encode"},
-    "simplejpeg": {"video", "shards"},
+    "scenedetect": {"video"}, "simplejpeg": {"video", "shards"}, "sklearn": {"drift"},
     "starlette": {"serve"}, "tokenizers": {"model"}, "tqdm": {"progress"}, "transformers": {"model"},
-    "scenedetect": {"video"},
     "torch": {"types", "ahead", "processes", "ranks", "runtime", "doctor", "shards", "encode", "model", "train",
-              "evaluate", "export", "index", "search"},
+              "evaluate", "export", "index", "search", "drift"},
     "uvicorn": {"serve"}, "webdataset": {"dataset", "shards"}}
 # Comes with CUDA builds of torch; without it there is another way.
 WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
@@ -36,7 +35,8 @@ WITH_TORCH: dict[str, set[str]] = {"triton": {"model"}}
 FOR_OTHERS = {"asyncpg", "datasets", "dvc-s3", "fastapi", "milvus-lite", "moto", "protobuf", "sentencepiece",
               "sqlalchemy", "torchcodec"}
 IMPORT_NAMES = {"faiss-cpu": "faiss", "huggingface-hub": "huggingface_hub", "open_clip_torch": "open_clip",
-                "pillow": "PIL", "ruamel.yaml": "ruamel", "scenedetect-headless": "scenedetect"}
+                 "pillow": "PIL", "ruamel.yaml": "ruamel", "scenedetect-headless": "scenedetect",
+                 "scikit-learn": "sklearn"}
 
 # From the ground up. A room imports rooms of the lines before its own and none of its own line, but for ORDERED.
 LAYERS = [{"model", "video"}, {"scenes", "dataset", "shards", "encode", "index", "releases", "incoming"},

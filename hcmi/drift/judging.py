@@ -18,7 +18,7 @@ from hcmi.drift.causes import (
     wrong_captions,
 )
 from hcmi.drift.compare import compare
-from hcmi.drift.label_free_recall import Scores, estimate_recall
+from hcmi.drift.label_free_recall import Scores, estimate_recall, hits
 from hcmi.drift.learned import Learned
 from hcmi.drift.profile import MIN_CLIPS, unit
 from hcmi.drift.queries import LOG, judge_queries
@@ -27,6 +27,7 @@ from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import count_reasons, read_batch, unreadable
 from hcmi.drift.severity import WITHOUT_WRONG, Severity, estimated, measure
+from hcmi.drift.slices import weak_slices
 from hcmi.drift.verdict import MACHINE, MACHINE_REASONS, TOO_FEW, decide
 from hcmi.errors import DataError, MachineError, shown
 from hcmi.types import path_text
@@ -102,11 +103,14 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
     report.gallery = batch.gallery_NG.shape[1]
     report.measured = report.severity = measure(batch, known)
     report.estimate = estimate_recall(batch, reference.temperature)
-    wrong, rows = wrong_captions(batch, sample.captioned, sample.captions, reference.temperature)
-    right = np.setdiff1d(np.arange(len(batch)), rows)
+    wrong, exchanged = wrong_captions(batch, sample.captioned, sample.captions, reference.temperature)
+    right = np.setdiff1d(np.arange(len(batch)), exchanged)
     if wrong is not None and len(right) >= MIN_CLIPS:
         report.severity = measure(batch[right], known, WITHOUT_WRONG)
     report.lost = _lost(report, batch, right)
+    rows = sample.captioned[right]
+    report.slices = weak_slices(hits(batch)[right], [sample.captions[row] for row in right],
+                                [sample.clips[row].tags for row in rows], unit(sample.videos.video_BD.numpy())[rows])
     return wrong
 
 

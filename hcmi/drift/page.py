@@ -105,6 +105,9 @@ def _section(number: int, report: BatchReport, reference: Profile | None,
     if report.changes:
         body.append(f'<h3>What changed, in order of size</h3><ul class="changes">'
                     f'{"".join(f"<li>{escape(change)}</li>" for change in report.changes)}</ul>')
+    if report.slices:
+        body.append('<h3>Where search loses</h3><ul class="changes">'
+                    f'{"".join(f"<li>{escape(some.sentence)}</li>" for some in report.slices)}</ul>')
     if report.profile is not None and reference is not None:
         drawn = pictures.get(report.name, {})
         body += [f'<div class="columns"><div class="tiles">{_tiles(report)}</div>',

@@ -103,9 +103,9 @@ class RecallFromClips:
         above, below = (QUANTILE * float(np.hypot(known, self._error(variance, clips.groups_V)))
                         for variance in (self._known_V.var(), chance_V.var()))
         low = min(change, self.factor * change) - below
-        changes = (change, low, change + above)
-        recall, low, high = (float(np.clip(self.reference + 100 * each, 0, 100)) for each in changes)
-        return Estimate(recall, low, high, COVERAGE)
+        recall, lowest, highest = (float(np.clip(self.reference + 100 * end, 0, 100))
+                                   for end in (change, low, change + above))
+        return Estimate(recall, lowest, highest, COVERAGE)
 
     def _excess(self, clips: Clips) -> np.ndarray:
         expected_VL = self._expected.predict(clips.vectors_VD).reshape(clips.strange_VL.shape)

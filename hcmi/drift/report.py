@@ -11,6 +11,7 @@ from hcmi.drift.label_free_recall import Estimate
 from hcmi.drift.profile import Profile
 from hcmi.drift.sample import Sample, count_reasons, unreadable
 from hcmi.drift.severity import Severity
+from hcmi.drift.slices import Slice
 from hcmi.drift.summary import changes
 from hcmi.drift.verdict import (
     MACHINE,
@@ -46,6 +47,7 @@ class BatchReport:
     estimate: Estimate | None = None    # without using which caption belongs to which clip
     gallery: int = 0                    # number of other clips that each caption's clip competes with
     lost: list[dict[str, Any]] = field(default_factory=list)        # captions that lost most, worst first
+    slices: list[Slice] = field(default_factory=list)               # parts that are found less than the rest
     evidently_page: str = ""
     evidently_snapshot: str = ""
 
@@ -77,6 +79,8 @@ class BatchReport:
             "captioned": len(self.sample.captioned) if self.sample else 0,
             "groups": len(np.unique(self.profile.groups)) if self.profile and self.profile.groups is not None else 0,
             "recall_at_1": self._recall_record(), "lost": self.lost,
+            "weak_slices": [{"name": some.name, "captions": some.captions, "recall_at_1": _round(some.recall),
+                             "rest": _round(some.rest)} for some in self.slices],
             "shifts": [{"name": shift.name, "distance": _round(shift.distance, 6), "limit": _round(shift.threshold, 6),
                         "distance_over_limit": _round(shift.ratio, 4),
                         "p_value": _round(shift.p_value, 6), "drifted": shift.drifted,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hcmi.drift.causes import Cause, plural
-from hcmi.drift.severity import LABEL_FREE, WITHOUT_WRONG, Severity
+from hcmi.drift.severity import LABEL_FREE, TOLERATED, WITHOUT_WRONG, Severity
 
 OK, CHANGED, HURT, UNKNOWN = "ok", "changed", "search hurt", "cannot tell"
 # Why a batch got the verdict `cannot tell`.
@@ -49,6 +49,8 @@ def _harmless(severity: Severity | None) -> str:
         return "Search finds the clips with right captions as well as before."
     if severity.how == LABEL_FREE:
         return "Nothing in the clips says that search finds them less; only captions can show it."
+    if severity.change <= -TOLERATED:
+        return "Search may find slightly fewer of these clips; the difference is within what chance gives."
     return "Search finds these clips as well as before."
 
 

@@ -112,3 +112,9 @@ def test_estimated_fall_is_said_as_a_guess_and_the_advice_is_to_measure_it():
 def test_an_estimated_fall_needs_half_the_size_because_estimates_fall_short():
     assert Severity(95.0, 80.0, 96.4, 97.0, -2.0, -17.0, -0.6, LABEL_FREE, 0).is_hurt
     assert not Severity(95.0, 93.0, 96.4, 97.0, -2.0, -4.0, -0.6, MEASURED, 9000).is_hurt
+
+
+def test_a_fall_that_may_be_chance_is_not_called_the_same():
+    fewer = Severity(95.3, 90.7, 97.7, 97.5, -2.2, -6.9, 0.7, MEASURED, 150)
+    assert decide(True, fewer, []) == CHANGED
+    assert "Search may find slightly fewer of these clips" in summary(CHANGED, fewer, ["x"], [], 150, 0, "")
