@@ -1,6 +1,7 @@
 """VideoPrism's towers as `transformers` has them, with their own attention and their own rule for texts."""
 
 import string
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class VideoPrismTowers(VideoPrismClipModel):
 AutoModel.register(VideoPrismConfig, VideoPrismTowers, exist_ok=True)
 
 
-def clip_vectors(towers: VideoPrismTowers, pixels_NCHX: Tensor, interpolate: bool) -> Tensor:
+def clip_vectors(towers: Any, pixels_NCHX: Tensor, interpolate: bool) -> Tensor:
     """[N, D] the vector of the clip that each frame is of. VideoPrism sees the frames of a clip together.
 
     Raises: ModelError when the frames are not those of whole clips.
@@ -41,7 +42,7 @@ def clip_vectors(towers: VideoPrismTowers, pixels_NCHX: Tensor, interpolate: boo
     return clips_BD.repeat_interleave(num_frames, 0)
 
 
-def text_vectors(towers: VideoPrismTowers, input_ids_BW: Tensor, mask_BW: Tensor) -> tuple[Tensor, Tensor]:
+def text_vectors(towers: Any, input_ids_BW: Tensor, mask_BW: Tensor) -> tuple[Tensor, Tensor]:
     """States of all tokens, and the anchor: a token that the tower adds after the text. The mask hides padding."""
     found = towers.get_text_features(input_ids=input_ids_BW, attention_mask=mask_BW.to(torch.long))
     return found.last_hidden_state[:, :-1], found.pooler_output
