@@ -142,8 +142,8 @@ def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str, failed
     parts = [f"{name}: {verdict.word}. {verdict.why} {REPORTS / name / 'index.html'}"
              for name, verdict in verdicts.items()]
     parts += [f"{name}: still being copied" for name in growing]
-    parts += [failed] if failed else []
-    message = "; ".join([*(parts or [f"{INCOMING}: every batch has been judged"]), *more])
+    parts = parts or [f"{INCOMING}: every batch has been judged"]
+    message = "; ".join([*parts, *more, *filter(None, [failed])])
     get_run_logger().info(message)
     states = [action(verdict.word).state for verdict in verdicts.values()]
     if failed or None in states:
