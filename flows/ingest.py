@@ -196,7 +196,7 @@ if __name__ == "__main__":
         check_server()
         end = ingest(*sys.argv[1:2], return_state=True)
         if end.is_failed():
-            end.result()
+            sys.exit(f"flows.ingest: {end.message}")
         print(end.message)
     except (ChildError, WatchError, HcmiError) as error:
         sys.exit(f"flows.ingest: {error}")
