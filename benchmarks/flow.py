@@ -80,8 +80,8 @@ def started(command: list[str], sign: str, folder: Path, environment: dict[str, 
 
 def copy_of(project: Path, folder: Path) -> None:
     """Replace the data and outputs in `folder` by those of the project, which must be up to date with this code."""
-    for name in ("params.yaml", "dvc.lock", "data", "models", "export", "plots", "metrics", "reports", "releases",
-                 ".dvc/cache"):         # without its cache DVC would run every stage again
+    outputs = "params.yaml dvc.lock data models export plots metrics reports releases code"
+    for name in (*outputs.split(), ".dvc/cache"):       # without its cache DVC would run every stage again
         if (project / name).exists():
             subprocess.run(["rm", "-rf", name], cwd=folder, check=True)
             subprocess.run(["cp", "-a", "--reflink=auto", str(project / name), name], cwd=folder, check=True)

@@ -26,6 +26,12 @@ def frames_together(model: HcmiModel) -> int:
     return clip_frames(model.towers.config)
 
 
+def _check_frames_alone(model: HcmiModel) -> None:
+    """A head on kept features has no towers: its features are those of single frames."""
+    if hasattr(model, "towers"):
+        check_frames_alone(model.towers.config, "model")
+
+
 def encode_precision(device: torch.device) -> str:
     """What towers compute in when videos are encoded: bfloat16 on a GPU that multiplies it natively, else float32."""
     return pick_precision("auto", device) if device.type == "cuda" else "float32"
@@ -63,7 +69,7 @@ def encode_batches(model: HcmiModel, batches: Iterable[tuple[Any, Tensor, Tensor
 
     On a GPU three batches are under way: one is copied there, one is computed, and the tokens of one are copied back.
     """
-    check_frames_alone(model.towers.config, "model")
+    _check_frames_alone(model)
     device = model.device
     before: tuple[Any, VideoTokens, torch.cuda.Event] | None = None
     for thing, frames_BTHXC, mask_BT in on_device(batches, device):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from drift_world import of, run
 from made_scores import scores
-from search_world import searchable_model, write_video
+from search_world import searchable_model, video_tokens, write_video
 from video_files import write_odd_folder
 
 from hcmi.drift import BatchReport, Reference, Scores, drift, judge, recall_at_1
@@ -117,6 +117,7 @@ class Sampled:
     """What `_measure` needs of a sample: clips with one caption each."""
 
     def __init__(self, count: int):
+        self.videos = video_tokens(count, np.random.default_rng(0))
         self.clips = [Clip(f"v{row}", f"v{row}.mp4", "test", ("a",), 0, 1, 1, f"{row}", {}) for row in range(count)]
         self.captioned, self.captions = np.arange(count), [f"caption {row}" for row in range(count)]
 

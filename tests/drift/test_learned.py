@@ -18,7 +18,7 @@ def write(folder, name: str, distance: float, column: str = "brightness") -> Non
 
 def accepted(path, *names: str):
     for name in names:
-        accept(path, Accepted(name, f"content of {name}", "changed", True, "2026-11-27T00:00:00+00:00"))
+        accept(path, Accepted(name, f"content of {name}", "changed", "2026-11-27T00:00:00+00:00"))
     return path
 
 

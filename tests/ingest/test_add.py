@@ -17,7 +17,7 @@ from search_world import call_hcmi
 from video_files import write_pictures
 
 import hcmi.ingest.stage as stage
-from hcmi.export import encode_clips
+from hcmi.encode import encode_clips
 from hcmi.index import SearchIndex
 from hcmi.releases import Releases
 from hcmi.shards import clip_batches
