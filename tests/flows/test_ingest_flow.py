@@ -125,7 +125,7 @@ def test_run_fails_with_the_reason_after_the_rest_when_an_inbox_cannot_be_taken_
                           timeout=800)
     assert done.returncode == 1
     assert "every batch has been judged" in done.stderr
-    assert re.search(r"captions\.csv: .* The next run tries again\.", done.stderr), done.stderr[-2000:]
+    assert re.search(r"captions\.csv row 1: need .* The next run tries again\.", done.stderr), done.stderr[-2000:]
     (toy / "data/inbox/captions.csv").unlink()
     assert collect("data/inbox", "data/incoming", "monday", 0, 20.0).files == ["red.mp4"]
 
