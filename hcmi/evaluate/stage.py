@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hcmi.config import Params
-from hcmi.encode import EncodedSplit, encode_split, save_split
+from hcmi.encode import EncodedSplit, captions_of, encode_split, save_split
 from hcmi.errors import DataError
 from hcmi.evaluate.plots import write_plots
 from hcmi.evaluate.postprocess import FEWEST_CLIPS
@@ -60,8 +60,7 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
         raise DataError(f"{shards_dir}, split {params.evaluate.split}: need captions to measure with, got "
                         f"{len(reader)} clips and none. Caption them, or set evaluate.split.")
     if model.config.backbone != "scratch":
-        captions = [caption for clip in reader.clips for caption in clip.captions]
-        warn_of_foreign(model.processor.tokenizer, captions, model.config.backbone)
+        warn_of_foreign(model.processor.tokenizer, captions_of(reader), model.config.backbone)
     encoded = encode_split(model, reader, params.evaluate.batch_size, processes=params.train.num_processes,
                            model_dir=model_dir)
     if encoded_file:

@@ -45,7 +45,7 @@ def export(*, model_dir: str | Path, shards: str | Path, out_dir: str | Path, co
     card = model_card(model)
     meta = {**card, "precision": config.precision, "num_videos": num_videos,
             "splits": {split: len(index) for split, index in splits.items()}}
-    before = _encoded_before(encoded_file, model, shards)
+    before = _encoded_before(encoded_file, model, shards) if REFERENCE in splits else None
 
     def encode(index: SplitIndex) -> Iterable[Encoded]:
         if before is not None and index.split == REFERENCE:
@@ -68,7 +68,7 @@ def export(*, model_dir: str | Path, shards: str | Path, out_dir: str | Path, co
 def _encoded_before(path: str | Path | None, model: HcmiModel, shards: str | Path
                     ) -> tuple[Encoded, TextTokens] | None:
     """The clips and captions of the reference split, if `evaluate` has kept them and they are of this model."""
-    if path is None or not Path(path).is_file() or not Path(shards, "index.parquet").is_file():
+    if path is None or not Path(shards, "index.parquet").is_file():     # shards may be behind a URL
         return None
     reader = ShardReader(shards, REFERENCE)
     if (split := load_split(path, model, reader)) is None:

@@ -145,6 +145,21 @@ def test_what_evaluation_has_encoded_is_taken_and_not_encoded_again(world, tmp_p
     assert same_files(world / "export", tmp_path / "export") == []
 
 
+def test_export_needs_no_test_split_when_evaluation_has_kept_another(tmp_path):
+    path = write_video(tmp_path / "v.mp4", 200, seconds=1)
+    clip = Clip("v", str(path), "val", ("grey",), 0.0, 1.0, 1.0, "sha", {})
+    write_manifest([clip], tmp_path / "manifest.parquet")
+    write_shards(manifest_path=tmp_path / "manifest.parquet", out_dir=tmp_path / "shards",
+                 config=PARAMS.shards.model_copy(update={"size": 16, "num_frames": 2 * T, "num_workers": 1}))
+    searchable_model().save_pretrained(tmp_path / "model")
+    model, reader = load_retriever(tmp_path / "model"), ShardReader(tmp_path / "shards", "val")
+    save_split(encode_split(model, reader, 2), tmp_path / "encoded.safetensors", model, reader)
+    summary = export(model_dir=tmp_path / "model", shards=tmp_path / "shards", out_dir=tmp_path / "export",
+                     config=ExportConfig(batch_size=2, precision="float16", parquet=False),
+                     encoded_file=tmp_path / "encoded.safetensors")
+    assert summary["videos"] == 1
+
+
 def test_rows_are_in_order_when_batches_are_not(world, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "encode_clips", lambda *given, **more: reversed(list(encode_clips(*given))))
     export(model_dir=world / "model", shards=world / "shards", out_dir=tmp_path / "export",
