@@ -2,8 +2,8 @@
 
     python benchmarks/kernel.py
 
-By itself it needs torch with Triton and nothing else of what `hcmi` needs, and less than two minutes, half of them for
-compiling. Random unit tokens in bfloat16, D 512, 32 words, 12 frames, no padding:
+By itself it needs torch with Triton and nothing else of what `hcmi` needs, and less than a minute. Random unit tokens in
+bfloat16, D 512, 32 words, 12 frames, no padding:
 
 - kernel_share: useful operations a second of scoring 10,000 texts and 10,000 videos by the words' side, divided by
   those of a square matrix product measured before and after. kernel_both_share: the same for both sides at once.
@@ -14,7 +14,7 @@ compiling. Random unit tokens in bfloat16, D 512, 32 words, 12 frames, no paddin
 - *_memory_mb: memory taken beyond tokens and result (without gradients) or gradients (with them), at most; plain_*:
   that of the plain formula.
 - kernel_error: the largest difference from double precision on the same rounded tokens.
-- *_compile_seconds: what compiling and choosing tiles took when a kind of work was met for the first time.
+- *_compile_seconds: what compiling took when a kind of work was met for the first time.
 """
 
 import importlib

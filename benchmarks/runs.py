@@ -195,7 +195,7 @@ def run(spec: Spec, device: str) -> dict:
     params = spec.resolved()
     folder = ROOT / ".bench" / "runs" / key
     continued = (folder / "model").exists() or any(folder.glob("checkpoints/*/step_*"))
-    config = params.train.model_copy(update={"device": device, "num_workers": 0})
+    config = params.train.model_copy(update={"device": device, "num_workers": 0, "micro_batch": 0})
     if not (folder / "model").exists():     # if it is there, the run was stopped before it was measured
         train(shards_dir=spec.folder() / "shards", model_dir=folder / "model", metrics_dir=folder / "metrics",
               checkpoint_dir=folder / "checkpoints", model_config=params.model, config=config)

@@ -1,52 +1,36 @@
 """Triton kernels of `fused`: token scores stay on the chip. Only `fused` imports this module, and only with Triton.
 
-Both kernels are matrix products with work before or after them. What they know about cost (decision 18):
+The kernel is a matrix product with work after it. What it knows about cost (decision 18):
 
 - Reshaping a tile needs sizes that are powers of two. 12 frames as 16 would waste a quarter of all products, so a tile
   takes `FRAMES_CHUNK` = 4 frames of many videos and is computed 3 times, with a running maximum. Words likewise.
 - Columns are frame-major in a tile, so each thread has all frames of its videos and compares them without its
   neighbours. Rows are text-major: the words of a text stay within one or two warps.
-- Every sum has one fixed order and there are no atomic additions, so a kernel repeats its results bit by bit.
+- Every sum has one fixed order and there are no atomic additions, so the kernel repeats its results bit by bit.
 """
 
 import os
-from inspect import signature
 
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")   # Triton runs kernels on the CPU, for tests
-# Token sets per step of `gradient_kernel`, for one side's choices and for both: what the registers of an H100 hold. Not
-# tuned, because it is part of the order of the sums: two runs must not differ in it.
-SETS = {False: 32, True: 16}
+def tile_for(words_chunk: int, frames_chunk: int, item_size: int, keep: bool) -> dict[str, int]:
+    """Numbers of rows and columns of a tile and of depth at a time, and the launch options: the fastest on an H200.
 
-
-def _tiles(*sizes: tuple[int, int, int, int, int]) -> list[triton.Config]:
-    return [triton.Config({"ROWS": rows, "COLUMNS": columns, "BLOCK_D": depth}, num_warps=warps, num_stages=stages)
-            for rows, columns, depth, warps, stages in sizes]
-
-
-def _slices(*sizes: tuple[int, int, int, int]) -> list[triton.Config]:
-    return [triton.Config({"ROWS": rows, "BLOCK_D": depth}, num_warps=warps, num_stages=stages)
-            for rows, depth, warps, stages in sizes]
-
-
-FORWARD = _tiles((32, 16, 16, 4, 1)) if INTERPRETED.value else _tiles(
-    (256, 128, 64, 8, 3), (128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (128, 64, 64, 4, 4), (128, 128, 32, 8, 3),
-    (64, 64, 32, 4, 3))
-BACKWARD = _slices((32, 16, 4, 1)) if INTERPRETED.value else _slices(
-    (128, 256, 8, 3), (128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 3), (64, 64, 4, 3))
-
-
-# On disk, so that a run that starts again uses the same tiles; older Triton has no such switch.
-REMEMBERED = {"cache_results": True} if "cache_results" in signature(triton.autotune).parameters else {}
-
-
-def _that_fit(configs: list[triton.Config], arguments: dict, **options) -> list[triton.Config]:
-    """Tiles that hold one chunk of either side."""
-    chunks = {**arguments, **options}
-    return [config for config in configs if config.kwargs["ROWS"] >= chunks["WORDS_CHUNK"]
-            and config.kwargs["COLUMNS"] >= chunks["FRAMES_CHUNK"]]
+    They hold a chunk of either side. No tuning at run time: the first sizes that come, which decide, are small, and
+    their best tile has a third of the speed for a large gallery.
+    """
+    if INTERPRETED.value:
+        rows, columns, depth, warps, stages = 32, 16, 16, 4, 1
+    elif item_size > 2:
+        rows, columns, depth, warps, stages = 128, 128, 32, 8, 3
+    elif keep:
+        rows, columns, depth, warps, stages = 128, 128, 64, 4, 3
+    else:
+        rows, columns, depth, warps, stages = 128, 256, 64, 8, 3
+    return {"ROWS": max(rows, words_chunk), "COLUMNS": max(columns, frames_chunk), "BLOCK_D": depth,
+            "num_warps": warps, "num_stages": stages}
 
 
 @triton.jit
@@ -95,8 +79,6 @@ def _keep(index, best, place, inside, chosen, value):
     tl.store(best + place, value.to(best.dtype.element_ty), mask=inside)
 
 
-@triton.autotune(FORWARD, key=["WORDS_CHUNK", "FRAMES_CHUNK", "D", "BOTH", "KEEP"],
-                 prune_configs_by={"early_config_prune": _that_fit}, **REMEMBERED)
 @triton.jit(do_not_specialize=["Q", "W", "V", "T"])
 def interaction_kernel(
         texts, text_weights, videos, video_weights, text_order, num_words_Q, num_frames_V,      # read
@@ -160,69 +142,3 @@ def interaction_kernel(
     tl.store(words_out + text_Q[:, None] * V + video_V[None, :], words_QV, mask=inside_QV)
     if BOTH:
         tl.store(frames_out + text_Q[:, None] * V + video_V[None, :], frames_QV, mask=inside_QV)
-
-
-# These follow the sizes of a batch: a kernel for each alignment would be compiled in the middle of training.
-_STRIDES = ["own_index_a", "own_index_n", "own_index_b", "own_gradient_a", "own_gradient_b", "other_index_a",
-            "other_index_b", "other_index_m", "other_gradient_a", "other_gradient_b"]
-
-
-@triton.jit
-def _at(start, first_a, stride_a, first_b, stride_b):
-    """The address from which a tile's offsets need 32 bits: with 64, addresses alone would fill the registers."""
-    return start + tl.cast(first_a, tl.int64) * stride_a + tl.cast(first_b, tl.int64) * stride_b
-
-
-@triton.autotune(BACKWARD, key=["D", "OWN", "OTHER"], **REMEMBERED)
-@triton.jit(do_not_specialize=["A", "N", "B", "M", "part"], do_not_specialize_on_alignment=_STRIDES)
-def gradient_kernel(
-        weights, others, other_weights, own_index, own_gradient, other_index, other_gradient, out,
-        A, N, B, M, part, others_b, others_m, own_index_a, own_index_n, own_index_b, own_gradient_a, own_gradient_b,
-        other_index_a, other_index_b, other_index_m, other_gradient_a, other_gradient_b,
-        D: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, PRECISION: tl.constexpr, SETS: tl.constexpr,
-        ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """`out` [parts, A, N, D]: the gradient of tokens [A, N, D], each part from `part` token sets of the other side.
-
-    A token gets the other side's token that it chose (`own_index` [A, N, B]) and those that chose it (`other_index`
-    [A, B, M]). That is a product of coefficients, which are made here tile by tile, and the other side's tokens.
-    """
-    row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside_R = row_R < A * N
-    first_set = tl.program_id(0) * ROWS // N
-    set_R, token_R = row_R // N - first_set, row_R % N
-    depth_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    start = tl.program_id(2) * part
-    end = tl.minimum(start + part, B)
-    weight_R = tl.load(weights + row_R, mask=inside_R, other=0)
-    sum_RD = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    for first in range(start, end, SETS):
-        set_B = tl.arange(0, SETS)
-        inside_B = first + set_B < end
-        inside_RB = inside_R[:, None] & inside_B[None, :]
-        if OWN:
-            place_RB = (set_R * own_index_a + token_R * own_index_n)[:, None] + (set_B * own_index_b)[None, :]
-            chosen_RB = tl.load(_at(own_index, first_set, own_index_a, first, own_index_b) + place_RB, mask=inside_RB,
-                                other=0)
-            place_RB = (set_R * own_gradient_a)[:, None] + (set_B * own_gradient_b)[None, :]
-            own_RB = weight_R[:, None] * tl.load(
-                _at(own_gradient, first_set, own_gradient_a, first, own_gradient_b) + place_RB, mask=inside_RB, other=0)
-        if OTHER:
-            place_RB = (set_R * other_gradient_a)[:, None] + (set_B * other_gradient_b)[None, :]
-            other_RB = tl.load(_at(other_gradient, first_set, other_gradient_a, first, other_gradient_b) + place_RB,
-                               mask=inside_RB, other=0)
-            choices = _at(other_index, first_set, other_index_a, first, other_index_b)
-            choice_RB = (set_R * other_index_a)[:, None] + (set_B * other_index_b)[None, :]
-        tokens = _at(others, first, others_b, 0, 0)
-        for token in range(0, M):
-            other_weight_B = tl.load(other_weights + (first + set_B) * M + token, mask=inside_B, other=0)
-            others_BD = tl.load(tokens + token * others_m + (set_B * others_b)[:, None] + depth_D[None, :],
-                                mask=(other_weight_B > 0)[:, None] & (depth_D < D)[None, :], other=0)
-            coefficients_RB = tl.zeros([ROWS, SETS], tl.float32)
-            if OWN:
-                coefficients_RB += tl.where(chosen_RB == token, own_RB, 0.0)
-            if OTHER:
-                found_RB = tl.load(choices + token * other_index_m + choice_RB, mask=inside_RB, other=0)
-                coefficients_RB += tl.where(found_RB == token_R[:, None], other_RB * other_weight_B[None, :], 0.0)
-            sum_RD = _product(coefficients_RB.to(others.dtype.element_ty), others_BD, sum_RD, PRECISION)
-    place_RD = (tl.program_id(2).to(tl.int64) * A * N + row_R)[:, None] * D + depth_D[None, :]
-    tl.store(out + place_RD, sum_RD, mask=inside_R[:, None] & (depth_D < D)[None, :])

@@ -16,6 +16,7 @@ from hcmi.types import TextTokens, VideoTokens
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-3}
+DIMS = st.sampled_from((1, 7, 20)) if DEVICE == "cuda" else st.integers(1, 20)     # each is compiled
 SIZES = [(1, 1, 1, 1, 1), (3, 5, 4, 3, 7), (2, 13, 3, 6, 33), (2, 4, 9, 9, 16)]      # Q, W, V, T, D
 
 
@@ -131,8 +132,19 @@ def test_words_side_alone_equals_loops_when_sizes_are_odd(sizes, dtype):
     assert (found - by_loops(*of_both)[0]).abs().max() < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_and_gradients_are_those_of_the_plain_formula_when_sizes_fill_several_tiles(dtype):
+    of_both = sides((9, 20, 18, 12, 40), 12, dtype=dtype)
+    exact = [tensor.double() for tensor in of_both]
+    for found, expected in zip(fused.fused_token_interaction(*of_both), plain(*exact), strict=True):
+        assert (found - expected).abs().max() < 1e-5
+    for found, expected in zip(gradients(fused.fused_token_interaction, of_both, dtype),
+                               gradients(plain, exact, torch.float64), strict=True):
+        assert (found - expected).abs().max() < (1e-5 if dtype == torch.float32 else 1e-2) * expected.abs().max()
+
+
 @settings(deadline=None, max_examples=10)
-@given(st.tuples(*[st.integers(1, 7)] * 4, st.integers(1, 20)), st.integers(0, 2**31))
+@given(st.tuples(*[st.integers(1, 7)] * 4, DIMS), st.integers(0, 2**31))
 def test_values_and_gradients_are_those_of_the_plain_formula_when_sizes_are_random(sizes, seed):
     of_both = sides(sizes, seed)
     for found, expected in zip(fused.fused_token_interaction(*of_both), plain(*of_both), strict=True):
@@ -206,12 +218,20 @@ def test_gradients_of_the_words_side_are_those_of_the_plain_formula_when_it_is_a
         assert (found - expected).abs().max() < 1e-5
 
 
-def test_gradients_are_summed_over_parts_when_the_other_side_is_long(monkeypatch):
-    sizes = (2, 2, 70, 2, 4)
-    assert -(-70 // kernels.SETS[True]) > 2
-    assert_has_the_plain_gradients(fused.fused_token_interaction, sizes)
-    monkeypatch.setattr(fused, "PROGRAMS", 1)
-    assert_has_the_plain_gradients(fused.fused_token_interaction, sizes)
+def test_gradients_are_summed_over_parts_when_the_workspace_is_small(monkeypatch):
+    monkeypatch.setattr(fused, "WORKSPACE", 2 * 5 * 4 * 6 * 4)      # two of three texts
+    assert_has_the_plain_gradients(fused.fused_token_interaction)
+    monkeypatch.setattr(fused, "WORKSPACE", 1)
+    assert_has_the_plain_gradients(fused.fused_token_interaction)
+
+
+def test_gradients_are_the_same_when_padding_holds_nan():
+    of_both = sides((3, 5, 4, 6, 8), 2, shortest=3)
+    bait = [torch.where(of_both[at + 1][..., None] > 0, of_both[at], torch.nan) for at in (0, 2)]
+    expected = gradients(fused.fused_token_interaction, of_both, torch.float32)
+    found = gradients(fused.fused_token_interaction, [bait[0], of_both[1], bait[1], of_both[3]], torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -36,24 +36,22 @@ from triton.compiler import ASTSource, compile
 spec = importlib.util.spec_from_file_location("kernels", sys.argv[1])
 kernels = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kernels)
-TYPES = {"texts": "*bf16", "videos": "*bf16", "others": "*bf16", "word_best": "*bf16", "frame_best": "*bf16",
-         "word_index": "*u8", "frame_index": "*u8", "own_index": "*u8", "other_index": "*u8", "text_order": "*i32",
-         "num_words_Q": "*i32", "num_frames_V": "*i32", "text_weights": "*fp32", "video_weights": "*fp32",
-         "words_out": "*fp32", "frames_out": "*fp32", "weights": "*fp32", "other_weights": "*fp32",
-         "own_gradient": "*fp32", "other_gradient": "*fp32", "out": "*fp32"}
-for kernel, constants in (
-        (kernels.interaction_kernel, dict(D=512, WORDS_CHUNK=32, FRAMES_CHUNK=4, BOTH=True, KEEP=True, NOTHING=255,
-                                          PRECISION="tf32x3", ROWS=64, COLUMNS=64, BLOCK_D=32)),
-        (kernels.gradient_kernel, dict(D=512, OWN=True, OTHER=True, PRECISION="tf32x3", SETS=16, ROWS=64, BLOCK_D=64))):
-    names = kernel.fn.arg_names
+TYPES = {"texts": "*bf16", "videos": "*bf16", "word_best": "*bf16", "frame_best": "*bf16", "word_index": "*u8",
+         "frame_index": "*u8", "text_order": "*i32", "num_words_Q": "*i32", "num_frames_V": "*i32",
+         "text_weights": "*fp32", "video_weights": "*fp32", "words_out": "*fp32", "frames_out": "*fp32"}
+for keep in (False, True):
+    tile = kernels.tile_for(32, 4, 2, keep)
+    options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
+    constants = dict(D=512, WORDS_CHUNK=32, FRAMES_CHUNK=4, BOTH=True, KEEP=keep, NOTHING=255, PRECISION="tf32x3",
+                     **tile)
+    names = kernels.interaction_kernel.arg_names
     signature = {name: TYPES.get(name, "constexpr" if name in constants else "i32") for name in names}
     aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names)
-               if name in TYPES or name in ("texts_q", "texts_w", "videos_v", "videos_t", "others_b", "others_m")}
-    found = compile(ASTSource(fn=kernel.fn, signature=signature, constexprs=constants, attrs=aligned),
-                    target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": 3})
+               if name in TYPES or name in ("texts_q", "texts_w", "videos_v", "videos_t")}
+    found = compile(ASTSource(fn=kernels.interaction_kernel, signature=signature, constexprs=constants, attrs=aligned),
+                    target=GPUTarget("cuda", 90, 32), options=options)
     assert "wgmma.mma_async" in found.asm["ptx"], "need products on the tensor cores"
-    if kernel is kernels.interaction_kernel:
-        assert "max.NaN.f32" in found.asm["ptx"], "need maxima that do not pass over NaN"
+    assert "max.NaN.f32" in found.asm["ptx"], "need maxima that do not pass over NaN"
     assert "atom." not in found.asm["ptx"], "need one order of sums"
 print("compiled")
 """
