@@ -2,8 +2,8 @@
 
     python benchmarks/kernel.py
 
-By itself it needs torch with Triton and nothing else of what `hcmi` needs, and less than a minute. Random unit tokens in
-bfloat16, D 512, 32 words, 12 frames, no padding:
+By itself it needs torch with Triton and nothing else of what `hcmi` needs, and less than a minute. Random unit tokens
+in bfloat16, D 512, 32 words, 12 frames, no padding:
 
 - kernel_share: useful operations a second of scoring 10,000 texts and 10,000 videos by the words' side, divided by
   those of a square matrix product measured before and after. kernel_both_share: the same for both sides at once.

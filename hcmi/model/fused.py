@@ -143,14 +143,13 @@ class _Interaction(torch.autograd.Function):
         texts_QWD, text_weights_QW, videos_VTD, video_weights_VT, words, word_best, *of_frames = ctx.saved_tensors
         frames, frame_best = of_frames or (None, None)
         scale, to_words_QV, to_frames_QV = _scaled(words_gradient_QV, frames_gradient_QV, texts_QWD.dtype)
-        to_frames_QV = None if frames is None else to_frames_QV
         to_texts, to_videos = _token_gradients(texts_QWD, text_weights_QW, videos_VTD, video_weights_VT, words,
                                                to_words_QV, frames, to_frames_QV, ctx.needs_input_grad[0],
                                                ctx.needs_input_grad[2])
         to_text_weights = to_video_weights = None
         if ctx.needs_input_grad[1]:
             to_text_weights = _weight_gradient(text_weights_QW, word_best, to_words_QV)
-        if ctx.needs_input_grad[3] and to_frames_QV is not None:
+        if ctx.needs_input_grad[3] and frame_best is not None and to_frames_QV is not None:
             to_video_weights = _weight_gradient(video_weights_VT, frame_best.permute(1, 2, 0), to_frames_QV.T)
         return *(gradient if gradient is None or scale is None else gradient * scale
                  for gradient in (to_texts, to_text_weights, to_videos, to_video_weights)), None, None, None
