@@ -17,7 +17,6 @@ from hcmi.model.encode import (
     encode_precision,
     encode_texts,
     encode_videos,
-    frames_together,
     score,
 )
 from hcmi.model.geometry import CLIP_SQUARE, check_square, shards_square
@@ -34,7 +33,7 @@ __all__ = [
     "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "HeadOnFeatures",
     "bucketed_similarities", "check_square", "concatenate", "cut_note", "describe_model", "description_text",
     "encode_batches", "encode_features", "encode_frames", "encode_precision", "encode_texts", "encode_videos",
-    "frames_together", "is_foreign", "is_trained", "load_retriever", "load_text_encoder", "multiply_patches",
+    "is_foreign", "is_trained", "load_retriever", "load_text_encoder", "multiply_patches",
     "new_retriever", "score", "shards_square", "similarity_blocks", "tiled_similarities", "token_states", "towers_hash",
     "warn_of_foreign", "words_read", "zero_shot_retriever",
 ]

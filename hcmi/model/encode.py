@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hcmi.ahead import on_device
-from hcmi.model.families import check_frames_alone, clip_frames
+from hcmi.model.families import check_frames_alone
 from hcmi.model.modeling import HcmiModel
 from hcmi.model.patches import multiply_patches
 from hcmi.model.tiles import tiled_similarities
@@ -19,17 +19,6 @@ from hcmi.runtime import pick_precision, send
 from hcmi.types import EvalBatch, TextTokens, VideoTokens
 
 Tokens = TypeVar("Tokens", VideoTokens, TextTokens)
-
-
-def frames_together(model: HcmiModel) -> int:
-    """How many frames the towers see together; 0 where each frame has a vector of its own."""
-    return clip_frames(model.towers.config)
-
-
-def _check_frames_alone(model: HcmiModel) -> None:
-    """A head on kept features has no towers: its features are those of single frames."""
-    if hasattr(model, "towers"):
-        check_frames_alone(model.towers.config, "model")
 
 
 def encode_precision(device: torch.device) -> str:
@@ -69,7 +58,8 @@ def encode_batches(model: HcmiModel, batches: Iterable[tuple[Any, Tensor, Tensor
 
     On a GPU three batches are under way: one is copied there, one is computed, and the tokens of one are copied back.
     """
-    _check_frames_alone(model)
+    if model.frames_together:
+        check_frames_alone(model.towers.config, "model")
     device = model.device
     before: tuple[Any, VideoTokens, torch.cuda.Event] | None = None
     for thing, frames_BTHXC, mask_BT in on_device(batches, device):

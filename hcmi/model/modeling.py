@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from hcmi.model.families import clip_frames
 from hcmi.model.heads import build_head
 from hcmi.model.processor import HcmiProcessor
 from hcmi.model.towers import (
@@ -120,6 +121,11 @@ class HcmiModel(PreTrainedModel):
     def checkpoint_activations(self) -> None:
         """Let the towers keep only the inputs of their layers in training, and compute the rest again for gradients."""
         self.towers.activation_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def frames_together(self) -> int:
+        """How many frames the towers see together; 0 where each frame has a vector of its own."""
+        return clip_frames(self.towers.config)
 
     @property
     def uses_words(self) -> bool:

@@ -58,6 +58,11 @@ class HeadOnFeatures(HcmiModel):
         self._states = states
         self._first_rows = np.cumsum([0, *(len(part) for part in states)])
 
+    @property
+    def frames_together(self) -> int:
+        """0: kept features are those of single frames."""
+        return 0
+
     def frame_features(self, pixel_values_BTCHX: Tensor) -> Tensor:
         """The features as they are, [B, T, D]."""
         return pixel_values_BTCHX

@@ -17,7 +17,7 @@ import torch
 
 from hcmi.config import WindowsConfig
 from hcmi.errors import DecodeError
-from hcmi.model import HcmiModel, encode_features, frames_together
+from hcmi.model import HcmiModel, encode_features
 from hcmi.progress import track
 from hcmi.types import Clip, VideoTokens
 from hcmi.video import (
@@ -145,11 +145,11 @@ def _plan(film: _Film, shots: Sequence[tuple[float, float]], windows: WindowsCon
             step_s = (end_s - start_s) / count
         firsts = _first_frames(count, windows, num_frames)
         frames_N = np.arange(count)
-        if frames_together(model):
+        if model.frames_together:
             frames_N = np.concatenate([first + np.arange(num_frames) for first in firsts])
         for number, first in enumerate(firsts):
             film.windows.append((start_s + first * step_s, min(start_s + (first + num_frames) * step_s, end_s),
-                                 before + (number * num_frames if frames_together(model) else first)))
+                                 before + (number * num_frames if model.frames_together else first)))
         times.append(start_s + (frames_N + 0.5) * step_s)
         steps.append(np.full(len(frames_N), step_s))
         before += len(frames_N)
@@ -162,7 +162,7 @@ def _jobs(sha256: str, film: _Film, model: HcmiModel) -> Iterator[DecodeJob]:
     if not film.windows:
         yield DecodeJob((sha256, 0), film.path, model.config.num_frames, size, square=square)
         return
-    whole = frames_together(model) or 1
+    whole = model.frames_together or 1
     first, count = 0, len(film.times_s)
     while first < count:
         seconds = np.cumsum(film.steps_s[first:first + PART_FRAMES])
@@ -177,7 +177,7 @@ def _jobs(sha256: str, film: _Film, model: HcmiModel) -> Iterator[DecodeJob]:
 def _features(model: HcmiModel, decoded: Decoded) -> torch.Tensor:
     """[N, D] of every frame, on the CPU; each goes through the towers once."""
     parts = decoded.frames[None]
-    at_once = TOWER_FRAMES // (frames_together(model) or 1) * (frames_together(model) or 1)
+    at_once = TOWER_FRAMES // (model.frames_together or 1) * (model.frames_together or 1)
     return torch.cat([encode_features(model, parts[:, start:start + at_once])[0].cpu()
                       for start in range(0, parts.shape[1], at_once)])
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from hcmi.errors import ModelError
 from hcmi.files import project_path
-from hcmi.model import frames_together
 from hcmi.search.encoder import Encoder
 from hcmi.video import to_square
 
@@ -76,7 +75,7 @@ class MtebModel:
                 row["video"] = self._shaped(_middle_frames(row["video"], model.config.num_frames))
             if "image" in row:
                 frame = self._shaped([np.asarray(row["image"].convert("RGB"))])
-                row["image"] = frame.repeat(frames_together(model) or 1, 0)
+                row["image"] = frame.repeat(model.frames_together or 1, 0)
             made.append(row)
         return made
 
