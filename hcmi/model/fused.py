@@ -238,7 +238,7 @@ def _token_gradients(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Ten
     if 0 in (num_texts, row, dim):
         return to_texts, None if to_videos is None else to_videos.view(videos_VTD.shape)
     # padding may hold anything, and 0 times NaN is NaN
-    videos_CD = videos_VTD.masked_fill(video_weights_VT[..., None] <= 0, 0).view(-1, dim)
+    videos_CD = videos_VTD.masked_fill(video_weights_VT[..., None] <= 0, 0).reshape(-1, dim)
     block = max(WORKSPACE // (row * videos_CD.element_size()), 1)
     for part in (slice(first, first + block) for first in range(0, num_texts, block)):
         texts_QWD_part = texts_QWD[part].masked_fill(text_weights_QW[part, :, None] <= 0, 0)
@@ -252,7 +252,7 @@ def _token_gradients(texts_QWD: Tensor, text_weights_QW: Tensor, videos_VTD: Ten
         if to_texts is not None:
             to_texts[part] = (coefficients_RC @ videos_CD).view(-1, num_words, dim)
         if to_videos is not None:
-            to_videos += coefficients_RC.T @ texts_QWD_part.view(-1, dim)
+            to_videos += coefficients_RC.T @ texts_QWD_part.reshape(-1, dim)
     return to_texts, None if to_videos is None else to_videos.view(videos_VTD.shape)
 
 

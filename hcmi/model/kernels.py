@@ -1,4 +1,4 @@
-"""Triton kernels of `fused`: token scores stay on the chip. Only `fused` imports this module, and only with Triton.
+"""The Triton kernel of `fused`: token scores stay on the chip. Only `fused` imports this module, and only with Triton.
 
 The kernel is a matrix product with work after it. What it knows about cost (decision 18):
 
@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")   # Triton runs kernels on the CPU, for tests
+
+
 def tile_for(words_chunk: int, frames_chunk: int, item_size: int, keep: bool) -> dict[str, int]:
     """Numbers of rows and columns of a tile and of depth at a time, and the launch options: the fastest on an H200.
 

@@ -289,6 +289,19 @@ def test_interaction_is_the_same_when_tokens_lie_apart_in_memory():
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
+def test_gradients_are_the_same_when_tokens_lie_apart_in_memory():
+    of_both = sides((3, 5, 4, 6, 8), 9)
+    apart = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in of_both]
+    for found, expected in zip(*(gradients_of_leaves(given) for given in (apart, of_both)), strict=True):
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+def gradients_of_leaves(leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    """Of tensors as they lie in memory."""
+    leaves = [tensor.detach().requires_grad_() for tensor in leaves]
+    return torch.autograd.grad(sum(side_QV.sum() for side_QV in fused.fused_token_interaction(*leaves)), leaves)
+
+
 def test_interaction_multiplies_in_bfloat16_and_gives_float32_gradients_when_under_autocast():
     of_both = sides((3, 5, 4, 6, 8), 10)
     rounded = [tensor.bfloat16().float() if tensor.dim() == 3 else tensor for tensor in of_both]
