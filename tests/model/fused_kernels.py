@@ -292,7 +292,7 @@ def test_interaction_is_the_same_when_tokens_lie_apart_in_memory():
 def test_gradients_are_the_same_when_tokens_lie_apart_in_memory():
     of_both = sides((3, 5, 4, 6, 8), 9)
     apart = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in of_both]
-    for found, expected in zip(*(gradients_of_leaves(given) for given in (apart, of_both)), strict=True):
+    for found, expected in zip(*(gradients_of_leaves(leaves) for leaves in (apart, of_both)), strict=True):
         torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
