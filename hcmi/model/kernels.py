@@ -28,7 +28,7 @@ def tile_for(words_chunk: int, frames_chunk: int, item_size: int, keep: bool) ->
     elif item_size > 2:
         rows, columns, depth, warps, stages = 128, 128, 32, 8, 3
     elif keep:
-        rows, columns, depth, warps, stages = 128, 128, 64, 4, 3
+        rows, columns, depth, warps, stages = 128, 128, 32, 4, 4
     else:
         rows, columns, depth, warps, stages = 128, 256, 64, 8, 3
     return {"ROWS": max(rows, words_chunk), "COLUMNS": max(columns, frames_chunk), "BLOCK_D": depth,
