@@ -59,7 +59,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Film:
-    """A film, the files of its clips, the queries of each kind with their true seconds, and when each event is shown."""
+    """A film, its clips, the queries of each kind with their true seconds, and the seconds of every event."""
 
     path: Path
     clips: list[tuple[Path, Span]]
