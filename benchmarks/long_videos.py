@@ -59,11 +59,12 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Film:
-    """A film, the files of its clips, and the queries of each kind with their true seconds."""
+    """A film, its clips, the queries of each kind with their true seconds, and the seconds of every event."""
 
     path: Path
     clips: list[tuple[Path, Span]]
     queries: dict[str, list[tuple[str, list[Span]]]]
+    shown: dict[str, list[Span]]
 
 
 def make_films(split: str, folder: Path, count: int, seconds: float) -> list[Film]:
@@ -85,7 +86,7 @@ def make_films(split: str, folder: Path, count: int, seconds: float) -> list[Fil
             spans.append((record, (start_s, start_s + record["num_frames"] / config.fps)))
         clips = [(folder / f"scenes/videos/{record['video_id']}.mp4", span) for record, span in spans]
         path = join([clip for clip, _ in clips], folder / f"{number}/film.mp4", config.fps)
-        films.append(Film(path, clips, ask(spans, random.Random(number))))
+        films.append(Film(path, clips, *ask(spans, random.Random(number))))
     return films
 
 
@@ -112,8 +113,12 @@ def frames_of(clips: Sequence[Path]) -> Iterator[av.VideoFrame]:
             yield from container.decode(video=0)
 
 
-def ask(spans: list[tuple[dict, Span]], rng: random.Random) -> dict[str, list[tuple[str, list[Span]]]]:
-    """Captions of whole clips and single events, drawn at random, each with all seconds at which it is true."""
+def ask(spans: list[tuple[dict, Span]], rng: random.Random
+        ) -> tuple[dict[str, list[tuple[str, list[Span]]]], dict[str, list[Span]]]:
+    """Captions of whole clips and single events, drawn at random, each with all seconds at which it is true.
+
+    And the seconds of all events, also of those that were not drawn.
+    """
     shown: dict[str, list[Span]] = defaultdict(list)
     single: list[str] = []
     for record, (start_s, _) in spans:
@@ -123,8 +128,9 @@ def ask(spans: list[tuple[dict, Span]], rng: random.Random) -> dict[str, list[tu
         single += map(phrase, single_events(events))
     captions = [(rng.choice(record["captions"]), [span]) for record, span in spans]
     events = [(text, shown[text]) for text in single]
-    return {name: rng.sample(queries, min(QUERIES, len(queries)))
-            for name, queries in (("caption", captions), ("event", events))}
+    drawn = {name: rng.sample(queries, min(QUERIES, len(queries)))
+             for name, queries in (("caption", captions), ("event", events))}
+    return drawn, shown
 
 
 def shares(one: Span, others: list[Span]) -> bool:
@@ -175,13 +181,13 @@ def join_all(films: list[Film], root: Path) -> Film:
         def later(spans: list[Span], by: float = start_s) -> list[Span]:
             return [(start + by, end + by) for start, end in spans]
 
-        for kind, queries in film.queries.items():
-            for text, truth in queries:
-                shown[text] += later(truth)
-                asked[kind].append((text, shown[text]))
+        for text, spans in film.shown.items():
+            shown[text] += later(spans)
+        for kind, queries in film.queries.items():      # an event may be shown in a later film too
+            asked[kind] += [(text, shown[text] if kind == "event" else later(truth)) for text, truth in queries]
         clips += [(clip, later([span])[0]) for clip, span in film.clips]
     path = join([clip for clip, _ in clips], root / "hour/film.mp4", STANDARD.fps)
-    return Film(path, clips, asked)
+    return Film(path, clips, asked, shown)
 
 
 def measure_indexing(film: Film, model: Path, cut: str = "fixed") -> dict[str, float]:

@@ -6,7 +6,9 @@ start from nothing: `hcmi search QUERY --videos FOLDER --model CHECKPOINT` with 
 
 - `ratio`: seconds of the search over those of the loop, the median of the pairs; `ratio_of_pairs`: the least and the
   largest pair
-- `search_s`, `loop_s`: medians; `again_s`: the search with its index kept, which decodes nothing
+- `cpu_ratio`: the same of processor time, that of all child processes included, which other work disturbs less
+- `search_s`, `loop_s`, `search_cpu_s`, `loop_cpu_s`: medians; `again_s`: the search with its index kept, which decodes
+  nothing
 - `same_first`: 1 where both have the same first answer
 
     python benchmarks/zero_shot.py [--quick] [--videos FOLDER] [--files N] [--pairs N]
@@ -73,12 +75,13 @@ def save_checkpoint(folder: Path) -> None:
         part.save_pretrained(folder)
 
 
-def timed(command: list[str], cache: Path) -> tuple[float, str]:
-    """Seconds of a command and what it prints."""
-    started = time.perf_counter()
+def timed(command: list[str], cache: Path) -> tuple[float, float, str]:
+    """Seconds of a command, processor time of it and its children, and what it prints."""
+    started, before = time.perf_counter(), os.times()
     done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           env={**os.environ, "HCMI_CACHE": str(cache)})
-    return time.perf_counter() - started, done.stdout
+    took_s, after = time.perf_counter() - started, os.times()
+    return took_s, sum(after[2:4]) - sum(before[2:4]), done.stdout
 
 
 def main() -> None:
@@ -98,23 +101,27 @@ def main() -> None:
         search = [sys.executable, "-m", "hcmi", "search", QUERY, "--videos", str(videos), "--model",
                   str(root / "clip"), "--json"]
         loop = [sys.executable, "-c", LOOP, str(videos), str(root / "clip"), QUERY]
-        pairs: list[tuple[float, float]] = []
+        pairs: list[dict[str, list[float]]] = []        # seconds, and those of the processors
         same = True
         for pair in range(1 if options.quick else options.pairs):
-            times = {}
+            pairs.append({})
             for name in ("loop", "search") if pair % 2 else ("search", "loop"):
-                times[name], text = timed(search if name == "search" else loop, root / f"cache-{pair}")
+                *pairs[-1][name], text = timed(search if name == "search" else loop, root / f"cache-{pair}")
                 if name == "search":
                     first = json.loads(text)[0]["path"]
                 else:
                     looped = text.strip()
             same = same and Path(first).name == Path(looped).name
-            pairs.append((times["search"], times["loop"]))
-        again_s, _ = timed(search, root / "cache-0")
-    ratios = [search_s / loop_s for search_s, loop_s in pairs]
+        again_s, *_ = timed(search, root / "cache-0")
+
+    def median(name: str, which: int) -> float:
+        return statistics.median(pair[name][which] for pair in pairs)
+
+    ratios, cpu_ratios = ([pair["search"][which] / pair["loop"][which] for pair in pairs] for which in (0, 1))
     figures = {"pairs": len(pairs), "ratio": statistics.median(ratios), "ratio_of_pairs": (min(ratios), max(ratios)),
-               "search_s": statistics.median(search_s for search_s, _ in pairs),
-               "loop_s": statistics.median(loop_s for _, loop_s in pairs), "again_s": again_s, "same_first": int(same)}
+               "cpu_ratio": statistics.median(cpu_ratios), "search_s": median("search", 0), "loop_s": median("loop", 0),
+               "search_cpu_s": median("search", 1), "loop_cpu_s": median("loop", 1), "again_s": again_s,
+               "same_first": int(same)}
     print(table(["figure", "value"], figures.items()))
     print(write_result("zero_shot", figures, options.quick))
 

@@ -208,7 +208,7 @@ class WindowsConfig(Section):
     """How long videos are divided for search, and where a folder has no captions (docs/long-videos.md)."""
 
     # fixed: windows of equal length; shots: from cut to cut (the extra hcmi[shots]), and longer shots like whole films.
-    # Batches that `hcmi drift` reads are always divided into fixed windows.
+    # Batches that `hcmi drift` and `hcmi add` read are always divided into fixed windows.
     cut: Literal["fixed", "shots"]
     seconds: Annotated[float, Field(ge=0.5)]            # length of a window, which has model.num_frames frames
     overlap_seconds: Annotated[float, Field(ge=0)]      # that two neighbouring windows share

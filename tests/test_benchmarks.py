@@ -298,3 +298,21 @@ def test_what_a_gpu_can_do_is_measured_where_little_more_than_torch_is_installed
     done = subprocess.run([sys.executable, "-c", BARE, str(ROOT / "benchmarks")], cwd=ROOT, capture_output=True,
                           text=True)
     assert done.stdout.strip() == "hcmi.train.optimizers", done.stderr
+
+
+def test_hour_of_film_has_every_showing_of_an_event_when_one_film_asks_for_it(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import long_videos
+
+    for name in ("long_videos", "moments", "common"):
+        sys.modules.pop(name, None)
+    (tmp_path / "hour").mkdir()
+    (tmp_path / "hour/film.mp4").touch()        # so that no film is made
+    first = long_videos.Film(tmp_path, [(tmp_path / "a", (0.0, 10.0))], {
+        "event": [("red", [(1.0, 2.0)])], "caption": [("a red one", [(0.0, 10.0)])]}, {"red": [(1.0, 2.0)]})
+    second = long_videos.Film(tmp_path, [(tmp_path / "b", (0.0, 5.0))], {
+        "event": [("blue", [(3.0, 4.0)])], "caption": []}, {"red": [(0.0, 1.0)], "blue": [(3.0, 4.0)]})
+    hour = long_videos.join_all([first, second], tmp_path)
+    assert hour.queries == {"event": [("red", [(1.0, 2.0), (10.0, 11.0)]), ("blue", [(13.0, 14.0)])],
+                            "caption": [("a red one", [(0.0, 10.0)])]}
+    assert hour.clips == [(tmp_path / "a", (0.0, 10.0)), (tmp_path / "b", (10.0, 15.0))]

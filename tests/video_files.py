@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import socket
+import struct
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -66,6 +67,24 @@ def write_sound(path: Path) -> Path:
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def write_no_frames(path: Path) -> Path:
+    """A container with a video stream in its header, and no packet."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def claim_seconds(path: Path, seconds: float) -> Path:
+    """Write another length into the header of a Matroska file."""
+    content = path.read_bytes()
+    element = b"\x44\x89\x88"          # Duration, of eight bytes, in milliseconds
+    before, after = content.split(element, 1)
+    path.write_bytes(before + element + struct.pack(">d", 1000 * seconds) + after[8:])
     return path
 
 

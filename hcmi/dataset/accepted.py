@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hcmi.config import DatasetConfig
+from hcmi.config import DatasetConfig, WindowsConfig
 from hcmi.dataset.build_clips import LONGEST_ID
 from hcmi.dataset.folder import read_folder
 from hcmi.dataset.manifest import write_manifest
@@ -62,13 +62,15 @@ def accept(path: str | Path, entry: Accepted) -> bool:
     return True
 
 
-def batch_clips(folder: str | Path, config: DatasetConfig) -> tuple[list[Clip], list[Skip]]:
+def batch_clips(folder: str | Path, config: DatasetConfig, windows: WindowsConfig | None = None
+                ) -> tuple[list[Clip], list[Skip]]:
     """Every clip of a batch in order of video_id, with or without captions, and what was left out.
 
-    A video_id ends in a hash of the clip's content, because two batches may hold different files of one name.
+    A video_id ends in a hash of the clip's content, because two batches may hold different files of one name. With
+    `windows`, a long video without captions is divided, and each window is a clip.
     Raises: DataError when the captions are wrong or nothing is usable.
     """
-    clips, skipped = read_folder(folder, config, captions_required=False)
+    clips, skipped = read_folder(folder, config, captions_required=False, windows=windows)
     named = [replace(clip, video_id=_unique_id(clip), split="train") for clip in clips]
     return sorted({clip.video_id: clip for clip in named}.values(), key=lambda clip: clip.video_id), skipped
 

@@ -1,6 +1,7 @@
 """Accepted batches become searchable: their clips join the index of a release."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hcmi.model import HcmiModel, load_retriever
 from hcmi.releases import Release
 from hcmi.runtime import pick_device
 from hcmi.types import Clip
+from hcmi.video import REASONS
 
 
 def missing_batches(release: Release, accepted: str | Path) -> list[Accepted]:
@@ -27,13 +29,17 @@ def fill(release: Release, wanted: list[Accepted], *, incoming_dir: str | Path, 
     """Add the clips of these batches to the release's index while others search. Returns batch -> clips added.
 
     A batch counts as added once its clips are in the index. A run that was stopped in between adds them again, which
-    changes nothing. `model`: that of the release, if it is loaded already.
+    changes nothing. A long video without captions is divided into windows of one length, as a folder that is searched;
+    a file that cannot be read is named in a warning. `model`: that of the release, if it is loaded already.
     Raises: DataError when a batch is gone or holds nothing usable; ModelError; SearchIndexError; MachineError.
     """
     added: dict[str, int] = {}
     for entry in wanted:
         model = model or load_retriever(release.model, pick_device("auto"))
-        clips, _ = batch_clips(Path(incoming_dir) / entry.batch, params.dataset)
+        clips, skipped = batch_clips(Path(incoming_dir) / entry.batch, params.dataset, params.windows)
+        for skip in skipped:
+            if skip.reason in REASONS:      # the file cannot be read; the others are rows of captions
+                warnings.warn(skip.detail, stacklevel=2)
         added[entry.batch] = _add(release, model, clips, params)
         release.note_batch(entry.content)
     return added

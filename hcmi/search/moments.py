@@ -81,8 +81,9 @@ def best_run(relevance_T: np.ndarray, times_T: np.ndarray, start_s: float, end_s
     """Start and end of the run of frames that stands out most: the box with the best least-squares fit. [ours]
 
     `times_T`: seconds of each frame, ascending. A frame covers the time up to half-way to its neighbours; the first
-    and the last frame reach to `start_s` and `end_s`. The result is the whole clip when all frames are alike, and when
-    the mean of the frames outside the run exceeds `whole_above`.
+    and the last frame reach to `start_s` and `end_s`. A file of few frames repeats some, and no run is of one time
+    alone. The result is the whole clip when all frames are alike, and when the mean of the frames outside the run
+    exceeds `whole_above`.
     """
     num_frames = len(times_T)
     if num_frames < 2 or np.ptp(relevance_T) < 1e-6:
@@ -90,12 +91,15 @@ def best_run(relevance_T: np.ndarray, times_T: np.ndarray, start_s: float, end_s
     total_T = np.concatenate([[0], np.cumsum(relevance_T, dtype=np.float64)])
     first, last = np.triu_indices(num_frames)
     length = last - first + 1
-    first, last, length = (values[length < num_frames] for values in (first, last, length))
+    edges = np.concatenate([[start_s], (times_T[1:] + times_T[:-1]) / 2, [end_s]])
+    possible = (length < num_frames) & (edges[last + 1] > edges[first])
+    if not possible.any():
+        return start_s, end_s
+    first, last, length = first[possible], last[possible], length[possible]
     inside = total_T[last + 1] - total_T[first]
     outside = (total_T[-1] - inside) / (num_frames - length)
     step = inside / length - outside
     best = int((step * np.sqrt(length * (num_frames - length))).argmax())     # explained variance, of rises only
     if outside[best] > whole_above:
         return start_s, end_s
-    edges = np.concatenate([[start_s], (times_T[1:] + times_T[:-1]) / 2, [end_s]])
     return float(edges[first[best]]), float(edges[last[best] + 1])

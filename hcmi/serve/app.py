@@ -33,7 +33,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error, shown
-from hcmi.search import Retriever, check_query, hit_record, parse_tags
+from hcmi.search import Retriever, check_query, hit_record, parse_tags, span_text
 from hcmi.serve.following import FollowingRetriever
 from hcmi.types import Hit
 from hcmi.video import EncodeJob, check_file, encode_job, run_one
@@ -78,8 +78,7 @@ class Page:
         started = time.perf_counter()
         hits, notes = await self._search(self._answer, request.query_params)
         here = await run_in_threadpool(lambda: [os.path.isfile(hit.path) for hit in hits])
-        return JSONResponse({"hits": [{**hit_record(hit), "file": shown(Path(hit.path).name), "here": found}
-                                      for hit, found in zip(hits, here, strict=True)],
+        return JSONResponse({"hits": [_card(hit, found) for hit, found in zip(hits, here, strict=True)],
                              "notes": notes,
                              "seconds": round(time.perf_counter() - started, 4)})
 
@@ -137,6 +136,14 @@ class Page:
             raise DataError(f"{path}: need the video, got no such file. Put it back, or export again without it.")
         check_file(path)
         return path
+
+
+def _card(hit: Hit, here: bool) -> dict[str, Any]:
+    """What the page shows of an answer. `here`: whether its file is there; `time`: seconds as a player shows them."""
+    record = hit_record(hit)
+    for moment in (record, *record["more"]):
+        moment["time"] = span_text(moment["start_s"], moment["end_s"])
+    return {**record, "file": shown(Path(hit.path).name), "here": here}
 
 
 def read_frame(path: str, start_s: float, end_s: float | None) -> bytes:

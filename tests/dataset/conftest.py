@@ -23,6 +23,12 @@ def processes():
 
 
 @pytest.fixture(scope="session")
+def annotations_dir(shared_data):
+    """The authors' own annotation files, a folder for each data set."""
+    return shared_data / "annotations"
+
+
+@pytest.fixture(scope="session")
 def film(tmp_path_factory):
     """Two seconds, 24 frames: frame i is grey level 10 * i."""
     path = tmp_path_factory.mktemp("film") / "film.mp4"

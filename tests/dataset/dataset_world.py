@@ -49,3 +49,8 @@ def found_in(folder: Path, config: DatasetConfig = CONFIG) -> tuple[dict[str, Cl
 
 def rows_for(count: int, **values) -> list[CaptionRow]:
     return [CaptionRow(f"{i:04d}.mp4", "x", **values) for i in range(count)]
+
+
+def published(name: str, path: str | Path, protocol: str = "default", **changes) -> DatasetConfig:
+    """Parameters of a published data set whose files are in `path`."""
+    return CONFIG.model_copy(update={"name": name, "path": str(path), "protocol": protocol, **changes})

@@ -1,14 +1,15 @@
-"""The stage as a whole, on a folder and on Scenes."""
+"""The stage as a whole, on a folder, on Scenes, and on a published data set."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from dataset_world import CONFIG, PARAMS, build
+from dataset_world import CONFIG, PARAMS, build, published
 
 from hcmi.cli import main
-from hcmi.dataset import read_folder
+from hcmi.dataset import read_folder, stage
 from hcmi.dataset.captions import CaptionRow
 from hcmi.errors import DataError
 from hcmi.types import Skip
@@ -86,3 +87,32 @@ def test_verb_says_which_share_of_the_captions_will_be_cut(folder, tmp_path, mon
     result = CliRunner().invoke(main, ["dataset", "--json"])
     assert result.exit_code == 0, result.stderr
     assert "note: 50.0% of the captions are longer than the 40 tokens that the model reads" in result.stderr
+
+
+def test_missing_videos_are_counted_and_listed_when_some_are_there(annotations_dir, shared_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "MOST_MISSING", 0.999)
+    folder = tmp_path / "msvd"
+    shutil.copytree(annotations_dir / "msvd", folder)
+    names = [name for split in ("train", "test") for name in (folder / f"{split}_list.txt").read_text().split()[:2]]
+    (folder / "videos").mkdir()
+    sources = sorted((shared_data / "real_clips" / "videos").iterdir())
+    for name, source in zip(names, sources, strict=False):
+        shutil.copy(source, folder / "videos" / f"{name}.mp4")
+    summary, clips, skips = build(published("msvd", folder), tmp_path)
+    assert (summary["clips"], summary["train"], summary["test"]) == (4, 2, 2)
+    assert summary["skipped"] == {"missing": 1966}
+    everything = json.loads((folder / "captions_msvd.json").read_text())
+    assert sum(len(clip.captions) for clip in clips.values()) == sum(len(everything[name]) for name in names)
+    assert {skip.reason for skip in skips} == {"missing"}
+    assert all(skip.path.startswith(str(folder / "videos")) for skip in skips)
+
+
+def test_dataset_is_refused_when_most_of_its_videos_are_missing(annotations_dir, shared_data, tmp_path):
+    folder = tmp_path / "msvd"
+    shutil.copytree(annotations_dir / "msvd", folder)
+    (folder / "videos").mkdir()
+    name = (folder / "train_list.txt").read_text().split()[0]
+    shutil.copy(next((shared_data / "real_clips/videos").iterdir()), folder / "videos" / f"{name}.mp4")
+    with pytest.raises(DataError, match=r"need at least 50% of the videos that captions name, got 1 clips, and 1,969 "):
+        build(published("msvd", folder), tmp_path)
+    assert not (tmp_path / "manifest").exists()

@@ -14,7 +14,7 @@ import pytest
 from model_world import write_film
 from release_world import put_batch
 from search_world import call_hcmi
-from video_files import write_pictures
+from video_files import claim_seconds, write_grey, write_pictures
 
 import hcmi.ingest.stage as stage
 from hcmi.encode import encode_clips
@@ -145,7 +145,27 @@ def test_videos_that_cannot_be_read_are_left_out_and_said(here, new, tmp_path):
     assert got["batch"] is None
     assert list(got["quarantined"]) == ["broken.mp4"]
     put_batch(here, "ok.1", [new[0], inbox / "broken.mp4"])
-    assert add()["added"] == {"ok.1": 1}
+    with pytest.warns(UserWarning, match=r"videos/broken\.mp4: need a video that can be decoded"):
+        assert add()["added"] == {"ok.1": 1}
+
+
+def test_long_video_without_captions_is_found_by_its_windows(here, new):
+    """Films of 1.33 s; one has a caption, which is of the whole film. One claims to last twelve hours."""
+    text = (here / "params.yaml").read_text()
+    for old, shorter in (("  seconds: 4.0", "  seconds: 0.5"), ("overlap_seconds: 3.0", "overlap_seconds: 0.25"),
+                         ("whole_seconds: 30.0", "whole_seconds: 0.6")):
+        assert old in text
+        text = text.replace(old, shorter)
+    (here / "params.yaml").write_text(text)
+    endless = claim_seconds(write_grey(here / "endless.mkv"), 12 * 3600.0)
+    put_batch(here, "ok.1", [*new[:2], endless], {new[1].name: "a blue film turns white"})
+    with pytest.warns(UserWarning, match=r"endless\.mkv: .* got more than 10 hours \(12\.0 hours\)\. Cut it"):
+        assert add()["added"] == {"ok.1": 5 + 1}
+    hits = json.loads(call_hcmi("search", "red", "--top", "100", "--json").stdout)
+    ours = {Path(hit["path"]).name: hit for hit in hits if "ok.1" in hit["path"]}
+    assert set(ours) == {new[0].name, new[1].name}
+    assert ours[new[0].name]["more"]
+    assert ours[new[1].name]["more"] == []
 
 
 @pytest.mark.parametrize("square", [("crop", "BICUBIC"), ("squash", "BICUBIC")])

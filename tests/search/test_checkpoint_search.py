@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from model_world import save_small_clip
 from PIL import Image
 from search_world import call_hcmi, write_grey_videos
 from transformers import BertConfig
+from video_files import claim_seconds, write_grey, write_no_frames
 
 from hcmi import Encoder, Retriever
 from hcmi.errors import DataError, DecodeError, SearchIndexError
@@ -90,13 +92,40 @@ def test_bfloat16_search_finds_the_same(run, world):
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda folder: (folder / "preprocessor_config.json").unlink(), "need preprocessor_config.json of the checkpoint"),
     (lambda folder: (folder / "config.json").unlink(), "need config.json, found none. Train first"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), "need tokenizer.json of the checkpoint"),
     (lambda folder: BertConfig().save_pretrained(folder), "need a dual tower of family clip or")])
-def test_search_says_what_is_wrong_in_one_line_and_writes_nothing(run, world, tmp_path, damage, message):
+def test_wrong_model_is_refused_in_one_line_and_nothing_is_written(run, world, tmp_path, damage, message):
     damage(shutil.copytree(world / "clip", tmp_path / "broken"))
-    result = run("search", QUERY, "--videos", world / "videos", "--model", tmp_path / "broken", code=1)
-    assert message in result.stderr
-    assert (len(result.stderr.splitlines()), result.stdout) == (1, "")
+    for verb in (("search", QUERY), ("serve", "--port", 0)):
+        result = run(*verb, "--videos", world / "videos", "--model", tmp_path / "broken", code=1)
+        assert message in result.stderr
+        assert (len(result.stderr.splitlines()), result.stdout) == (1, "")
     assert not (tmp_path / "cache").exists()
+
+
+def test_files_of_no_seconds_are_named_and_the_others_are_searched(run, world, tmp_path):
+    """Headers that claim a length of zero, none, or one that is no number: the frames that are there count."""
+    videos = tmp_path / "videos"
+    good = {name: claim_seconds(write_grey(videos / f"{name}.mkv"), float(name)).name for name in ("0", "nan", "-5")}
+    bad = [write_no_frames(videos / f"none.{ending}") for ending in ("mkv", "mp4", "flv", "avi")]
+    (videos / "empty.mp4").touch()
+    found = run("search", QUERY, "--videos", videos, "--model", world / "clip", "--json")
+    assert {Path(hit["path"]).name for hit in json.loads(found.stdout)} == set(good.values())
+    assert all(0 <= hit["start_s"] < hit["end_s"] <= 2.01 for hit in json.loads(found.stdout))
+    notes = [line for line in found.stderr.splitlines() if line.startswith(f"note: {videos}")]
+    assert len(notes) == len(bad) + 1
+    assert all("need a video that can be decoded, got " in line for line in notes)
+    for name in good.values():
+        (videos / name).unlink()
+    for verb in (("search", QUERY), ("serve", "--port", 0)):
+        failed = run(*verb, "--videos", videos, "--model", world / "clip", code=1)
+        assert "need a video that can be decoded, got 5 that cannot. The first: " in failed.stderr.splitlines()[-1]
+
+
+def test_file_of_one_frame_is_a_moment(run, world, tmp_path):
+    write_grey(tmp_path / "videos/one.mp4", num_frames=1)
+    hit, = json.loads(run("search", QUERY, "--videos", tmp_path / "videos", "--model", world / "clip", "--json").stdout)
+    assert (hit["start_s"], hit["end_s"]) == (0.0, 0.1)
 
 
 def test_query_in_letters_that_the_tokenizer_spells_in_bytes_is_refused_before_videos_are_read(run, world, tmp_path):

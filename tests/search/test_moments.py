@@ -24,6 +24,13 @@ def test_moment_is_the_run_that_stands_out_when_worked_by_hand():
     assert best_run(np.array([1, 1, 5, 5, 1, 1.0]), times_T, 0, 6, whole_above=2) == (2, 4)
 
 
+def test_moment_has_a_length_when_a_short_file_repeats_frames():
+    assert best_run(np.array([9, 0, 0, 0, 0, 1.0]), np.zeros(6), 0, 0.1) == (0, 0.1)
+    times_T = np.array([0.0, 0, 0, 1, 1, 1])
+    assert best_run(np.array([9, 0, 0, 0, 0, 0.0]), times_T, 0, 2) == (0.0, 0.5)
+    assert best_run(np.array([0, 0, 0, 0, 9, 0.0]), times_T, 0, 2) == (0.5, 1.0)
+
+
 def test_moment_leaves_padding_frames_out():
     tokens = video_tokens(1, np.random.default_rng(3))
     text = text_tokens(1, np.random.default_rng(4))

@@ -78,25 +78,13 @@ function fail(error) {
   $("#error").hidden = false;
 }
 
-// Seconds; after the first minute of a file as a player counts.
-function span({start_s, end_s}) {
-  if (end_s < 60) return `${start_s.toFixed(1)} – ${end_s.toFixed(1)} s`;
-  return `${clock(start_s)} – ${clock(end_s)}`;
-}
-
-function clock(seconds) {
-  const tenths = Math.round(10 * seconds), minutes = Math.floor(tenths / 600), hours = Math.floor(minutes / 60);
-  const rest = (tenths % 600 / 10).toFixed(1).padStart(4, "0");
-  return hours ? `${hours}:${String(minutes % 60).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
-}
-
 function card(hit) {
   const item = $("#hit").content.cloneNode(true).firstElementChild;
   const part = name => $(name, item);
   part(".rank").textContent = hit.rank;
   part(".file").textContent = hit.file;
   part(".file").title = hit.path;
-  part(".time").textContent = span(hit);
+  part(".time").textContent = hit.time;
   for (const [level, value] of Object.entries(hit.levels)) {
     if (about.level_weights[level] === 0) continue;
     const entry = make("span", "", `${level.replace("_", "-")} `);
@@ -121,7 +109,7 @@ function further(item, hit) {
   const list = $(".more", item);
   list.hidden = !hit.more.length;
   for (const moment of hit.more) {
-    const button = make("button", "", span(moment));
+    const button = make("button", "", moment.time);
     button.type = "button";
     button.addEventListener("click", () => item.dispatchEvent(new CustomEvent("play-moment", {detail: moment})));
     item.addEventListener("play-moment", ({detail}) => button.setAttribute("aria-pressed", String(detail === moment)));
