@@ -1,6 +1,6 @@
 """Parts of a run ended at random moments: the next run completes, and its dvc.lock is that of an undisturbed run.
 
-HCMI_KILLS sets another number than 20 of moments for each part.
+HCMI_KILLS sets another number than 20 of moments for each part, and HCMI_SEED draws other moments.
 """
 
 import os
@@ -15,7 +15,7 @@ import psutil
 import pytest
 from flow_world import ENDED, Flows, wait_for
 
-KILLS = int(os.environ.get("HCMI_KILLS", "20"))
+KILLS, SEED = int(os.environ.get("HCMI_KILLS", "20")), int(os.environ.get("HCMI_SEED", "0"))
 # Part -> words of its command line, and whether `make flows` ends with it.
 PARTS = {"stage": (("flows.stages",), False), "flow": (("prefect.engine",), False),
          "worker": (("worker", "start"), True), "server": (("server", "start"), True)}
@@ -61,15 +61,16 @@ def test_next_run_ends_the_same_when_a_part_was_ended_at_a_random_moment(start, 
         text = text.replace(command, f"sleep 2; {command}")
     (toy / "dvc.yaml").write_text(text)
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
-    lock, moments = (toy / "dvc.lock").read_bytes(), np.random.default_rng(0)
+    lock, moments = (toy / "dvc.lock").read_bytes(), np.random.default_rng(SEED)
     forget_outputs(toy)
     flows, hits = start(), 0
     length = completes(flows)
-    for _ in range(KILLS):
+    for count in range(KILLS):
         forget_outputs(toy)
-        run = flows.trigger()
-        time.sleep(moments.random() * length)
+        run, moment = flows.trigger(), moments.random() * length
+        time.sleep(moment)
         hit = end(flows, words, number)
+        print(f"{part} {number.name} {count}: {'ended' if hit else 'not there'} at {moment:.1f} of {length:.1f} s", flush=True)
         hits += hit
         if hit and ends_all:
             flows.process.wait(PATIENCE)
