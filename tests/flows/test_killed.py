@@ -8,25 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from flow_world import ENDED, Flows, wait_for
+from flow_world import ENDED, Flows, forget_outputs, wait_for
 
 KILLS, SEED = int(os.environ.get("HCMI_KILLS", "20")), int(os.environ.get("HCMI_SEED", "0"))
 # Part -> words of its command line, and whether `make flows` ends with it.
 PARTS = {"stage": (("flows.stages",), False), "flow": (("prefect.engine",), False),
          "worker": (("worker", "start"), True), "server": (("server", "start"), True)}
 PATIENCE = 900      # seconds, on a machine that is busy
-
-
-def forget_outputs(toy: Path) -> None:
-    """So that the next run has to run every stage."""
-    for name in ("dvc.lock", "one.txt", "two.txt", "three.txt"):
-        (toy / name).unlink(missing_ok=True)
-    subprocess.run(["rm", "-rf", ".dvc/cache"], check=True)
 
 
 def completes(flows: Flows) -> float:
