@@ -20,7 +20,7 @@ from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
 from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
 from hcmi.files import lock
-from hcmi.incoming import Ledger, Verdict, action, find_batches, judge_new, worst
+from hcmi.incoming import Ledger, Verdict, action, arrivals, find_batches, judge_new, worst
 from hcmi.releases import Release, Releases
 
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
@@ -117,7 +117,7 @@ def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, Verdict], l
     if unknown:
         raise WatchError(f"{INCOMING}: need a batch called {unknown[0]!r}, got {', '.join(found) or 'none'}. "
                          "Correct the name.")
-    wanted = [found[name] for name in dict.fromkeys(named)] or list(found.values())
+    wanted = [found[name] for name in dict.fromkeys(named)] or arrivals(INCOMING)
     return judge_new(wanted, Ledger(REPORTS), _report_or_why, quiet_seconds, again=bool(named))
 
 

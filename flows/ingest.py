@@ -52,7 +52,7 @@ from hcmi.releases import Releases
 
 INBOX = "data/inbox"
 ACCEPTED = Path("data/accepted.json")
-RETRAIN = "pipeline/retrain"        # the deployment
+RETRAIN = "pipeline/retrain"
 COOL_DOWN_HOURS = 24.0
 DECODE_SECONDS = 20.0               # for the first frame of a new file
 
@@ -78,8 +78,9 @@ def add_accepted() -> dict[str, int]:
 
 
 @flow(name="ingest", flow_run_name=run_name("ingest"), persist_result=False)
-def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_hours: float = COOL_DOWN_HOURS) -> State:
-    """Take in, judge, accept, add, and start a training run where search is hurt.
+def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_hours: float = COOL_DOWN_HOURS,
+           retrain: str = RETRAIN) -> State:
+    """Take in, judge, accept, add, and start a training run (the deployment `retrain`) where search is hurt.
 
     The run ends as Completed, Changed, CannotTell or SearchHurt: the worst of its batches; or as Failed, when a batch
     has no report or nothing could be taken in. What can be done is done all the same.
@@ -93,7 +94,7 @@ def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_h
         accept_judged(INCOMING, Ledger(REPORTS), ACCEPTED)
     tracked = track_accepted()
     added = add_accepted() if Releases().current() is not None else {}
-    started = start_retrain(cool_down_hours)
+    started = start_retrain(cool_down_hours, retrain)
     report(took, verdicts, growing, added, tracked, started, [failed, push()])
     return outcome(verdicts, growing, *(f"{name}: {count} clips added" for name, count in added.items()),
                    *([started] if started else []), failed=failed)
@@ -129,8 +130,8 @@ def track_accepted() -> list[str]:
     return done
 
 
-def start_retrain(cool_down_hours: float) -> str:
-    """Start the deployment `retrain` for the batches that hurt search and for which none has been started.
+def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
+    """Start this deployment for the batches that hurt search and for which none has been started.
 
     At most one in `cool_down_hours`; batches that arrive earlier are waited for by the next. Returns what was done.
     """
@@ -150,9 +151,9 @@ def start_retrain(cool_down_hours: float) -> str:
     contents = sorted(entry.content for entry in hurt)
     key = "search-hurt-" + hashlib.sha256(" ".join(contents).encode()).hexdigest()[:16]
     try:        # the server knows the key: a run that is killed before the next line starts no second one
-        run: Any = run_deployment(RETRAIN, timeout=0, idempotency_key=key, as_subflow=False)
+        run: Any = run_deployment(deployment, timeout=0, idempotency_key=key, as_subflow=False)
     except ObjectNotFound:
-        return f"retrain for {names}: need the deployment {RETRAIN}, got none. Start `make flows`"
+        return f"retrain for {names}: need the deployment {deployment}, got none. Start `make flows`"
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps({"contents": [*done["contents"], *contents],
                                          "when": datetime.now(UTC).isoformat(timespec="seconds")}, indent=1))

@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 from flows.artifacts import Progress, show, table
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.promote import promote
-from flows.remote import push
+from flows.remote import fetch, push
 from flows.server import check_server, run_name
 from flows.stages import is_stale, plan, running
 
@@ -23,8 +23,8 @@ GPU_TAG = "gpu"
 
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False, retries=1,
       retry_delay_seconds=10)
-def run_stage(stage: str) -> str:
-    """Run one stage if it is stale according to DVC.
+def run_stage(stage: str, pull: bool = False) -> str:
+    """Run one stage if it is stale according to DVC. `pull`: take its outputs from the remote, where it has been run.
 
     Returns: `fresh` or `ran`.
 
@@ -40,33 +40,37 @@ def run_stage(stage: str) -> str:
         logger.info(line)
         progress.read(line)
 
-    run_in_child(sys.executable, "-m", "flows.stages", stage, log=log)
+    run_in_child(sys.executable, "-m", "flows.stages", stage, *(["--pull"] if pull else []), log=log)
     return "ran"
 
 
 @flow(name="pipeline", flow_run_name=run_name("retrain"), persist_result=False)
-def pipeline(then_promote: bool = False) -> dict[str, str]:
+def pipeline(then_promote: bool = False, share: bool = False) -> dict[str, str]:
     """Run every stale stage, in the order of dvc.yaml. Waits while another run of the pipeline is in progress.
 
-    `then_promote`: serve the model that results, if it is not worse than the one that is served; and push to DVC's
-    remote, if there is one.
-    Returns: stage -> `fresh` or `ran`; `promote` -> what was decided; `push` -> what became of it.
+    `then_promote`: serve the model that results, if it is not worse than the one that is served. `share`: with DVC's
+    remote, if there is one. A stage that another machine has run on the same data is not run again, and what is made
+    here is pushed.
+    Returns: stage -> `fresh` or `ran`; `promote` -> what was decided; `fetch`, `push` -> what became of it.
     """
     end_with_make_flows()
     with running(get_run_logger().info):
-        outcome = run_stages()
+        fetched = fetch() if share else None
+        outcome = run_stages(pull=fetched == "")
+        if fetched:
+            outcome["fetch"] = fetched
         if then_promote:
             decided = promote(wait=False, return_state=True)
             if decided.is_failed():
                 decided.result()
             outcome["promote"] = decided.message or ""
-            if said := push():
-                outcome["push"] = said
-                show("push", "Push", said)
+        if share and (said := push()):
+            outcome["push"] = said
+            show("push", "Push", said)
         return outcome
 
 
-def run_stages() -> dict[str, str]:
+def run_stages(pull: bool) -> dict[str, str]:
     """One task a stage; each waits for the stages that it depends on. What ran is on the page of the run."""
     outcome: dict[str, str] = {}
     seconds: dict[str, float] = {}
@@ -76,7 +80,7 @@ def run_stages() -> dict[str, str]:
             one = run_stage.with_options(tags=[GPU_TAG] if step.gpu else [])
             after = [states[name] for name in step.after]
             started = time.monotonic()
-            states[step.name] = one(step.name, wait_for=after, return_state=True)
+            states[step.name] = one(step.name, pull, wait_for=after, return_state=True)
             seconds[step.name] = time.monotonic() - started
             outcome[step.name] = states[step.name].result()
         return outcome

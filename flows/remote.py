@@ -1,6 +1,8 @@
-"""DVC's remote, which other machines share: what a run has made is pushed to it.
+"""DVC's remote, which other machines share: what a run has made is pushed to it, and what others have made is fetched.
 
-A remote that cannot be reached ends no run. The next run pushes what is missing, and so does `dvc push`.
+With the outputs goes the run cache: which stage gave which outputs from which data. So a stage that one machine has
+run is not run again on another one. A remote that cannot be reached ends no run. The next run pushes what is missing,
+and so does `dvc push`.
 """
 
 import sys
@@ -19,7 +21,24 @@ RETRY_SECONDS = [10.0, 60.0]
       retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS)
 def push_to(name: str) -> None:
     """`dvc push`, of what the remote does not hold. Raises: ChildError."""
-    run_in_child(sys.executable, "-m", "dvc", "push", "--remote", name, log=get_run_logger().info)
+    run_in_child(sys.executable, "-m", "dvc", "push", "--run-cache", "--remote", name, log=get_run_logger().info)
+
+
+@task(name="fetch", task_run_name="fetch from {name}", cache_policy=NO_CACHE, persist_result=False)
+def fetch_from(name: str) -> None:
+    """`dvc fetch`, of the run cache and what dvc.lock pins. Raises: ChildError."""
+    run_in_child(sys.executable, "-m", "dvc", "fetch", "--run-cache", "--remote", name, log=get_run_logger().info)
+
+
+def fetch() -> str | None:
+    """Fetch from the default remote. Returns an empty text, or why it could not be done; None without a remote."""
+    name = remote()
+    if name is None:
+        return None
+    state = fetch_from(name, return_state=True)
+    if state.is_completed():
+        return ""
+    return f"**Not fetched** from the remote `{name}`: {state.message} Every stale stage runs on this machine."
 
 
 def push() -> str:

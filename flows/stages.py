@@ -161,8 +161,10 @@ def _holds(entry: dict[str, Any], path: Path) -> bool:
         return False
 
 
-def reproduce(stage: str) -> None:
+def reproduce(stage: str, pull: bool = False) -> None:
     """Run this stage alone, or restore it from DVC's run cache, and record it in dvc.lock.
+
+    `pull`: also from the run cache of the remote, where another machine has pushed what it has run.
 
     When the stage fails, this ends the process with one line on stderr and exit code 1: `python -m flows.stages STAGE`
     runs in a child process (`flows.child`), and the command of the stage has printed the reason.
@@ -170,10 +172,10 @@ def reproduce(stage: str) -> None:
     try:
         free_dead_locks()
         with Repo() as repo:
-            repo.reproduce(stage, single_item=True)
+            repo.reproduce(stage, single_item=True, pull=pull)
     except DvcException as error:
         sys.exit(f"{error}: {error.__cause__}" if error.__cause__ else str(error))
 
 
 if __name__ == "__main__":
-    reproduce(sys.argv[1])
+    reproduce(sys.argv[1], pull="--pull" in sys.argv[2:])

@@ -17,7 +17,7 @@ SOURCES = sorted([*ROOT.glob("hcmi/**/*.py"), *ROOT.glob("flows/*.py")])
 OWNERS: dict[str, set[str]] = {
     "av": {"video", "scenes"}, "click": {"cli", "cli_served", "options"}, "decord": {"video"}, "dvc": {"flows"},
     "dvclive": {"train"}, "evidently": {"drift"}, "faiss": {"index"}, "fsspec": {"incoming"}, "gto": {"promote"},
-    "huggingface_hub": {"model"},
+    "huggingface_hub": {"model", "promote"},
     "matplotlib": {"evaluate", "train", "search"}, "numpy": {"runtime", *ROOMS}, "pandas": {"evaluate", "drift"},
     "peft": {"train"},
     "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},

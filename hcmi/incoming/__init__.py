@@ -1,7 +1,7 @@
 """Batches of new videos in data/incoming: how they get there, which have been judged, what follows from the verdict."""
 
 from hcmi.incoming.acceptance import SEARCHED, accept_judged, accept_named, judged_batches, searched_batches
-from hcmi.incoming.batches import Ledger, complete, find_batches, look
+from hcmi.incoming.batches import Ledger, arrivals, complete, find_batches, look
 from hcmi.incoming.bucket import is_address
 from hcmi.incoming.inbox import Collected, collect
 from hcmi.incoming.judging import judge_new
@@ -9,6 +9,6 @@ from hcmi.incoming.verdicts import ACTIONS, Action, Verdict, action, worst
 
 __all__ = [
     "ACTIONS", "SEARCHED", "Action", "Collected", "Ledger", "Verdict", "accept_judged", "accept_named", "action",
-    "collect", "complete", "find_batches", "is_address", "judge_new", "judged_batches", "look", "searched_batches",
-    "worst",
+    "arrivals", "collect", "complete", "find_batches", "is_address", "judge_new", "judged_batches", "look",
+    "searched_batches", "worst",
 ]

@@ -12,23 +12,17 @@ from pathlib import Path
 from hcmi.dataset import Accepted, accept
 from hcmi.errors import DataError
 from hcmi.files import atomic_file
-from hcmi.incoming.batches import Ledger, find_batches, look
+from hcmi.incoming.batches import Ledger, arrivals, find_batches, look
 from hcmi.incoming.verdicts import action
-from hcmi.scenes import BATCHES
 
 BY_HAND = "by hand"
 SEARCHED = "searched.json"      # beside the list of accepted batches
 
 
 def judged_batches(incoming: Path, ledger: Ledger) -> list[Accepted]:
-    """The batches that are there and have been judged as they are now; `accepted` is the time of this call.
-
-    Those that the pipeline makes itself, to show a report, are left out: nobody has to act on them.
-    """
+    """The arrivals that have been judged as they are now; `accepted` is the time of this call."""
     found = []
-    for folder in find_batches(incoming):
-        if folder.name in BATCHES:
-            continue
+    for folder in arrivals(incoming):
         content = ledger.content(folder, look(folder))
         if content in ledger.verdicts:
             verdict = ledger.verdicts[content]["verdict"]

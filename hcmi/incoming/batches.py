@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.files import atomic_file, folders_with_files
+from hcmi.scenes import BATCHES
 
 OWN = "batch.json"      # in a batch that `collect` made, which appeared whole: content -> name of the file
 Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, times of change of content and of inode
@@ -21,6 +22,15 @@ Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, tim
 def find_batches(incoming: Path) -> list[Path]:
     """Folders that hold a file, by name. Hidden folders are left out: a batch can be copied under a hidden name."""
     return [folder for folder in folders_with_files(incoming) if look(folder)]
+
+
+def arrivals(incoming: Path) -> list[Path]:
+    """The batches that came from outside.
+
+    The pipeline itself makes `BATCHES`, to show a report, and its stage `drift` reports on them: they are judged again
+    only when they are named.
+    """
+    return [folder for folder in find_batches(incoming) if folder.name not in BATCHES]
 
 
 def look(folder: Path) -> Look:

@@ -15,8 +15,8 @@ from hcmi.incoming import (
     accept_judged,
     accept_named,
     action,
+    arrivals,
     collect,
-    find_batches,
     judge_new,
 )
 from hcmi.ingest.fill import fill, missing_batches
@@ -67,7 +67,7 @@ def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, para
                       shards_dir=release.shards, out_dir=reports / batch, params=params, batches=[batch])
         return Verdict.of(found, batch)
 
-    verdicts, growing = judge_new(find_batches(incoming), ledger, report, quiet_s)
+    verdicts, growing = judge_new(arrivals(incoming), ledger, report, quiet_s)
     return {"growing": growing, "verdicts": {
         batch: f"{word}: {action(word).said}. {why}" if final else f"{word}: {why} It is judged again the next time."
         for batch, (word, why, final) in verdicts.items()}}

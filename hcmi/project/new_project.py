@@ -9,8 +9,8 @@ from hcmi.errors import MachineError
 from hcmi.files import ask_to_write, atomic_file
 
 SHARE = "share/hcmi/"       # where pyproject.toml installs the files
-FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".dvcignore", ".gitignore", ".dvc/config",
-         ".dvc/.gitignore", "data/README.md", "data/raw/README.md", "data/incoming/README.md")
+FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.remote.yaml", "prefect.toml", ".dvcignore", ".gitignore",
+         ".dvc/config", ".dvc/.gitignore", "data/README.md", "data/raw/README.md", "data/incoming/README.md")
 ACCEPTED = "data/accepted.json"     # no batch yet
 MINE = "data/raw/mine"
 TABLE = f"{MINE}/captions.csv"
@@ -77,6 +77,6 @@ def _adapted(name: str, text: str) -> str:
     if name == "params.yaml":
         return re.sub(r"^(  name: )scenes( .*\n  path: )data/raw/scenes ", rf"\1folder\2{MINE}", text,
                       count=1, flags=re.MULTILINE)
-    if name == "prefect.yaml":
+    if name in ("prefect.yaml", "prefect.remote.yaml"):
         return re.sub(r"entrypoint: flows/(\w+)\.py:(\w+)", r"entrypoint: flows.\1.\2", text)
     return re.sub(r"\[([^\]]*)\]\((?:\.\./)+docs/([^)#]*)[^)]*\)", r"\1 (docs/\2 of hcmi)", text)

@@ -14,6 +14,7 @@ from hcmi.evaluate import compare_runs, evaluate
 from hcmi.index import SearchIndex
 from hcmi.ingest import fill, missing_batches
 from hcmi.model import HcmiModel, load_retriever
+from hcmi.promote.card import model_card
 from hcmi.promote.gate import Difference, decide
 from hcmi.promote.lineage import lineage
 from hcmi.promote.newest import compare_on_newest
@@ -55,7 +56,7 @@ def promote(*, model_dir: str | Path, export_dir: str | Path, metrics: str | Pat
 def _make(releases: Releases, workspace: dict[str, Path], *, shards_dir: Path, accepted: str | Path,
           incoming_dir: str | Path, params: Params, must_be_better: bool) -> dict[str, Any]:
     """Make a release of the workspace and serve it, or leave nothing of it. Returns the decision."""
-    champion = releases.current()
+    champion, version = releases.current(), releases.next_version()
     try:
         with releases.add() as staged:
             for name, source in workspace.items():
@@ -69,11 +70,11 @@ def _make(releases: Releases, workspace: dict[str, Path], *, shards_dir: Path, a
             added = fill(staged, missing_batches(staged, accepted), incoming_dir=incoming_dir, params=params,
                          model=model)
             # the key of what was copied: the workspace may have changed since
-            _describe(staged, _key({"export": staged.export}), decision, champion, model, added)
+            _describe(staged, version, _key({"export": staged.export}), decision, champion, model, added)
     except _RefusedError:
         releases.log(**decision)
         return decision
-    return _serve(releases, releases.all()[-1].version, decision)
+    return _serve(releases, version, decision)
 
 
 def _with_tags(releases: Releases, found: dict[str, Any]) -> dict[str, Any]:
@@ -182,9 +183,9 @@ def _on_test(champion: Release, staged: Release, shards_dir: str | Path, params:
     return Difference("test set", row["a"], row["b"], low, high, reports[1]["raw"]["t2v"]["n"])
 
 
-def _describe(staged: Release, key: str, decision: dict[str, Any], champion: Release | None, model: HcmiModel,
-              added: dict[str, int]) -> None:
-    """Write release.json, and copies of the files that say how the model was made."""
+def _describe(staged: Release, version: str, key: str, decision: dict[str, Any], champion: Release | None,
+              model: HcmiModel, added: dict[str, int]) -> None:
+    """Write release.json, the model card, and copies of the files that say how the model was made."""
     for name in ("params.yaml", "dvc.lock"):
         if Path(name).is_file():
             shutil.copyfile(name, staged.folder / name)
@@ -196,6 +197,7 @@ def _describe(staged: Release, key: str, decision: dict[str, Any], champion: Rel
         "figures": {name: {f"R@{k}": report["raw"][name][f"R@{k}"] for k in (1, 5, 10)} for name in ("t2v", "v2t")},
         "compared": {name: decision[name] for name in ("test", "batches")}}
     (staged.folder / "release.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (staged.model / "README.md").write_text(model_card(version, record, report), encoding="utf-8")
 
 
 def rollback(*, releases_dir: str | Path, version: str | None = None) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     current -> v2                   a link, replaced in one system call
     v1/, v2/                        one release each, complete from the moment that it is there
-        model/ export/ plots/ metrics/evaluate.json
+        model/                          a folder for Hugging Face, with the model card README.md
+        export/ plots/ metrics/evaluate.json
         shards/                     of the test split alone: what new batches are compared with
         params.yaml, dvc.lock       copies, where the project has them
         release.json                where it comes from: data, code, the model, and why it was promoted
@@ -122,12 +123,15 @@ class Releases:
                                "them.")
         return Release(folder)
 
+    def next_version(self) -> str:
+        """The version that the next release gets; it stays the same while `lock()` is held."""
+        numbers = [int(release.version[1:]) for release in self.all()]
+        return f"v{max(numbers, default=0) + 1}"
+
     @contextmanager
     def add(self) -> Iterator[Release]:
         """A new release, empty at first. It is there, and complete, when the block ends without an error."""
-        numbers = [int(release.version[1:]) for release in self.all()]
-        version = f"v{max(numbers, default=0) + 1}"
-        with atomic_dir(self.root / version) as folder:
+        with atomic_dir(self.root / self.next_version()) as folder:
             yield Release(folder)
 
     def serve(self, version: str) -> Release:

@@ -22,7 +22,7 @@ def toy(tmp_path, monkeypatch) -> Path:
     """The toy project, with this project's settings and flows, as the working folder."""
     project = tmp_path / "toy"
     shutil.copytree(ROOT / "flows", project / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("prefect.yaml", "prefect.toml"):
+    for name in ("prefect.yaml", "prefect.remote.yaml", "prefect.toml"):
         shutil.copy(ROOT / name, project / name)
     deployed = (project / "prefect.yaml").read_text()
     (project / "prefect.yaml").write_text(deployed.replace("then_promote: true", "then_promote: false"))    # no model

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def forget_outputs(toy: Path) -> None:
+    """So that the next run of the toy project has to run every stage."""
+    for name in ("dvc.lock", "one.txt", "two.txt", "three.txt"):
+        (toy / name).unlink(missing_ok=True)
+    shutil.rmtree(toy / ".dvc/cache", ignore_errors=True)
 
 
 def wait_for(what, seconds: float):

@@ -12,7 +12,7 @@ import pytest
 from flow_world import Flows, free_port, wait_for
 from test_pipeline import Copy, make_copy
 
-from hcmi.incoming import Ledger, action, find_batches, look
+from hcmi.incoming import action
 
 NEW = 60        # clips of each new batch
 # Small, but enough to learn from: a model that finds nothing has nothing to lose on a shifted batch.
@@ -96,9 +96,6 @@ def test_new_videos_are_found_and_a_batch_that_hurts_search_leads_through_the_ga
     copy = served
     project, inbox = copy.folder, copy.folder / "data/inbox"
     monkeypatch.chdir(project)
-    reports = Ledger(project / "reports/watch")             # the two batches of the pipeline are not part of this
-    for folder in find_batches(project / "data/incoming"):
-        reports.record(reports.content(folder, look(folder)), folder.name, "cannot tell")
     names = drop(project, NORMAL, inbox)
     page = Page(copy)
     flows = Flows(project)

@@ -67,6 +67,12 @@ def test_a_batch_is_judged_once_when_it_is_named_twice(world, monkeypatch):
     assert judged == ["ok"]
 
 
+def test_batches_that_the_pipeline_makes_are_judged_only_when_they_are_named(world):
+    put(world, "scenes_same")
+    assert "scenes_same" not in watch().message
+    assert watch("scenes_same").message == "scenes_same: scenes_same. So it is. reports/watch/scenes_same/index.html"
+
+
 def test_there_is_nothing_to_say_when_there_is_no_batch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert watch().message == "data/incoming: every batch has been judged"

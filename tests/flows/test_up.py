@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from flow_world import ENDED, ROOT, Flows, environment, free_port, wait_for
+from flow_world import ENDED, ROOT, Flows, environment, forget_outputs, free_port, wait_for
 from ruamel.yaml import YAML
 
 
@@ -67,9 +67,7 @@ def hold_stage_two(toy: Path) -> bytes:
     (toy / "dvc.yaml").write_text(text.replace("cat one.txt one.txt > two.txt", "sh two.sh"))
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
     lock = (toy / "dvc.lock").read_bytes()
-    for name in ("dvc.lock", "one.txt", "two.txt", "three.txt"):
-        (toy / name).unlink()
-    subprocess.run(["rm", "-rf", ".dvc/cache"], check=True)
+    forget_outputs(toy)
     (toy / "two.sh").write_text("touch begun\nwhile [ ! -e go ]; do sleep 0.1; done\ncat one.txt one.txt > two.txt\n")
     return lock
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hcmi.incoming import Ledger, complete, find_batches, look
+from hcmi.incoming import Ledger, arrivals, complete, find_batches, look
 
 HOUR = 3600.0           # no file of a test is as old: only two equal looks can show that a batch is complete
 
@@ -37,6 +37,13 @@ def test_batches_are_the_folders_with_files_when_others_lie_there_too(tmp_path):
     (tmp_path / "README.md").write_text("no batch")
     assert [folder.name for folder in find_batches(tmp_path)] == ["a", "b"]
     assert find_batches(tmp_path / "missing") == []
+
+
+def test_batches_that_the_pipeline_makes_have_not_arrived(tmp_path):
+    for name in ("mine", "scenes_same", "scenes_shifted"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").touch()
+    assert [folder.name for folder in arrivals(tmp_path)] == ["mine"]
 
 
 def test_each_batch_is_judged_once_when_several_arrive_together(tmp_path):

@@ -63,6 +63,7 @@ def found(query: str = "a red film") -> set[str]:
 
 def test_new_videos_of_a_folder_are_found_and_nothing_is_done_twice(here, new, judged, monkeypatch):
     inbox = here / "inbox"
+    put_batch(here, "scenes_same", new)         # the pipeline makes this one itself: nobody has sent it
     shutil.copytree(new[0].parent, inbox)
     (inbox / "captions.csv").write_text(f"video,caption\n{new[0].name},a red film then green\n")
     monkeypatch.setattr(stage, "drift", lambda *, batches, **rest: judged.extend(batches)

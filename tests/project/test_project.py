@@ -42,7 +42,8 @@ def test_project_has_the_stages_without_the_files_of_the_clone(tmp_path):
     assert config.model == load_params(ROOT / "params.yaml").model
     assert (config.dataset.name, config.dataset.path) == ("folder", "data/raw/mine")
     assert (tmp_path / "new/data/raw/mine/videos").is_dir()
-    for deployment in read_yaml(tmp_path / "new/prefect.yaml")["deployments"]:
+    for deployment in [*read_yaml(tmp_path / "new/prefect.yaml")["deployments"],
+                       *read_yaml(tmp_path / "new/prefect.remote.yaml")["deployments"]]:
         assert load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False).name
     for path in (tmp_path / "new").rglob("*.md"):
         assert "../docs" not in path.read_text(encoding="utf-8")

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from model_world import COLOURS, write_film
 from release_world import accept_batch, fingerprint, params, promote, put_batch
 from search_world import call_hcmi
@@ -46,6 +48,29 @@ def test_first_release_is_served_with_its_lineage_and_searched_by_default(here):
     for part in ("models", "export", "metrics", "plots"):       # a release needs nothing of what the stages write
         shutil.rmtree(here / part)
     assert json.loads(call_hcmi("search", QUERY, "--json").stdout) == known
+
+
+def test_card_of_a_release_has_the_figures_and_the_data_of_the_release(here):
+    promote()
+    release = here / "releases/v1"
+    card = ModelCard.load(release / "model/README.md")
+    record = json.loads((release / "release.json").read_text())
+    raw = json.loads((release / "metrics/evaluate.json").read_text())["raw"]
+    assert (card.data.library_name, card.data.model_name) == ("hcmi", "hcmi v1")
+    assert card.data["data_sha256"] == record["data"]["shards_sha256"]
+    assert "text-video-retrieval" in card.data.tags
+    found = {(result.metric_name, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert found == {(f"R@{k}, {said}", f"recall_at_{k}"): raw[name][f"R@{k}"]
+                     for name, said in (("t2v", "text to video"), ("v2t", "video to text")) for k in (1, 5, 10)}
+    assert {result.dataset_split for result in card.data.eval_results} == {"test"}
+    assert record["model"]["fingerprint"] in card.text
+    assert str(here) not in card.content
+    assert "base_model" not in card.data.to_dict()
+    [program] = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    (here / "models/hcmi-v1").symlink_to(release / "model")     # as `hf download` puts it there
+    scope: dict = {}
+    exec(program, scope)
+    assert scope["model"].fingerprint == record["model"]["fingerprint"]
 
 
 def test_release_does_not_change_when_the_stages_files_are_overwritten_in_place(here):
