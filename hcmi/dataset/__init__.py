@@ -8,7 +8,7 @@ from hcmi.dataset.accepted import Accepted, accept, batch_clips, is_held_out, re
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.expected_splits import expected_splits
-from hcmi.dataset.folder import read_folder
+from hcmi.dataset.folder import NothingUsableError, read_folder
 from hcmi.dataset.manifest import (
     read_manifest,
     read_manifest_table,
@@ -22,6 +22,7 @@ __all__ = [
     "SOURCES",
     "Accepted",
     "CaptionRow",
+    "NothingUsableError",
     "accept",
     "batch_clips",
     "build_dataset",

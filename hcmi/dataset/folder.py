@@ -20,6 +20,14 @@ from hcmi.video import find_videos, is_text, names_below, refusal
 Found = Iterator[Clip | Skip | NearDuplicate]
 
 
+class NothingUsableError(DataError):
+    """A data set without a usable clip. `skipped` holds what was left out, or the first of it."""
+
+    def __init__(self, message: str, skipped: list[Skip]):
+        super().__init__(message)
+        self.skipped = skipped
+
+
 def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bool = True,
                 windows: WindowsConfig | None = None) -> Found:
     """The clips of a folder in the `folder` format in order of video_id, and a Skip for everything left out.
@@ -74,7 +82,7 @@ def read_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
                 windows: WindowsConfig | None = None) -> tuple[list[Clip], list[Skip]]:
     """All of `iter_folder` at once: the clips, and what was left out.
 
-    Raises: DataError as `iter_folder` does, and when not one clip is left.
+    Raises: DataError as `iter_folder` does; NothingUsableError when not one clip is left.
     """
     left_out: list[Skip | NearDuplicate] = []
     clips = list(only_clips(iter_folder(folder, config, captions_required, windows), left_out.append))
@@ -94,10 +102,10 @@ def only_clips(found: Found, note: Callable[[Any], object]) -> Iterator[Clip]:
 
 
 def nothing_usable(folder: str | Path, reasons: Counter[str], skipped: list[Skip],
-                   captions_required: bool = True) -> DataError:
+                   captions_required: bool = True) -> NothingUsableError:
     """The error for a data set without a usable clip; `skipped` holds at least the first Skip, if there is one."""
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "no rows"
     first = f" The first: {skipped[0].detail}" if skipped else ""
     what, step = ("readable video with a caption", "Add one or correct the table.") if captions_required else (
         "readable video", "Add one.")
-    return DataError(f"{folder}: need at least one {what}, got none ({counts}). {step}{first}")
+    return NothingUsableError(f"{folder}: need at least one {what}, got none ({counts}). {step}{first}", skipped)

@@ -15,6 +15,7 @@ SAME_LOOK = 16.0            # of 255, by which the parts of two frames that show
 COPY_CHANCE = 1 / 50_000    # share of pairs of unrelated clips that a model may take for copies [ours]
 FEWEST, LEAST_SHARE = 3, 0.03       # of a batch's clips; fewer are chance and no cause [ours]
 SHOWN_WORDS = 8
+TRAIN_WITH = "Add clips and captions like these to the training data and train again."
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,16 @@ def wrong_captions(scores: Scores, captioned: np.ndarray, captions: Sequence[str
                  len(found), len(scores), captioned[found].tolist(), said), found
 
 
-def unknown_words(captioned: np.ndarray, captions: Sequence[str], known: Collection[str],
-                  usual: float) -> Cause | None:
+def has_new_words(captions: Sequence[str], known: Collection[str]) -> np.ndarray:
+    """bool [N]: the captions with words that no caption of the training and validation clips has."""
+    return np.array([bool(known) and unknown_share(caption, known) > 0 for caption in captions], bool)
+
+
+def unknown_words(captioned: np.ndarray, captions: Sequence[str], known: Collection[str], usual: float,
+                  what: str = "caption", plural_of: str = "") -> Cause | None:
     """Captions with words that the model was not trained on. `usual`: the share of the tested captions that have some.
+
+    `what`, `plural_of`: the word for a caption.
     """
     if not known or not captions:
         return None
@@ -130,9 +138,9 @@ def unknown_words(captioned: np.ndarray, captions: Sequence[str], known: Collect
     top = [f"{word} ({count})" for word, count in counts.most_common(SHOWN_WORDS)]
     advice = ("Translate the captions, or use a model for their language." if foreign else
               "If people will search with these words, train with captions that use them.")
-    what = "mostly words of another language or alphabet" if foreign else ", ".join(top[:4])
-    return Cause("unknown words", f"{plural(len(rows), 'caption')} of {len(captions)} "
-                 f"have words that no training caption has: {what}",
+    listed = "mostly words of another language or alphabet" if foreign else ", ".join(top[:4])
+    return Cause("unknown words", f"{plural(len(rows), what, plural_of)} of {len(captions)} "
+                 f"have words that no training caption has: {listed}",
                  advice, len(rows), len(captions), captioned[rows].tolist(), top)
 
 

@@ -2,16 +2,21 @@
 
 import os
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from hcmi.config import Params
+from hcmi.dataset import NothingUsableError
 from hcmi.drift.causes import (
+    TRAIN_WITH,
     Cause,
     copies_of_known,
     copies_within,
     empty_captions,
+    has_new_words,
     plural,
     repeats,
     unknown_words,
@@ -27,10 +32,10 @@ from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import count_reasons, read_batch, unreadable
 from hcmi.drift.severity import WITHOUT_WRONG, Severity, estimated, measure
-from hcmi.drift.slices import weak_slices
-from hcmi.drift.verdict import MACHINE, MACHINE_REASONS, TOO_FEW, decide
+from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
+from hcmi.drift.verdict import MACHINE, MACHINE_REASONS, TOO_FEW, UNREADABLE, decide
 from hcmi.errors import DataError, MachineError, shown
-from hcmi.types import path_text
+from hcmi.types import Skip, path_text
 
 SHOWN_LOST = 20
 
@@ -49,6 +54,9 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
             return report
         report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
                                                                      reference.precision, shards_dir, generator)
+    except NothingUsableError as error:
+        report.skipped, report.num_found = error.skipped, len(unreadable(error.skipped))
+        report.trouble = str(error)         # of a folder without videos
     except DataError as error:
         report.trouble = str(error)
         return report
@@ -58,15 +66,20 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     failed = unreadable(report.skipped)
     limit = params.shards.max_skip_fraction
     if report.sample is None or len(failed) > limit * report.num_found:
-        busy = sum(skip.reason in MACHINE_REASONS for skip in failed) > len(failed) / 2
-        report.reason = MACHINE if busy else report.reason
-        report.trouble = (f"{len(failed)} of {plural(report.num_found, 'clip')} cannot be "
-                          f"{'read in time' if busy else 'read'} ({count_reasons(failed)}); at most {limit:.0%} may "
-                          "fail.")
+        if failed:
+            report.reason, report.trouble = why_unreadable(failed, report.num_found, limit)
         return report
     report.profile, scores = reference.profile_of(report.sample)
     conclude(report, scores, reference, params.drift.false_alarm_rate, generator, learned)
     return report
+
+
+def why_unreadable(failed: Sequence[Skip], num_found: int, limit: float) -> tuple[str, str]:
+    """The reason of `cannot tell`, and a sentence for it: the machine's fault or the files'."""
+    busy = sum(skip.reason in MACHINE_REASONS for skip in failed) > len(failed) / 2
+    return MACHINE if busy else UNREADABLE, (
+        f"{len(failed)} of {plural(num_found, 'clip')} cannot be {'read in time' if busy else 'read'} "
+        f"({count_reasons(failed)}); at most {limit:.0%} may fail. The first: {failed[0].detail}")
 
 
 def conclude(report: BatchReport, scores: Scores | None, reference: Reference, false_alarm_rate: float,
@@ -83,7 +96,8 @@ def conclude(report: BatchReport, scores: Scores | None, reference: Reference, f
     report.shifts = (learned or Learned()).widen(compare(reference.profile, report.profile, false_alarm_rate,
                                                          generator))
     wrong = _measure(report, scores, reference)
-    report.causes = [cause for cause in (wrong, *_other_causes(report, reference)) if cause is not None]
+    report.causes = [_with_recall(cause, report.slices) for cause in (wrong, *_other_causes(report, reference))
+                     if cause is not None]
     report.verdict = decide(any(shift.drifted for shift in report.shifts), report.severity, report.causes)
     report.reason = ""
 
@@ -109,9 +123,21 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
         report.severity = measure(batch[right], known, WITHOUT_WRONG)
     report.lost = _lost(report, batch, right)
     rows = sample.captioned[right]
-    report.slices = weak_slices(hits(batch)[right], [sample.captions[row] for row in right],
-                                [sample.clips[row].tags for row in rows], unit(sample.videos.video_BD.numpy())[rows])
+    captions = [sample.captions[row] for row in right]
+    report.slices = weak_slices(hits(batch)[right], captions, [sample.clips[row].tags for row in rows],
+                                unit(sample.videos.video_BD.numpy())[rows],
+                                {NEW_WORDS: has_new_words(captions, reference.words)})
     return wrong
+
+
+def _with_recall(cause: Cause, slices: Sequence[Slice]) -> Cause:
+    """Unknown words matter most where search finds their clips less."""
+    weak = [some for some in slices if some.name == NEW_WORDS]
+    if cause.name != "unknown words" or not weak:
+        return cause
+    return replace(cause, sentence=f"{cause.sentence}. R@1 of these is {weak[0].recall:.0f} %, and {weak[0].rest:.0f} "
+                                   "% of the others",
+                   advice=TRAIN_WITH)
 
 
 def _estimate(report: BatchReport, reference: Reference) -> Severity | None:

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -79,8 +80,14 @@ def _learned(batches: int) -> str:
 
 def _card(report: BatchReport) -> str:
     return (f'<a class="card {CLASSES[report.verdict]}" href="#{escape(report.name)}"><div class="top">'
-            f'<b>{escape(report.name)}</b>{_badge(report.verdict)}</div>{_dial(report.severity)}'
+            f'<b>{_name(report.name)}</b>{_badge(report.verdict)}</div>{_dial(report.severity)}'
             f'<p>{escape(report.why)}</p><p class="do">{escape(report.advice)}</p></a>')
+
+
+def _name(name: str) -> str:
+    """A long name may be broken after `_`, and not within a date."""
+    text = escape(name).replace("_", "_<wbr>")
+    return re.sub(r"\d{4}-\d\d-\d\d_?", r'<span class="date">\g<0></span>', text)
 
 
 def _dial(severity: Severity | None) -> str:
@@ -100,7 +107,7 @@ def _badge(verdict: str) -> str:
 
 def _section(number: int, report: BatchReport, reference: Profile | None,
              pictures: dict[str, dict[str, list[dict]]]) -> str:
-    body = [f'<section id="{escape(report.name)}"><h2>{escape(report.name)} {_badge(report.verdict)}</h2>',
+    body = [f'<section id="{escape(report.name)}"><h2>{_name(report.name)} {_badge(report.verdict)}</h2>',
             f'<p class="lead">{escape(report.why)} <b>{escape(report.advice)}</b></p>', _causes(report)]
     if report.changes:
         body.append(f'<h3>What changed, in order of size</h3><ul class="changes">'
@@ -129,7 +136,8 @@ def _section(number: int, report: BatchReport, reference: Profile | None,
 def _causes(report: BatchReport) -> str:
     rows = []
     for cause in report.causes:
-        details = f"<br><small>{escape('; '.join(cause.details))}</small>" if cause.details else ""
+        said = all(detail in cause.sentence for detail in cause.details)
+        details = "" if said else f"<br><small>{escape('; '.join(cause.details))}</small>"
         rows.append(f"<li><b>{escape(cause.sentence)}.</b> {escape(cause.advice)}{details}</li>")
     return f'<ul class="causes">{"".join(rows)}</ul>' if rows else ""
 

@@ -1,6 +1,7 @@
 """A batch of queries: what people searched for, compared with the captions that the model was tested on."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def judge_queries(report: BatchReport, path: Path, reference: Reference, false_a
     second = _profile(queries, texts, combined_scores(reference.model, texts, reference.gallery), reference)
     report.shifts = compare(first, second, false_alarm_rate, generator)
     nothing = _nothing_found(chosen)
-    words = unknown_words(np.arange(len(queries)), queries, reference.words, reference.usual_unknown)
+    words = unknown_words(np.arange(len(queries)), queries, reference.words, reference.usual_unknown, "query",
+                          "queries")
     report.causes = [cause for cause in (nothing, words) if cause is not None]
     report.verdict = CHANGED if report.causes or any(shift.drifted for shift in report.shifts) else OK
     report.reason = ""
@@ -80,9 +82,9 @@ def _profile(queries: list[str], texts: TextTokens, gallery_NG: np.ndarray, refe
 
 
 def _nothing_found(rows: list[dict[str, Any]]) -> Cause | None:
-    empty = [row["query"] for row in rows if row.get("found") == 0]
+    empty = [" ".join(row["query"].split()) for row in rows if row.get("found") == 0]
     if len(empty) <= LEAST_NOTHING * len(rows):
         return None
     return Cause("nothing found", f"{len(empty)} of {plural(len(rows), 'query', 'queries')} found nothing",
                  "Look at these queries: add such clips, or train with such words.", len(empty), len(rows), [],
-                 empty[:8])
+                 [f"{query} ({count})" for query, count in Counter(empty).most_common(8)])

@@ -13,6 +13,7 @@ from hcmi.evaluate import difference_of_rates
 LEAST_GAP = 5.0             # points of R@1 that the whole interval lies below the rest: many parts are looked at [ours]
 CLUSTER_SIZE, MOST_CLUSTERS = 25, 8         # clips in the mean; clusters [ours]
 MOST_SLICES, NAMING_WORDS = 5, 3
+NEW_WORDS = "captions with words that no training caption has"
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Slice:
 
 
 def weak_slices(hits_N: np.ndarray, captions: Sequence[str], tags: Sequence[dict[str, str]],
-                vectors_ND: np.ndarray) -> list[Slice]:
+                vectors_ND: np.ndarray, marked: dict[str, np.ndarray]) -> list[Slice]:
     """The tags and clusters whose R@1 is lower than that of the rest by more than chance, lowest first.
 
-    One row for each caption: whether it finds its clip, the clip's tags, and its vector. A cluster is named by the
-    words that its captions have more often than the others.
+    One row for each caption: whether it finds its clip, the clip's tags, and its vector. `marked`: name -> bool
+    [N], further parts. A cluster is named by the words that its captions have more often than the others.
     """
-    parts = {f"{key} = {value}": np.array([tag.get(key) == value for tag in tags])
-             for key, value in sorted({pair for tag in tags for pair in tag.items()})}
+    parts = marked | {f"{key} = {value}": np.array([tag.get(key) == value for tag in tags])
+                      for key, value in sorted({pair for tag in tags for pair in tag.items()})}
     count = min(len(hits_N) // CLUSTER_SIZE, MOST_CLUSTERS)
     if count >= 2:
         places_N = KMeans(count, n_init=4, random_state=0).fit_predict(vectors_ND)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hcmi.drift.causes import Cause, plural
+from hcmi.drift.causes import TRAIN_WITH, Cause, plural
 from hcmi.drift.severity import LABEL_FREE, TOLERATED, WITHOUT_WRONG, Severity
 
 OK, CHANGED, HURT, UNKNOWN = "ok", "changed", "search hurt", "cannot tell"
@@ -38,7 +38,8 @@ def summary(verdict: str, severity: Severity | None, changes: Sequence[str], cau
         guess = severity is not None and severity.how == LABEL_FREE
         parts = [f"Search {'probably ' if guess else ''}finds fewer of these clips.", measured, *said[:2]]
     else:
-        parts = [*said[:2], _harmless(severity), measured]
+        part_is_lost = any(cause.advice == TRAIN_WITH for cause in causes)      # and its sentence says how much
+        parts = [*said[:2], "" if part_is_lost else _harmless(severity), measured]
     return " ".join(filter(None, parts)) + left_out
 
 
@@ -49,6 +50,8 @@ def _harmless(severity: Severity | None) -> str:
         return "Search finds the clips with right captions as well as before."
     if severity.how == LABEL_FREE:
         return "Nothing in the clips says that search finds them less; only captions can show it."
+    if severity.change_high < 0:
+        return "Search finds fewer of these clips; the difference may be too small to matter."
     if severity.change <= -TOLERATED:
         return "Search may find slightly fewer of these clips; the difference is within what chance gives."
     return "Search finds these clips as well as before."
@@ -65,7 +68,7 @@ def advise(verdict: str, severity: Severity | None, causes: Sequence[Cause], rea
     if verdict == HURT:
         if severity is not None and severity.how == LABEL_FREE:
             return MEASURE_IT
-        ways = [cause.advice for cause in causes]
+        ways = [cause.advice for cause in causes if cause.advice != TRAIN_WITH]      # the next sentence says how
         train = "Caption the clips in captions_to_write.csv, add them to the training data and train again."
         return " ".join([*ways[:1], train] if not causes or causes[0].name not in COMMON else ways[:2])
     if causes:

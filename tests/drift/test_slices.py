@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hcmi.drift.slices import Slice, weak_slices
+from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
 
 
 def batch(count: int = 200) -> tuple[list[str], list[dict[str, str]], np.ndarray]:
@@ -17,21 +17,22 @@ def batch(count: int = 200) -> tuple[list[str], list[dict[str, str]], np.ndarray
 def test_nothing_is_named_when_misses_are_everywhere():
     captions, tags, vectors = batch()
     hits = (np.random.default_rng(1).random(200) < 0.9).astype(float)
-    assert weak_slices(hits, captions, tags, vectors) == []
+    assert weak_slices(hits, captions, tags, vectors, {}) == []
 
 
 def test_weak_tag_is_named_with_its_recall():
     captions, tags, vectors = batch()
     hits = np.ones(200)
     hits[1:101:2] = 0           # 50 of the 100 long clips
-    [found] = [some for some in weak_slices(hits, captions, tags, vectors) if "=" in some.name]
+    [found] = [some for some in weak_slices(hits, captions, tags, vectors, {}) if "=" in some.name]
     assert found == Slice("length = long", 100, 50.0, 100.0)
     assert found.sentence == "length = long: R@1 is 50 % of 100 captions, and 100 % of the others."
 
 
 def test_weak_cluster_is_named_by_its_words():
     captions, _, vectors = batch()
-    found = weak_slices(np.array(["star" not in caption for caption in captions], float), captions, [{}] * 200, vectors)
+    hits = np.array(["star" not in caption for caption in captions], float)
+    found = weak_slices(hits, captions, [{}] * 200, vectors, {})
     assert found
     assert all(some.recall < 100 for some in found)
     assert any("star" in some.name and some.recall == 0 for some in found)
@@ -41,4 +42,12 @@ def test_parts_of_few_captions_are_left_out():
     captions, _, vectors = batch(40)
     tags = [{"kind": "rare" if row < 9 else "usual"} for row in range(40)]
     hits = (np.arange(40) >= 9).astype(float)
-    assert not [some for some in weak_slices(hits, captions, tags, vectors) if "kind" in some.name]
+    assert not [some for some in weak_slices(hits, captions, tags, vectors, {}) if "kind" in some.name]
+
+
+def test_captions_with_unknown_words_are_a_part():
+    captions, _, vectors = batch(100)
+    new = np.arange(100) >= 80
+    hits = np.where(new & (np.arange(100) % 2 == 0), 0.0, 1.0)
+    found = weak_slices(hits, captions, [{}] * 100, vectors, {NEW_WORDS: new})
+    assert [some for some in found if some.name == NEW_WORDS] == [Slice(NEW_WORDS, 20, 50.0, 100.0)]

@@ -1,0 +1,94 @@
+"""Batches that cannot be read: what is said depends on whether the files, the table or the machine is at fault."""
+
+import re
+
+import numpy as np
+import pytest
+from drift_world import make_folder, of, run
+from search_world import searchable_model
+
+from hcmi.dataset import NothingUsableError
+from hcmi.drift import Reference, judge
+from hcmi.drift.judging import why_unreadable
+from hcmi.errors import MachineError
+from hcmi.types import Skip
+
+
+@pytest.fixture(scope="module")
+def reference(world) -> Reference:
+    root, _ = world
+    return Reference(searchable_model(), root / "export", root / "shards", np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def troubled(world) -> dict:
+    """The report on videos alone that cannot be read, on a folder without videos, and on clips with empty captions."""
+    root, _ = world
+    videos = root / "troubled" / "unread" / "videos"
+    videos.mkdir(parents=True)
+    for number in range(3):
+        (videos / f"film_{number}.mp4").write_bytes(b"no film %d" % number)
+    (root / "troubled" / "notes").mkdir()
+    (root / "troubled" / "notes" / "notes.txt").write_text("to be filmed")
+    make_folder(root / "troubled" / "hushed", 12, 60, 120, seed=7)
+    table = root / "troubled" / "hushed" / "captions.csv"
+    rows = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([rows[0], *(f"{row.split(',')[0]},,test" for row in rows[1:])]) + "\n", encoding="utf-8")
+    return run(world, "troubled_report", incoming="troubled")
+
+
+def test_videos_that_cannot_be_read_are_counted_and_no_table_is_blamed(world, troubled):
+    batch = of(troubled, "unread")
+    assert (batch["verdict"], batch["reason"], batch["found"]) == ("cannot tell", "unreadable", 3)
+    assert batch["why"].startswith("3 of 3 clips cannot be read (3 not_a_video); at most ")
+    assert re.search(r"The first: .*film_\d\.mp4: need a video that can be decoded", batch["why"])
+    assert batch["advice"] == "Correct what the report names and run again."
+    assert not [word for word in ("table", "caption") if word in batch["why"] + batch["advice"]]
+    assert {skip["path"].rsplit("/", 1)[1] for skip in batch["skipped_files"]} == {
+        "film_0.mp4", "film_1.mp4", "film_2.mp4"}
+    page = (world[0] / "troubled_report/index.html").read_text(encoding="utf-8")
+    assert "film_2.mp4</code> not_a_video" in page
+
+
+def test_folder_without_videos_is_told_to_add_one(troubled):
+    batch = of(troubled, "notes")
+    assert (batch["verdict"], batch["reason"]) == ("cannot tell", "unreadable")
+    assert "need at least one readable video, got none (no rows). Add one." in batch["why"]
+
+
+def test_empty_captions_are_named_and_are_not_ok(troubled):
+    batch = of(troubled, "hushed")
+    assert batch["verdict"] == "changed"
+    assert batch["captioned"] == 0
+    assert batch["why"].startswith("All captions are empty.")
+    assert batch["advice"].startswith("Fill in the captions: without them nobody can say whether search still finds")
+
+
+def skips(*reasons: str) -> list[Skip]:
+    return [Skip(f"v{row}", f"v{row}.mp4", "dataset", reason, f"v{row}.mp4: need a video, got none.")
+            for row, reason in enumerate(reasons)]
+
+
+def test_reason_is_the_machine_when_most_files_failed_in_it():
+    reason, why = why_unreadable(skips("timeout", "crashed", "no_frames"), 40, 0.05)
+    assert (reason, why) == ("machine", "3 of 40 clips cannot be read in time (1 timeout, 1 crashed, 1 no_frames); at "
+                                        "most 5% may fail. The first: v0.mp4: need a video, got none.")
+    assert why_unreadable(skips("timeout", "no_frames"), 2, 0.05)[0] == "unreadable"
+
+
+@pytest.mark.parametrize("error", [
+    MachineError("decoder process: need it ready within 120 s, got no answer. Run again."),
+    NothingUsableError("same: need at least one readable video, got none (timeout 2). Add one.",
+                       skips("timeout", "timeout"))])
+def test_machine_trouble_is_not_the_fault_of_the_batch(world, reference, monkeypatch, error):
+    """The decoder process that did not start became 'unreadable, put this right'; so did videos that all timed out."""
+    root, params = world
+
+    def busy(*_):
+        raise error
+
+    monkeypatch.setattr("hcmi.drift.judging.read_batch", busy)
+    report = judge(root / "incoming" / "same", reference, params, root / "shards")
+    assert (report.verdict, report.reason) == ("cannot tell", "machine")
+    assert report.advice == "The batch is not at fault. Run again when the machine is less busy."
+    assert "Add one" not in report.why
