@@ -94,6 +94,6 @@ def unreadable(skipped: list[Skip]) -> list[Skip]:
     return [skip for skip in skipped if skip.reason in REASONS]
 
 
-def count_reasons(skipped: list[Skip]) -> str:
+def count_reasons(skipped: Sequence[Skip]) -> str:
     """`3 no_frames, 1 missing`."""
     return ", ".join(f"{count} {reason}" for reason, count in Counter(skip.reason for skip in skipped).most_common())
