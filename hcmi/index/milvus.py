@@ -58,6 +58,10 @@ class MilvusIndex:
         with _explained(self.folder):
             return self.client.query(VIDEOS, filter="", output_fields=["count(*)"])[0]["count(*)"]
 
+    def num_files(self) -> int:
+        """The number of rows: Milvus does not count different values."""
+        return len(self)
+
     def latest(self) -> "MilvusIndex":
         """This view, since Milvus itself serves the newest rows; a new one when another model's rows replaced them."""
         return self if self._card() == self.model else MilvusIndex(self.folder)

@@ -70,6 +70,12 @@ class SearchIndex:
     def __len__(self) -> int:
         return sum(int(segment.alive.sum()) if segment.entry["removed"] else segment.rows for segment in self.segments)
 
+    def num_files(self) -> int:
+        """The number of different files. Rows may be parts of one."""
+        parts = [segment.videos["path"].filter(pa.array(segment.alive)) for segment in self.segments]
+        chunks = [chunk for part in parts for chunk in part.chunks]
+        return pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py()
+
     @property
     def generation(self) -> int:
         return self.catalog["generation"]

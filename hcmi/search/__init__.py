@@ -5,23 +5,17 @@ can be explained: which frames match which words. `Encoder` gives the vectors al
 asked for, and how answers are shown.
 """
 
-from hcmi.search.answers import (
-    check_explanation_path,
-    hit_record,
-    hits_text,
-    missing_files,
-    span_text,
-    write_explanation,
-)
+from hcmi.search.answers import check_explanation_path, hit_record, hits_text, missing_files, write_explanation
 from hcmi.search.command import open_retriever
 from hcmi.search.encoder import Encoder
 from hcmi.search.moments import BASELINE_VIDEOS, find_moment, measure_baseline
 from hcmi.search.mteb_model import MtebModel
 from hcmi.search.query import check_query, check_top, parse_tags
 from hcmi.search.retriever import Retriever
+from hcmi.search.times import span_text, time_text
 
 __all__ = [
     "BASELINE_VIDEOS", "Encoder", "MtebModel", "Retriever", "check_explanation_path", "check_query", "check_top",
     "find_moment", "hit_record", "hits_text", "measure_baseline", "missing_files", "open_retriever", "parse_tags",
-    "span_text", "write_explanation",
+    "span_text", "time_text", "write_explanation",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 from hcmi.errors import ConfigError, shown
 from hcmi.files import ask_to_write, atomic_file, project_path
 from hcmi.search.explain import Explanation
+from hcmi.search.times import span_text
 from hcmi.types import Hit, path_text
 
 EXPLANATION_SUFFIXES = (".json", ".png", ".svg", ".pdf")
@@ -42,18 +43,6 @@ def hits_text(hits: Sequence[Hit]) -> str:
             others = ", ".join(span_text(moment.start_s, moment.end_s) for moment in hit.more)
             lines.append(f"{'':3}  {'':{width}}  also {others}")
     return "\n".join(lines)
-
-
-def span_text(start_s: float, end_s: float) -> str:
-    """The seconds of a moment; after the first minute of a file as a player counts: `21:24.0 - 21:26.3`."""
-    return f"{start_s:.1f} - {end_s:.1f} s" if end_s < 60 else f"{_clock(start_s)} - {_clock(end_s)}"
-
-
-def _clock(seconds: float) -> str:
-    """`0:07.2`, `21:24.0`, `1:00:05.5`."""
-    minutes, tenths = divmod(round(10 * seconds), 600)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours}:{minutes:02}" if hours else f"{minutes}") + f":{tenths / 10:04.1f}"
 
 
 def _columns(text: str) -> int:

@@ -51,14 +51,17 @@ class _Film:
     times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))        # [N] the middle of each frame's step
     steps_s: np.ndarray = field(default_factory=lambda: np.zeros(0))        # [N]
     waiting: int = 0                # parts that are not decoded yet
-    # first frame of a part -> features [N, D], seconds [N]
-    parts: dict[int, tuple[torch.Tensor, np.ndarray]] = field(default_factory=dict)
+    # first frame of a part -> features [N, D], seconds [N], and how many of them come before the last picture repeats
+    parts: dict[int, tuple[torch.Tensor, np.ndarray, int]] = field(default_factory=dict)
     error: str = ""
 
 
 @dataclass(frozen=True)
 class EncodedFile:
-    """The clips of one file, and their features; a problem, and no clips, when nothing can be decoded."""
+    """The clips of one file, and their features; a problem, and no clips, when nothing can be decoded.
+
+    `note`: one line about a film of which only a part can be decoded.
+    """
 
     sha256: str
     clips: tuple[Clip, ...] = ()
@@ -66,6 +69,7 @@ class EncodedFile:
     times_N: np.ndarray | None = None
     frames_VT: np.ndarray | None = None     # which of the N frames each clip has
     problem: str | None = None
+    note: str | None = None
 
     def tokens(self, model: HcmiModel) -> Iterator[Tokens]:
         """Of all clips in order, some at a time."""
@@ -109,7 +113,8 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
             if isinstance(decoded, DecodeError):
                 film.error = film.error or str(decoded)
             else:
-                film.parts[first] = _features(model, decoded), np.array(decoded.times_s, np.float32)
+                film.parts[first] = (_features(model, decoded), np.array(decoded.times_s, np.float32),
+                                     _before_repeats(decoded.frames))
             if not film.waiting:
                 yield _finished(sha256, films.pop(sha256), model.config.num_frames)
 
@@ -182,19 +187,35 @@ def _features(model: HcmiModel, decoded: Decoded) -> torch.Tensor:
                       for start in range(0, parts.shape[1], at_once)])
 
 
+def _before_repeats(frames: np.ndarray) -> int:
+    """The number of frames up to the first of those at the end that are the same picture."""
+    count = len(frames)
+    while count > 1 and np.array_equal(frames[count - 2], frames[-1]):
+        count -= 1
+    return count
+
+
 def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
-    """The clips of a file. A window with a frame that could not be decoded is left out."""
+    """The clips of a file. A window with a frame that could not be decoded is left out.
+
+    Where nothing of the last parts can be decoded, as in a file that was not copied to its end, the last picture is not
+    shown until the end of its part: its repeats count as frames that could not be decoded.
+    """
     if not film.parts:
         return EncodedFile(sha256, problem=film.error)
-    parts = sorted(film.parts.items())
-    features_ND = torch.cat([features for _, (features, _) in parts])
-    times_N = np.concatenate([times for _, (_, times) in parts])
+    parts = [(first, features, times) for first, (features, times, _) in sorted(film.parts.items())]
+    first, features, times = parts[-1]
+    if first + len(times) < len(film.times_s):
+        count = film.parts[first][2]
+        parts[-1] = first, features[:count], times[:count]
+    features_ND = torch.cat([features for _, features, _ in parts])
+    times_N = np.concatenate([times for _, _, times in parts])
     if not film.windows:
         end_s = max(film.duration_s, float(times_N[-1]))
         return EncodedFile(sha256, (_clip(sha256, film.path, None, 0.0, end_s),), features_ND, times_N,
                            np.arange(num_frames)[None])
     place = np.full(len(film.times_s), -1)      # of each planned frame among those that were decoded
-    place[np.concatenate([first + np.arange(len(times)) for first, (_, times) in parts])] = np.arange(len(times_N))
+    place[np.concatenate([first + np.arange(len(times)) for first, _, times in parts])] = np.arange(len(times_N))
     clips, rows = [], []
     for number, (start_s, end_s, first) in enumerate(film.windows):
         frames_T = place[first:first + num_frames]
@@ -203,7 +224,11 @@ def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
             rows.append(frames_T)
     if not clips:
         return EncodedFile(sha256, problem=film.error)
-    return EncodedFile(sha256, tuple(clips), features_ND, times_N, np.stack(rows))
+    note = None
+    if len(clips) < len(film.windows):
+        note = (f"{film.path}: need a film that can be decoded to its end, got {len(clips)} of {len(film.windows)} "
+                "windows. The others are not found. Replace the file if it is damaged.")
+    return EncodedFile(sha256, tuple(clips), features_ND, times_N, np.stack(rows), note=note)
 
 
 def _first_frames(num_grid: int, windows: WindowsConfig, num_frames: int) -> list[int]:

@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from hcmi.errors import shown
 from hcmi.files import atomic_file
 from hcmi.search.explain import Explanation
+from hcmi.search.times import span_text, time_text
 from hcmi.video import DecodeJob, run_one
 
 INK, SOFT, MOMENT = "#22303c", "#8795a1", "#d9822b"
@@ -70,7 +71,7 @@ def _title(figure: Figure, explanation: Explanation, left: float, width: float, 
     below = 1 - 0.70 / height
     figure.text(left, below, f"{shown(Path(hit.path).name)}    rank {hit.rank}    score {hit.score:.3f}", fontsize=9.5,
                 color=SOFT, va="center")
-    figure.text(1 - RIGHT / width, below, f"best moment  {hit.start_s:.1f} – {hit.end_s:.1f} s", fontsize=9.5,
+    figure.text(1 - RIGHT / width, below, f"best moment  {span_text(hit.start_s, hit.end_s)}", fontsize=9.5,
                 color=MOMENT, weight="bold", va="center", ha="right")
 
 
@@ -147,7 +148,7 @@ def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
     axes.set_yticks([])
     axes.set_ylabel("the query, against\nother videos", rotation=0, ha="right", va="center", fontsize=9, color=SOFT,
                     labelpad=8)
-    axes.set_xticks(places, [f"{time:.1f} s" for time in explanation.times_s], fontsize=8.5, color=SOFT)
+    axes.set_xticks(places, list(map(time_text, explanation.times_s)), fontsize=8.5, color=SOFT)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -38,6 +38,7 @@ class FolderIndex:
     num_files: int
     skipped: dict[str, str]
     news: dict[str, str]            # the skipped files that the last visit did not skip
+    partial: dict[str, str]         # the films that this visit added without some of their windows
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     files = _hash_files(files)
     index = _follow_files(_open_or_create(home / "index", model), files)
     new = _new_files(index, files)
-    problems = _add_files(index, new, model, windows, num_workers, timeout_s)
+    problems, notes = _add_files(index, new, model, windows, num_workers, timeout_s)
     for name, file in files.items():
         if file.sha256 in problems:         # the message names the one of equal files that was read
             own = problems[file.sha256].replace(shown(new[file.sha256].path), shown(file.path))
@@ -81,7 +82,8 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
         raise DataError(f"{folder}: need a video that can be decoded, got {len(files)} that cannot. The first: "
                         f"{next(iter(skipped.values()))}")
     news = {name: problem for name, problem in skipped.items() if name not in before}
-    return FolderIndex(index.folder, len(files), skipped, news)
+    partial = {name: notes[file.sha256] for name, file in files.items() if file.sha256 in notes}
+    return FolderIndex(index.folder, len(files), skipped, news, partial)
 
 
 def videos_by_name(folder: Path) -> dict[str, Path]:
@@ -179,9 +181,13 @@ def _new_files(index: SearchIndex, files: dict[str, _File]) -> dict[str, _File]:
 
 
 def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, windows: WindowsConfig, num_workers: int,
-               timeout_s: float) -> dict[str, str]:
-    """Decode, encode and index new files, given by sha256; sha256 -> problem of those that cannot be searched."""
+               timeout_s: float) -> tuple[dict[str, str], dict[str, str]]:
+    """Decode, encode and index new files, given by sha256.
+
+    sha256 -> problem of those that cannot be searched, and sha256 -> note about those of which a part cannot.
+    """
     problems: dict[str, str] = {}
+    notes: dict[str, str] = {}
     ready: list[EncodedFile] = []
 
     def commit() -> None:
@@ -196,9 +202,11 @@ def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, wind
         if file.problem is not None:
             problems[file.sha256] = file.problem
             continue
+        if file.note is not None:
+            notes[file.sha256] = file.note
         ready.append(file)
         if sum(len(file.clips) for file in ready) >= COMMIT or time.monotonic() - committed >= COMMIT_SECONDS:
             commit()
             committed = time.monotonic()
     commit()
-    return problems
+    return problems, notes

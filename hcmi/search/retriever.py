@@ -72,7 +72,7 @@ class Retriever:
         loaded = load_retriever(model, precision=precision) if isinstance(model, (str, Path)) else model
         found = index_folder(loaded, videos, cache, windows or WINDOWS)
         retriever = cls(loaded, found.path, candidates)
-        retriever.notes = list(found.news.values())
+        retriever.notes = [*found.news.values(), *found.partial.values()]
         if len(found.skipped) > len(found.news):
             retriever.notes.append(f"{shown(videos)}: {len(found.skipped)} of {found.num_files} files cannot be "
                                    f"searched, such as {shown(next(iter(found.skipped)))}.")

@@ -33,7 +33,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error, shown
-from hcmi.search import Retriever, check_query, hit_record, parse_tags, span_text
+from hcmi.index import MilvusIndex, SearchIndex
+from hcmi.search import Retriever, check_query, hit_record, parse_tags, span_text, time_text
 from hcmi.serve.following import FollowingRetriever
 from hcmi.types import Hit
 from hcmi.video import EncodeJob, check_file, encode_job, run_one
@@ -104,7 +105,7 @@ class Page:
         rows = index.some_rows(EXAMPLES)
         clips = index.clips(rows) if len(rows) else []
         examples = [min(clip.captions, key=len) for clip in clips if clip.captions]
-        return {"videos": len(index), "examples": examples, "notes": retriever.notes,
+        return {"videos": len(index), "holds": _held(index), "examples": examples, "notes": retriever.notes,
                 "level_weights": retriever.model.level_weights}
 
     def _answer(self, retriever: Retriever, query: QueryParams) -> tuple[list[Hit], list[str]]:
@@ -118,12 +119,14 @@ class Page:
         return retriever.search(check_query(query.get("q", "")), *filters)
 
     def _explanation(self, retriever: Retriever, query: QueryParams) -> dict[str, Any]:
-        """The explanation of one of the answers to the same query and filters."""
+        """The explanation of one of the answers to the same query and filters, with the texts of its times."""
         wanted = query.get("video_id", "")
         found = [hit for hit in self._hits(retriever, query) if hit.video_id == wanted]
         if "q" not in query or not found:
             raise DataError(f"video {wanted!r}: need one of the answers to a query, got another. Search again.")
-        return retriever.explain(query["q"], found[0]).record()
+        record = retriever.explain(query["q"], found[0]).record()
+        phrases = [{**phrase, "time": time_text(phrase["time_s"])} for phrase in record["phrases"]]
+        return {**record, "phrases": phrases, "times": list(map(time_text, record["times_s"]))}
 
     def _path(self, video_id: str) -> str:
         """The file of an indexed video. No path comes from the request, so only indexed files are served."""
@@ -144,6 +147,12 @@ def _card(hit: Hit, here: bool) -> dict[str, Any]:
     for moment in (record, *record["more"]):
         moment["time"] = span_text(moment["start_s"], moment["end_s"])
     return {**record, "file": shown(Path(hit.path).name), "here": here}
+
+
+def _held(index: SearchIndex | MilvusIndex) -> str:
+    """`66 videos`, or `2 videos in 3,604 parts` where films are divided."""
+    files, rows = index.num_files(), len(index)
+    return f"{files:,} video{'s' * (files != 1)}{f' in {rows:,} parts' * (rows != files)}"
 
 
 def read_frame(path: str, start_s: float, end_s: float | None) -> bytes:
@@ -172,7 +181,7 @@ def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]
     if host not in LOOPBACK:
         say(f"note: host {host}: everyone who can reach this machine can watch the indexed videos.")
     shown_host = f"[{host}]" if ":" in host else host
-    say(f"http://{shown_host}:{listener.getsockname()[1]} searches {len(retriever.index)} videos. Ctrl-C stops.")
+    say(f"http://{shown_host}:{listener.getsockname()[1]} searches {_held(retriever.index)}. Ctrl-C stops.")
     config = uvicorn.Config(make_app(retriever, names, say), log_level="warning", access_log=False)
     with listener, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

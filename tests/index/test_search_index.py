@@ -10,7 +10,7 @@ from index_world import fill, found_ids, names
 from search_world import C, D, T, times
 
 from hcmi.errors import SearchIndexError
-from hcmi.index import SearchIndex
+from hcmi.index import SearchIndex, remove_videos
 
 
 def test_candidates_equal_exhaustive_search_when_spread_over_segments(folder):
@@ -47,6 +47,16 @@ def test_reader_keeps_its_generation_until_it_asks_for_the_latest(folder):
     assert len(new) == 6
     assert new.segments[0] is old.segments[0]
     assert new.latest() is new
+
+
+def test_files_are_counted_once_when_rows_are_parts_of_them(folder):
+    assert SearchIndex.open(folder).num_files() == 0
+    fill(folder, names(5))
+    fill(folder, names(4, "w"), seed=1, path="videos/film.mp4")
+    index = SearchIndex.open(folder)
+    assert (len(index), index.num_files()) == (9, 6)
+    remove_videos(folder, ["v0001", "w0002"])
+    assert (len(index.latest()), index.latest().num_files()) == (7, 5)
 
 
 def test_search_goes_on_when_a_writer_adds_and_merges(folder):

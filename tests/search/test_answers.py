@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from hcmi.errors import ConfigError, MachineError
-from hcmi.search import check_explanation_path, hit_record, hits_text, missing_files
-from hcmi.search.answers import span_text
+from hcmi.search import check_explanation_path, hit_record, hits_text, missing_files, span_text, time_text
 from hcmi.types import Hit, Moment, path_of_text
 
 
@@ -35,6 +34,7 @@ def test_times_are_seconds_and_after_a_minute_those_of_a_player():
     assert span_text(7.2, 60.0) == "0:07.2 - 1:00.0"
     assert span_text(1284.0, 1286.26) == "21:24.0 - 21:26.3"
     assert span_text(3599.96, 36605.5) == "1:00:00.0 - 10:10:05.5"
+    assert [*map(time_text, (0, 59.94, 60.0, 1284.26))] == ["0.0 s", "59.9 s", "1:00.0", "21:24.3"]
 
 
 def test_table_shows_paths_from_the_working_folder_where_they_are_below_it(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from search_world import T, call_hcmi, searchable_model, write_video
-from video_files import write_pictures
+from video_files import claim_seconds, write_pictures
 
 import hcmi.search.encode_files
 from hcmi.config import WindowsConfig
@@ -38,10 +38,10 @@ def world(tmp_path_factory):
     return root, model, SearchIndex.open(found.path)
 
 
-def film_rows(index):
+def film_rows(index, name="film.mp4"):
     rows = index.live_rows()
     clips = index.clips(rows)
-    order = sorted((clip.start_s, row) for row, clip in zip(rows, clips, strict=True) if clip.path.endswith("film.mp4"))
+    order = sorted((clip.start_s, row) for row, clip in zip(rows, clips, strict=True) if clip.path.endswith(name))
     return np.array([row for _, row in order])
 
 
@@ -238,6 +238,22 @@ def test_part_that_cannot_be_decoded_leaves_out_only_its_windows(world, tmp_path
     other = SearchIndex.open(found.path)
     left = [clip.start_s for clip in other.clips(film_rows(other))]
     assert left == [clip.start_s for clip in index.clips(film_rows(index)) if clip.end_s <= 4 or clip.start_s >= 6]
+
+
+def test_film_that_ends_before_its_header_says_has_no_moment_past_its_end(world, tmp_path):
+    """As a file that was not copied to its end. Of the first minute 9.5 s are there, and nothing of the others."""
+    _, model, _ = world
+    greys = np.random.default_rng(1).integers(0, 255, round(SECONDS * FPS))
+    path = write_pictures(tmp_path / "videos/film.mkv", (np.full((48, 48, 3), grey, np.uint8) for grey in greys), FPS)
+    found = index_folder(model, claim_seconds(path, 130.0).parent, tmp_path / "cache", RULE, num_workers=1)
+    index = SearchIndex.open(found.path)
+    assert [(clip.start_s, clip.end_s) for clip in index.clips(film_rows(index, "film.mkv"))] == [
+        (start, start + 2) for start in range(8)]
+    assert found.partial == {"film.mkv": f"{path}: need a film that can be decoded to its end, got 8 of 129 windows. "
+                                         "The others are not found. Replace the file if it is damaged."}
+    assert found.skipped == index_folder(model, path.parent, tmp_path / "cache", RULE).partial == {}
+    assert Retriever.from_folder(path.parent, model, cache=tmp_path / "new", windows=RULE).notes == [
+        *found.partial.values()]
 
 
 def test_overlap_keeps_its_share_when_only_the_length_is_given():

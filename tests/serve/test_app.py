@@ -76,7 +76,11 @@ def test_address_of_an_earlier_version_answers_as_without_its_unknown_parameter(
 def test_explain_gives_what_the_retriever_explains(page, retriever):
     hit = retriever.search("a red ring", 2)[1]
     found = page.get("/api/explain", params={"q": "a red ring", "top": 2, "video_id": hit.video_id}).json()
-    assert found == json.loads(json.dumps(retriever.explain("a red ring", hit).record()))
+    record = json.loads(json.dumps(retriever.explain("a red ring", hit).record()))
+    assert found.pop("times") == [f"{time:.1f} s" for time in record["times_s"]]
+    assert [phrase.pop("time") for phrase in found["phrases"]] == [
+        f"{phrase['time_s']:.1f} s" for phrase in record["phrases"]]
+    assert found == record
 
 
 @pytest.mark.parametrize(("path", "status", "message"), [

@@ -8,7 +8,7 @@ from serve_world import proxy, running, served
 from video_files import write_pictures
 
 from hcmi.config import WindowsConfig
-from hcmi.search import Retriever, span_text
+from hcmi.search import Retriever, span_text, time_text
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROXY = "films.example.org"
@@ -138,6 +138,8 @@ def test_page_plays_the_further_moments_of_a_film(browser, tmp_path, world):
     assert max(moment.end_s for moment in hit.more) > 60, "times in minutes are tested too"
     with served(retriever) as address, browser.new_context(base_url=address) as context:
         tab = context.new_page()
+        tab.goto("/")
+        tab.wait_for_function("() => document.querySelector('#status').textContent === '1 video in 8 parts'")
         tab.goto("/?q=a+red+ring")
         tab.wait_for_selector(".more button")
         times = tab.locator(".more button").all_inner_texts()
@@ -153,6 +155,10 @@ def test_page_plays_the_further_moments_of_a_film(browser, tmp_path, world):
         tab.locator(".play").click()
         tab.wait_for_function("to => document.querySelector('video').currentTime <= to + 0.5", arg=hit.end_s)
         assert tab.locator(".more [aria-pressed=true]").count() == 0
+        tab.locator(".why").click()
+        tab.wait_for_selector(".reason table")
+        assert tab.locator(".reason thead button").all_inner_texts() == [
+            *map(time_text, retriever.explain("a red ring", hit).times_s)]
 
 
 def test_page_shows_a_frame_when_the_browser_cannot_play(browser, tmp_path, world):

@@ -50,7 +50,7 @@ async function show(typing = false) {
   if (empty) {
     $("#hits").replaceChildren();
     await aboutLoaded;
-    if (!signal.aborted) $("#status").textContent = about.videos === undefined ? "" : `${about.videos.toLocaleString("en")} videos`;
+    if (!signal.aborted) $("#status").textContent = about.holds ?? "";
     return;
   }
   $("#hits").setAttribute("aria-busy", "true");
@@ -201,13 +201,13 @@ function heat(item, hit, found) {
   const table = make("table"), head = table.createTHead().insertRow(), body = table.createTBody();
   table.ariaLabel = matches(found);
   head.append(make("th"));
-  for (const time of found.times_s) {
-    const cell = make("th", time >= hit.start_s && time <= hit.end_s ? "in" : ""), button = make("button", "", `${time.toFixed(1)} s`);
+  found.times_s.forEach((time, at) => {
+    const cell = make("th", time >= hit.start_s && time <= hit.end_s ? "in" : ""), button = make("button", "", found.times[at]);
     button.type = "button";
     button.addEventListener("click", () => item.dispatchEvent(new CustomEvent("go-to", {detail: time})));
     cell.append(button);
     head.append(cell);
-  }
+  });
   const shares = found.word_shares, total = numbers => numbers.reduce((sum, value) => sum + value, 0);
   for (const name of shares.length ? ["weight", "share"] : ["weight"]) head.append(make("th", "", name));
   const line = (name, values, amounts, strength = 1, best = -1) => {
@@ -240,7 +240,7 @@ function rest(found) {
   const two = value => value.toFixed(2);
   if (Math.abs(found.marks_share) >= .005) add(`the marks at the start and the end of the text: share ${two(found.marks_share)}`);
   for (const match of found.phrases.slice(0, PHRASES))
-    add("phrase ", make("b", "", match.words.join(" … ")), ` matches clip ${match.clip + 1} best, at ${match.time_s.toFixed(1)} s: `
+    add("phrase ", make("b", "", match.words.join(" … ")), ` matches clip ${match.clip + 1} best, at ${match.time}: `
         + `cosine ${two(match.cosine)}, weight ${two(match.weight)}, share ${two(match.share)}`);
   const others = found.phrases.slice(PHRASES);
   if (others.length) add(`${others.length} more phrases: share ${two(others.reduce((sum, match) => sum + match.share, 0))}`);
