@@ -70,7 +70,7 @@ def test_a_batch_is_judged_once_when_it_is_named_twice(world, monkeypatch):
 def test_batches_that_the_pipeline_makes_are_judged_only_when_they_are_named(world):
     put(world, "scenes_same")
     assert "scenes_same" not in watch().message
-    assert watch("scenes_same").message == "scenes_same: scenes_same. So it is. reports/watch/scenes_same/index.html"
+    assert watch("scenes_same").message == "scenes_same: scenes_same. So it is."
 
 
 def test_there_is_nothing_to_say_when_there_is_no_batch(tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_run_fails_when_a_batch_has_no_report_and_the_others_are_judged(world, m
     monkeypatch.setattr(drift_watch, "report_with_pinned", verdict)
     end = watch()
     assert end.type == "FAILED"
-    assert end.message.startswith("cannot tell: no report. hcmi drift: need exit code 0, got 1. ")
+    assert end.message.startswith("cannot tell: no report. hcmi drift: need exit code 0, got 1.; ok: ")
     assert "search hurt: search hurt." in end.message
     assert watch().message.startswith("cannot tell: no report")       # it has no verdict yet; the others have theirs
 
