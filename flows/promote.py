@@ -50,7 +50,7 @@ def report(found: dict[str, Any]) -> None:
              f"{one['difference']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]", one["queries"]]
             for one in (found["test"], found["batches"]) if one]
     figures = table(["compared on", "R@1 served, %", "R@1 new, %", "difference, 95 % interval", "queries"], rows)
-    nexts = {"promoted": "`hcmi rollback` serves the release before again.",
+    nexts = {"promoted": "Nothing has to be done. If search gets worse: `hcmi rollback` serves the one before.",
              "refused": "Nothing has to be done: the served release stays. The next model is compared again.",
              "unchanged": "Nothing has to be done."}
     title = f"{STATES[found['decision']]} {found['version'] or ''}".strip()

@@ -12,6 +12,7 @@ from flow_world import environment
 from prefect.logging import disable_run_logger
 
 from flows import drift_watch
+from flows.artifacts import what_now
 from flows.child import ChildError
 from flows.stages import reproduce, running
 from hcmi.incoming import Verdict
@@ -65,6 +66,23 @@ def test_a_batch_is_judged_once_when_it_is_named_twice(world, monkeypatch):
     monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: judged.append(batch) or said("ok"))
     watch("ok", "ok")
     assert judged == ["ok"]
+
+
+def test_page_says_what_a_person_may_do_and_names_no_report_that_is_not_there():
+    verdicts = {"a": said("ok"), "b": said("cannot tell"), "c": drift_watch.NO_REPORT._replace(why="It is broken.")}
+    text = drift_watch.verdicts_text(verdicts, ["d"])
+    assert text.splitlines() == [
+        "- **`a`: ok.** So it is. What follows: added to the served index and to the training data. "
+        "Report: `reports/watch/a/index.html`.",
+        "- **`b`: cannot tell.** So it is. What follows: not added. Report: `reports/watch/b/index.html`.",
+        "- **`c`: no report.** It is broken. What follows: not added: there is no report on it.",
+        "- `d` is still being copied, and is left to the next run."]
+    todo = drift_watch.todo(verdicts)
+    assert [line[:4] for line in todo] == ["`b`:", "`c`:"]
+    assert "`hcmi add --batch b`" in todo[0]
+    assert drift_watch.outcome(verdicts, []).message.startswith("c: no report. It is broken.; a: ok. So it is. ")
+    assert what_now(todo[:1]).splitlines() == ["**What now?**", "", f"- {todo[0]}"]
+    assert what_now([]) == "**What now?** Nothing has to be done."
 
 
 def test_batches_that_the_pipeline_makes_are_judged_only_when_they_are_named(world):
