@@ -23,6 +23,18 @@ def show(key: str, title: str, *parts: str) -> None:
     create_markdown_artifact(key=key, markdown="\n\n".join([f"# {title}", *filter(None, parts)]), description=title)
 
 
+def what_now(todo: Sequence[str]) -> str:
+    """What a person has to do, as a list; it comes first on a page."""
+    if not todo:
+        return "**What now?** Nothing has to be done."
+    return "\n".join(["**What now?**", "", *(f"- {one}" for one in todo)])
+
+
+def number(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 class Progress:
     """A bar on the page of a run, and a description of it, from the lines that a stage prints.
 

@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed, State
 
-from flows.artifacts import show, table
+from flows.artifacts import show, what_now
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
 from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
@@ -29,7 +29,6 @@ REPORTS = Path("reports/watch")             # not reports/drift, which belongs t
 # New videos must not wait for the GPU, which training may hold for hours, nor take memory that it counts on.
 ON_PROCESSOR = ("env", "CUDA_VISIBLE_DEVICES=")
 NO_REPORT = Verdict("no report", "", final=False)
-HEADERS = ("batch", "verdict", "why", "what follows", "report")
 QUIET_SECONDS = 60          # a batch that has not changed for this long is complete
 
 
@@ -102,8 +101,8 @@ def drift_watch(batches: list[str] | None = None, quiet_seconds: float = QUIET_S
     end_with_make_flows()
     with lock(REPORTS / ".lock"):         # two watches at once would judge a batch twice: the second one waits
         verdicts, growing = judge(batches or [], quiet_seconds)
-    show("drift-watch", "New batches", verdicts_table(verdicts, growing),
-         "**What now?** The flow `ingest`, or `hcmi add`, acts on these verdicts.")
+    waiting = ["The flow `ingest`, or `hcmi add`, acts on these verdicts."] if verdicts else []
+    show("drift-watch", "New batches", what_now([*waiting, *todo(verdicts)]), verdicts_text(verdicts, growing))
     return outcome(verdicts, growing)
 
 
@@ -129,18 +128,28 @@ def _report_or_why(batch: str) -> Verdict:
         return NO_REPORT._replace(why=str(error))
 
 
-def verdicts_table(verdicts: dict[str, Verdict], growing: list[str]) -> str:
-    """For the page of the run."""
-    rows = [[name, verdict.word, verdict.why, action(verdict.word).said, REPORTS / name / "index.html"]
-            for name, verdict in verdicts.items()]
-    rows += [[name, "", "", "still being copied; left to the next run", ""] for name in growing]
-    return table(HEADERS, rows) if rows else "Every batch has been judged."
+def verdicts_text(verdicts: dict[str, Verdict], growing: list[str]) -> str:
+    """For the page of the run: a list, because the page cuts the columns of a table that do not fit."""
+    lines = [f"- **`{name}`: {verdict.word}.** {verdict.why} What follows: {action(verdict.word).said}."
+             f"{_report_of(name, verdict, ' Report: `{}`.')}" for name, verdict in verdicts.items()]
+    lines += [f"- `{name}` is still being copied, and is left to the next run." for name in growing]
+    return "\n".join(lines) or "Every batch has been judged."
+
+
+def todo(verdicts: dict[str, Verdict]) -> list[str]:
+    """What a person may do about these batches."""
+    return [f"`{name}`: {action(verdict.word).todo.format(batch=name)}" for name, verdict in verdicts.items()
+            if action(verdict.word).todo]
+
+
+def _report_of(name: str, verdict: Verdict, said: str) -> str:
+    return "" if action(verdict.word).state is None else said.format(REPORTS / name / "index.html")
 
 
 def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str, failed: str = "") -> State:
     """The final state of the run: that of its worst verdict, or Failed. `more`: what else its message says."""
-    parts = [f"{name}: {verdict.word}. {verdict.why} {REPORTS / name / 'index.html'}"
-             for name, verdict in verdicts.items()]
+    shown = sorted(verdicts.items(), key=lambda item: action(item[1].word).state is not None)   # failures come first
+    parts = [f"{name}: {verdict.word}. {verdict.why}{_report_of(name, verdict, ' {}')}" for name, verdict in shown]
     parts += [f"{name}: still being copied" for name in growing]
     parts = parts or [f"{INCOMING}: every batch has been judged"]
     message = "; ".join([*parts, *more, *filter(None, [failed])])

@@ -28,9 +28,19 @@ from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.states import State
 
-from flows.artifacts import show
+from flows.artifacts import number, show, what_now
 from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
-from flows.drift_watch import INCOMING, ON_PROCESSOR, QUIET_SECONDS, REPORTS, WatchError, judge, outcome, verdicts_table
+from flows.drift_watch import (
+    INCOMING,
+    ON_PROCESSOR,
+    QUIET_SECONDS,
+    REPORTS,
+    WatchError,
+    judge,
+    outcome,
+    todo,
+    verdicts_text,
+)
 from flows.remote import push
 from flows.server import check_server, run_name
 from flows.stages import outs_of_stages
@@ -176,20 +186,18 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
            started: str, remarks: list[str]) -> None:
     """The artifact: what came in, what was decided, and what a person has to do. `remarks`: about bucket and remote."""
     release = Releases().current()
-    came = [f"{len(took.files)} new files are the batch `{took.batch}`."] if took.batch else []
-    came += [f"{len(took.waiting)} files are still being written and are left to the next run."] if took.waiting else []
+    came = [f"{number(len(took.files), 'new file')} came: batch `{took.batch}`."] if took.batch else []
+    came += [f"Still being written: {number(len(took.waiting), 'file')}."] if took.waiting else []
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
     done = [f"`{name}`: {count} clips are searchable now." for name, count in added.items()]
     done += [started + "."] if started else []
     done += filter(None, remarks)
     files = [ACCEPTED, ACCEPTED.with_name(SEARCHED), *(INCOMING / f"{name}.dvc" for name in tracked)]
-    todo = [f"Commit {', '.join(f'`{file}`' for file in files)}; `dvc push` if no run has pushed."] if tracked else []
+    wanted = [f"Commit to git: {', '.join(f'`{file}`' for file in files)}."] if tracked else []
     if release is None:
-        todo.append("Nothing is served yet: `hcmi promote` makes the first release, which accepted batches can join.")
-    todo += [f"Look at `{REPORTS / name / 'index.html'}`." for name, verdict in verdicts.items()
-             if verdict.word not in ("ok", "changed")]
-    show("ingest", "New videos", "  \n".join(came), verdicts_table(verdicts, growing), "  \n".join(done),
-         "**What now?** " + (" ".join(todo) or "Nothing to do."))
+        wanted.append("Nothing is served yet: `hcmi promote` makes the first release, which accepted batches can join.")
+    show("ingest", "New videos", what_now([*todo(verdicts), *wanted]), "  \n".join(came),
+         verdicts_text(verdicts, growing), "  \n".join(done))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ From then on the server sends a message through that block of Prefect's whenever
 """
 
 import sys
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.events import AutomationCore, EventTrigger, Posture
@@ -20,7 +21,7 @@ FLOWS = ["ingest", "drift-watch", "pipeline", "promote"]
 TOLD = ["SearchHurt", "CannotTell", "Promoted", "Refused", "Failed", "Crashed"]
 
 
-def automation(block_id: str) -> AutomationCore:
+def automation(block_id: UUID) -> AutomationCore:
     """Send a message through this block for each run of a flow of `FLOWS` that ends in a state of `TOLD`."""
     trigger = EventTrigger(
         expect={f"prefect.flow-run.{state}" for state in TOLD},
@@ -45,7 +46,7 @@ def tell(block: str) -> str:
             sys.exit(f"flows.notify: need a notification block called {block!r}, got none. Make one on the page Blocks "
                      "of Prefect, or correct the name (`prefect block ls`).")
         old = client.read_automations_by_name(NAME)
-        client.create_automation(automation(str(found.id)))
+        client.create_automation(automation(found.id))
         for one in old:     # afterwards: a kill in between means two messages, not none
             client.delete_automation(one.id)
     return NAME

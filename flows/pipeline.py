@@ -11,7 +11,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from flows.artifacts import Progress, show, table
+from flows.artifacts import Progress, show, table, what_now
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.promote import promote
 from flows.remote import fetch, push
@@ -64,6 +64,7 @@ def pipeline(then_promote: bool = False, share: bool = False) -> dict[str, str]:
             if decided.is_failed():
                 decided.result()
             outcome["promote"] = decided.message or ""
+            show("decision", "Is the new model served?", outcome["promote"])
         if share and (said := push()):
             outcome["push"] = said
             show("push", "Push", said)
@@ -86,7 +87,9 @@ def run_stages(pull: bool) -> dict[str, str]:
         return outcome
     finally:
         if seconds:
-            show("stages", "Stages", table(["stage", "", "seconds"], [
+            failed = [f"Correct what the log of the task `{name}` says last, and start `retrain` again: it goes on "
+                      "where this run has stopped." for name in seconds.keys() - outcome.keys()]
+            show("stages", "Stages", what_now(failed), table(["stage", "outcome", "seconds"], [
                 [name, outcome.get(name, "**failed**"), f"{took:.1f}"] for name, took in seconds.items()]))
 
 

@@ -50,12 +50,12 @@ def report(found: dict[str, Any]) -> None:
              f"{one['difference']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}]", one["queries"]]
             for one in (found["test"], found["batches"]) if one]
     figures = table(["compared on", "R@1 served, %", "R@1 new, %", "difference, 95 % interval", "queries"], rows)
-    nexts = {"promoted": "`hcmi rollback` serves the release before again.",
-             "refused": "The served release stays. `hcmi promote --not-worse` asks for less.",
-             "unchanged": "Nothing to do."}
+    nexts = {"promoted": "Nothing has to be done. If search gets worse: `hcmi rollback` serves the one before.",
+             "refused": "Nothing has to be done: the served release stays. The next model is compared again.",
+             "unchanged": "Nothing has to be done."}
     title = f"{STATES[found['decision']]} {found['version'] or ''}".strip()
-    show("promote", title, found["why"], figures if rows else "", f"**What now?** {nexts[found['decision']]} "
-         "`hcmi releases` lists all releases.")
+    show("promote", title, f"**What now?** {nexts[found['decision']]} `hcmi releases` lists all releases.",
+         found["why"], figures if rows else "")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ class Verdict(NamedTuple):
 @dataclass(frozen=True)
 class Action:
     """`search`: its clips join the served index. `train`: they are training data from the next run of the pipeline on.
-    `retrain`: that run is started now. `state`: the name that a flow run ends with; None: it fails.
+    `retrain`: that run is started now. `state`: the name that a flow run ends with; None: it fails. `todo`: what a
+    person may do, with `{batch}` for the name.
     """
 
     state: str | None
     said: str
+    todo: str = ""
     search: bool = False
     train: bool = False
     retrain: bool = False
@@ -36,12 +38,15 @@ ACTIONS = {
     "ok": Action("Completed", "added to the served index and to the training data", search=True, train=True),
     "changed": Action("Changed", "looks different, and search finds it as well as before: added to the served index "
                                  "and to the training data", search=True, train=True),
-    "cannot tell": Action("CannotTell", "not added. `hcmi add --batch` adds it all the same"),
+    "cannot tell": Action("CannotTell", "not added", "Its report says what is missing. Put more clips into the batch, "
+                          "or add it all the same: `hcmi add --batch {batch}`."),
     "search hurt": Action("SearchHurt", "not added to the served index, because search finds it worse; its captioned "
                                         "clips are training data for a model that may replace this one",
-                          train=True, retrain=True),
+                          "Its report shows what is different. If the batch has no captions, write some: the next "
+                          "training run learns from them.", train=True, retrain=True),
 }
-NO_REPORT = Action(None, "not added: there is no report on it")
+NO_REPORT = Action(None, "not added: there is no report on it", "Correct what the reason says, or take the batch away. "
+                   "The next run judges it again.")
 
 
 def action(verdict: str) -> Action:

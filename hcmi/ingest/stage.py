@@ -69,5 +69,6 @@ def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, para
 
     verdicts, growing = judge_new(arrivals(incoming), ledger, report, quiet_s)
     return {"growing": growing, "verdicts": {
-        batch: f"{word}: {action(word).said}. {why}" if final else f"{word}: {why} It is judged again the next time."
+        batch: " ".join(filter(None, [f"{word}: {action(word).said}. {why}", action(word).todo.format(batch=batch)]))
+        if final else f"{word}: {why} It is judged again the next time."
         for batch, (word, why, final) in verdicts.items()}}

@@ -61,6 +61,8 @@ def _make(releases: Releases, workspace: dict[str, Path], *, shards_dir: Path, a
         with releases.add() as staged:
             for name, source in workspace.items():
                 copy_folder(source, staged.folder / name)
+            # before batches join the index; and of the copy, because the workspace may have changed since
+            key = _key({"export": staged.export})
             _copy_test_shards(shards_dir, staged.shards)
             model = _check(staged)
             decision = _compare(champion, staged, model, accepted=accepted, incoming_dir=incoming_dir,
@@ -69,8 +71,7 @@ def _make(releases: Releases, workspace: dict[str, Path], *, shards_dir: Path, a
                 raise _RefusedError
             added = fill(staged, missing_batches(staged, accepted), incoming_dir=incoming_dir, params=params,
                          model=model)
-            # the key of what was copied: the workspace may have changed since
-            _describe(staged, version, _key({"export": staged.export}), decision, champion, model, added)
+            _describe(staged, version, key, decision, champion, model, added)
     except _RefusedError:
         releases.log(**decision)
         return decision

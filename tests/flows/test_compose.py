@@ -80,7 +80,8 @@ def test_services_have_what_their_settings_need():
     assert re.search(r"^asyncpg==", locked, re.MULTILINE)       # of PREFECT_API_DATABASE_CONNECTION_URL
     names = {name for service in COMPOSE["services"].values() for name in service.get("environment", {})
              if name.startswith("PREFECT_")}
-    assert names == {"PREFECT_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_API_DATABASE_CONNECTION_URL"}
+    assert names == {"PREFECT_API_URL", "PREFECT_UI_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED",
+                     "PREFECT_API_DATABASE_CONNECTION_URL"}
     assert names <= set(known_settings(Settings))
 
 

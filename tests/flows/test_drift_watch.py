@@ -12,6 +12,7 @@ from flow_world import environment
 from prefect.logging import disable_run_logger
 
 from flows import drift_watch
+from flows.artifacts import what_now
 from flows.child import ChildError
 from flows.stages import reproduce, running
 from hcmi.incoming import Verdict
@@ -67,10 +68,27 @@ def test_a_batch_is_judged_once_when_it_is_named_twice(world, monkeypatch):
     assert judged == ["ok"]
 
 
+def test_page_says_what_a_person_may_do_and_names_no_report_that_is_not_there():
+    verdicts = {"a": said("ok"), "b": said("cannot tell"), "c": drift_watch.NO_REPORT._replace(why="It is broken.")}
+    text = drift_watch.verdicts_text(verdicts, ["d"])
+    assert text.splitlines() == [
+        "- **`a`: ok.** So it is. What follows: added to the served index and to the training data. "
+        "Report: `reports/watch/a/index.html`.",
+        "- **`b`: cannot tell.** So it is. What follows: not added. Report: `reports/watch/b/index.html`.",
+        "- **`c`: no report.** It is broken. What follows: not added: there is no report on it.",
+        "- `d` is still being copied, and is left to the next run."]
+    todo = drift_watch.todo(verdicts)
+    assert [line[:4] for line in todo] == ["`b`:", "`c`:"]
+    assert "`hcmi add --batch b`" in todo[0]
+    assert drift_watch.outcome(verdicts, []).message.startswith("c: no report. It is broken.; a: ok. So it is. ")
+    assert what_now(todo[:1]).splitlines() == ["**What now?**", "", f"- {todo[0]}"]
+    assert what_now([]) == "**What now?** Nothing has to be done."
+
+
 def test_batches_that_the_pipeline_makes_are_judged_only_when_they_are_named(world):
     put(world, "scenes_same")
     assert "scenes_same" not in watch().message
-    assert watch("scenes_same").message == "scenes_same: scenes_same. So it is. reports/watch/scenes_same/index.html"
+    assert watch("scenes_same").message == "scenes_same: scenes_same. So it is."
 
 
 def test_there_is_nothing_to_say_when_there_is_no_batch(tmp_path, monkeypatch):
@@ -87,7 +105,7 @@ def test_run_fails_when_a_batch_has_no_report_and_the_others_are_judged(world, m
     monkeypatch.setattr(drift_watch, "report_with_pinned", verdict)
     end = watch()
     assert end.type == "FAILED"
-    assert end.message.startswith("cannot tell: no report. hcmi drift: need exit code 0, got 1. ")
+    assert end.message.startswith("cannot tell: no report. hcmi drift: need exit code 0, got 1.; ok: ")
     assert "search hurt: search hurt." in end.message
     assert watch().message.startswith("cannot tell: no report")       # it has no verdict yet; the others have theirs
 

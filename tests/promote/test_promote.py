@@ -182,6 +182,7 @@ def test_accepted_batches_are_in_the_index_of_every_later_release(here, retrain,
     assert len(clips) == 4
     assert {clip.video_id for clip in clips} <= ids(here / "releases/current/export/index")
     assert Releases("releases").current().batches == ["content"]
+    assert promote("--not-worse")["decision"] == "unchanged"        # the batch made no other model of it
 
 
 def test_newest_batches_are_compared_on_clips_that_no_training_sees(here, retrain, tmp_path):
