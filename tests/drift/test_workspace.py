@@ -77,7 +77,7 @@ def test_every_panel_draws_a_line_through_all_batches(workspace):
     counts = {legend: sum(map(len, points.values())) for (_, legend), points in lines.items()}
     assert counts["R@1"] == counts["clips"] == counts["whole clips"] == counts["brightness"] == 3
     assert min(counts.values()) >= 1        # a column that is constant in a batch is not compared
-    assert all(len(legend) <= 22 for legend in counts)      # Evidently cuts longer ones
+    assert all(len(legend) <= 30 for legend in counts)      # Evidently cuts longer ones
 
 
 def test_limit_of_each_distance_is_one_in_every_batch(reports):
