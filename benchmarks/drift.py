@@ -187,7 +187,7 @@ def unchanged(numbers: range) -> list[tuple[dict, bool, bool, bool | None]]:
         sample = WORLD.plain.sample(WORLD.plain.delivered(WORLD.generator))
         report = WORLD.judge(sample, number)
         alone = is_hurt(WORLD.judge(silent(sample), number)) if number % 3 == 0 else None
-        record = report.to_record()
+        record = report.to_record() | {"reference": WORLD.references[number % 2].card}
         found.append((record, is_alarm(report), is_hurt(report), alone))
     return found
 
@@ -241,14 +241,15 @@ def harmful(kind: str, count: int) -> tuple[tuple, tuple, tuple]:
 
 
 def measure_histories(records: list[dict], rate: float, generator: np.random.Generator) -> float:
-    """Share of 40 histories of 50 of these unchanged batches that report anything."""
+    """Share of 1,000 histories of 50 of these unchanged batches that report anything; a history has one reference."""
     points = [point_of(record, "2026-01-01") for record in records]
-    said = 0
-    for _ in range(40):
-        chosen = [points[row] for row in generator.integers(0, len(points), 50)]
+    most, said = most_by_chance(points[:1] * 50, rate), 0
+    for number in range(1000):
+        rows = generator.choice(np.arange(number % 2, len(points), 2), 50)
+        chosen = [replace(points[row], batch=f"{number}-{place}") for place, row in enumerate(rows)]
         alarms = sum(point.verdict not in ("ok", "cannot tell") for point in chosen)
-        said += bool(slow_changes(chosen)) or alarms > most_by_chance(50, rate)
-    return said / 40
+        said += bool(slow_changes(chosen)) or alarms > most
+    return said / 1000
 
 
 def measure_cost() -> tuple[float, float]:

@@ -1,54 +1,68 @@
 """All batches together: every batch once, a line per figure, and drift that is too slow for a single batch to show.
 
 It reads the report.json of the reports in a folder, and writes history.json and history.html into it.
+
+Quiet batches seldom raise anything, however many there are: of all histories of one model, at most 5 % do. R@1 and the
+distances get 2 % each by Ville's inequality, the number of alarms 1 %.
 """
 
 import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import comb
+from math import log
+from operator import eq, lt
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
+
+import numpy as np
+from scipy.stats import binom, hypergeom, norm
 
 from hcmi.drift.causes import plural
 from hcmi.drift.severity import LABEL_FREE
 from hcmi.drift.workspace import date_of
 from hcmi.files import atomic_file
 
-# CUSUM of R@1 and of the comparisons, in standard deviations. All batches share one reference, whose own error moves
-# all of them by up to half a standard deviation: `SLACK` is more. With `LIMIT`, fewer than 5 % of histories of 50 quiet
-# batches report anything (tests/drift/test_history.py). [ours]
-SLACK, LIMIT = 0.75, 9.0
-CHANCE = 0.02               # of as many alarms as there are, for calling them more than chance
+SLOW_CHANCE, COUNT_CHANCE = 0.02, 0.01      # of saying anything about a quiet history: of each figure, of the alarms
+SHIFT = 0.75                # standard deviations by which a slow change moves a batch [ours]
+MOST_SIGNAL = 3.0           # of one batch: its own verdict says more, and one alone must not be a slow change [ours]
 WIDTH, HEIGHT = 560, 90
 
 
 @dataclass(frozen=True)
 class Point:
-    """One batch of a history. `signal`: in standard deviations, above 0 where something is worse or further away."""
+    """One batch of a history, and the tested clips that it was compared with."""
 
     batch: str
     date: str
     verdict: str
-    recall: float | None
+    recall: float | None    # measured, per cent
     reference: float | None
     ratio: float            # the largest distance divided by its limit
-    signals: dict[str, float]
+    p_value: float          # of the largest distance
+    captions: int           # of the batch and of the tested clips, as if all were independent of each other
+    tested: int
+    shared: float           # part of a comparison's variance that comes from the tested clips, which batches share
+    model: str
 
 
 def newest_records(folder: str | Path) -> dict[str, tuple[float, dict[str, Any]]]:
-    """Batch -> the time of its newest report, and its record there, for all reports in `folder`."""
+    """Batch -> the time of its newest report, and its record there, for all reports in `folder`.
+
+    `reference` in a record is the report's.
+    """
     newest: dict[str, tuple[float, dict[str, Any]]] = {}
     for path in sorted(Path(folder).glob("*/report.json")):
         try:
-            batches = json.loads(path.read_text(encoding="utf-8"))["batches"]
+            report = json.loads(path.read_text(encoding="utf-8"))
+            batches = report["batches"]
         except (OSError, ValueError, KeyError):
             continue        # a report that is being written; the next history has it
         seconds = path.stat().st_mtime
         for record in batches:
             if record["batch"] not in newest or seconds > newest[record["batch"]][0]:
-                newest[record["batch"]] = seconds, record
+                newest[record["batch"]] = seconds, record | {"reference": report.get("reference", {})}
     return newest
 
 
@@ -60,52 +74,103 @@ def read_history(folder: str | Path) -> list[Point]:
 
 
 def point_of(record: dict[str, Any], date: str) -> Point:
-    """The batch of a record of report.json."""
-    severity = record["severity"] or {}
+    """The batch of a record of `newest_records`. Reports of earlier versions tell less."""
+    severity, reference = record["severity"] or {}, record.get("reference", {})
     if severity.get("how") == LABEL_FREE:
         severity = {}       # the line of R@1 shows what was measured
-    signals = {}
-    if severity:
-        low, high = severity["change_interval"]
-        signals["R@1"] = -severity["change"] / max((high - low) / 3.92, 1e-6)
-    # the adjusted p-value of the largest distance is even between 0 and 1 without a change
-    signals["distance"] = NormalDist().inv_cdf(1 - min(max(min(shift["p_value"] for shift in record["shifts"]), 5e-4),
-                                                       0.9995))
+    size, known = max(record["clips"] or record["queries"], 1), max(reference.get("clips", 0), 1)
+    batch_share, known_share = record.get("independent", 0) / size, reference.get("independent", 0) / known
     return Point(record["batch"], date, record["verdict"], severity.get("recall_at_1"), severity.get("reference"),
-                 max(shift["distance_over_limit"] for shift in record["shifts"]), signals)
+                 max(shift["distance_over_limit"] for shift in record["shifts"]),
+                 min(shift["p_value"] for shift in record["shifts"]),
+                 round(severity.get("captions", 0) * batch_share),
+                 round(reference.get("captioned", 0) * known_share), size / (size + known), reference.get("model", ""))
 
 
-def slow_changes(points: list[Point]) -> dict[str, str]:
-    """Figure -> the batch since which it has changed slowly; only figures whose sum of deviations crosses `LIMIT`.
-
-    One-sided CUSUM (Page 1954): deviations beyond `SLACK` add up, and the sum never falls below zero.
-    """
-    found: dict[str, str] = {}
-    for name in ("R@1", "distance"):
-        total, since = 0.0, ""
-        for point in points:
-            if name not in point.signals:
-                continue
-            # one batch alone cannot cross the limit: its own verdict says so already
-            step = min(point.signals[name], 3.0) - SLACK
-            if total + step <= 0:
-                total, since = 0.0, ""
-                continue
-            since = since or point.batch
-            total += step
-            if total >= LIMIT:
-                found[name] = since
+def slow_changes(points: Sequence[Point]) -> dict[str, str]:
+    """Figure -> the batch since which it has probably changed, for figures that have. Only the newest model counts."""
+    points = [point for point in points if point.model == points[-1].model]
+    measured = [point for point in points if point.captions and point.tested]
+    found = {}
+    for name, some, p_values in (("R@1", measured, _fewer_found(measured)), ("distance", points, _farther(points))):
+        if (place := first_change(p_values, SLOW_CHANCE)) is not None:
+            found[name] = some[place].batch
     return found
 
 
-def most_by_chance(num_batches: int, false_alarm_rate: float) -> int:
-    """The number of alarms that `num_batches` quiet batches exceed in fewer than `CHANCE` of cases (binomial)."""
-    below = 0.0
-    for count in range(num_batches + 1):
-        below += comb(num_batches, count) * false_alarm_rate**count * (1 - false_alarm_rate) ** (num_batches - count)
-        if 1 - below < CHANCE:
-            return count
-    return num_batches
+def first_change(p_values: Sequence[float], chance: float) -> int | None:
+    """Where the evidence for a change is strongest at the first time that it is enough; None where it never is.
+
+    Of series of independent p-values without a change, however long, at most the share `chance` has one. The evidence
+    for a change at place j is the likelihood ratio of normal scores moved by `SHIFT`. These are averaged over all j
+    with the weights 1 / j (j + 1), which sum to 1, so the average is a martingale that starts at 1. Source: Ville,
+    1939, for the inequality; Shiryaev, 1963, for the average over change points.
+    """
+    scores = np.minimum(norm.isf(np.asarray(p_values, float)), MOST_SIGNAL)
+    places = np.arange(1, len(scores) + 1)
+    weights = -np.log(places * (places + 1))        # these, and the ratios, are logarithms
+    ratios = np.zeros(len(scores))                  # one for each place so far
+    for number, gain in enumerate(SHIFT * scores - SHIFT**2 / 2, 1):
+        ratios[:number] += gain
+        if np.logaddexp.reduce([*(weights + ratios)[:number], -log(number + 1)]) >= -log(chance):
+            return int(ratios[:number].argmax())
+    return None
+
+
+def _fewer_found(points: Sequence[Point]) -> list[float]:
+    """For each batch: how often so few of its captions would find their clips if it were like all before it.
+
+    Before it come the tested clips and the earlier batches: compared with the tested clips alone, all batches would
+    share the error of these. Such p-values are independent of each other. Source: Hawkins, Self-starting CUSUM, 1987;
+    Vovk and others, Algorithmic learning in a random world, 2005, for the independence.
+    """
+    if not points:
+        return []
+    captions = np.array([point.captions for point in points])
+    recall, reference = (np.array(values, float) / 100 for values in zip(*(
+        (point.recall, point.reference) for point in points), strict=True))
+    now = np.rint(captions * (1 - recall))
+    seen = points[0].tested + np.cumsum(captions)
+    lost = np.rint(points[0].tested * (1 - reference[0])) + np.cumsum(now)
+    tie = np.array([_tie(point) for point in points])
+    return (hypergeom.sf(now, seen, lost, captions) + tie * hypergeom.pmf(now, seen, lost, captions)).tolist()
+
+
+def _farther(points: Sequence[Point]) -> list[float]:
+    """For each batch: its rank among the earlier ones by the p-value of its largest distance, as a share.
+
+    The tested clips are the same for all, so their error moves no rank. Ranks in order of arrival are independent
+    (Renyi, 1962).
+    """
+    so_far: list[float] = []
+    ranks = []
+    for point in points:
+        so_far.append(point.p_value)
+        smaller, equal = (sum(compare(value, point.p_value) for value in so_far) for compare in (lt, eq))
+        ranks.append((smaller + _tie(point) * equal) / len(so_far))
+    return ranks
+
+
+def _tie(point: Point) -> float:
+    """Between 0 and 1, the same again for the same batch: ties are broken at random, so that p-values are even."""
+    return float(np.random.default_rng(zlib.crc32(point.batch.encode())).uniform(1e-3, 1))
+
+
+def most_by_chance(points: Sequence[Point], false_alarm_rate: float) -> int:
+    """The number of alarms that quiet histories exceed, at any time, in fewer than `COUNT_CHANCE` of cases.
+
+    The tested clips' own error moves all batches together, so alarms come in clusters: the model has one common factor
+    (Vasicek, 1987). Numbers of batches from one power of two to the next share a limit, so that few limits share
+    the chance.
+    """
+    if not points:
+        return 0
+    doubled = (len(points) - 1).bit_length()
+    shared = float(np.mean([point.shared for point in points]))
+    error = norm.ppf((np.arange(2_000) + 0.5) / 2_000)
+    rates = norm.cdf((norm.ppf(false_alarm_rate) + shared**0.5 * error) / (1 - shared) ** 0.5)
+    chance = COUNT_CHANCE / ((doubled + 1) * (doubled + 2))
+    return next(count for count in range(2**doubled + 1) if binom.sf(count, 2**doubled, rates).mean() < chance)
 
 
 def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]:
@@ -113,7 +178,7 @@ def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]
     points = read_history(folder)
     slow = slow_changes(points)
     alarms = sum(point.verdict not in ("ok", "cannot tell") for point in points)
-    most = most_by_chance(len(points), false_alarm_rate)
+    most = most_by_chance(points, false_alarm_rate)
     result = {"batches": [{"batch": point.batch, "date": point.date, "verdict": point.verdict,
                            "recall_at_1": point.recall, "largest_distance_over_limit": round(point.ratio, 3)}
                           for point in points],
@@ -129,7 +194,7 @@ def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]
 def _page(points: list[Point], slow: dict[str, str], alarms: int, most: int) -> str:
     from hcmi.drift.page import STATIC
 
-    said = [f"{name} has changed slowly since {batch}, though no single batch need have shown it."
+    said = [f"{name} has changed slowly, probably since {batch}, though no single batch need have shown it."
             for name, batch in slow.items()]
     if alarms > most:
         said.insert(0, f"{alarms} of {plural(len(points), 'batch', 'batches')} changed; by chance at most {most} do.")

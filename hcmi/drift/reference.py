@@ -3,6 +3,7 @@
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import torch
 
 from hcmi.drift.causes import COPY, COPY_CHANCE, unknown_share, words_of
 from hcmi.drift.damage import damage, damaged_rows
-from hcmi.drift.groups import group_rows, near_limit
+from hcmi.drift.groups import group_rows, independent, near_limit
 from hcmi.drift.label_free_recall import Scores, hits
 from hcmi.drift.profile import Profile, fit_temperature, query_columns, unit
 from hcmi.drift.recall_from_clips import Clips, RecallFromClips, can_fit
@@ -58,6 +59,14 @@ class Reference:
         """The batch's profile and the scores of its captions."""
         scores = self._scores(batch)
         return self._profile(batch, scores), scores
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What report.json says about it. `independent`: the number of independent clips that it is worth."""
+        groups = self.profile.groups
+        assert groups is not None
+        return {"clips": len(self.sample), "captioned": len(self.sample.captioned),
+                "independent": round(independent(groups), 2), "model": self.model.fingerprint[:12]}
 
     @cached_property
     def from_clips(self) -> RecallFromClips | None:

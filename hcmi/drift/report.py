@@ -7,6 +7,7 @@ import numpy as np
 
 from hcmi.drift.causes import Cause
 from hcmi.drift.compare import Shift
+from hcmi.drift.groups import independent
 from hcmi.drift.label_free_recall import Estimate
 from hcmi.drift.profile import Profile
 from hcmi.drift.sample import Sample, count_reasons, unreadable
@@ -78,6 +79,7 @@ class BatchReport:
             "clips": len(self.sample or ()), "found": self.num_found, "queries": self.num_queries,
             "captioned": len(self.sample.captioned) if self.sample else 0,
             "groups": len(np.unique(self.profile.groups)) if self.profile and self.profile.groups is not None else 0,
+            "independent": _round(self._independent()),
             "recall_at_1": self._recall_record(), "lost": self.lost,
             "weak_slices": [{"name": some.name, "captions": some.captions, "recall_at_1": _round(some.recall),
                              "rest": _round(some.rest)} for some in self.slices],
@@ -89,6 +91,12 @@ class BatchReport:
             "skipped": len(self.skipped), "skipped_reasons": count_reasons(self.skipped),
             "skipped_files": [{"path": skip.path, "reason": skip.reason, "detail": skip.detail}
                               for skip in self.skipped[:SHOWN_SKIPS]]}
+
+    def _independent(self) -> float:
+        """The number of independent clips, or queries, that this batch is worth."""
+        if self.profile is None:
+            return 0.0
+        return len(self.profile) if self.profile.groups is None else independent(self.profile.groups)
 
     def _severity_record(self) -> dict[str, Any] | None:
         """R@1 of the batch and the reference in per cent, among the same gallery; null when nobody can say."""

@@ -54,7 +54,7 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
         tune_allocator()
         model = load_retriever(model_dir, pick_device("auto"))
         reference = Reference(model, export_dir, shards_dir, np.random.default_rng(params.drift.seed))
-        card = {"clips": len(reference.sample), "captioned": len(reference.sample.captioned)}
+        card = reference.card
         for folder in track(folders, "drift", unit="batch"):
             reports.append(judge(folder, reference, params, shards_dir, learned))
             _add_evidently(reports[-1], reference)

@@ -20,6 +20,13 @@ from hcmi.files import atomic_dir
 NAME = "HCMI drift"
 ENDING = ".evidently.json"
 FOLDERS = ("reports/watch", "reports/drift")
+# Columns of one panel have distances of one size: those of ranks and words reach a hundred limits.
+PANELS = {"What the clips and captions show": ("video_embedding", "classifier", "caption_embedding"),
+          "Scores": ("own_score", "margin"), "Ranks and words": ("rank", "unknown_words"),
+          "Pictures": ("nearest_known", "duration_s", "brightness", "sharpness", "motion")}
+# Evidently cuts longer ones.
+LEGENDS = {"video_embedding": "whole clips", "classifier": "a classifier", "caption_embedding": "captions",
+           "rank": "mean rank", "unknown_words": "unknown words", "nearest_known": "likeness to known"}
 
 
 def find_snapshots(folders: Sequence[str | Path]) -> list[tuple[datetime, Path]]:
@@ -83,28 +90,23 @@ def _add_dashboard(project: Any) -> None:
     from hcmi.drift.evidently_report import FOUND, METHOD, SHOWN
     from hcmi.drift.summary import COLUMNS
 
-    def drift(name: str) -> PanelMetric:
-        label = COLUMNS[name].label
-        return PanelMetric(legend=label, metric="ValueDrift", metric_labels={"column": label, "method": METHOD})
-
     def distance(name: str) -> PanelMetric:
         label = COLUMNS[name].label
-        return PanelMetric(legend=label, metric="DistanceOverLimit", metric_labels={"label": label})
+        metric, labels = ("ValueDrift", {"column": label, "method": METHOD}) if name in SHOWN else (
+            "DistanceOverLimit", {"label": label})
+        return PanelMetric(legend=LEGENDS.get(name, label), metric=metric, metric_labels=labels)
 
     dashboard = project.dashboard
-    dashboard.add_panel(text_panel("New batches", "A point for each batch. A distance of 1 is its limit."), "Overview")
+    dashboard.add_panel(text_panel(
+        "New batches", "A point for each batch. Distances are divided by their limits, so 1 is the limit of each line. "
+        "Reports, above, holds each batch with its verdict as a tag."), "Overview")
     dashboard.add_panel(line_plot_panel(
         "R@1: share of captions that find their own clip first",
         [PanelMetric(legend="R@1", metric="MeanValue", metric_labels={"column": FOUND})]), "Overview")
-    dashboard.add_panel(line_plot_panel(
-        "What the clips and captions show: distance over limit",
-        [distance(name) for name in ("video_embedding", "classifier", "caption_embedding")]), "Overview")
     dashboard.add_panel(bar_plot_panel("Clips in the batch", [PanelMetric(legend="clips", metric="RowCount")]),
                         "Overview")
-    for title, names in (("Search", ("rank", "own_score", "margin", "unknown_words")),
-                         ("Pictures", tuple(name for name in SHOWN if name not in ("rank", "own_score", "margin",
-                                                                                   "unknown_words")))):
-        dashboard.add_panel(line_plot_panel(f"{title}: distance over limit", [drift(name) for name in names]), title)
+    for title, names in PANELS.items():
+        dashboard.add_panel(line_plot_panel(f"{title}: distance over limit", [distance(name) for name in names]), title)
 
 
 def main() -> None:

@@ -54,21 +54,21 @@ def test_sentence_for_each_kind_of_batch(reference, kind):
 def test_harmless_changes_are_seen_and_search_is_not_hurt(reference, kind):
     """The same red word as for a search that has collapsed was said of ten of ten such batches."""
     generator = np.random.default_rng(1)
-    found = [reference.judge(scaled(made_sample(100, generator), **HARMLESS[kind]), generator) for _ in range(3)]
-    assert [report.verdict for report in found] == ["changed"] * 3
+    found = [reference.judge(scaled(made_sample(100, generator), **HARMLESS[kind]), generator) for _ in range(2)]
+    assert [report.verdict for report in found] == ["changed"] * 2
     assert all("train again" not in report.advice for report in found)
 
 
 def test_new_shapes_in_a_tenth_of_the_clips_are_seen_and_named(reference):
     """One of twenty such batches alarmed."""
     generator = np.random.default_rng(2)
-    found = [reference.judge(new_shapes(made_sample(100, generator), 0.1, generator), generator) for _ in range(6)]
+    found = [reference.judge(new_shapes(made_sample(100, generator), 0.1, generator), generator) for _ in range(4)]
     assert {report.verdict for report in found} <= {"changed", "search hurt"}
     for report in found:
         assert [cause.name for cause in report.causes] == ["unknown words"]
         assert "10 captions of 100 have words that no training caption has" in report.why
     told = ["R@1 of these is" in report.why and "train again" in report.advice for report in found]
-    assert sum(told) >= 4       # in ten captions the fall may be within what chance gives
+    assert sum(told) >= 2       # in ten captions the fall may be within what chance gives
 
 
 def test_unknown_words_that_search_finds_as_well_are_no_reason_to_train(reference):

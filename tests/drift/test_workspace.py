@@ -1,0 +1,115 @@
+"""A workspace of several batches: each panel of the dashboard has a point for each batch, and 1 is the limit of all."""
+
+import asyncio
+import json
+import os
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from made_batches import MadeReference, made_sample, new_shapes, scaled
+
+from hcmi.drift.workspace import FOLDERS, build_workspace, find_snapshots
+from hcmi.errors import DriftError
+
+BATCHES = {"2026-11-23_same": lambda sample, _: sample,
+           "2026-11-20_brighter": lambda sample, _: scaled(sample, brightness=1.3),
+           "2026-11-21_shapes": lambda sample, generator: new_shapes(sample, 0.3, generator)}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """A folder of reports, one batch each; the verdicts of the batches."""
+    from hcmi.drift.evidently_report import report_with_evidently
+
+    root, reference, verdicts = tmp_path_factory.mktemp("reports"), MadeReference(100), {}
+    for number, (name, make) in enumerate(BATCHES.items()):
+        generator = np.random.default_rng(number)
+        report = reference.judge(make(made_sample(40, generator), generator), generator)
+        texts = [""] * len(reference.sample), [""] * len(report.sample)
+        found = report_with_evidently(name, report.verdict, reference.profile, report.profile, texts, report.shifts,
+                                      report.severity)
+        (root / name).mkdir()
+        (root / name / f"{name}.evidently.json").write_text(found.snapshot, encoding="utf-8")
+        verdicts[name] = report.verdict
+    return root, verdicts
+
+
+@pytest.fixture(scope="module")
+def workspace(reports, tmp_path_factory):
+    """Evidently's own view of the workspace, and its only project."""
+    os.environ["DO_NOT_TRACK"] = "1"
+    out = tmp_path_factory.mktemp("made") / "workspace"
+    assert build_workspace([reports[0]], out) == 3
+    from evidently.ui.workspace import Workspace
+
+    found = Workspace(str(out))
+    [project] = found.list_projects()
+    return found, project
+
+
+def test_each_batch_is_there_with_its_date_its_name_and_its_verdict(reports, workspace):
+    found, project = workspace
+    runs = [found.get_run(project.id, run) for run in found.list_runs(project.id)]
+    assert {run.name: (run.timestamp.date().isoformat(), sorted(run.tags), run.metadata) for run in runs} == {
+        name: (name[:10], sorted([name, verdict]), {"verdict": verdict}) for name, verdict in reports[1].items()}
+
+
+def test_every_panel_draws_a_line_through_all_batches(workspace):
+    """Four snapshots gave four lines of one point each, because each had its own limit as a parameter."""
+    from evidently.ui.service.base import SeriesFilter
+
+    found, project = workspace
+    storage = found.datasets.project_manager.data_storage
+    panels = [panel for panel in project.dashboard.model().panels if panel.values]
+    assert len(panels) >= 5
+    lines = {}
+    for panel in panels:
+        for value in panel.values:
+            wanted = SeriesFilter(tags=[], metadata={}, metric=value.metric, metric_labels=value.metric_labels)
+            answer = asyncio.run(storage.get_data_series(project.id, [wanted], None, None))
+            points = {series.params.get("column", series.params.get("label", "")): [
+                one for one in series.values if one is not None] for series in answer.series}
+            lines[panel.title, value.legend] = points
+            assert len(answer.series) <= 1, (panel.title, value.legend, points)     # not a line for each batch
+            assert [source.timestamp.day for source in answer.sources] == sorted(
+                source.timestamp.day for source in answer.sources)
+    counts = {legend: sum(map(len, points.values())) for (_, legend), points in lines.items()}
+    assert counts["R@1"] == counts["clips"] == counts["whole clips"] == counts["brightness"] == 3
+    assert min(counts.values()) >= 1        # a column that is constant in a batch is not compared
+    assert all(len(legend) <= 30 for legend in counts)      # Evidently cuts longer ones
+
+
+def test_limit_of_each_distance_is_one_in_every_batch(reports):
+    for path in reports[0].glob("*/*.json"):
+        snapshot = json.loads(path.read_text(encoding="utf-8"))
+        drifts = [some for some in _dicts(snapshot) if some.get("method") == "distance_over_limit"]
+        assert drifts
+        assert {some["threshold"] for some in drifts if some.get("threshold") is not None} == {1.0}
+
+
+def _dicts(value):
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _dicts(one)
+
+
+def test_of_two_reports_on_a_batch_the_newer_one_is_taken_and_an_undated_name_gets_the_time_of_its_file(tmp_path):
+    for folder, seconds in (("a", 1_000_000_000), ("b", 1_100_000_000)):
+        (tmp_path / folder).mkdir()
+        for name in ("films", "2026-11-20"):
+            path = tmp_path / folder / f"{name}.evidently.json"
+            path.write_text("{}")
+            os.utime(path, (seconds, seconds))
+    assert find_snapshots([tmp_path]) == [
+        (datetime.fromtimestamp(1_100_000_000, UTC), tmp_path / "b" / "films.evidently.json"),
+        (datetime(2026, 11, 20, tzinfo=UTC), tmp_path / "b" / "2026-11-20.evidently.json")]
+
+
+def test_no_reports_is_one_line(tmp_path):
+    with pytest.raises(DriftError, match=r"need a drift report of a batch, got none\. Run `hcmi drift`"):
+        build_workspace([tmp_path / folder for folder in FOLDERS], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
