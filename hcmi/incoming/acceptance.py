@@ -5,7 +5,7 @@ lists what belongs in the search index: a batch that is only made searchable mak
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,14 +50,20 @@ def accept_judged(incoming: Path, ledger: Ledger, path: str | Path) -> list[Acce
     return [entry for entry in allowed if _accept(path, entry, action(entry.verdict).search)]
 
 
-def accept_named(incoming: Path, ledger: Ledger, path: str | Path, names: Collection[str]) -> list[Accepted]:
-    """Accept these batches whatever their verdict, to be searched too. Raises: DataError when one is not there."""
+def accept_named(incoming: Path, ledger: Ledger, path: str | Path, names: Collection[str],
+                 check: Callable[[Path], object]) -> list[Accepted]:
+    """Accept these batches whatever their verdict, to be searched too, or none of them.
+
+    `check` raises for the folder of a batch that cannot be used: on the list, it would stop every later call.
+    Raises: DataError when a batch is not there, and what `check` raises.
+    """
     folders = {folder.name: folder for folder in find_batches(incoming)}
     found = []
     for name in names:
         if name not in folders:
             raise DataError(f"{incoming}: need a batch called {name!r}, got {', '.join(folders) or 'none'}. "
                             "Correct the name.")
+        check(folders[name])
         content = ledger.content(folders[name], look(folders[name]))
         verdict = ledger.verdicts.get(content, {}).get("verdict", "not judged")
         found.append(Accepted(name, content, f"{verdict}, {BY_HAND}", _now()))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.config import Params
+from hcmi.dataset import batch_clips
 from hcmi.drift import drift
 from hcmi.errors import ReleaseError
 from hcmi.files import ask_to_write, lock
@@ -49,7 +50,7 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
                       "quarantined": took.quarantined}
         ledger = Ledger(Path(reports_dir))
         if batches:
-            accept_named(incoming, ledger, accepted, batches)
+            accept_named(incoming, ledger, accepted, batches, lambda batch: batch_clips(batch, params.dataset))
         elif judge:
             found |= _judge(release, ledger, incoming, Path(reports_dir), params, quiet_s)
             accept_judged(incoming, ledger, accepted)

@@ -80,6 +80,10 @@ def test_batches_are_accepted_once_and_as_they_are_now(tmp_path):
     assert listed(path) == [("b", False), ("a", True)]
 
 
+def usable(folder: Path) -> None:
+    pass
+
+
 def test_named_batches_are_accepted_whatever_their_verdict(tmp_path):
     incoming, path = tmp_path / "incoming", tmp_path / "accepted.json"
     for name in ("a", "b"):
@@ -87,12 +91,12 @@ def test_named_batches_are_accepted_whatever_their_verdict(tmp_path):
     ledger = Ledger(tmp_path)
     judge(incoming, ledger, a="search hurt")
     accept_judged(incoming, ledger, path)
-    assert [entry.verdict for entry in accept_named(incoming, ledger, path, ["a", "b"])] == [
+    assert [entry.verdict for entry in accept_named(incoming, ledger, path, ["a", "b"], usable)] == [
         "search hurt, by hand", "not judged, by hand"]
     assert listed(path) == [("a", True), ("b", True)]
     assert [entry.verdict for entry in read_accepted(path)] == ["search hurt", "not judged, by hand"]
     with pytest.raises(DataError, match="need a batch called 'z', got a, b"):
-        accept_named(incoming, ledger, path, ["z"])
+        accept_named(incoming, ledger, path, ["z"], usable)
 
 
 def test_training_data_stays_as_it_was_when_a_batch_is_only_made_searchable(tmp_path):
@@ -103,10 +107,10 @@ def test_training_data_stays_as_it_was_when_a_batch_is_only_made_searchable(tmp_
     judge(incoming, ledger, a="search hurt")
     accept_judged(incoming, ledger, path)
     before = path.read_bytes()
-    accept_named(incoming, ledger, path, ["a"])
+    accept_named(incoming, ledger, path, ["a"], usable)
     assert path.read_bytes() == before
     assert listed(path) == [("a", True)]
-    assert accept_named(incoming, ledger, path, ["a"]) == []
+    assert accept_named(incoming, ledger, path, ["a"], usable) == []
 
 
 def test_a_broken_list_of_searched_batches_is_said_in_one_line(tmp_path):

@@ -98,6 +98,17 @@ def test_verdict_decides_and_a_person_may_decide_otherwise(here, new):
         "hcmi: data/incoming: need a batch called 'other', got cannot_tell.1, changed.1, search_hurt.1.")
 
 
+def test_batch_of_nothing_usable_is_refused_and_stops_no_later_call(here, new):
+    put_batch(here, "ok.1", new[:1])
+    put_batch(here, "cannot_tell.2", new[1:2])
+    for film in Path("data/incoming/cannot_tell.2/videos").iterdir():
+        film.write_bytes(b"not a video")
+    said = call_hcmi("add", "--batch", "ok.1", "--batch", "cannot_tell.2", code=1).stderr
+    assert "need a video that can be decoded" in said.splitlines()[-1]
+    assert not Path("data/accepted.json").exists()
+    assert add("--batch", "ok.1")["added"] == {"ok.1": 1}
+
+
 def test_batch_is_judged_again_when_the_machine_was_in_trouble(here, new, judged):
     put_batch(here, "machine.1", new[:1])
     assert add()["verdicts"] == {"machine.1": "machine: So it is. It is judged again the next time."}
