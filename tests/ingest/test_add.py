@@ -103,9 +103,10 @@ def test_batch_of_nothing_usable_is_refused_and_stops_no_later_call(here, new):
     put_batch(here, "cannot_tell.2", new[1:2])
     for film in Path("data/incoming/cannot_tell.2/videos").iterdir():
         film.write_bytes(b"not a video")
+    before = Path("data/accepted.json").read_bytes()
     said = call_hcmi("add", "--batch", "ok.1", "--batch", "cannot_tell.2", code=1).stderr
     assert "need a video that can be decoded" in said.splitlines()[-1]
-    assert not Path("data/accepted.json").exists()
+    assert Path("data/accepted.json").read_bytes() == before
     assert add("--batch", "ok.1")["added"] == {"ok.1": 1}
 
 
