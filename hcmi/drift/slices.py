@@ -62,7 +62,8 @@ def _words(captions: Sequence[str], inside_N: np.ndarray) -> str:
     """The words whose share of captions inside is most above that outside."""
     words = [set(words_of(caption)) for caption in captions]
     counts: dict[str, float] = {}
-    for row, some in enumerate(words):
+    within, without = 1 / int(inside_N.sum()), -1 / int((~inside_N).sum())
+    for is_inside, some in zip(inside_N.tolist(), words, strict=True):
         for word in some:
-            counts[word] = counts.get(word, 0.0) + (1 / inside_N.sum() if inside_N[row] else -1 / (~inside_N).sum())
+            counts[word] = counts.get(word, 0.0) + (within if is_inside else without)
     return ", ".join(sorted(counts, key=lambda word: (-counts[word], word))[:NAMING_WORDS])
