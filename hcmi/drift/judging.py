@@ -74,7 +74,7 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     return report
 
 
-def why_unreadable(failed: Sequence[Skip], num_found: int, limit: float) -> tuple[str, str]:
+def why_unreadable(failed: list[Skip], num_found: int, limit: float) -> tuple[str, str]:
     """The reason of `cannot tell`, and a sentence for it: the machine's fault or the files'."""
     busy = sum(skip.reason in MACHINE_REASONS for skip in failed) > len(failed) / 2
     return MACHINE if busy else UNREADABLE, (
