@@ -133,6 +133,7 @@ def test_series_can_be_compared_by_name_though_they_are_not_on_the_page(scenes):
         "metrics/train/plots/metrics/train/loss.tsv", "plots/recall_curve.csv"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_real_clips_go_through_all_stages_with_odd_files_among_them(tmp_path, shared_data):
     """Every readable clip is in the shards, each unreadable one is named with its reason, and search answers."""

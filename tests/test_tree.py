@@ -42,6 +42,7 @@ def words(folder: Path) -> set[str]:
     return {word for some in captions for caption in some for word in caption.replace(",", "").split()}
 
 
+@pytest.mark.slow
 def test_experiment_worktree_and_copy_run_their_own_code(tmp_path, environment):
     project = tmp_path / "project"
     project.mkdir()

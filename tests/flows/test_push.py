@@ -30,6 +30,7 @@ def push(toy: Path) -> subprocess.CompletedProcess:
                           capture_output=True, timeout=600, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_push_is_tried_again_and_said_when_the_remote_is_away_and_done_by_the_next_run(toy):
     text = (toy / "dvc.yaml").read_text()

@@ -111,6 +111,7 @@ def interrupt_and_go_on(start, toy: Path, interrupt) -> None:
     assert_next_run_completes(start, toy, lock, run)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_next_run_completes_when_everything_was_killed_in_a_stage(start, toy):
     interrupt_and_go_on(start, toy, kill_everything)

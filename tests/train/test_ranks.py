@@ -94,6 +94,7 @@ def family(mark: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_train_ends_with_all_its_processes_and_continues_when_it_is_killed(films, two, tmp_path):
     parent = start(tmp_path, films, RANKS_TEST=str(tmp_path))
     while not list(tmp_path.glob("checkpoints/*/step_*")):
