@@ -62,7 +62,7 @@ from hcmi.releases import Releases
 
 INBOX = "data/inbox"
 ACCEPTED = Path("data/accepted.json")
-RETRAIN = "pipeline/retrain"
+RETRAIN = "pipeline/retrain"        # a deployment, as `flow/name`
 COOL_DOWN_HOURS = 24.0
 DECODE_SECONDS = 20.0               # for the first frame of a new file
 

@@ -33,8 +33,7 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     """The clips of a folder in the `folder` format in order of video_id, and a Skip for everything left out.
 
     Without `captions_required` every video file becomes a clip, with the captions that captions.csv has for it, if
-    there is one. With `windows`, a long video without captions is divided, and each
-    window is a clip.
+    there is one. With `windows`, a long video without captions is divided, and each window is a clip.
 
     Raises: DataError when the table is wrong or names a file outside the folder.
     """

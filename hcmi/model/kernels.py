@@ -21,7 +21,7 @@ def tile_for(words_chunk: int, frames_chunk: int, item_size: int, keep: bool) ->
     """Numbers of rows and columns of a tile and of depth at a time, and the launch options: the fastest on an H200.
 
     They hold a chunk of either side. No tuning at run time: the first sizes that come, which decide, are small, and
-    their best tile has a third of the speed for a large gallery.
+    their best tile has half the speed for a large gallery.
     """
     if INTERPRETED.value:
         rows, columns, depth, warps, stages = 32, 16, 16, 4, 1
