@@ -30,11 +30,6 @@ def what_now(todo: Sequence[str]) -> str:
     return "\n".join(["**What now?**", "", *(f"- {one}" for one in todo)])
 
 
-def number(count: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 class Progress:
     """A bar on the page of a run, and a description of it, from the lines that a stage prints.
 

@@ -28,7 +28,7 @@ from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.states import State
 
-from flows.artifacts import number, show, what_now
+from flows.artifacts import show, what_now
 from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
 from flows.drift_watch import (
     INCOMING,
@@ -59,6 +59,7 @@ from hcmi.incoming import (
     judged_batches,
 )
 from hcmi.releases import Releases
+from hcmi.wording import plural
 
 INBOX = "data/inbox"
 ACCEPTED = Path("data/accepted.json")
@@ -186,8 +187,8 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
            started: str, remarks: list[str]) -> None:
     """The artifact: what came in, what was decided, and what a person has to do. `remarks`: about bucket and remote."""
     release = Releases().current()
-    came = [f"{number(len(took.files), 'new file')} came: batch `{took.batch}`."] if took.batch else []
-    came += [f"Still being written: {number(len(took.waiting), 'file')}."] if took.waiting else []
+    came = [f"{plural(len(took.files), 'new file')} came: batch `{took.batch}`."] if took.batch else []
+    came += [f"Still being written: {plural(len(took.waiting), 'file')}."] if took.waiting else []
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
     done = [f"`{name}`: {count} clips are searchable now." for name, count in added.items()]
     done += [started + "."] if started else []

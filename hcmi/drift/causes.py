@@ -9,6 +9,7 @@ import numpy as np
 
 from hcmi.drift.label_free_recall import Scores, exchanged_captions
 from hcmi.types import Clip, Skip
+from hcmi.wording import plural
 
 COPY = 0.995                # cosine of the vectors of two clips that show the same, at least [ours]
 SAME_LOOK = 16.0            # of 255, by which the parts of two frames that show the same may differ [ours]
@@ -42,11 +43,6 @@ def unknown_share(caption: str, known: Collection[str]) -> float:
     """Share of a caption's words that no caption of the training and validation clips has."""
     words = words_of(caption)
     return sum(word not in known for word in words) / max(len(words), 1)
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    """`1 clip`, `2 clips`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _enough(count: int, total: int, usual: float = 0.0) -> bool:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom, hypergeom, norm
 
-from hcmi.drift.causes import plural
 from hcmi.drift.severity import LABEL_FREE
 from hcmi.drift.workspace import date_of
 from hcmi.files import atomic_file
+from hcmi.wording import plural
 
 SLOW_CHANCE, COUNT_CHANCE = 0.02, 0.01      # of saying anything about a quiet history: of each figure, of the alarms
 SHIFT = 0.75                # standard deviations by which a slow change moves a batch [ours]

@@ -17,7 +17,6 @@ from hcmi.drift.causes import (
     copies_within,
     empty_captions,
     has_new_words,
-    plural,
     repeats,
     unknown_words,
     wrong_captions,
@@ -36,6 +35,7 @@ from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
 from hcmi.drift.verdict import MACHINE, MACHINE_REASONS, TOO_FEW, UNREADABLE, decide
 from hcmi.errors import DataError, MachineError, shown
 from hcmi.types import Skip, path_text
+from hcmi.wording import plural
 
 SHOWN_LOST = 20
 

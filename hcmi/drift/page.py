@@ -8,13 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hcmi.drift.causes import plural
 from hcmi.drift.page_figures import clip_map, strips, table
 from hcmi.drift.profile import Profile
 from hcmi.drift.report import SHOWN_SKIPS, BatchReport
 from hcmi.drift.severity import LABEL_FREE, Severity
 from hcmi.drift.verdict import CHANGED, HURT, OK, UNKNOWN
 from hcmi.types import Skip
+from hcmi.wording import plural
 
 STATIC = Path(__file__).with_name("static")
 CLASSES = {HURT: "hurt", UNKNOWN: "unknown", CHANGED: "changed", OK: "ok"}      # most urgent first

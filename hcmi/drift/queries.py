@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hcmi.drift.causes import Cause, plural, unknown_share, unknown_words
+from hcmi.drift.causes import Cause, unknown_share, unknown_words
 from hcmi.drift.compare import compare
 from hcmi.drift.profile import MIN_CLIPS, Profile, query_columns
 from hcmi.drift.reference import Reference
@@ -17,6 +17,7 @@ from hcmi.drift.verdict import CHANGED, OK, TOO_FEW
 from hcmi.errors import DataError
 from hcmi.model import encode_texts
 from hcmi.types import TextTokens
+from hcmi.wording import plural
 
 LOG = "queries.jsonl"
 LEAST_NOTHING = 0.03        # share of queries without an answer that is worth a word [ours]

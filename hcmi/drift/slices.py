@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.cluster import KMeans
 
-from hcmi.drift.causes import plural, words_of
+from hcmi.drift.causes import words_of
 from hcmi.drift.profile import MIN_CLIPS
 from hcmi.evaluate import difference_of_rates
+from hcmi.wording import plural
 
 LEAST_GAP = 5.0             # points of R@1 that the whole interval lies below the rest: many parts are looked at [ours]
 CLUSTER_SIZE, MOST_CLUSTERS = 25, 8         # clips in the mean; clusters [ours]

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from hcmi.drift.causes import TRAIN_WITH, Cause, plural
+from hcmi.drift.causes import TRAIN_WITH, Cause
 from hcmi.drift.severity import LABEL_FREE, TOLERATED, WITHOUT_WRONG, Severity
+from hcmi.wording import plural
 
 OK, CHANGED, HURT, UNKNOWN = "ok", "changed", "search hurt", "cannot tell"
 # Why a batch got the verdict `cannot tell`.

@@ -38,6 +38,7 @@ from hcmi.search import Retriever, check_query, hit_record, parse_tags, span_tex
 from hcmi.serve.following import FollowingRetriever
 from hcmi.types import Hit
 from hcmi.video import EncodeJob, check_file, encode_job, run_one
+from hcmi.wording import plural
 
 STATIC = Path(__file__).with_name("static")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
@@ -152,7 +153,7 @@ def _card(hit: Hit, here: bool) -> dict[str, Any]:
 def _held(index: SearchIndex | MilvusIndex) -> str:
     """`66 videos`, or `2 videos in 3,604 parts` where films are divided."""
     files, rows = index.num_files(), len(index)
-    return f"{files:,} video{'s' * (files != 1)}{f' in {rows:,} parts' * (rows != files)}"
+    return plural(files, "video") + f" in {rows:,} parts" * (rows != files)
 
 
 def read_frame(path: str, start_s: float, end_s: float | None) -> bytes:

@@ -2,12 +2,13 @@
 
 import pytest
 
-from hcmi.drift.causes import Cause, plural
+from hcmi.drift.causes import Cause
 from hcmi.drift.compare import CLASSIFIER, Shift
 from hcmi.drift.profile import CLIP_COLUMNS, EMBEDDINGS, QUERY_COLUMNS
 from hcmi.drift.severity import LABEL_FREE, MEASURED, WITHOUT_WRONG, Severity
 from hcmi.drift.summary import COLUMNS, change, changes
 from hcmi.drift.verdict import CHANGED, HURT, MACHINE, OK, TOO_FEW, UNKNOWN, UNREADABLE, advise, decide, summary
+from hcmi.wording import plural
 
 SAME = Severity(97.0, 93.0, 99.0, 97.5, -0.5, -4.0, 2.0, MEASURED, 200)
 WORSE = Severity(84.0, 79.0, 88.0, 97.0, -13.0, -19.0, -8.0, MEASURED, 200)
