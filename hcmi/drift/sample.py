@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hcmi.config import Params
+from hcmi.config import Params, WindowsConfig
 from hcmi.dataset import read_folder
 from hcmi.drift.profile import CLIP_COLUMNS, clip_columns
 from hcmi.index import round_trip
@@ -47,7 +47,8 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     of a long video without captions is a clip; here windows do not overlap.
     Raises: DataError when the captions are wrong or the folder holds nothing usable.
     """
-    apart = params.windows.model_copy(update={"cut": "fixed", "overlap_seconds": 0.0})      # no second counts twice
+    apart = WindowsConfig(cut="fixed", seconds=params.windows.seconds, whole_seconds=params.windows.whole_seconds,
+                          overlap_seconds=0.0)          # no second counts twice
     clips, skipped = read_folder(folder, params.dataset, captions_required=False, windows=apart)
     num_found = len(clips) + len(unreadable(skipped))
     chosen = [replace(clips[row], split=REFERENCE) for row in draw_rows(len(clips), generator)]
