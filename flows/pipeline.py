@@ -14,9 +14,9 @@ from prefect.logging import get_run_logger
 from flows.artifacts import Progress, show, table, what_now
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.promote import promote
-from flows.remote import fetch, push
+from flows.remote import RemoteError, fetch, push
 from flows.server import check_server, run_name
-from flows.stages import is_stale, plan, running
+from flows.stages import is_stale, plan, remote, running
 
 GPU_TAG = "gpu"
 
@@ -55,10 +55,15 @@ def pipeline(then_promote: bool = False, share: bool = False) -> dict[str, str]:
     """
     end_with_make_flows()
     with running(get_run_logger().info):
-        fetched = fetch() if share else None
-        outcome = run_stages(pull=fetched == "")
-        if fetched:
-            outcome["fetch"] = fetched
+        outcome: dict[str, str] = {}
+        pull = False
+        if share and (store := remote()):
+            try:
+                fetch(store)
+                pull = True
+            except RemoteError as error:
+                outcome["fetch"] = str(error)
+        outcome |= run_stages(pull)
         if then_promote:
             decided = promote(wait=False, return_state=True)
             if decided.is_failed():
