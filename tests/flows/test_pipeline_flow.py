@@ -63,6 +63,24 @@ def test_a_second_run_waits_for_the_first_and_ends_the_same(toy, first):
     assert (toy / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_dvc_repro_is_refused_beside_a_run_and_disturbs_nothing(toy):
+    lock = hold_stage_one(toy)
+    with open(toy / "first.log", "w") as log:
+        flow = subprocess.Popen([sys.executable, "-m", "flows.pipeline"], cwd=toy, env=environment(toy), stdout=log,
+                                stderr=log)
+    wait_for((toy / "begun").exists, 600)
+    dvc = [sys.executable, "-m", "dvc", "repro"]
+    beside = subprocess.run(dvc, cwd=toy, text=True, capture_output=True, timeout=600)
+    assert beside.returncode != 0
+    assert "is busy" in beside.stderr
+    (toy / "go").touch()
+    assert flow.wait(600) == 0, (toy / "first.log").read_text()
+    assert (toy / "dvc.lock").read_bytes() == lock
+    assert "Running stage" not in subprocess.run(dvc, cwd=toy, text=True, capture_output=True, check=True).stdout
+
+
 def test_bar_of_a_stage_follows_its_lines(monkeypatch):
     bars: list[tuple[str, float]] = []
     monkeypatch.setattr(artifacts, "create_progress_artifact",
