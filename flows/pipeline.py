@@ -6,17 +6,19 @@ run one at a time (tag `gpu`). The dependencies are read from dvc.yaml and writt
 
 import sys
 import time
+from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
+from prefect.states import Completed, State
 
 from flows.artifacts import Progress, show, table, what_now
 from flows.child import ChildError, end_with_make_flows, run_in_child
-from flows.promote import promote
-from flows.remote import fetch, push
+from flows.promote import page, promote, said
+from flows.remote import RemoteError, fetch, push
 from flows.server import check_server, run_name
-from flows.stages import is_stale, plan, running
+from flows.stages import is_stale, plan, remote, running
 
 GPU_TAG = "gpu"
 
@@ -45,7 +47,7 @@ def run_stage(stage: str, pull: bool = False) -> str:
 
 
 @flow(name="pipeline", flow_run_name=run_name("retrain"), persist_result=False)
-def pipeline(then_promote: bool = False, share: bool = False) -> dict[str, str]:
+def pipeline(then_promote: bool = False, share: bool = False) -> State:
     """Run every stale stage, in the order of dvc.yaml. Waits while another run of the pipeline is in progress.
 
     `then_promote`: serve the model that results, if it is not worse than the one that is served. `share`: with DVC's
@@ -55,20 +57,23 @@ def pipeline(then_promote: bool = False, share: bool = False) -> dict[str, str]:
     """
     end_with_make_flows()
     with running(get_run_logger().info):
-        fetched = fetch() if share else None
-        outcome = run_stages(pull=fetched == "")
-        if fetched:
-            outcome["fetch"] = fetched
+        outcome: dict[str, str] = {}
+        pull = False
+        if share and (store := remote()):
+            try:
+                fetch(store)
+                pull = True
+            except RemoteError as error:
+                outcome["fetch"] = str(error)
+        outcome |= run_stages(pull)
         if then_promote:
-            decided = promote(wait=False, return_state=True)
-            if decided.is_failed():
-                decided.result()
-            outcome["promote"] = decided.message or ""
-            show("decision", "Is the new model served?", outcome["promote"])
-        if share and (said := push()):
-            outcome["push"] = said
-            show("push", "Push", said)
-        return outcome
+            found = promote(wait=False)
+            outcome["promote"] = said(found)
+            show("decision", *page(found))
+        if share and (pushed := push()):
+            outcome["push"] = pushed
+            show("push", "Push", pushed)
+        return Completed(message=in_one_line(outcome), data=outcome)
 
 
 def run_stages(pull: bool) -> dict[str, str]:
@@ -87,10 +92,25 @@ def run_stages(pull: bool) -> dict[str, str]:
         return outcome
     finally:
         if seconds:
-            failed = [f"Correct what the log of the task `{name}` says last, and start `retrain` again: it goes on "
-                      "where this run has stopped." for name in seconds.keys() - outcome.keys()]
-            show("stages", "Stages", what_now(failed), table(["stage", "outcome", "seconds"], [
-                [name, outcome.get(name, "**failed**"), f"{took:.1f}"] for name, took in seconds.items()]))
+            report(outcome, seconds)
+
+
+def report(outcome: dict[str, str], seconds: dict[str, float]) -> None:
+    """The artifact: what ran, for how long, and what a person has to do. A tracked file that is fresh is left out."""
+    todo = [f"Correct what the log of the task `{name}` says last, and start `retrain` again: it goes on where this "
+            "run has stopped." for name in seconds if name not in outcome]
+    if "ran" in outcome.values() and not todo and Path(".git").exists():
+        todo = ["Commit to git: `dvc.lock`, and what has changed in `metrics/`."]
+    show("stages", "Stages", what_now(todo), table(["stage", "outcome", "seconds"], [
+        [name, outcome.get(name, "**failed**"), f"{took:.1f}"] for name, took in seconds.items()
+        if outcome.get(name) != "fresh" or not name.endswith(".dvc")]))
+
+
+def in_one_line(outcome: dict[str, str]) -> str:
+    """What a run did, for the list of runs and for messages."""
+    ran = [name for name, what in outcome.items() if what == "ran"]
+    others = [what for what in outcome.values() if what not in ("ran", "fresh")]
+    return "; ".join([f"ran {', '.join(ran)}" if ran else "every stage is fresh", *others])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ from flows.stages import remote
 RETRY_SECONDS = [10.0, 60.0]
 
 
+class RemoteError(Exception):
+    """Nothing came from the remote; the message is for the page."""
+
+
 @task(name="push", task_run_name="push to {name}", cache_policy=NO_CACHE, persist_result=False,
       retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS)
 def push_to(name: str) -> None:
@@ -30,15 +34,12 @@ def fetch_from(name: str) -> None:
     run_in_child(sys.executable, "-m", "dvc", "fetch", "--run-cache", "--remote", name, log=get_run_logger().info)
 
 
-def fetch() -> str | None:
-    """Fetch from the default remote. Returns an empty text, or why it could not be done; None without a remote."""
-    name = remote()
-    if name is None:
-        return None
+def fetch(name: str) -> None:
+    """Fetch from this remote. Raises: RemoteError."""
     state = fetch_from(name, return_state=True)
-    if state.is_completed():
-        return ""
-    return f"**Not fetched** from the remote `{name}`: {state.message} Every stale stage runs on this machine."
+    if not state.is_completed():
+        raise RemoteError(f"**Not fetched** from the remote `{name}`: {state.message} "
+                          "Every stale stage runs on this machine.")
 
 
 def push() -> str:

@@ -2,7 +2,9 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from hcmi.config import Params
@@ -14,8 +16,15 @@ from hcmi.ingest.encode import decoded_clips
 from hcmi.model import HcmiModel, load_retriever
 from hcmi.releases import Release
 from hcmi.runtime import pick_device
-from hcmi.types import Clip
+from hcmi.types import Clip, Skip
 from hcmi.video import REASONS
+
+Reader = Callable[[Path], tuple[list[Clip], list[Skip]]]
+
+
+def reader(params: Params) -> Reader:
+    """Reads the folder of a batch as `fill` needs it; each folder once. Raises: as `batch_clips` does."""
+    return cache(lambda folder: batch_clips(folder, params.dataset, params.windows))
 
 
 def missing_batches(release: Release, accepted: str | Path) -> list[Accepted]:
@@ -25,18 +34,20 @@ def missing_batches(release: Release, accepted: str | Path) -> list[Accepted]:
 
 
 def fill(release: Release, wanted: list[Accepted], *, incoming_dir: str | Path, params: Params,
-         model: HcmiModel | None = None) -> dict[str, int]:
+         model: HcmiModel | None = None, read: Reader | None = None) -> dict[str, int]:
     """Add the clips of these batches to the release's index while others search. Returns batch -> clips added.
 
     A batch counts as added once its clips are in the index. A run that was stopped in between adds them again, which
     changes nothing. A long video without captions is divided into windows of one length, as a folder that is searched;
-    a file that cannot be read is named in a warning. `model`: that of the release, if it is loaded already.
+    a file that cannot be read is named in a warning. `model`: that of the release, if it is loaded already. `read`: a
+    `reader` that may have read these batches already.
     Raises: DataError when a batch is gone or holds nothing usable; ModelError; SearchIndexError; MachineError.
     """
     added: dict[str, int] = {}
+    read = read or reader(params)
     for entry in wanted:
         model = model or load_retriever(release.model, pick_device("auto"))
-        clips, skipped = batch_clips(Path(incoming_dir) / entry.batch, params.dataset, params.windows)
+        clips, skipped = read(Path(incoming_dir) / entry.batch)
         for skip in skipped:
             if skip.reason in REASONS:      # the file cannot be read; the others are rows of captions
                 warnings.warn(skip.detail, stacklevel=2)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.config import Params
-from hcmi.dataset import batch_clips
 from hcmi.drift import drift
 from hcmi.errors import ReleaseError
 from hcmi.files import ask_to_write, lock
@@ -20,7 +19,7 @@ from hcmi.incoming import (
     collect,
     judge_new,
 )
-from hcmi.ingest.fill import fill, missing_batches
+from hcmi.ingest.fill import fill, missing_batches, reader
 from hcmi.releases import Release, Releases
 
 
@@ -41,7 +40,7 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
     if release is None:
         raise ReleaseError(f"{releases.root}: need a release whose index new videos can join, got none. Run "
                            "`hcmi promote`.")
-    incoming, found = Path(incoming_dir), dict[str, Any]()
+    incoming, read, found = Path(incoming_dir), reader(params), dict[str, Any]()
     ask_to_write(files=[accepted, Path(reports_dir, "judged.json"), incoming / "inbox.json"])
     with lock(Path(reports_dir) / ".lock"):         # the flows that judge hold it too
         if folder is not None:
@@ -50,13 +49,14 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
                       "quarantined": took.quarantined}
         ledger = Ledger(Path(reports_dir))
         if batches:
-            accept_named(incoming, ledger, accepted, batches, lambda batch: batch_clips(batch, params.dataset))
+            accept_named(incoming, ledger, accepted, batches, read)
         elif judge:
             found |= _judge(release, ledger, incoming, Path(reports_dir), params, quiet_s)
             accept_judged(incoming, ledger, accepted)
     with releases.lock():
         release = releases.current() or release
-        found["added"] = fill(release, missing_batches(release, accepted), incoming_dir=incoming, params=params)
+        found["added"] = fill(release, missing_batches(release, accepted), incoming_dir=incoming, params=params,
+                              read=read)
     return found
 
 

@@ -8,7 +8,8 @@ import pytest
 from flow_world import environment, wait_for
 from prefect.logging import disable_run_logger
 
-from flows import artifacts
+from flows import artifacts, pipeline
+from flows.promote import page
 
 
 def run_flow(project: Path) -> subprocess.CompletedProcess:
@@ -62,6 +63,24 @@ def test_a_second_run_waits_for_the_first_and_ends_the_same(toy, first):
     assert (toy / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_dvc_repro_is_refused_beside_a_run_and_disturbs_nothing(toy):
+    lock = hold_stage_one(toy)
+    with open(toy / "first.log", "w") as log:
+        flow = subprocess.Popen([sys.executable, "-m", "flows.pipeline"], cwd=toy, env=environment(toy), stdout=log,
+                                stderr=log)
+    wait_for((toy / "begun").exists, 600)
+    dvc = [sys.executable, "-m", "dvc", "repro"]
+    beside = subprocess.run(dvc, cwd=toy, text=True, capture_output=True, timeout=600)
+    assert beside.returncode != 0
+    assert "is busy" in beside.stderr
+    (toy / "go").touch()
+    assert flow.wait(600) == 0, (toy / "first.log").read_text()
+    assert (toy / "dvc.lock").read_bytes() == lock
+    assert "Running stage" not in subprocess.run(dvc, cwd=toy, text=True, capture_output=True, check=True).stdout
+
+
 def test_bar_of_a_stage_follows_its_lines(monkeypatch):
     bars: list[tuple[str, float]] = []
     monkeypatch.setattr(artifacts, "create_progress_artifact",
@@ -83,3 +102,31 @@ def test_stage_goes_on_when_the_page_cannot_be_written(monkeypatch):
     monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
     with disable_run_logger():
         artifacts.Progress("train").read("epoch 1 of 2: loss 1")
+
+
+@pytest.mark.parametrize(("outcome", "message", "todo"), [
+    ({"one": "fresh", "two": "fresh", "new.dvc": "fresh"}, "every stage is fresh", "Nothing has to be done."),
+    ({"one": "ran", "two": "fresh", "new.dvc": "fresh", "promote": "promoted v2: so it is"},
+     "ran one; promoted v2: so it is", "Commit to git: `dvc.lock`,"),
+    ({"one": "ran"}, "ran one", "Correct what the log of the task `two` says last,")], ids=["fresh", "ran", "failed"])
+def test_page_says_what_ran_and_what_to_do(tmp_path, monkeypatch, outcome, message, todo):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".git").mkdir()
+    shown: list[str] = []
+    monkeypatch.setattr(pipeline, "show", lambda key, title, *parts: shown.extend(parts))
+    pipeline.report(outcome, dict.fromkeys(["one", "two", *(outcome.keys() & {"new.dvc"})], 1.0))
+    assert todo in shown[0]
+    assert [line.split(" |")[0] for line in shown[1].splitlines()[2:]] == ["| one", "| two"]
+    assert pipeline.in_one_line(outcome) == message
+
+
+def test_page_of_a_decision_says_how_the_release_gets_its_tags():
+    found = {"decision": "promoted", "version": "v2", "why": "It is better.", "batches": None, "test": {
+        "where": "the test set", "champion": 90.0, "challenger": 92.5, "difference": 2.5, "low": 0.5, "high": 4.0,
+        "queries": 200}, "tags": "no git tag yet. Commit dvc.lock, then run `hcmi promote` again."}
+    title, todo, decision, then, figures, _ = page(found)
+    assert (title, decision) == ("The new model is served", "promoted v2: It is better.")
+    assert todo.endswith("- The served release: no git tag yet. Commit dvc.lock, then run `hcmi promote` again.")
+    assert "rollback" in then
+    assert figures.splitlines()[-1] == "| the test set | 90.0 | 92.5 | +2.5 [+0.5, +4.0] | 200 |"
+    assert "Nothing has to be done." in page(found | {"tags": None})[1]

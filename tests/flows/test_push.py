@@ -20,8 +20,11 @@ remote.push_to = remote.push_to.with_options(retries=1, retry_delay_seconds=0)
 print(remote.push())
 Path("disk").unlink()
 print(remote.push())
-remote.remote = lambda: "another"       # dvc does not know it
-print(remote.fetch())
+remote.fetch("store")
+try:
+    remote.fetch("another")       # dvc does not know it
+except remote.RemoteError as error:
+    print(error)
 """
 
 

@@ -67,6 +67,22 @@ def test_reproduce_ends_in_one_line_when_the_command_fails(toy):
     assert str(failure.value) == "failed to reproduce 'one': failed to run: exit 3, exited with 3"
 
 
+def test_next_run_completes_when_the_disk_of_the_cache_was_full(toy, small_disk):
+    (toy / "in.txt").write_text("hello\n" * 10_000)
+    disk = small_disk(2**16)
+    with Repo() as repo, repo.config.edit("local") as config:
+        config["cache"]["dir"] = str(disk / "cache")
+    with open(disk / "ballast", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 4096 * (os.statvfs(disk).f_bavail - 4))
+    with pytest.raises(SystemExit, match="No space left on device"):
+        reproduce("one")
+    assert is_stale("one")
+    subprocess.run(["mount", "-o", "remount,size=16M", str(disk)], check=True)
+    reproduce("one")
+    assert not is_stale("one")
+    assert (toy / "one.txt").read_text() == "hello\n" * 10_000
+
+
 def test_changed_outs_names_what_the_lock_does_not_pin(toy):
     assert changed_outs("one", "two") == ["one.txt", "two.txt"]
     repro_all()

@@ -112,6 +112,15 @@ def test_a_quiet_batch_is_complete_at_once_when_it_has_long_been_there(tmp_path)
     assert [folder for folder, _ in complete([batch], quiet_s=0, patience_s=HOUR, wait=wait)] == [batch]
 
 
+def test_a_batch_is_complete_after_a_second_look_when_its_times_lie_ahead(tmp_path):
+    batch = make_batch(tmp_path, "ahead")
+    for path in (batch / "videos").iterdir():
+        os.utime(path, (4e9, 4e9))      # the clock has been set back since
+    waits: list[float] = []
+    assert [folder for folder, _ in complete([batch], HOUR, patience_s=HOUR, wait=waits.append)] == [batch]
+    assert waits == [HOUR]
+
+
 def test_a_batch_that_was_made_whole_is_complete_at_once_and_one_that_somebody_adds_to_is_not(tmp_path):
     batch = tmp_path / "monday"
     batch.mkdir()

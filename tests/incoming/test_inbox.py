@@ -78,6 +78,14 @@ def test_file_that_changes_between_two_looks_is_left_to_the_next_run(inbox, film
     assert take(inbox, 60).files == ["green.mp4"]
 
 
+def test_files_are_taken_when_their_times_lie_ahead(inbox):
+    """The clock has been set back since they were written: only a second look says whether they are whole."""
+    os.utime(inbox / "red.mp4", (4e9, 4e9))
+    waits: list[float] = []
+    assert take(inbox, 60, waits.append).files == ["blue.mp4", "red.mp4"]
+    assert waits == [60]
+
+
 def test_unreadable_file_is_listed_once_and_taken_when_it_is_replaced(inbox, films):
     (inbox / "broken.mp4").write_bytes(b"not a video" * 100)
     found = take(inbox)

@@ -17,6 +17,7 @@ from search_world import call_hcmi
 from video_files import claim_seconds, write_grey, write_pictures
 
 import hcmi.ingest.stage as stage
+from hcmi.dataset import batch_clips
 from hcmi.encode import encode_clips
 from hcmi.index import SearchIndex
 from hcmi.releases import Releases
@@ -98,16 +99,29 @@ def test_verdict_decides_and_a_person_may_decide_otherwise(here, new):
         "hcmi: data/incoming: need a batch called 'other', got cannot_tell.1, changed.1, search_hurt.1.")
 
 
-def test_batch_of_nothing_usable_is_refused_and_stops_no_later_call(here, new):
+@pytest.mark.parametrize(("make", "reason"), [
+    (lambda path: path.write_bytes(b"not a video"), "need a video that can be decoded"),
+    (lambda path: claim_seconds(write_grey(path), 12 * 3600.0), "got more than 10 hours")], ids=["broken", "endless"])
+def test_batch_of_nothing_usable_is_refused_and_stops_no_later_call(here, new, make, reason):
     put_batch(here, "ok.1", new[:1])
     put_batch(here, "cannot_tell.2", new[1:2])
-    for film in Path("data/incoming/cannot_tell.2/videos").iterdir():
-        film.write_bytes(b"not a video")
+    [film] = Path("data/incoming/cannot_tell.2/videos").iterdir()
+    film.unlink()
+    make(film.with_name("unusable.mkv"))
     before = Path("data/accepted.json").read_bytes()
     said = call_hcmi("add", "--batch", "ok.1", "--batch", "cannot_tell.2", code=1).stderr
-    assert "need a video that can be decoded" in said.splitlines()[-1]
+    assert reason in said.splitlines()[-1]
     assert Path("data/accepted.json").read_bytes() == before
     assert add("--batch", "ok.1")["added"] == {"ok.1": 1}
+
+
+def test_batch_that_a_person_names_is_read_once(here, new, monkeypatch):
+    put_batch(here, "cannot_tell.1", new)
+    fill, read = sys.modules["hcmi.ingest.fill"], []       # `fill` is a function too
+    monkeypatch.setattr(fill, "batch_clips", lambda folder, *rest: read.append(folder.name)
+                        or batch_clips(folder, *rest))
+    assert add("--batch", "cannot_tell.1")["added"] == {"cannot_tell.1": 3}
+    assert read == ["cannot_tell.1"]
 
 
 def test_batch_is_judged_again_when_the_machine_was_in_trouble(here, new, judged):
