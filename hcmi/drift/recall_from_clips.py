@@ -1,12 +1,13 @@
 """R@1 of a batch without captions, estimated from how strange its clips are to the model.
 
-A clip is strange when the vectors of its frames and parts lie far from all those of known clips. How far is usual
-depends on what a clip shows, so this is predicted from the vector of the whole clip and subtracted: another topic alone
-is not strange. How R@1 falls with strangeness is learned from the tested clips and from copies of them that are damaged
-in several ways (logistic regression).
+A clip is strange when the vectors of its frames or parts lie far from all those of known clips, or when its frames
+differ from each other as those of no known clip do: much more, much less, or at other times. How far is usual depends
+on what a clip shows, so this is predicted from the vector of the whole clip and subtracted: another topic alone is not
+strange. How R@1 falls with strangeness is learned from the tested clips and from copies of them that are damaged in
+several ways (logistic regression).
 
-It cannot see what looks like a usual clip but is not what people will describe: a turned picture, a film that stands
-still, colours exchanged. It underestimates falls more often than not, so its interval is wide at the lower end.
+It cannot see what looks like a usual clip but is not what people will describe: a turned picture, colours exchanged. It
+underestimates falls more often than not, so its interval is wide at the lower end.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,6 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from hcmi.drift.label_free_recall import COVERAGE, QUANTILE, Estimate
 from hcmi.drift.profile import MIN_CLIPS, unit
@@ -24,20 +23,34 @@ from hcmi.types import VideoTokens
 
 FLOOR = 5e-4                # of 1 - cosine: what rounding to float16 leaves of equal vectors [ours]
 FRAMES_EACH = 6             # of a clip's frames that are looked up; all of them tell no more [ours]
+NEAREST = 1e-3              # distance of two variations that are equal [ours]
 BLOCK = 512                 # vectors looked up at a time: bounds the memory
-# Of the ridge regression. Without one (1e6), fewer unknown shapes are found; with 3, fewer noisy clips. [ours]
-ALPHA = 10.0
+PLACES = 12                 # at which the frames of a clip are compared with their mean [ours]
+ALPHA = 3.0                 # of the ridge regression; with 10 or 30, fewer unknown shapes are found [ours]
 FOLDS = 10
 LEAST_FALL = 5.0            # points, of damage that may say how much falls are underestimated [ours]
 
 
 def strangeness(videos: VideoTokens, known: VideoTokens) -> np.ndarray:
-    """[V, L] log of the mean distance to the nearest known vector, for frames and, where a head has them, for parts."""
+    """[V, L] log of the distance to what is known: of frames and, where a head has them, of parts, the mean over their
+    vectors; and of how the frames of a clip differ from each other.
+    """
     step = max(1, videos.frames_BTD.shape[1] // FRAMES_EACH)
     levels = [(videos.frames_BTD[:, ::step], videos.frame_weights_BT[:, ::step], known.frames_BTD,
                known.frame_weights_BT), (videos.clips_BCD, videos.clip_weights_BC, known.clips_BCD,
                                          known.clip_weights_BC)]
-    return np.stack([_distance(*level) for level in levels if level[0].shape[1]], axis=1)
+    found = [_distance(*level) for level in levels if level[0].shape[1]]
+    nearest_V = torch.cdist(variation(videos), variation(known)).amin(1)
+    return np.stack([*found, nearest_V.clamp_min(NEAREST).log().numpy().astype(np.float64)], axis=1)
+
+
+def variation(videos: VideoTokens) -> torch.Tensor:
+    """[V, PLACES] log of one minus the cosine of frames to their mean, at places spread evenly over each clip."""
+    last_V1 = (videos.frame_weights_BT > 0).sum(1, keepdim=True) - 1
+    rows_VP = (torch.linspace(0, 1, PLACES) * last_V1).round().long().clamp_min(0)
+    frames_VPD = videos.frames_BTD.gather(1, rows_VP[..., None].expand(-1, -1, videos.frames_BTD.shape[-1]))
+    mean_V1D = torch.nn.functional.normalize(frames_VPD.mean(1, keepdim=True), dim=-1)
+    return (1 - (frames_VPD * mean_V1D).sum(-1)).clamp_min(FLOOR).log()
 
 
 def _distance(tokens_BND: torch.Tensor, weights_BN: torch.Tensor, known_GND: torch.Tensor,
@@ -80,10 +93,12 @@ class RecallFromClips:
         folds = GroupKFold(min(FOLDS, len(np.unique(tested.groups_V))))
         unseen_VL = cross_val_predict(Ridge(ALPHA), tested.vectors_VD, tested.strange_VL, groups=tested.groups_V,
                                       cv=folds)
-        known_VL = tested.strange_VL - unseen_VL.reshape(tested.strange_VL.shape)
-        rows_VL = np.concatenate([known_VL, *(self._excess(clips) for clips in damaged.values())])
-        self._found = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows_VL, _hits(tested, damaged))
-        self._known_V = self._chance(known_VL)
+        beyond_VL = tested.strange_VL - unseen_VL.reshape(tested.strange_VL.shape)
+        self._spread_L = beyond_VL.std(0).clip(1e-9)
+        known_V = self._together(beyond_VL)
+        rows = np.concatenate([known_V, *(self._excess(clips) for clips in damaged.values())])
+        self._found = LogisticRegression().fit(rows[:, None], _hits(tested, damaged))
+        self._known_V = self._chance(known_V)
         self._likeness = likeness(self._known_V, tested.groups_V)
         self.reference = 100 * float(tested.hits_V.mean())
         self.factor = max([1.0, *map(self._underestimated, damaged)]) if nested else 1.0
@@ -109,10 +124,16 @@ class RecallFromClips:
 
     def _excess(self, clips: Clips) -> np.ndarray:
         expected_VL = self._expected.predict(clips.vectors_VD).reshape(clips.strange_VL.shape)
-        return clips.strange_VL - expected_VL
+        return self._together(clips.strange_VL - expected_VL)
 
-    def _chance(self, excess_VL: np.ndarray) -> np.ndarray:
-        return self._found.predict_proba(excess_VL)[:, 1]
+    def _together(self, beyond_VL: np.ndarray) -> np.ndarray:
+        """[V] one figure from how far the levels are beyond what is usual. One level that is far out is enough, whatever
+        the damage in the fit did to it; a level that is less strange than usual does not make up for it.
+        """
+        return np.log1p(((beyond_VL / self._spread_L).clip(0)**2).sum(1))
+
+    def _chance(self, excess_V: np.ndarray) -> np.ndarray:
+        return self._found.predict_proba(excess_V[:, None])[:, 1]
 
     def _error(self, variance: float, groups_V: np.ndarray) -> float:
         """The standard error of a mean over clips of which those of a group are alike."""

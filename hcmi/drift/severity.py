@@ -8,6 +8,7 @@ from hcmi.evaluate import difference_of_rates, wilson
 # Points of R@1 that the whole interval must lie below. Clips brighter by 12 % lose 1.3 points; with 0 here, they were
 # `search hurt` in 4 % of batches of 60 and 8 % of 30 (docs/decisions/0025-hurt-without-captions.md). [ours]
 TOLERATED = 1.0
+TOLERATED_ESTIMATE = 0.25   # of an estimate from the clips alone, which gives a fifth of the fall of unknown shapes [ours]
 MEASURED, WITHOUT_WRONG, LABEL_FREE = "measured", "measured without wrong captions", "label-free"
 
 
@@ -27,11 +28,8 @@ class Severity:
 
     @property
     def is_hurt(self) -> bool:
-        """Even the upper end of the interval is a fall that is worth acting on.
-
-        An estimate from the clips alone gives less than half of the true fall of unknown shapes or strong noise.
-        """
-        return self.change_high <= -(TOLERATED / 2 if self.how == LABEL_FREE else TOLERATED)
+        """Even the upper end of the interval is a fall that is worth acting on."""
+        return self.change_high <= -(TOLERATED_ESTIMATE if self.how == LABEL_FREE else TOLERATED)
 
     @property
     def sentence(self) -> str:

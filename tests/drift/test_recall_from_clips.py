@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from hcmi.drift import recall_from_clips
-from hcmi.drift.recall_from_clips import FLOOR, Clips, RecallFromClips, can_fit, likeness, strangeness
+from hcmi.drift.recall_from_clips import (
+    FLOOR,
+    PLACES,
+    Clips,
+    RecallFromClips,
+    can_fit,
+    likeness,
+    strangeness,
+    variation,
+)
 from hcmi.drift.severity import estimated
 from hcmi.types import VideoTokens
 
@@ -34,9 +43,49 @@ def test_strangeness_agrees_with_loops_when_frames_are_padded():
             assert found[row, level] == pytest.approx(np.mean(far), abs=1e-4)
 
 
-def test_strangeness_has_one_level_when_a_head_has_no_parts():
+def test_strangeness_has_a_level_less_when_a_head_has_no_parts():
     generator = np.random.default_rng(0)
-    assert strangeness(tokens(3, generator, clips=0), tokens(4, generator, clips=0)).shape == (3, 1)
+    assert strangeness(tokens(3, generator), tokens(4, generator)).shape == (3, 3)
+    assert strangeness(tokens(3, generator, clips=0), tokens(4, generator, clips=0)).shape == (3, 2)
+
+
+def test_variation_agrees_with_loops_and_leaves_padding_out():
+    videos = tokens(3, np.random.default_rng(0))
+    found = variation(videos).numpy()
+    for row, valid in enumerate((3, 5, 5)):
+        places = [round(place * (valid - 1) / (PLACES - 1)) for place in range(PLACES)]
+        frames = videos.frames_BTD[row, places].numpy()
+        mean = frames.mean(0) / np.linalg.norm(frames.mean(0))
+        assert found[row] == pytest.approx(np.log(np.maximum(1 - frames @ mean, FLOOR)), abs=1e-4)
+
+
+def moving(count: int, generator: np.random.Generator, still: int = 0) -> VideoTokens:
+    """Clips whose frames move from one direction to another; the last `still` of 12 frames are all the same."""
+    first, last = generator.normal(size=(2, count, 1, 16))
+    along = np.minimum(np.arange(12), 11 - still)[:, None] / 11
+    frames = (1 - along) * first + along * last
+    frames = torch.nn.functional.normalize(torch.from_numpy(frames).float(), dim=-1)
+    weights = torch.full((count, 12), 1 / 12)
+    return VideoTokens(torch.nn.functional.normalize(frames.mean(1), dim=-1), frames, frames[:, ::3], weights,
+                       weights[:, ::3])
+
+
+def test_films_that_stand_still_are_strange_by_how_their_frames_differ_alone():
+    """Each of their frames and parts is that of a usual film, so such films passed as films in which less happens."""
+    generator = np.random.default_rng(1)
+    known, usual = moving(400, generator), moving(100, generator)
+    still = moving(100, generator, still=8)
+    frames, parts, differ = (strangeness(still, known).mean(0) - strangeness(usual, known).mean(0)) \
+        / strangeness(usual, known).std(0)
+    assert max(frames, parts) < 1
+    assert differ > 3
+
+
+def test_one_level_far_out_is_enough_and_no_other_makes_up_for_it(estimator):
+    spread = estimator._spread_L
+    usual, out, made_up = (estimator._chance(estimator._together(np.array([row]) * spread))[0]
+                           for row in ([0.0, 0.0], [0.0, 3.0], [-5.0, 3.0]))
+    assert made_up == out < usual - 0.3
 
 
 def test_likeness_by_hand():

@@ -110,9 +110,10 @@ def test_estimated_fall_is_said_as_a_guess_and_the_advice_is_to_measure_it():
     assert "only captions can show it" in summary(CHANGED, same, ["clips are darker"], [], 200, 0, "")
 
 
-def test_an_estimated_fall_needs_half_the_size_because_estimates_fall_short():
-    assert Severity(95.0, 80.0, 96.4, 97.0, -2.0, -17.0, -0.6, LABEL_FREE, 0).is_hurt
-    assert not Severity(95.0, 93.0, 96.4, 97.0, -2.0, -4.0, -0.6, MEASURED, 9000).is_hurt
+def test_an_estimated_fall_needs_a_quarter_of_the_size_because_estimates_fall_short():
+    assert Severity(95.0, 80.0, 96.7, 97.0, -2.0, -17.0, -0.3, LABEL_FREE, 0).is_hurt
+    assert not Severity(95.0, 80.0, 96.8, 97.0, -2.0, -17.0, -0.2, LABEL_FREE, 0).is_hurt
+    assert not Severity(95.0, 93.0, 96.7, 97.0, -2.0, -4.0, -0.3, MEASURED, 9000).is_hurt
 
 
 def test_a_fall_that_may_be_chance_is_not_called_the_same():

@@ -3,6 +3,7 @@
 The report itself, made by the flow on real artefacts, is in tests/test_pipeline.py. Here a function stands in for it.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from flows import drift_watch
 from flows.artifacts import what_now
 from flows.child import ChildError
 from flows.stages import reproduce, running
+from hcmi.drift import BatchReport
+from hcmi.drift.severity import MEASURED, Severity
 from hcmi.incoming import Verdict
 
 
@@ -59,6 +62,34 @@ def test_every_batch_is_judged_once_and_the_run_ends_as_the_worst(world):
     assert (again.name, again.message) == ("Completed", "data/incoming: every batch has been judged")
     put(world, "ok", b"one more")
     assert watch().message == "ok: ok. So it is. reports/watch/ok/index.html"
+
+
+def test_arrivals_are_judged_once_each_by_content_when_their_times_are_old_or_touched(world, monkeypatch):
+    """The folder touched last alone was judged, each time anew; a batch copied with its old times never was."""
+    judged = []
+    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: judged.append(batch) or said("ok"))
+    watch()
+    assert judged == ["cannot tell", "ok", "search hurt"]
+    for path in world.glob("data/incoming/*/videos/*"):
+        os.utime(path)
+    old = put(world, "copied")
+    os.utime(old, (1e9, 1e9))
+    os.utime(old.parent, (1e9, 1e9))
+    put(world, "late")
+    watch()
+    assert judged[3:] == ["copied", "late"]
+    assert watch().message == "data/incoming: every batch has been judged"
+
+
+def test_alert_says_how_bad_it_is_with_the_words_of_the_report(world, monkeypatch):
+    """The alert carried a red word and no severity."""
+    fallen = Severity(84.0, 79.0, 88.0, 97.0, -13.0, -19.0, -8.0, MEASURED, 200)
+    record = BatchReport("ok", verdict="search hurt", reason="", severity=fallen).to_record()
+    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: Verdict.of({"batches": [record]}, batch))
+    end = watch("ok")
+    assert end.name == "SearchHurt"
+    assert end.message == ("ok: search hurt. Search finds fewer of these clips. R@1 is 84 % (79 to 88), and 97 % for the "
+                           "tested clips. reports/watch/ok/index.html")
 
 
 def test_a_batch_is_judged_once_when_it_is_named_twice(world, monkeypatch):
