@@ -43,7 +43,7 @@ from flows.drift_watch import (
 )
 from flows.remote import push
 from flows.server import check_server, run_name
-from flows.stages import outs_of_stages
+from flows.stages import free_dead_locks, outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
@@ -128,6 +128,8 @@ def track_accepted() -> list[str]:
     wanted = [entry.batch for entry in read_accepted(ACCEPTED)
               if not (INCOMING / f"{entry.batch}.dvc").exists() and (INCOMING / entry.batch).is_dir()]
     made = outs_of_stages() if wanted else set()
+    if wanted:
+        free_dead_locks()
     done = []
     for batch in wanted:
         if str(INCOMING / batch) in made:       # a stage makes it

@@ -44,6 +44,7 @@ def plan() -> list[Step]:
 def is_stale(stage: str) -> bool:
     """Whether `dvc repro` would run this stage now."""
     with Repo() as repo:
+        _free_dead_locks(repo)      # asking for the state of a stage reads the list too
         return bool(repo.status(targets=[stage]))
 
 
@@ -128,23 +129,27 @@ def free_dead_locks() -> None:
     """Delete DVC's list of readers and writers when none of the listed processes is alive.
 
     DVC removes a dead process from the list itself, with two exceptions: another process has the same number now (after
-    a restart of the machine), or DVC was killed while it wrote the list. In both cases DVC refuses every later run.
+    a restart of the machine), or DVC was killed while it wrote the list. In both cases DVC refuses every later command.
     """
     with Repo() as repo:
-        if not repo.tmp_dir:
+        _free_dead_locks(repo)
+
+
+def _free_dead_locks(repo: Repo) -> None:
+    if not repo.tmp_dir:
+        return
+    path = Path(repo.tmp_dir, "rwlock")
+    with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=repo.tmp_dir):
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            readers = [entry for infos in entries.get("read", {}).values() for entry in infos]
+            alive = any(_holds(entry, path) for entry in [*entries.get("write", {}).values(), *readers])
+        except FileNotFoundError:
             return
-        path = Path(repo.tmp_dir, "rwlock")
-        with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=repo.tmp_dir):
-            try:
-                entries = json.loads(path.read_text(encoding="utf-8"))
-                readers = [entry for infos in entries.get("read", {}).values() for entry in infos]
-                alive = any(_holds(entry, path) for entry in [*entries.get("write", {}).values(), *readers])
-            except FileNotFoundError:
-                return
-            except (ValueError, TypeError, KeyError, AttributeError):
-                alive = False
-            if not alive:
-                path.unlink()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            alive = False
+        if not alive:
+            path.unlink()
 
 
 def _holds(entry: dict[str, Any], path: Path) -> bool:
@@ -170,8 +175,8 @@ def reproduce(stage: str, pull: bool = False) -> None:
     runs in a child process (`flows.child`), and the command of the stage has printed the reason.
     """
     try:
-        free_dead_locks()
         with Repo() as repo:
+            _free_dead_locks(repo)
             repo.reproduce(stage, single_item=True, pull=pull)
     except DvcException as error:
         sys.exit(f"{error}: {error.__cause__}" if error.__cause__ else str(error))

@@ -161,7 +161,11 @@ def test_a_stage_runs_when_a_dead_dvc_left_its_lock(toy, content):
     refused = subprocess.run([sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True)
     assert refused.returncode != 0, "DVC takes care of this itself now"
     os.utime(lock, (1e9, 1e9))
+    damaged = lock.read_bytes()
     assert not is_running()
+    assert is_stale("one")
+    lock.write_bytes(damaged)
+    os.utime(lock, (1e9, 1e9))
     reproduce("one")
     assert (toy / "one.txt").is_file()
     stranger.kill()
