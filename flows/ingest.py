@@ -42,8 +42,9 @@ from flows.drift_watch import (
     verdicts_text,
 )
 from flows.remote import push
+from flows.repair import free_dead_locks
 from flows.server import check_server, run_name
-from flows.stages import free_dead_locks, outs_of_stages
+from flows.stages import outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
