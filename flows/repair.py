@@ -4,6 +4,8 @@ This module does not import Prefect: see flows/stages.py.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,19 @@ from hcmi.files import atomic_file
 DVC_LOCK, KEPT = Path("dvc.lock"), Path(".hcmi/dvc.lock")
 
 
-def keep_lock() -> None:
-    """Keep a copy of dvc.lock before a stage is run; an empty one where there is no dvc.lock yet."""
+@contextmanager
+def keeping_lock() -> Iterator[None]:
+    """Keep a copy of dvc.lock while a stage runs, and after one that failed; an empty copy where there is none yet."""
+    restore_lock()
     text = DVC_LOCK.read_bytes() if DVC_LOCK.exists() else b""
     with atomic_file(KEPT) as temporary:
         temporary.write_bytes(text)
+    yield
+    KEPT.unlink(missing_ok=True)
 
 
 def restore_lock() -> bool:
-    """Put the copy back if dvc.lock was cut short. Returns whether it was.
+    """Put the copy back if there is one and dvc.lock was cut short. Returns whether it was.
 
     DVC writes the file in place, so one that was killed meanwhile leaves an empty or half a file, which it refuses
     ever after. A stage that is missing in the copy runs again, or comes from DVC's run cache.

@@ -15,7 +15,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
 
-from flows.repair import free_dead_locks, holds, keep_lock, restore_lock
+from flows.repair import free_dead_locks, holds, keeping_lock, restore_lock
 from hcmi.files import is_locked, lock
 
 LOOK_SECONDS = 5
@@ -142,8 +142,7 @@ def reproduce(stage: str, pull: bool = False) -> None:
     """
     try:
         free_dead_locks()
-        keep_lock()
-        with Repo() as repo:
+        with keeping_lock(), Repo() as repo:
             repo.reproduce(stage, single_item=True, pull=pull)
     except DvcException as error:
         sys.exit(f"{error}: {error.__cause__}" if error.__cause__ else str(error))

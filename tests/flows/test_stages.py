@@ -177,10 +177,13 @@ def test_a_stage_runs_when_a_dead_dvc_left_its_lock(toy, content):
 @pytest.mark.parametrize("length", [0, 9, 250], ids=["empty", "no YAML", "half"])
 def test_a_run_goes_on_when_dvc_was_killed_while_it_wrote_its_lock(toy, length):
     reproduce("one")
-    reproduce("two")        # keeps the lock of before
-    before, lock = Path(".hcmi/dvc.lock").read_bytes(), toy / "dvc.lock"
+    lock = toy / "dvc.lock"
+    before = lock.read_bytes()
+    reproduce("two")
+    assert not repair.KEPT.exists()
     whole = lock.read_bytes()
     lock.write_bytes(whole[:length])
+    repair.KEPT.write_bytes(before)
     broken = not repair._is_whole()
     assert broken or length == 250      # half a file may be YAML
     said: list[str] = []
@@ -199,6 +202,7 @@ def test_a_lock_that_was_cut_short_is_deleted_when_there_was_none_before(toy):
     reproduce("one")
     whole = (toy / "dvc.lock").read_bytes()
     (toy / "dvc.lock").write_text("")
+    repair.KEPT.write_bytes(b"")
     assert is_stale("one")
     assert not (toy / "dvc.lock").exists()
     reproduce("one")
