@@ -42,6 +42,7 @@ from flows.drift_watch import (
     verdicts_text,
 )
 from flows.remote import push
+from flows.repair import free_dead_locks
 from flows.server import check_server, run_name
 from flows.stages import outs_of_stages
 from hcmi.dataset import read_accepted
@@ -128,6 +129,8 @@ def track_accepted() -> list[str]:
     wanted = [entry.batch for entry in read_accepted(ACCEPTED)
               if not (INCOMING / f"{entry.batch}.dvc").exists() and (INCOMING / entry.batch).is_dir()]
     made = outs_of_stages() if wanted else set()
+    if wanted:
+        free_dead_locks()
     done = []
     for batch in wanted:
         if str(INCOMING / batch) in made:       # a stage makes it

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
 from dvc.exceptions import DvcException
-from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
 
+from flows.repair import free_dead_locks, holds, keeping_lock, restore_lock
 from hcmi.files import is_locked, lock
 
 LOOK_SECONDS = 5
@@ -43,8 +41,16 @@ def plan() -> list[Step]:
 
 def is_stale(stage: str) -> bool:
     """Whether `dvc repro` would run this stage now."""
-    with Repo() as repo:
-        return bool(repo.status(targets=[stage]))
+    for last in (False, True):
+        with Repo() as repo:
+            try:
+                return bool(repo.status(targets=[stage]))
+            except (DvcException, NotImplementedError):
+                if last:
+                    raise
+        free_dead_locks()       # the question reads DVC's list and dvc.lock
+        restore_lock()
+    raise AssertionError
 
 
 def changed_outs(*stages: str) -> list[str]:
@@ -97,6 +103,8 @@ def running(say: Callable[[str], object]) -> Iterator[None]:
             say("`dvc repro` is running; waiting for its end")
         while dvc_is_writing():
             time.sleep(LOOK_SECONDS)
+        if restore_lock():
+            say("DVC was killed while it wrote dvc.lock; the one before is back, and what is missing runs again")
         yield
 
 
@@ -113,7 +121,7 @@ def dvc_is_writing() -> bool:
             entries = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):       # none, or being written at this moment
             return False
-        return any(_holds(entry, path) for entry in entries.get("write", {}).values())
+        return any(holds(entry, path) for entry in entries.get("write", {}).values())
 
 
 def wait_for_pipeline(say: Callable[[str], object]) -> None:
@@ -122,43 +130,6 @@ def wait_for_pipeline(say: Callable[[str], object]) -> None:
         say("the pipeline is running; waiting for its end")
     while is_running():
         time.sleep(LOOK_SECONDS)
-
-
-def free_dead_locks() -> None:
-    """Delete DVC's list of readers and writers when none of the listed processes is alive.
-
-    DVC removes a dead process from the list itself, with two exceptions: another process has the same number now (after
-    a restart of the machine), or DVC was killed while it wrote the list. In both cases DVC refuses every later run.
-    """
-    with Repo() as repo:
-        if not repo.tmp_dir:
-            return
-        path = Path(repo.tmp_dir, "rwlock")
-        with make_lock(str(path.with_name("rwlock.lock")), tmp_dir=repo.tmp_dir):
-            try:
-                entries = json.loads(path.read_text(encoding="utf-8"))
-                readers = [entry for infos in entries.get("read", {}).values() for entry in infos]
-                alive = any(_holds(entry, path) for entry in [*entries.get("write", {}).values(), *readers])
-            except FileNotFoundError:
-                return
-            except (ValueError, TypeError, KeyError, AttributeError):
-                alive = False
-            if not alive:
-                path.unlink()
-
-
-def _holds(entry: dict[str, Any], path: Path) -> bool:
-    """Whether the process that wrote this entry into the file is alive.
-
-    Another process may have its number now: one that started later. A clock that was set in between makes the times
-    useless, so a process with the command of the entry counts too.
-    """
-    try:
-        process = psutil.Process(entry["pid"])
-        same = bool(entry.get("cmd")) and entry["cmd"] in " ".join(process.cmdline())
-        return same or process.create_time() < path.stat().st_mtime
-    except (psutil.Error, OSError):
-        return False
 
 
 def reproduce(stage: str, pull: bool = False) -> None:
@@ -171,7 +142,7 @@ def reproduce(stage: str, pull: bool = False) -> None:
     """
     try:
         free_dead_locks()
-        with Repo() as repo:
+        with keeping_lock(), Repo() as repo:
             repo.reproduce(stage, single_item=True, pull=pull)
     except DvcException as error:
         sys.exit(f"{error}: {error.__cause__}" if error.__cause__ else str(error))

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from flows.child import ALIVE_PORT, end_group, start_group
+from flows.dead_runs import end_dead_runs
 from hcmi.files import lock
 
 HOST = "127.0.0.1"      # loopback only: this server has no passwords
@@ -71,43 +72,6 @@ def _serve(port: int, gpus: int) -> None:
 
 def _start(*arguments: str) -> subprocess.Popen:
     return start_group(sys.executable, "-m", "prefect", "--no-prompt", *arguments)
-
-
-def end_dead_runs() -> None:
-    """Mark the runs that were in progress when the server last stopped as Crashed, and free their slots.
-
-    Their processes ended with that server, but the database still has them as Running. It also keeps their slots: the
-    leases that would free them were in the server's memory. No later run could start. This is called before the worker
-    is started, so no run can be alive.
-    """
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-    from prefect.client.schemas.filters import (
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-        TaskRunFilter,
-        TaskRunFilterState,
-        TaskRunFilterStateType,
-    )
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import Crashed, State
-
-    under_way = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-    flow_runs = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=under_way)))
-    task_runs = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=under_way)))
-    crashed: State = Crashed(message="`make flows` ended while this ran.")
-    with get_client(sync_client=True) as client:
-        while tasks := client.read_task_runs(task_run_filter=task_runs):
-            for task_run in tasks:
-                client.set_task_run_state(task_run.id, crashed, force=True)
-        while found := client.read_flow_runs(flow_run_filter=flow_runs):
-            for run in found:
-                client.set_flow_run_state(run.id, crashed, force=True)
-                print(f"make flows: {run.name} was in progress when the server last stopped; it is now Crashed.")
-        for limit in client.read_global_concurrency_limits(limit=200):
-            if limit.active_slots:
-                client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=0))
 
 
 def _need_free(port: int) -> None:

@@ -1,20 +1,35 @@
 """compose.yaml, and the commands of Prefect in the documents: each command is there and takes its arguments.
 
-No container runs here: the file has been held against the schema of the Compose specification by hand.
+No container runs here. Where HCMI_TEST_POSTGRES has the address of an empty database (postgresql://USER:PASSWORD@HOST:
+PORT/NAME), a slow test runs the services as processes on it, with the environment of the file and nothing else.
 """
 
+import importlib.util
+import json
+import os
 import re
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 from uuid import UUID
 
+import psutil
 import pytest
-from flow_world import ROOT
+from flow_world import ROOT, Flows, free_port, wait_for
 from prefect.cli._app import _app
 from prefect.settings import Settings
 from ruamel.yaml import YAML
+from test_pipeline import TINY, Copy, make_copy
 
 from hcmi.cli import main
 
+POSTGRES = os.environ.get("HCMI_TEST_POSTGRES")
 COMPOSE = YAML(typ="safe").load((ROOT / "compose.yaml").read_text())
 SERVICES = {name: service for name, service in COMPOSE["services"].items() if "command" in service}
 PAGES = ("docs/operations.md", "docs/scheduling.md")
@@ -54,6 +69,8 @@ def test_commands_of_a_service_are_there_and_take_their_arguments(service):
         elif command[:3] == ["python", "-m", "hcmi"]:
             verb = main.commands[command[3]]
             verb.make_context(command[3], command[4:])
+        elif command[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(command[2])
         else:
             assert service == "install"
             files = [ROOT / word for word in command if word.endswith((".lock", ".txt"))]
@@ -105,3 +122,104 @@ def test_every_named_service_and_volume_is_there():
         mounted = {volume.partition(":")[0] for volume in service.get("volumes", [])} - {"."}
         assert mounted <= set(volumes)
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+class Services(Flows):
+    """Services of compose.yaml as processes. Every process that they start has a mark in its environment."""
+
+    def __init__(self, project: Path):
+        self.project, self.port, self.page, self.process = project, free_port(), free_port(), psutil.Process()
+        home = project.with_name("home")
+        home.mkdir(exist_ok=True)
+        text = (project / "compose.yaml").read_text()
+        for inside, here in [("4200", str(self.port)), ("8000", str(self.page)), ("/opt/venv/bin", str(Path(
+                sys.executable).parent)), ("PYTHONPATH: /project", f"PYTHONPATH: {project}"),
+                ("http://server:", "http://127.0.0.1:"), ("HOME: /tmp", f"HOME: {home}"),
+                ("postgresql+asyncpg://prefect:${POSTGRES_PASSWORD}@database:5432/prefect",
+                 POSTGRES.replace("postgresql:", "postgresql+asyncpg:"))]:
+            assert inside in text
+            text = text.replace(inside, here)
+        self._services = YAML(typ="safe").load(text)["services"]
+        self.started: list[subprocess.Popen] = []
+        self._start("server", self._is_healthy)
+        self._start("worker", lambda: "started!" in self.log("worker"))
+        self._start("page", lambda: self.found("a red circle"))
+
+    def _start(self, name: str, is_ready: Callable[[], object]) -> None:
+        service = self._services[name]
+        environment = {**service["environment"], "FLOWS_MARK": str(self.project)}
+        with open(self.project / f"{name}.log", "w") as log:
+            process = subprocess.Popen(shlex.split(service["command"]), cwd=self.project, env=environment, stdout=log,
+                                       stderr=log, start_new_session=True)
+        self.started.append(process)
+        wait_for(lambda: process.poll() is not None or is_ready(), 600)
+        assert process.poll() is None, self.log(name)
+
+    def _is_healthy(self) -> bool:
+        server = self._services["server"]
+        return subprocess.run(server["healthcheck"]["test"][1:], env=server["environment"],
+                              capture_output=True).returncode == 0
+
+    def log(self, name: str) -> str:
+        return (self.project / f"{name}.log").read_text("utf-8", "replace")
+
+    def output(self) -> str:
+        return self.log("worker")
+
+    def found(self, query: str) -> set[str]:
+        """The names of the files that the page answers; none while it does not answer."""
+        address = f"http://127.0.0.1:{self.page}/api/search?q={urllib.request.quote(query)}&top=1000"
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                return {Path(hit["path"]).name for hit in json.load(answer)["hits"]}
+        except urllib.error.URLError:
+            return set()
+
+    def kill(self) -> None:
+        """As `docker kill` does: of a container that is killed no process is left."""
+        for process in self.processes():
+            process.kill()
+        for process in self.started:
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Copy:
+    """A project in which a release is served."""
+    copy = make_copy(tmp_path_factory.mktemp("compose") / "project", TINY)
+    copy.repro(seconds=2000)
+    copy.run("hcmi", "promote")
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(POSTGRES is None, reason="HCMI_TEST_POSTGRES names no database")
+def test_services_add_a_batch_and_go_on_after_all_were_killed_in_a_stage(served):
+    project = served.folder
+    inbox = project / "data/inbox"
+    shutil.copytree(project / "data/incoming/scenes_same/videos", inbox)
+    services = Services(project)
+    try:
+        run = services.trigger("ingest/ingest", inbox="data/inbox", quiet_seconds=1)
+        assert services.end_of(run, 1200) == "COMPLETED", services.output()
+        new = {path.name for path in inbox.iterdir()}
+        wait_for(lambda: new <= services.found("a red circle"), 120)
+
+        text = (project / "params.yaml").read_text()
+        (project / "params.yaml").write_text(re.sub(r"(?m)^  epochs: 1\b", "  epochs: 30", text))
+        cut_off = services.trigger("pipeline/retrain", then_promote=False)
+        wait_for(lambda: any(task["state"]["type"] == "RUNNING" and task["tags"] == ["gpu"] for task in
+                             services.ask("task_runs/filter", {"flow_runs": {"id": {"any_": [cut_off]}}})), 600)
+        services.kill()
+        (project / "params.yaml").write_text(text)
+        services = Services(project)
+        assert services.ask(f"flow_runs/{cut_off}")["state"]["type"] == "CRASHED"
+        run = services.trigger("pipeline/retrain", then_promote=False)
+        assert services.end_of(run, 1200) == "COMPLETED", services.output()
+    finally:
+        for process in services.started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(120)
+        services.kill()

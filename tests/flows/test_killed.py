@@ -1,7 +1,7 @@
 """Parts of a run ended at random moments: the next run completes, and its dvc.lock is that of an undisturbed run.
 
-A moment is drawn from the life of the part, as long as it was in a run that nothing disturbed, and counts where the
-part was there. HCMI_KILLS sets another number than 20 of moments for each part, and HCMI_SEED draws other moments.
+The moments are spread over the life of the part, as long as it was in a run that nothing disturbed. One counts where
+the part was there. HCMI_KILLS sets another number than 20 for each part and signal; HCMI_SEED draws other moments.
 """
 
 import os
@@ -86,21 +86,22 @@ def test_next_run_ends_the_same_when_a_part_was_ended_at_a_random_moment(start, 
         text = text.replace(command, f"sleep 2; {command}")
     (toy / "dvc.yaml").write_text(text)
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
-    lock, moments = (toy / "dvc.lock").read_bytes(), np.random.default_rng(SEED)
+    lock, random = (toy / "dvc.lock").read_bytes(), np.random.default_rng([SEED, list(PARTS).index(part), number])
     forget_outputs(toy)
     flows = start()
     completes(flows)        # the first run of a server takes longer than those that follow
     forget_outputs(toy)
-    seconds = np.array(lives(flows, flows.trigger(), words))
+    ends = np.cumsum(lives(flows, flows.trigger(), words))
     hits = tries = 0
     while hits < KILLS and tries < 3 * KILLS:
         forget_outputs(toy)
-        run, which = flows.trigger(), moments.choice(len(seconds), p=seconds / seconds.sum())
-        later = moments.random() * seconds[which]
+        run, moment = flows.trigger(), (tries % KILLS + random.random()) / KILLS * ends[-1]    # one in each part of it
+        which = int(np.searchsorted(ends, moment))
+        later = moment - (ends[which - 1] if which else 0)
         hit = end(flows, run, words, number, which, later)
         hits, tries = hits + hit, tries + 1
-        print(f"{part} {number.name}: process {which + 1} of {len(seconds)}, {later:.1f} of {seconds[which]:.1f} s; "
-              f"{hits} hits of {tries}", flush=True)
+        print(f"{part} {number.name}: {later:.1f} s after the start of process {which + 1} of {len(ends)}, "
+              f"{moment:.1f} of {ends[-1]:.1f} s in all; {hits} hits of {tries}", flush=True)
         if hit and ends_all:
             flows.process.wait(PATIENCE)
             assert_no_process(flows)

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from flows import repair
 from flows.stages import Step, changed_outs, is_running, is_stale, mixed_outs, pins, plan, reproduce, running
 
 
@@ -161,11 +163,57 @@ def test_a_stage_runs_when_a_dead_dvc_left_its_lock(toy, content):
     refused = subprocess.run([sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True)
     assert refused.returncode != 0, "DVC takes care of this itself now"
     os.utime(lock, (1e9, 1e9))
+    damaged = lock.read_bytes()
     assert not is_running()
+    assert is_stale("one")
+    lock.write_bytes(damaged)
+    os.utime(lock, (1e9, 1e9))
     reproduce("one")
     assert (toy / "one.txt").is_file()
     stranger.kill()
     stranger.wait()
+
+
+@pytest.mark.parametrize("length", [0, 9, 250], ids=["empty", "no YAML", "half"])
+def test_a_run_goes_on_when_dvc_was_killed_while_it_wrote_its_lock(toy, length):
+    reproduce("one")
+    lock = toy / "dvc.lock"
+    before = lock.read_bytes()
+    reproduce("two")
+    assert not repair.KEPT.exists()
+    whole = lock.read_bytes()
+    lock.write_bytes(whole[:length])
+    repair.KEPT.write_bytes(before)
+    broken = not repair._is_whole()
+    assert broken or length == 250      # half a file may be YAML
+    said: list[str] = []
+    with running(said.append):
+        assert bool(said) == broken
+        assert not broken or lock.read_bytes() == before
+    lock.write_bytes(whole[:length])        # as after the kill of a stage whose run goes on
+    assert is_stale("two")
+    for step in plan():
+        if is_stale(step.name):
+            reproduce(step.name)
+    assert lock.read_bytes().startswith(whole)
+
+
+def test_a_lock_that_was_cut_short_is_deleted_when_there_was_none_before(toy):
+    reproduce("one")
+    whole = (toy / "dvc.lock").read_bytes()
+    (toy / "dvc.lock").write_text("")
+    repair.KEPT.write_bytes(b"")
+    assert is_stale("one")
+    assert not (toy / "dvc.lock").exists()
+    reproduce("one")
+    assert (toy / "dvc.lock").read_bytes() == whole
+
+
+def test_a_lock_that_somebody_else_broke_is_left(toy):
+    (toy / "dvc.lock").write_text("{")
+    with pytest.raises(DvcException):
+        is_stale("one")
+    assert (toy / "dvc.lock").read_text() == "{"
 
 
 def test_a_living_dvc_holds_its_lock_when_the_clock_was_set_after_it_wrote_it(toy):
