@@ -31,8 +31,8 @@ SAID = {
                r".*24 captions of 120 have words that no training caption has: .*\. R@1 of these is [5-8]\d %, and "
                r"9\d % of the others\..*", r".*training data and train again\."),
     "exchanged": ("changed", "wrong captions",
-                  r"(8|9|1[0-2]) captions of 120 probably belong to another clip of the batch\. Search finds the clips with "
-                  rf"right captions as well as before\. {MEASURED}",
+                  r"(8|9|1[0-2]) captions of 120 probably belong to another clip of the batch\. Search finds the clips "
+                  rf"with right captions as well as before\. {MEASURED}",
                   r"Check which video each line of captions\.csv names; search is not at fault\."),
     "copies": ("changed", "copies within the batch",
                rf"24 clips of 120 repeat another clip of the batch\. {AS_BEFORE}",
