@@ -61,7 +61,7 @@ def compare(reference: Profile, batch: Profile, false_alarm_rate: float, generat
     half = len(reference)
     missing = np.stack([~_finite(test.rows) for test in tests])
     strata_M = np.unique(missing, axis=1, return_inverse=True)[1].ravel()
-    units_M = np.concatenate([_groups(reference), _groups(batch) + len(reference) + len(batch)])
+    units_M = np.concatenate([reference.units, batch.units + len(reference) + len(batch)])
     batch_PM = assignments(np.arange(half + len(batch)) >= half, strata_M, units_M, count, generator)
     distance_PS = np.concatenate([np.stack([test.distance(test.rows, block, units_M) for test in tests], axis=1)
                                   for block in np.array_split(batch_PM, max(1, len(batch_PM) // _BLOCK))])
@@ -116,10 +116,6 @@ def assignments(real_M: np.ndarray, strata_M: np.ndarray, units_M: np.ndarray, c
             np.put_along_axis(chosen_PR, np.argpartition(keys_PR, size - 1, axis=1)[:, :size], True, axis=1)
         batch_PM[1:, rows] = chosen_PR
     return batch_PM
-
-
-def _groups(profile: Profile) -> np.ndarray:
-    return np.arange(len(profile)) if profile.groups is None else profile.groups
 
 
 def _comparable(rows: np.ndarray, half: int) -> bool:

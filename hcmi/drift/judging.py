@@ -109,18 +109,20 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
     """
     known, sample = reference.scores, report.sample
     assert sample is not None
+    assert report.profile is not None
     if known is None or len(known) < MIN_CLIPS:
         return None
     if batch is None or len(batch) < MIN_CLIPS:
         report.severity = _estimate(report, reference)
         return None
     report.gallery = batch.gallery_NG.shape[1]
-    report.measured = report.severity = measure(batch, known)
+    groups, known_groups = report.profile.units[sample.captioned], reference.profile.units[reference.sample.captioned]
+    report.measured = report.severity = measure(batch, known, groups, known_groups)
     report.estimate = estimate_recall(batch, reference.temperature)
     wrong, exchanged = wrong_captions(batch, sample.captioned, sample.captions, reference.temperature)
     right = np.setdiff1d(np.arange(len(batch)), exchanged)
     if wrong is not None and len(right) >= MIN_CLIPS:
-        report.severity = measure(batch[right], known, WITHOUT_WRONG)
+        report.severity = measure(batch[right], known, groups[right], known_groups, WITHOUT_WRONG)
     report.lost = _lost(report, batch, right)
     rows = sample.captioned[right]
     captions = [sample.captions[row] for row in right]
@@ -146,7 +148,7 @@ def _estimate(report: BatchReport, reference: Reference) -> Severity | None:
         return None
     assert report.sample is not None
     assert report.profile is not None
-    clips = Clips.of(report.sample.videos, reference.gallery, report.profile.groups)
+    clips = Clips.of(report.sample.videos, reference.gallery, report.profile.units)
     return estimated(reference.from_clips.estimate(clips), reference.from_clips.reference)
 
 

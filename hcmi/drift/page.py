@@ -18,6 +18,7 @@ from hcmi.wording import plural
 
 STATIC = Path(__file__).with_name("static")
 CLASSES = {HURT: "hurt", UNKNOWN: "unknown", CHANGED: "changed", OK: "ok"}      # most urgent first
+PER_CENT = re.compile(r"(?<=\d) %(?=[^<>]*<)")      # in text, and not in a tag
 HEADLINES = {HURT: "search hurt on {}", UNKNOWN: "cannot tell for {}", CHANGED: "{} changed", OK: "{} ok"}
 
 
@@ -41,7 +42,7 @@ def render(result: dict[str, Any], reports: list[BatchReport], reference: Profil
     parts = {"headline": headline(reports), "intro": _intro(result, incoming_dir, named), "cards": cards,
              "sections": sections, "packed": packed}
     for name, text in parts.items():
-        page = page.replace(f"<!--{name}-->", text)
+        page = page.replace(f"<!--{name}-->", PER_CENT.sub("&nbsp;%", text))
     return page
 
 
@@ -134,9 +135,12 @@ def _section(number: int, report: BatchReport, reference: Profile | None,
 
 
 def _causes(report: BatchReport) -> str:
+    """The causes with their details; one of which the lead says all is left out."""
     rows = []
     for cause in report.causes:
         said = all(detail in cause.sentence for detail in cause.details)
+        if said and cause.sentence[1:] in report.why and cause.advice in report.advice:
+            continue
         details = "" if said else f"<br><small>{escape('; '.join(cause.details))}</small>"
         rows.append(f"<li><b>{escape(cause.sentence)}.</b> {escape(cause.advice)}{details}</li>")
     return f'<ul class="causes">{"".join(rows)}</ul>' if rows else ""

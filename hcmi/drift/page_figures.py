@@ -51,8 +51,9 @@ def table(report: BatchReport, reference: Profile) -> str:
             middle = f"<td>{was}</td><td><b>{now}</b> {column.unit}</td>"
         rows.append(f'<tr class="{"over" if shift.drifted else ""}"><td>{column.label}</td>{middle}<td>{curve}</td>'
                     f"<td>{_bar(shift.ratio)}</td></tr>")
-    return ('<h3>What was compared</h3><div class="wide"><table><tr><th></th><th>tested on</th><th>this batch</th>'
-            f'<th>distribution</th><th>distance divided by its limit</th></tr>{"".join(rows)}</table></div>')
+    return ('<h3>What was compared</h3><div class="wide"><table class="compared"><tr><th></th><th>tested on</th>'
+            '<th>this batch</th><th>distribution</th><th>distance divided by its limit</th></tr>'
+            f'{"".join(rows)}</table></div>')
 
 
 def _bar(ratio: float) -> str:

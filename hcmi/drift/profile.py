@@ -28,6 +28,11 @@ class Profile:
     def __len__(self) -> int:
         return len(self.columns)
 
+    @property
+    def units(self) -> np.ndarray:
+        """[V] `groups`, or a number of its own for each clip."""
+        return np.arange(len(self)) if self.groups is None else self.groups
+
 
 def clip_columns(frames_THXC: np.ndarray) -> dict[str, float]:
     """Statistics of one clip's pixels (uint8 RGB) that a person would notice, in grey levels 0 to 255.

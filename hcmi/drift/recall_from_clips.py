@@ -127,8 +127,10 @@ class RecallFromClips:
         return self._together(clips.strange_VL - expected_VL)
 
     def _together(self, beyond_VL: np.ndarray) -> np.ndarray:
-        """[V] one figure from how far the levels are beyond what is usual. One level that is far out is enough, whatever
-        the damage in the fit did to it; a level that is less strange than usual does not make up for it.
+        """[V] one figure from how far the levels are beyond what is usual.
+
+        One level that is far out is enough, whatever the damage in the fit did to it; a level that is less strange than
+        usual does not make up for it.
         """
         return np.log1p(((beyond_VL / self._spread_L).clip(0)**2).sum(1))
 

@@ -63,10 +63,8 @@ class Reference:
     @property
     def card(self) -> dict[str, Any]:
         """What report.json says about it. `independent`: the number of independent clips that it is worth."""
-        groups = self.profile.groups
-        assert groups is not None
         return {"clips": len(self.sample), "captioned": len(self.sample.captioned),
-                "independent": round(independent(groups), 2), "model": self.model.fingerprint[:12]}
+                "independent": round(independent(self.profile.units), 2), "model": self.model.fingerprint[:12]}
 
     @cached_property
     def from_clips(self) -> RecallFromClips | None:
@@ -78,8 +76,7 @@ class Reference:
             return None
         assert self.sample.texts is not None
         captioned = self.sample.captioned
-        groups = self.profile.groups
-        tested = Clips.of(self.sample.videos[captioned], self.gallery, None if groups is None else groups[captioned],
+        tested = Clips.of(self.sample.videos[captioned], self.gallery, self.profile.units[captioned],
                           hits(self.scores))
         best_N = self.scores.gallery_NG.max(1)
         copies = {}

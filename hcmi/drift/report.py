@@ -78,8 +78,8 @@ class BatchReport:
             "causes": [cause.to_record() for cause in self.causes],
             "clips": len(self.sample or ()), "found": self.num_found, "queries": self.num_queries,
             "captioned": len(self.sample.captioned) if self.sample else 0,
-            "groups": len(np.unique(self.profile.groups)) if self.profile and self.profile.groups is not None else 0,
-            "independent": _round(self._independent()),
+            "groups": 0 if self.profile is None else len(np.unique(self.profile.units)),
+            "independent": 0.0 if self.profile is None else _round(independent(self.profile.units)),
             "recall_at_1": self._recall_record(), "lost": self.lost,
             "weak_slices": [{"name": some.name, "captions": some.captions, "recall_at_1": _round(some.recall),
                              "rest": _round(some.rest)} for some in self.slices],
@@ -91,12 +91,6 @@ class BatchReport:
             "skipped": len(self.skipped), "skipped_reasons": count_reasons(self.skipped),
             "skipped_files": [{"path": skip.path, "reason": skip.reason, "detail": skip.detail}
                               for skip in self.skipped[:SHOWN_SKIPS]]}
-
-    def _independent(self) -> float:
-        """The number of independent clips, or queries, that this batch is worth."""
-        if self.profile is None:
-            return 0.0
-        return len(self.profile) if self.profile.groups is None else independent(self.profile.groups)
 
     def _severity_record(self) -> dict[str, Any] | None:
         """R@1 of the batch and the reference in per cent, among the same gallery; null when nobody can say."""

@@ -5,7 +5,9 @@ import re
 
 from drift_world import of, run
 
-from hcmi.drift.page import STATIC
+from hcmi.drift import BatchReport
+from hcmi.drift.causes import Cause
+from hcmi.drift.page import PER_CENT, STATIC, _causes
 
 
 def test_page_says_the_gallery_once_and_how_sure_the_difference_is(world, result):
@@ -25,6 +27,20 @@ def test_page_stands_alone(world, result):
     assert not re.search(r'href="https?:', page)        # links lead to the videos alone
     assert page.count('id="evidently-') == 4        # three batches that were judged, and the library
     assert json.loads((world[0] / "reports/drift/report.json").read_text(encoding="utf-8")) == result
+
+
+def test_no_line_ends_between_a_figure_and_its_per_cent():
+    assert PER_CENT.sub("_%", '<a href="a 5 %.mp4">98 % (90 to 100)</a> 5 %<b>') == (
+        '<a href="a 5 %.mp4">98_% (90 to 100)</a> 5_%<b>')
+
+
+def test_a_cause_is_said_once_unless_it_has_details():
+    report = BatchReport("made", verdict="changed", reason="", causes=[
+        Cause("copies within the batch", "6 clips of 40 repeat another clip of the batch", "Remove them.", 6, 40),
+        Cause("wrong captions", "4 captions of 40 probably belong to another clip of the batch", "Check them.", 4, 40,
+              details=["a red ring"])])
+    assert _causes(report) == ('<ul class="causes"><li><b>4 captions of 40 probably belong to another clip of the '
+                               "batch.</b> Check them.<br><small>a red ring</small></li></ul>")
 
 
 def test_no_batches_make_a_report_that_says_so(world):

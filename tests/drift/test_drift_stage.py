@@ -4,13 +4,14 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from drift_world import of, run
 from made_scores import scores
 from search_world import searchable_model, video_tokens, write_video
 from video_files import write_odd_folder
 
-from hcmi.drift import BatchReport, Reference, Scores, drift, judge, recall_at_1
+from hcmi.drift import BatchReport, Profile, Reference, Scores, drift, judge, recall_at_1
 from hcmi.drift.evidently_report import report_with_evidently
 from hcmi.drift.judging import _measure
 from hcmi.drift.profile import fit_temperature
@@ -112,6 +113,8 @@ class Known:
 
     def __init__(self, reference: Scores | None):
         self.scores, self.temperature = reference, 0.1 if reference is None else fit_temperature(reference.clips_NN)
+        self.sample = Sampled(len(reference) if reference else 0)
+        self.profile = Profile(pd.DataFrame(index=self.sample.captioned))
 
 
 class Sampled:
@@ -124,7 +127,8 @@ class Sampled:
 
 
 def quality(batch: Scores | None, reference: Scores | None) -> BatchReport:
-    report = BatchReport("made", sample=Sampled(len(batch) if batch else 0))
+    sample = Sampled(len(batch) if batch else 0)
+    report = BatchReport("made", sample=sample, profile=Profile(pd.DataFrame(index=sample.captioned)))
     wrong = _measure(report, batch, Known(reference))
     report.causes = [wrong] if wrong else []
     report.verdict, report.reason = decide(True, report.severity, report.causes), ""

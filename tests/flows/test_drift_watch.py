@@ -88,8 +88,8 @@ def test_alert_says_how_bad_it_is_with_the_words_of_the_report(world, monkeypatc
     monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: Verdict.of({"batches": [record]}, batch))
     end = watch("ok")
     assert end.name == "SearchHurt"
-    assert end.message == ("ok: search hurt. Search finds fewer of these clips. R@1 is 84 % (79 to 88), and 97 % for the "
-                           "tested clips. reports/watch/ok/index.html")
+    assert end.message == ("ok: search hurt. Search finds fewer of these clips. R@1 is 84 % (79 to 88), and 97 % for "
+                           "the tested clips. reports/watch/ok/index.html")
 
 
 def test_a_batch_is_judged_once_when_it_is_named_twice(world, monkeypatch):
