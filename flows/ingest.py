@@ -171,7 +171,7 @@ def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps({"contents": [*done["contents"], *contents],
                                          "when": datetime.now(UTC).isoformat(timespec="seconds")}, indent=1))
-    return f"retrain for {names}: started as {run.name}"
+    return f"retrain for {names}: started, [its page](/runs/flow-run/{run.id})"     # it gets another name when it runs
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ run one at a time (tag `gpu`). The dependencies are read from dvc.yaml and writt
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -67,7 +68,7 @@ def pipeline(then_promote: bool = False, share: bool = False) -> State:
                 outcome["fetch"] = str(error)
         outcome |= run_stages(pull)
         if then_promote:
-            found = promote(wait=False)
+            found: Any = promote(wait=False)        # the call gives the data of the state
             outcome["promote"] = said(found)
             show("decision", *page(found))
         if share and (pushed := push()):
@@ -116,7 +117,8 @@ def in_one_line(outcome: dict[str, str]) -> str:
 if __name__ == "__main__":
     try:
         check_server()
-        for name, what in pipeline().items():
+        done: Any = pipeline()
+        for name, what in done.items():
             print(f"{name}: {what}")
     except ChildError as error:
         sys.exit(f"flows.pipeline: {error}")

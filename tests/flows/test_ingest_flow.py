@@ -37,7 +37,7 @@ def started(tmp_path, monkeypatch) -> list[str]:
     def run(name: str, *, timeout, idempotency_key, as_subflow):
         assert (name, timeout, as_subflow) == ("pipeline/retrain", 0, False)
         keys.append(idempotency_key)
-        return SimpleNamespace(name=f"run {len(keys)}")
+        return SimpleNamespace(id=len(keys))
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ingest, "run_deployment", run)
@@ -59,10 +59,10 @@ def test_retrain_is_started_once_for_each_batch_that_hurts_search(started):
     judged("odd", "cannot tell")
     assert ingest.start_retrain(0) == ""
     judged("worse", "search hurt")
-    assert ingest.start_retrain(0) == "retrain for worse: started as run 1"
+    assert ingest.start_retrain(0) == "retrain for worse: started, [its page](/runs/flow-run/1)"
     assert ingest.start_retrain(0) == ""
     judged("worse too", "search hurt")
-    assert ingest.start_retrain(0) == "retrain for worse too: started as run 2"
+    assert ingest.start_retrain(0) == "retrain for worse too: started, [its page](/runs/flow-run/2)"
     assert len(set(started)) == 2
 
 
@@ -76,7 +76,7 @@ def test_batches_of_the_cool_down_wait_and_share_the_next_run(started):
     kept = json.loads((ingest.REPORTS / "retrain.json").read_text())
     kept["when"] = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
     (ingest.REPORTS / "retrain.json").write_text(json.dumps(kept))
-    assert ingest.start_retrain(24) == "retrain for b, c: started as run 2"
+    assert ingest.start_retrain(24) == "retrain for b, c: started, [its page](/runs/flow-run/2)"
 
 
 def test_a_time_that_lies_ahead_holds_no_run_back(started):
@@ -86,7 +86,7 @@ def test_a_time_that_lies_ahead_holds_no_run_back(started):
     kept = json.loads((ingest.REPORTS / "retrain.json").read_text())
     (ingest.REPORTS / "retrain.json").write_text(json.dumps(kept | {"when": "2999-01-01T00:00:00+00:00"}))
     judged("b", "search hurt")
-    assert ingest.start_retrain(24).endswith("started as run 2")
+    assert ingest.start_retrain(24).endswith("started, [its page](/runs/flow-run/2)")
 
 
 def test_the_server_is_asked_with_the_same_key_when_the_run_was_killed_before_it_was_noted(started):
@@ -112,7 +112,7 @@ def test_retrain_stays_wanted_when_there_is_no_server_or_deployment(started, mon
     with monkeypatch.context() as bare:
         bare.setattr(ingest, "run_deployment", missing)
         assert "need the deployment pipeline/retrain, got none. Start `make flows`" in ingest.start_retrain(24)
-    assert ingest.start_retrain(24) == "retrain for a: started as run 1"
+    assert ingest.start_retrain(24) == "retrain for a: started, [its page](/runs/flow-run/1)"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ A function stands in for the report, whose verdicts need more clips than this pr
 """
 
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -39,7 +40,8 @@ def judged(monkeypatch) -> list[str]:
     names: list[str] = []
 
     def drift(*, batches, model_dir, export_dir, out_dir, **rest) -> dict:
-        assert Path(model_dir).parent == Path(export_dir).parent == Path("releases/v1")
+        assert Path(model_dir).parent == Path(export_dir).parent
+        assert Path(model_dir).parts[-3:-1] == ("releases", "v1")
         names.extend(batches)
         return report_of({name: name.partition(".")[0].replace("_", " ") for name in batches})
 
@@ -138,6 +140,22 @@ def test_two_batches_with_files_of_one_name_are_both_found(here, new):
             here / "data/incoming" / batch / "videos/same.mp4")
     assert add()["added"] == {"ok.1": 1, "ok.2": 1}
     assert len(SearchIndex.open("releases/current/export/index")) == CLIPS + 2
+
+
+def test_served_index_stays_and_the_next_call_adds_when_its_disk_was_full(here, new, small_disk):
+    disk = small_disk(2**24)
+    served = disk / "releases"
+    shutil.copytree("releases", served, symlinks=True)
+    put_batch(here, "ok.1", new)
+    with open(disk / "ballast", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 4096 * (os.statvfs(disk).f_bavail - 1))
+    said = call_hcmi("add", "--quiet-seconds", "0", "--releases", str(served), code=1).stderr.splitlines()[-1]
+    assert said.startswith(f"hcmi: {served}")
+    assert said.endswith("No space left on device. Free space and run again.")
+    assert len(SearchIndex.open(served / "current/export/index")) == CLIPS
+    (disk / "ballast").unlink()
+    assert add("--releases", str(served))["added"] == {"ok.1": 3}
+    assert len(SearchIndex.open(served / "current/export/index")) == CLIPS + 3
 
 
 def test_batch_counts_as_added_after_its_clips_are_in_the_index(here, new, monkeypatch):
