@@ -203,8 +203,10 @@ def _page(points: list[Point], slow: dict[str, str], alarms: int, most: int) -> 
     lines = _line("R@1, per cent (mark: tested clips)", [now for now, _ in recalls],
                   recalls[-1][1] if recalls else None, 100) if recalls else ""
     lines += _line("Largest distance, in units of its limit", [point.ratio for point in points], 1.0, None)
-    rows = "".join(f"<tr><td>{escape(point.date)}</td><td>{escape(point.batch)}</td><td>{escape(point.verdict)}</td>"
-                   f"<td>{'' if point.recall is None else f'{point.recall:.0f} %'}</td><td>{point.ratio:.2f}</td></tr>"
+    rows = "".join(f'<tr><td><span class="date">{escape(point.date)}</span></td><td>{escape(point.batch)}</td>'
+                   f"<td>{escape(point.verdict)}</td>"
+                   f"<td>{'' if point.recall is None else f'{point.recall:.0f}&nbsp;%'}</td>"
+                   f"<td>{point.ratio:.2f}</td></tr>"
                    for point in points)
     style = (STATIC / "page.css").read_text(encoding="utf-8")
     return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '

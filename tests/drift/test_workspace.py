@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from made_batches import MadeReference, made_sample, new_shapes, scaled
 
+from hcmi.drift.stage import _add_evidently
 from hcmi.drift.workspace import FOLDERS, build_workspace, find_snapshots
 from hcmi.errors import DriftError
 
@@ -20,19 +21,29 @@ BATCHES = {"2026-11-23_same": lambda sample, _: sample,
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """A folder of reports, one batch each; the verdicts of the batches."""
-    from hcmi.drift.evidently_report import report_with_evidently
-
     root, reference, verdicts = tmp_path_factory.mktemp("reports"), MadeReference(100), {}
     for number, (name, make) in enumerate(BATCHES.items()):
         generator = np.random.default_rng(number)
         report = reference.judge(make(made_sample(40, generator), generator), generator)
-        texts = [""] * len(reference.sample), [""] * len(report.sample)
-        found = report_with_evidently(name, report.verdict, reference.profile, report.profile, texts, report.shifts,
-                                      report.severity)
+        report.name = name
+        _add_evidently(report, reference)
         (root / name).mkdir()
-        (root / name / f"{name}.evidently.json").write_text(found.snapshot, encoding="utf-8")
+        (root / name / f"{name}.evidently.json").write_text(report.evidently_snapshot, encoding="utf-8")
         verdicts[name] = report.verdict
     return root, verdicts
+
+
+def test_snapshot_holds_evidentlys_presets_descriptors_and_tests_and_opens_on_the_summary(reports):
+    """No preset, descriptor or test was used, and the panel opened on 11,000 pixels of plots over the rows' numbers."""
+    snapshot = json.loads(next(reports[0].glob("*_shapes/*.json")).read_text(encoding="utf-8"))
+    kinds = {some["type"].rsplit(":")[-1] for some in _dicts(snapshot["metric_results"]) if "type" in some}
+    assert {"RowCount", "DriftedColumnsCount", "ValueDrift", "DistanceOverLimit", "MeanValue"} <= kinds
+    assert {"ValueDriftTest", "LessThanMetricTest", "GreaterOrEqualMetricTest"} <= kinds
+    shown = [json.dumps([widget["title"], widget["params"]]) for widget in snapshot["widgets"]]
+    assert "Dataset Summary" in shown[0]
+    for said in ("Drift is detected for ", "Under the limit of 1", "Mean value of 'found first'", "caption length"):
+        assert any(said in one for one in shown), said
+    assert not [one for one in shown if "Index binned" in one]
 
 
 @pytest.fixture(scope="module")
