@@ -59,8 +59,10 @@ def page(found: dict[str, Any]) -> tuple[str, ...]:
             for one in (found["test"], found["batches"]) if one]
     figures = table(["compared on", "R@1 served, %", "R@1 new, %", "difference, 95 % interval", "queries"], rows)
     title, then = PAGES[found["decision"]]
-    todo = what_now([f"The served release: {found['tags']}"] if found["tags"] else [])
-    return title, todo, said(found), then, figures if rows else "", "`hcmi releases` lists all releases."
+    tags = f"The served release: {found['tags']}" if found["tags"] else ""
+    asks = "`" in tags      # it names a command
+    return (title, what_now([tags] if asks else []), said(found), then, figures if rows else "",
+            "" if asks else tags, "`hcmi releases` lists all releases.")
 
 
 if __name__ == "__main__":

@@ -41,16 +41,17 @@ def plan() -> list[Step]:
 
 def is_stale(stage: str) -> bool:
     """Whether `dvc repro` would run this stage now."""
-    for last in (False, True):
-        with Repo() as repo:
-            try:
-                return bool(repo.status(targets=[stage]))
-            except (DvcException, NotImplementedError):
-                if last:
-                    raise
-        free_dead_locks()       # the question reads DVC's list and dvc.lock
+    try:
+        return _is_stale(stage)
+    except (DvcException, NotImplementedError):     # DVC reads its list and dvc.lock to answer
+        free_dead_locks()
         restore_lock()
-    raise AssertionError
+        return _is_stale(stage)
+
+
+def _is_stale(stage: str) -> bool:
+    with Repo() as repo:
+        return bool(repo.status(targets=[stage]))
 
 
 def changed_outs(*stages: str) -> list[str]:

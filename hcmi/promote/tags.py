@@ -6,6 +6,7 @@ from hcmi.promote.lineage import git
 from hcmi.releases import Release
 
 ARTIFACTS = ("model", "index")      # as `artifacts:` of dvc.yaml calls them
+DVC_LOCK = Path("dvc.lock")
 SERVED = "served"                   # the stage of GTO
 
 
@@ -21,6 +22,8 @@ def tag(release: Release) -> str | None:
     names = [f"{artifact}@{release.version}.0.0" for artifact in ARTIFACTS]
     missing = [name for name in names if not git("tag", "--list", name)]
     if missing and git("rev-parse", "--verify", "HEAD:dvc.lock") != git("hash-object", "--no-filters", str(lock)):
+        if not DVC_LOCK.is_file() or DVC_LOCK.read_bytes() != lock.read_bytes():
+            return "no git tag, because a later run has replaced its dvc.lock before that was committed."
         return "no git tag yet. Commit dvc.lock, then run `hcmi promote` again."
     try:
         _write(missing, release)

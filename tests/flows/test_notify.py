@@ -85,7 +85,7 @@ def test_retrain_is_started_once_and_the_team_is_told(start, toy, messages):
     assert notify_by(flows, "-c", BLOCK.format(url=address)).returncode == 0
     for _ in range(2):      # the second time in place of the first
         assert notify_by(flows, "-m", "flows.notify", "custom-webhook/team").returncode == 0
-    assert [one["name"] for one in flows.ask("automations/filter", {})] == [notify.NAME]
+    assert [one["name"] for one in flows.ask("automations/filter", {})].count(notify.NAME) == 1
 
     hurt("worse")
     for _ in range(2):

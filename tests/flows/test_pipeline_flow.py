@@ -124,9 +124,10 @@ def test_page_of_a_decision_says_how_the_release_gets_its_tags():
     found = {"decision": "promoted", "version": "v2", "why": "It is better.", "batches": None, "test": {
         "where": "the test set", "champion": 90.0, "challenger": 92.5, "difference": 2.5, "low": 0.5, "high": 4.0,
         "queries": 200}, "tags": "no git tag yet. Commit dvc.lock, then run `hcmi promote` again."}
-    title, todo, decision, then, figures, _ = page(found)
+    title, todo, decision, then, figures, *_ = page(found)
     assert (title, decision) == ("The new model is served", "promoted v2: It is better.")
     assert todo.endswith("- The served release: no git tag yet. Commit dvc.lock, then run `hcmi promote` again.")
     assert "rollback" in then
     assert figures.splitlines()[-1] == "| the test set | 90.0 | 92.5 | +2.5 [+0.5, +4.0] | 200 |"
-    assert "Nothing has to be done." in page(found | {"tags": None})[1]
+    for tags in (None, "no git tag, because so it is."):
+        assert "Nothing has to be done." in page(found | {"tags": tags})[1]

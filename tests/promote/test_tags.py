@@ -63,6 +63,15 @@ def test_releases_are_tagged_once_their_lock_is_committed_and_served_is_the_serv
         first, second, second, first, first]
 
 
+def test_nobody_is_asked_to_commit_the_lock_of_another_run(repository):
+    promote()
+    (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    said = promote()["tags"]
+    assert said == "no git tag, because a later run has replaced its dvc.lock before that was committed."
+    commit_lock()
+    assert promote()["tags"] == said
+
+
 def test_a_release_is_served_when_it_cannot_be_tagged(repository):
     commit_lock()
     git("tag", "model@v1.0.0-other")
