@@ -305,13 +305,13 @@ def errors_of(pairs: list[tuple]) -> dict[str, float]:
             "width": float(widths.mean())}
 
 
-def power_of(rows: Iterable[tuple]) -> dict[str, float | int]:
+def power_of(rows: Iterable[tuple]) -> dict[str, float | None]:
     """The figures of each kind whose R@1 fell by 8 to 12 points in some batches, and the least of each figure."""
     rows = [row for row in rows if row[3]]
-    found: dict[str, float | int] = {"fallen_batches": sum(row[3] for row in rows)}
+    found: dict[str, float | None] = {"fallen_batches": sum(row[3] for row in rows)}
     for place, name in enumerate(("hurt", "changed", "hurt_no_captions", "changed_no_captions"), 4):
         found |= {f"{name}_{row[0]}": row[place] for row in rows}
-        found[f"min_power_{name}"] = min(row[place] for row in rows)
+        found[f"min_power_{name}"] = min((row[place] for row in rows), default=None)
     return found | {f"batches_{row[0]}": row[3] for row in rows}
 
 
