@@ -80,7 +80,8 @@ def test_doctor_names_odd_files(odd):
                                      "stops at such a name.")
     text = hcmi_verb(project, "doctor", "mine/videos", code=1).stdout
     assert f"{len(good) + len(bad) - len(gone)} files looked at" in text
-    assert text.isprintable() or set(text) - set(filter(str.isprintable, text)) == {"\n"}
+    # the slowest files are named too, and the name of the family has joiners
+    assert {char for char in text if not char.isprintable()} - {"\u200d"} == {"\n"}
 
 
 def test_search_finds_the_others_and_notes_each_odd_file_once(odd):
