@@ -3,7 +3,8 @@
 - each level alone, and each level left out
 - label denoising `positive`, `mask` and `off`, with 0, 20 and 40 % duplicates in the training set, and its precision
   and recall against the truth in each epoch; and denoising by the true duplicates, the most that any rule can gain
-- without the loss on the sum of the levels; with the whole gradient of the coarser levels in words and frames
+- without the loss on the sum of the levels; without the balance of videos; with the whole gradient of the coarser
+  levels in words and frames
 - marginal sample enhancement on and off, and theta
 - number of clips and phrases; slots filled by soft assignment or by learned queries
 
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from common import markdown, result_file, table, write_result
 from panels import panels
-from runs import MSE_OFF, Spec, arguments, gain, mean_r1, records_of
+from runs import BALANCE_OFF, MSE_OFF, Spec, arguments, gain, mean_r1, records_of
 
 EPOCHS = {"train.epochs": 5}
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
@@ -46,6 +47,7 @@ VARIANTS: dict[str, dict] = {
     "without clip_phrase": {WEIGHT + "clip_phrase": 0.0},
     "without video_sentence": {WEIGHT + "video_sentence": 0.0, **MARGIN_OFF},
     "no loss on the sum": SUM_OFF,
+    "no balance of videos": BALANCE_OFF,
     "coarse gradients whole": {"model.coarse_gradient": 1.0},
     "MSE off": MSE_OFF,
     "MSE: margin loss off": MARGIN_OFF,

@@ -50,6 +50,7 @@ LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words
 # Parameters that decide where and how fast a run is computed, and not what it gives.
 ELSEWHERE = ("device", "num_workers", "num_processes", "micro_batch", "compile", "activation_checkpointing")
 MSE_OFF = {"train.loss.margin_weight": 0.0, "train.loss.marginal_group": 1}     # marginal sample enhancement
+BALANCE_OFF = {"train.loss.balance_weight": 0.0}
 # The code that decides what a run gives, and what it is trained and measured on. Comments and docstrings do not. Nor do
 # the modules that only drive the steps, load checkpoints of other projects or encode in batches: tests hold that they
 # change no result.

@@ -127,6 +127,7 @@ class LevelWeights(Section):
 class LossConfig(Section):
     level_weights: LevelWeights
     sum_weight: Annotated[float, Field(ge=0)]           # weight of the loss on the sum of the levels; 0: off
+    balance_weight: Annotated[float, Field(ge=0)]       # videos that are hard to tell apart score alike; 0: off
     margin: Annotated[float, Field(ge=0)]
     margin_weight: Annotated[float, Field(ge=0)]        # 0: no marginal sample enhancement
     marginal_group: Positive                            # number of similar clips that share a batch; 1: random batches

@@ -29,10 +29,10 @@ class _Panel:
 
 
 RECALLS = ("R@1", "R@5", "R@10")
+TERMS = (*LEVELS, "multi_grained", "sum", "balance", "margin")
 PANELS = (
     _Panel("Loss on the training split, by its terms", "loss",
-           [*(f"train/loss_{name}" for name in (*LEVELS, "multi_grained", "sum", "margin"))],
-           [*LEVELS, "multi_grained", "sum", "margin"]),
+           [f"train/loss_{name}" for name in TERMS], TERMS),
     _Panel("Validation, text to video", "%", [f"val/{name}" for name in RECALLS], RECALLS),
     _Panel("Validation, video to text", "%", [f"val/v2t_{name}" for name in RECALLS], RECALLS),
     _Panel("Logit scales", "scale", [f"train/logit_scale_{name}" for name in (*LEVELS, "multi_grained")],

@@ -73,3 +73,25 @@ def margin(sims_QB: Tensor, theta: float, positives_BB: Tensor | None = None) ->
     hardest_video_Q, hardest_text_B = wrong_QB.amax(1), wrong_QB.amax(0)
     hardest_text_Q = hardest_text_B.repeat(len(own_Q) // len(hardest_text_B))
     return ((hardest_text_Q - own_Q + theta).relu() + (hardest_video_Q - own_Q + theta).relu()).mean() / 2
+
+
+def balance(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = None) -> Tensor:
+    """Videos that are hard to tell apart score alike, on average, for their captions together. [ours]
+
+        d_ik = (S_ii + S_ki) - (S_ik + S_kk),    sum_k p_ik (scale d_ik)^2, averaged over i
+
+    S_ij is the mean similarity of the captions of clip i and video j. d is how far video i is ahead of video k over the
+    captions of both; a video that is ahead wins captions of the other one, and each caption alone cannot show it. p_ik,
+    softmax over k of scale (S_ik + S_ki) / 2, counts the videos that are easily confused with i. It has no gradient,
+    and `scale` gets none. Pairs that denoising counts as positive do not count. A batch of one clip gives 0.
+    Videos that win whatever is asked are called hubs (Radovanovic et al. 2010).
+    """
+    clip_sims_BB = sims_QB.float().unflatten(0, (-1, sims_QB.shape[1])).mean(0)
+    own_B, scale = clip_sims_BB.diagonal(), scale.detach()
+    ahead_BB = own_B[:, None] - own_B + clip_sims_BB.T - clip_sims_BB
+    same_BB = torch.eye(len(own_B), dtype=torch.bool, device=sims_QB.device)
+    if positives_BB is not None:
+        same_BB = same_BB | positives_BB | positives_BB.T
+    nearness_BB = (scale * (clip_sims_BB + clip_sims_BB.T).detach() / 2).masked_fill(same_BB, -1e9)
+    shares_BB = nearness_BB.softmax(1).masked_fill(same_BB, 0)
+    return (shares_BB * (scale * ahead_BB) ** 2).sum(1).mean()

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hcmi.config import TrainConfig
+from hcmi.config import LossConfig, TrainConfig
 from hcmi.model import GAIN, HcmiModel
-from hcmi.train.loss import contrastive, margin
+from hcmi.train.loss import balance, contrastive, margin
 
 
 def total_loss(model: HcmiModel, levels: dict[str, Tensor], sentence_QD: Tensor, config: TrainConfig,
@@ -16,29 +16,41 @@ def total_loss(model: HcmiModel, levels: dict[str, Tensor], sentence_QD: Tensor,
 
     `levels` are the head's `training_similarities` [Q, B] with Q = N * B texts, N captions of each clip; `sentence_QD`
     are the texts' sentence vectors, whose length is the coverage; `positives_BB` are the pairs that denoising counts as
-    the same. The loss on the sum of the levels is there because search ranks by that sum [ours]. The sum and the margin
-    are HCMI's own; the other heads are trained with the plain loss.
+    the same. The losses on the sum of the levels, `sum` and `balance`, are there because search ranks by that sum
+    [ours]. They and the margin are HCMI's own; the other heads are trained with the plain loss.
     Source: the levels are those of the paper; the rest is ours (docs/method.md).
     """
     weights = {level: weight for level, weight in loss_weights(model, config).items() if level in levels}
     scales = {level: model.head.logit_scale(level) for level in weights}
     terms = {level: weight * contrastive(levels[level], scales[level], positives_BB, denoise)
              for level, weight in weights.items()}
-    if model.head.hcmi_training and config.loss.sum_weight > 0:
-        mean_scale = torch.stack(list(scales.values())).mean()
-        by_text_QB, by_video_QB = ranking_sums(levels, sentence_QD, weights)
-        terms["sum"] = config.loss.sum_weight * contrastive(by_text_QB, mean_scale, positives_BB, denoise, by_video_QB)
+    if model.head.hcmi_training and max(config.loss.sum_weight, config.loss.balance_weight) > 0:
+        terms |= _terms_of_the_sum(levels, sentence_QD, scales, config.loss, positives_BB, denoise)
     if model.head.hcmi_training and config.loss.margin_weight > 0:
         terms["margin"] = config.loss.margin_weight * margin(levels["video_sentence"], config.loss.margin, positives_BB)
     total = torch.stack(list(terms.values())).sum()
     return total, {"loss": total.detach()} | {f"loss_{name}": term.detach() for name, term in terms.items()}
 
 
+def _terms_of_the_sum(levels: dict[str, Tensor], sentence_QD: Tensor, scales: dict[str, Tensor], config: LossConfig,
+                      positives_BB: Tensor | None, denoise: str) -> dict[str, Tensor]:
+    """The weighted terms on the sum of the levels that have a scale, at the mean of these scales."""
+    by_text_QB, by_video_QB = ranking_sums(levels, sentence_QD, scales)
+    mean_scale = torch.stack(list(scales.values())).mean()
+    terms = {}
+    if config.sum_weight > 0:
+        terms["sum"] = config.sum_weight * contrastive(by_text_QB, mean_scale, positives_BB, denoise, by_video_QB)
+    if config.balance_weight > 0:
+        terms["balance"] = config.balance_weight * balance(by_text_QB, mean_scale, positives_BB)
+    return terms
+
+
 def ranking_sums(levels: dict[str, Tensor], sentence_QD: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
     """The sum [Q, B] of the levels `names` as search ranks by it, with a gradient for the coverage and without one.
 
-    The first is for the half of the loss in which a text ranks the videos. In the other half the coverage could only
-    make texts comparable: texts of parts, whose frames' side is low for every video, would get more of it and not less.
+    The first is for the losses in which a text ranks the videos: half of the contrastive one, and the balance. In the
+    other half the coverage could only make texts comparable: texts of parts, whose frames' side is low for every video,
+    would get more of it and not less.
     """
     coverage_Q1 = sentence_QD.norm(dim=1, keepdim=True)
     fixed_Q1 = coverage_Q1.detach()

@@ -26,8 +26,8 @@ FORWARD_SHARE = 1 / 3       # of the time of a step, which validation takes for 
 # keys of `train` that do nothing, by what makes them so
 BY_TOWERS = {"frozen": ("backbone_lr", "layer_decay", "lora", "num_workers", "activation_checkpointing"),
              "lora": ("backbone_lr",), "train": ("lora",)}
-OF_HCMI = ("loss.level_weights", "loss.sum_weight", "loss.margin", "loss.margin_weight", "loss.marginal_group",
-           "loss.denoise", "loss.denoise_by", "loss.warmup_epochs")
+OF_HCMI = ("loss.level_weights", "loss.sum_weight", "loss.balance_weight", "loss.margin", "loss.margin_weight",
+           "loss.marginal_group", "loss.denoise", "loss.denoise_by", "loss.warmup_epochs")
 
 
 def plan_training(*, shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig) -> dict[str, Any]:

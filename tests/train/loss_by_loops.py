@@ -52,6 +52,27 @@ def margin_by_loops(sims, theta, positives=None) -> float:
     return total / len(sims) / 2
 
 
+def balance_by_loops(sims, scale, positives=None) -> float:
+    """The balance of videos, pair by pair."""
+    size = len(sims[0])
+    rounds = len(sims) // size
+
+    def mean(i, j):     # of the captions of clip i, with video j
+        return sum(sims[n * size + i][j] for n in range(rounds)) / rounds
+
+    def counts(i, k):
+        return i != k and (positives is None or not (positives[i][k] or positives[k][i]))
+
+    total = 0.0
+    for i in range(size):
+        others = [k for k in range(size) if counts(i, k)]
+        nearness = {k: math.exp(scale * (mean(i, k) + mean(k, i)) / 2) for k in others}
+        for k in others:
+            ahead = (mean(i, i) + mean(k, i)) - (mean(i, k) + mean(k, k))
+            total += nearness[k] / sum(nearness.values()) * (scale * ahead) ** 2
+    return total / size
+
+
 def drawn(seed: int, size: int | None = None, captions: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """A similarity matrix that is not symmetric, and positives that are not either."""
     generator = np.random.default_rng(seed)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_by_loops import contrastive_by_loops, drawn, margin_by_loops, same_by_loops
+from loss_by_loops import balance_by_loops, contrastive_by_loops, drawn, margin_by_loops, same_by_loops
 
-from hcmi.train.loss import contrastive, margin, same_meaning
+from hcmi.train.loss import balance, contrastive, margin, same_meaning
 
 
 def assert_is_contrastive(loss, mode: str, seed: int = 0, size: int | None = None, captions: int = 1) -> None:
@@ -32,6 +32,14 @@ def assert_is_margin(loss, seed: int = 0, size: int | None = None, with_positive
     given = (positives_BB,) if with_positives else ()
     oracle = margin_by_loops(sims_QB.tolist(), 0.2, *(matrix.tolist() for matrix in given))
     assert float(loss(sims_QB, 0.2, *given)) == pytest.approx(oracle, abs=1e-6)
+
+
+def assert_is_balance(loss, seed: int = 0, size: int | None = None, with_positives: bool = True,
+                      captions: int = 1) -> None:
+    sims_QB, positives_BB = drawn(seed, size, captions)
+    given = (positives_BB,) if with_positives else ()
+    oracle = balance_by_loops(sims_QB.tolist(), 3.0, *(matrix.tolist() for matrix in given))
+    assert float(loss(sims_QB, torch.tensor(3.0), *given)) == pytest.approx(oracle, abs=1e-4)
 
 
 # contrastive
@@ -85,6 +93,7 @@ def test_losses_are_zero_with_finite_gradients_when_the_batch_is_one(mode):
     sims_BB = torch.tensor([[0.4]], requires_grad=True)
     alone = torch.ones(1, 1, dtype=torch.bool)
     total = contrastive(sims_BB, torch.tensor(10.0), alone, mode) + margin(sims_BB, 0.2, alone) + margin(sims_BB, 0.2)
+    total = total + balance(sims_BB, torch.tensor(10.0), alone) + balance(sims_BB, torch.tensor(10.0))
     total.backward()
     assert total.item() == 0
     assert torch.equal(sims_BB.grad, torch.zeros(1, 1))
@@ -150,6 +159,56 @@ def test_margin_pushes_the_right_pairs_together_when_backpropagated():
 def test_margin_equals_loops_when_scores_are_random(seed, with_positives, captions):
     assert_is_margin(margin, seed, None, with_positives, captions)
 
+
+# balance of videos
+
+def test_balance_is_how_far_one_video_is_ahead_when_worked_by_hand():
+    sims_BB = torch.tensor([[0.9, 0.5], [0.3, 0.4]])
+    # video 0 has 0.9 and 0.3 for the two texts, video 1 has 0.5 and 0.4: 0.3 ahead, and video 1 is 0.3 behind
+    assert float(balance(sims_BB, torch.tensor(1.0))) == pytest.approx(0.3**2)
+    assert float(balance(sims_BB, torch.tensor(10.0))) == pytest.approx(3.0**2)
+
+
+def test_balance_counts_videos_by_how_easily_they_are_confused_when_there_are_three():
+    sims_BB = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.4]])
+    # only video 2 is behind, by 0.6, and far from both: with scale 2 the shares of (0, 1) and (0, 2) are as e to 1
+    far = 1 / (1 + math.e)
+    assert float(balance(sims_BB, torch.tensor(2.0))) == pytest.approx((2 * far + 1) * 1.2**2 / 3)
+
+
+def test_balance_is_zero_when_videos_differ_but_none_is_ahead():
+    generator = torch.Generator().manual_seed(0)
+    sims_BB = torch.rand(5, 5, generator=generator)
+    sims_BB = (sims_BB + sims_BB.T) / 2
+    sims_BB.fill_diagonal_(1)
+    assert float(balance(sims_BB, torch.tensor(20.0))) == pytest.approx(0, abs=1e-9)
+
+
+def test_balance_takes_all_captions_of_a_clip_together_when_there_are_several():
+    sims_QB = torch.tensor([[0.9, 0.5], [0.3, 0.4], [0.2, 0.6], [0.3, 0.2]])    # two captions of each clip
+    # means 0.55, 0.55 and 0.3, 0.3: video 0 has 0.85 for both clips' captions, and so has video 1
+    assert float(balance(sims_QB, torch.tensor(10.0))) == pytest.approx(0, abs=1e-9)
+
+
+def test_balance_lowers_the_video_that_is_ahead_when_backpropagated():
+    sims_BB, scale = torch.tensor([[0.9, 0.5], [0.3, 0.4]], requires_grad=True), torch.tensor(5.0, requires_grad=True)
+    balance(sims_BB, scale).backward()
+    assert sims_BB.grad.sign().tolist() == [[1, -1], [1, -1]]
+    assert scale.grad is None
+
+
+def test_balance_ignores_pairs_when_denoising_calls_them_the_same():
+    sims_BB = torch.tensor([[0.9, 0.5], [0.3, 0.4]])
+    for one_way in ([[True, True], [False, True]], [[True, False], [True, True]]):
+        assert float(balance(sims_BB, torch.tensor(5.0), torch.tensor(one_way))) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.booleans(), st.integers(1, 3))
+def test_balance_equals_loops_when_scores_are_random(seed, with_positives, captions):
+    assert_is_balance(balance, seed, None, with_positives, captions)
+
+
 # the helpers fail on planted bugs
 
 @pytest.mark.parametrize("mode", ["positive", "mask"])
@@ -198,3 +257,12 @@ def test_assert_is_margin_fails_when_the_similarity_is_transposed():
         assert_is_margin(lambda sims, theta, *same: margin(sims.T, theta, *same), 1, 5)
 
 
+def test_assert_is_balance_fails_when_the_similarity_is_transposed():
+    """Then texts that score high everywhere would count, which a text's ranking of the videos does not see."""
+    with pytest.raises(AssertionError):
+        assert_is_balance(lambda sims, scale, *same: balance(sims.T, scale, *same), 1, 5)
+
+
+def test_assert_is_balance_fails_when_positives_are_ignored():
+    with pytest.raises(AssertionError):
+        assert_is_balance(lambda sims, scale, *same: balance(sims, scale), 1, 5)

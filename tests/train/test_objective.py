@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from loss_by_loops import contrastive_by_loops, drawn, margin_by_loops
+from loss_by_loops import balance_by_loops, contrastive_by_loops, drawn, margin_by_loops
 from model_world import tiny_model, train_config
 
 from hcmi.config import LevelWeights
 from hcmi.model.heads import HEADS
 from hcmi.train import objective
 from hcmi.train.denoising import denoise_mode
-from hcmi.train.loss import contrastive
+from hcmi.train.loss import balance, contrastive
 from hcmi.train.objective import group_size, ranking_sums, total_loss
 from hcmi.types import LEVELS
 
@@ -40,10 +40,12 @@ def assert_every_level_counts(total) -> None:
 
 def test_total_loss_is_the_weighted_sum_when_levels_have_weights():
     weights = {"frame_word": 0.5, "clip_phrase": 2.0, "video_sentence": 1.0}
-    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.5, margin_weight=3.0)
+    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.5, balance_weight=0.3,
+                                              margin_weight=3.0)
     scale = 1 / 0.07
     parts = {name: weights[name] * contrastive_by_loops(levels[name].tolist(), scale, None, "off") for name in levels}
     parts["sum"] = 1.5 * contrastive_by_loops(sum(levels.values()).tolist(), scale, None, "off")
+    parts["balance"] = 0.3 * balance_by_loops(sum(levels.values()).tolist(), scale)
     parts["margin"] = 3 * margin_by_loops(levels["video_sentence"].tolist(), 0.2)
     assert total.item() == pytest.approx(sum(parts.values()), rel=1e-5)
     expected = {"loss": sum(parts.values())} | {f"loss_{name}": part for name, part in parts.items()}
@@ -51,18 +53,20 @@ def test_total_loss_is_the_weighted_sum_when_levels_have_weights():
 
 
 def test_total_loss_counts_every_level_when_all_have_weight():
-    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0)
+    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0, balance_weight=0.0)
     assert_every_level_counts(lambda levels: total_loss(model, levels, UNIT_5D, config, None, "off")[0])
 
 
 def test_total_loss_leaves_a_level_out_when_its_weight_is_zero():
     weights = LevelWeights(frame_word=1.0, clip_phrase=0.0, video_sentence=1.0).model_dump()
-    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.0, margin_weight=0.0)
-    assert set(figures) == {"loss", "loss_frame_word", "loss_video_sentence", "loss_sum"}
+    levels, total, figures = levels_and_total(level_weights=weights, sum_weight=1.0, balance_weight=1.0,
+                                              margin_weight=0.0)
+    assert set(figures) == {"loss", "loss_frame_word", "loss_video_sentence", "loss_sum", "loss_balance"}
     assert float(total) == pytest.approx(sum(float(part) for name, part in figures.items() if name != "loss"), rel=1e-6)
     both_BB = levels["frame_word"] + levels["video_sentence"]
     by_loops = contrastive_by_loops(both_BB.tolist(), 1 / 0.07, None, "off")
     assert float(figures["loss_sum"]) == pytest.approx(by_loops, rel=1e-5)
+    assert float(figures["loss_balance"]) == pytest.approx(balance_by_loops(both_BB.tolist(), 1 / 0.07), rel=1e-5)
 
 
 def test_sum_is_scaled_by_the_mean_of_the_levels_scales_when_they_differ():
@@ -88,7 +92,8 @@ def test_total_loss_takes_all_captions_when_clips_have_several():
 @pytest.mark.parametrize("dropped", ["frame_word", "clip_phrase", "video_sentence"])
 def test_assert_every_level_counts_fails_when_one_level_is_dropped(dropped):
     weights = {name: float(name != dropped) for name in LEVELS}
-    model, config = tiny_model(), train_config(margin_weight=0.0, sum_weight=0.0, level_weights=weights)
+    model = tiny_model()
+    config = train_config(margin_weight=0.0, sum_weight=0.0, balance_weight=0.0, level_weights=weights)
     with pytest.raises(AssertionError, match=f"level {dropped} does not count"):
         assert_every_level_counts(lambda levels: total_loss(model, levels, UNIT_5D, config, None, "off")[0])
 
@@ -98,6 +103,7 @@ def test_peers_train_plainly_when_the_parameters_ask_for_hcmis_own_parts():
     assert (denoise_mode(model, config, 9), group_size(model, config, 9)) == ("off", 1)
     sims_BB = torch.eye(3) / 2
     plain = contrastive(sims_BB, model.head.logit_scale("frame_word"))
+    assert min(config.loss.sum_weight, config.loss.balance_weight, config.loss.margin_weight) > 0
     assert torch.equal(total_loss(model, {"frame_word": sims_BB}, torch.eye(3), config, None, "off")[0], plain)
 
 
@@ -161,7 +167,8 @@ def test_assert_coverage_weighs_the_sum_alone_fails_when_it_is_lost_or_weighs_mo
 
 
 def assert_coverage_learns_from_texts_that_rank_videos(total) -> None:
-    """The gradient of the coverages is that of the sum, as it depends on them, in the half of the rows alone."""
+    """The gradient of the coverages is that of the sum, as it depends on them, in the half of the rows, and of the
+    balance of the videos in these rows."""
     model = tiny_model()
     with torch.no_grad():
         for scale in model.head.logit_scales.values():
@@ -181,10 +188,14 @@ def assert_coverage_learns_from_texts_that_rank_videos(total) -> None:
     summed_QB = sum(coverage_Q1 * gains[name] + (0 if name == "video_sentence" else bases[name]) for name in bases)
     logits_QB = model.head.logit_scale("frame_word") * summed_QB
     by_text = -logits_QB.log_softmax(1)[UNIT_5D.repeat(2, 1).bool()].mean() / 2
-    needed_Q1 = torch.autograd.grad(by_text, coverage_Q1)[0]
+    needed_Q1 = torch.autograd.grad(by_text, coverage_Q1, retain_graph=True)[0]
     assert needed_Q1.abs().min() > 1e-4
-    torch.testing.assert_close(gradient(sum_weight=1.5, margin_weight=3.0), 1.5 * needed_Q1, atol=1e-6, rtol=1e-4)
-    assert gradient(sum_weight=1e-9, margin_weight=3.0).abs().max() < 1e-6
+    torch.testing.assert_close(gradient(sum_weight=1.5, balance_weight=0.0, margin_weight=3.0), 1.5 * needed_Q1,
+                               atol=1e-6, rtol=1e-4)
+    assert gradient(sum_weight=1e-9, balance_weight=0.0, margin_weight=3.0).abs().max() < 1e-6
+    balanced = balance(summed_QB, model.head.logit_scale("frame_word"))
+    torch.testing.assert_close(gradient(sum_weight=0.0, balance_weight=0.5, margin_weight=3.0),
+                               0.5 * torch.autograd.grad(balanced, coverage_Q1)[0], atol=1e-6, rtol=1e-4)
 
 
 def test_coverage_learns_from_the_half_of_the_sum_in_which_texts_rank_videos():
