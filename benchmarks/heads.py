@@ -6,8 +6,9 @@ answer shows the event; a second table has R@10 and mAP too. Intervals are Stude
 paired by seed. HCMI is trained as in params.yaml, the peers with the plain loss, as in their papers. The last rows are
 HCMI without marginal sample enhancement and without the balance of videos, on the standard set.
 
-Writes results/heads.json, heads.md and heads.png. Finished runs are kept in results/runs.jsonl and never made twice:
-after an interruption, start the script again. With --quick the leads of HCMI are too large, because the peers learn
+Writes results/heads.json, heads.md and heads.png; with --so-far too, and heads.json says how many runs of each head
+there are. Finished runs are kept in results/runs.jsonl and never made twice: after an interruption, start the script
+again. With --quick the leads of HCMI are too large, because the peers learn
 more slowly.
 
     python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import markdown, result_file, table, write_result
+from common import Figure, markdown, result_file, table, write_result
 from panels import panels
 from runs import BALANCE_OFF, GALLERIES, MSE_OFF, Spec, arguments, gain, interval, mean_of, mean_r1, records_of
 
@@ -31,8 +32,7 @@ QUICK = {"train.epochs": 6}
 # are the exception, because half as many steps are too few: there `wti` has 84 with batches of 64 and 81 with 128.
 RANDOM_BATCHES = {"train.batch_size": 128}
 EVENT_FIGURES = {"r1": "R@1", "r10": "R@10", "map": "mAP"}      # name in a record -> in the table
-# Gallery -> name in heads.json of hcmi's lead over the best other head there; `main` has its own.
-LEADS = {"event": "gain_over_best_event", "attribute": "gain_over_best_attribute", "long": "gain_long"}
+LEADS = ("event", "attribute", "long")      # beside `main`, where heads.json has hcmi's lead over the best other head
 
 
 def specs(quick: bool, seeds: int) -> dict[str, list[Spec]]:
@@ -76,9 +76,32 @@ def event_rows(records: Mapping[str, Sequence[dict]]) -> list[tuple]:
             for name, runs in measured_on("event", records).items()]
 
 
-def cpu_minutes(runs: Sequence[dict]) -> float:
-    """Median CPU minutes of the runs that were made without an interruption."""
-    return float(np.median([run["cpu_minutes"] for run in runs if run["cpu_minutes"] is not None]))
+def cpu_minutes(runs: Sequence[dict]) -> float | None:
+    """Median CPU minutes of the runs on a CPU that were made without an interruption; None where there is none."""
+    minutes = [run["cpu_minutes"] for run in runs if run["device"] == "cpu" and run["cpu_minutes"] is not None]
+    return float(np.median(minutes)) if minutes else None
+
+
+def headline(records: Mapping[str, Sequence[dict]]) -> dict[str, Figure]:
+    """The figures of heads.json that come from the runs: R@1 of hcmi, and its leads over the best other head."""
+    def ours(gallery: str, figure: str = "r1") -> dict[str, Figure]:
+        runs = measured_on(gallery, records).get("hcmi")
+        return {f"{gallery}_{figure}": mean_of(runs, figure, gallery)} if runs else {}
+
+    standard = measured_on("main", records)
+    best_r1, lead, lead_ci = lead_over_best(records, "main")[1:]
+    figures: dict[str, Figure] = {f"runs_{name}": len(standard.get(name, [])) for name in ("hcmi", *PEERS)}
+    figures |= {"hcmi_t2v_r1": mean_r1(standard["hcmi"], "main"), "best_other_t2v_r1": best_r1, "gain_over_best": lead,
+                "gain_over_best_ci95": lead_ci}
+    for figure in EVENT_FIGURES:
+        figures |= ours("event", figure)
+    for gallery in ("attribute", "order", "paraphrase", "crowd"):
+        figures |= ours(gallery)
+    for gallery in LEADS:
+        heads = measured_on(gallery, records)
+        if "hcmi" in heads and not heads.keys().isdisjoint(PEERS):
+            figures[f"gain_{gallery}"], figures[f"gain_{gallery}_ci95"] = lead_over_best(records, gallery)[2:]
+    return figures | {f"cpu_minutes_{head}": cpu_minutes(standard.get(head, [])) for head in ("hcmi", *PEERS)}
 
 
 def step_costs(device: str, towers: str, rounds: int) -> dict[str, float]:
@@ -122,20 +145,8 @@ def main() -> None:
     headers = ["gallery", "head", "runs", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
     single_rows, single_headers = event_rows(records), ["head on event", "runs", *EVENT_FIGURES.values()]
     print(table(headers, rows), table(single_headers, single_rows), sep="\n\n")
-    if options.so_far:
-        return
-    best, best_r1, lead, lead_ci = lead_over_best(records, "main")
-    print(f"\nbest other head on main: {best}")
-    figures = {"seeds": options.seeds, "hcmi_t2v_r1": mean_r1(measured_on("main", records)["hcmi"], "main"),
-               "best_other_t2v_r1": best_r1, "gain_over_best": lead, "gain_over_best_ci95": lead_ci,
-               **{f"gain_{name}": gain(found["hcmi"], found["mean_pool"], name)[0]
-                  for name in ("order", "attribute") for found in [measured_on(name, records)]},
-               **{f"event_{figure}": mean_of(measured_on("event", records)["hcmi"], figure, "event")
-                  for figure in EVENT_FIGURES},
-               **{f"cpu_minutes_{head}": cpu_minutes(records[head]) for head in ("hcmi", *PEERS)}}
-    for gallery, name in LEADS.items():
-        if gallery in galleries:
-            figures[name], figures[f"{name}_ci95"] = lead_over_best(records, gallery)[2:]
+    print(f"\nbest other head on main: {lead_over_best(records, 'main')[0]}")
+    figures = headline(records)
     figures |= step_costs(options.device, "small", 1 if options.quick else 5)
     if not options.quick:
         figures |= step_costs(options.device, "vit", 3)

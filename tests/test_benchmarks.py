@@ -84,6 +84,23 @@ def test_table_of_single_events_has_the_mean_figures_when_some_runs_lack_them(be
     assert heads.event_rows(records) == [("hcmi", 2, 71.0, 98.0, 61.5)]
 
 
+def test_headline_has_each_figure_from_the_runs_that_were_measured_so(benchmarks):
+    heads, _ = benchmarks
+    def run(seed, main, event, minutes, device="cpu"):
+        r1 = {"main": main, "event": event}
+        return {"seed": seed, "device": device, "cpu_minutes": minutes, "r1": r1, "r10": {"event": 99.0},
+                "map": {"event": 50.0}}
+    long = {**record(0, long=80.0), "cpu_minutes": 99.0}
+    records = {"hcmi": [run(0, 90.0, 70.0, 14.0), run(1, 92.0, 74.0, 16.0), long],
+               "wti": [run(0, 85.0, 40.0, 13.0), run(1, 86.0, 50.0, 1.0, "cuda")]}
+    figures = heads.headline(records)
+    needed = {"runs_hcmi": 2, "runs_wti": 2, "runs_xclip": 0, "hcmi_t2v_r1": 91.0, "best_other_t2v_r1": 85.5,
+              "gain_over_best": 5.0, "event_r1": 72.0, "event_r10": 99.0, "event_map": 50.0, "gain_event": 30.0,
+              "cpu_minutes_hcmi": 15.0, "cpu_minutes_wti": 13.0, "cpu_minutes_xclip": None}
+    assert {name: figures.get(name, "missing") for name in needed} == needed
+    assert not {"order_r1", "gain_attribute", "gain_long"} & figures.keys(), "no run was measured there"
+
+
 @pytest.fixture
 def eight_clips(tmp_path, monkeypatch):
     """Shards of the galleries `main` and `event`, cut to 8 clips."""
