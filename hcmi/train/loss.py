@@ -76,22 +76,22 @@ def margin(sims_QB: Tensor, theta: float, positives_BB: Tensor | None = None) ->
 
 
 def balance(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = None) -> Tensor:
-    """Videos that are hard to tell apart score alike, on average, for their captions together. [ours]
+    """Of two videos that are hard to tell apart, neither scores higher than the other for the captions of both. [ours]
 
-        d_ik = (S_ii + S_ki) - (S_ik + S_kk),    sum_k p_ik (scale d_ik)^2, averaged over i
+        m_ik = max_n S_n[i, i] - S_n[i, k],    sum_k p_ik (scale (m_ik - m_ki))^2, averaged over i
 
-    S_ij is the mean similarity of the captions of clip i and video j. d is how far video i is ahead of video k over the
-    captions of both; a video that is ahead wins captions of the other one, and each caption alone cannot show it. p_ik,
-    softmax over k of scale (S_ik + S_ki) / 2, counts the videos that are easily confused with i. It has no gradient,
-    and `scale` gets none. Pairs that denoising counts as positive do not count. A batch of one clip gives 0.
+    S_n[i, k] is the similarity of caption n of clip i and video k. m_ik is by how much video i is ahead of video k for
+    the caption of i that tells them apart best; a caption that is true of both tells nothing. A video that scores
+    higher for both clips' captions is ahead by more for its own, and by less behind for the other's. p_ik, softmax over
+    k of -scale (m_ik + m_ki) / 2, counts the videos that are easily confused with i. It has no gradient, and `scale`
+    gets none. Pairs that denoising counts as positive do not count. A batch of one clip gives 0.
     Videos that win whatever is asked are called hubs (Radovanovic et al. 2010).
     """
-    clip_sims_BB = sims_QB.float().unflatten(0, (-1, sims_QB.shape[1])).mean(0)
-    own_B, scale = clip_sims_BB.diagonal(), scale.detach()
-    ahead_BB = own_B[:, None] - own_B + clip_sims_BB.T - clip_sims_BB
-    same_BB = torch.eye(len(own_B), dtype=torch.bool, device=sims_QB.device)
+    sims_NBB, scale = sims_QB.float().unflatten(0, (-1, sims_QB.shape[1])), scale.detach()
+    ahead_BB = (sims_NBB.diagonal(dim1=1, dim2=2)[:, :, None] - sims_NBB).amax(0)
+    same_BB = torch.eye(len(ahead_BB), dtype=torch.bool, device=sims_QB.device)
     if positives_BB is not None:
         same_BB = same_BB | positives_BB | positives_BB.T
-    nearness_BB = (scale * (clip_sims_BB + clip_sims_BB.T).detach() / 2).masked_fill(same_BB, -1e9)
+    nearness_BB = (-scale * (ahead_BB + ahead_BB.T).detach() / 2).masked_fill(same_BB, -1e9)
     shares_BB = nearness_BB.softmax(1).masked_fill(same_BB, 0)
-    return (shares_BB * (scale * ahead_BB) ** 2).sum(1).mean()
+    return (shares_BB * (scale * (ahead_BB - ahead_BB.T)) ** 2).sum(1).mean()

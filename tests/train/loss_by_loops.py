@@ -57,8 +57,8 @@ def balance_by_loops(sims, scale, positives=None) -> float:
     size = len(sims[0])
     rounds = len(sims) // size
 
-    def mean(i, j):     # of the captions of clip i, with video j
-        return sum(sims[n * size + i][j] for n in range(rounds)) / rounds
+    def ahead(i, k):
+        return max(sims[n * size + i][i] - sims[n * size + i][k] for n in range(rounds))
 
     def counts(i, k):
         return i != k and (positives is None or not (positives[i][k] or positives[k][i]))
@@ -66,10 +66,9 @@ def balance_by_loops(sims, scale, positives=None) -> float:
     total = 0.0
     for i in range(size):
         others = [k for k in range(size) if counts(i, k)]
-        nearness = {k: math.exp(scale * (mean(i, k) + mean(k, i)) / 2) for k in others}
+        nearness = {k: math.exp(-scale * (ahead(i, k) + ahead(k, i)) / 2) for k in others}
         for k in others:
-            ahead = (mean(i, i) + mean(k, i)) - (mean(i, k) + mean(k, k))
-            total += nearness[k] / sum(nearness.values()) * (scale * ahead) ** 2
+            total += nearness[k] / sum(nearness.values()) * (scale * (ahead(i, k) - ahead(k, i))) ** 2
     return total / size
 
 

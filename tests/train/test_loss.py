@@ -164,15 +164,16 @@ def test_margin_equals_loops_when_scores_are_random(seed, with_positives, captio
 
 def test_balance_is_how_far_one_video_is_ahead_when_worked_by_hand():
     sims_BB = torch.tensor([[0.9, 0.5], [0.3, 0.4]])
-    # video 0 has 0.9 and 0.3 for the two texts, video 1 has 0.5 and 0.4: 0.3 ahead, and video 1 is 0.3 behind
+    # video 0 is ahead by 0.4 for its own text, video 1 by 0.1
     assert float(balance(sims_BB, torch.tensor(1.0))) == pytest.approx(0.3**2)
     assert float(balance(sims_BB, torch.tensor(10.0))) == pytest.approx(3.0**2)
 
 
 def test_balance_counts_videos_by_how_easily_they_are_confused_when_there_are_three():
     sims_BB = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.4]])
-    # only video 2 is behind, by 0.6, and far from both: with scale 2 the shares of (0, 1) and (0, 2) are as e to 1
-    far = 1 / (1 + math.e)
+    # videos 0 and 1 are ahead of each other by 0.5, and of video 2 by 1, which is ahead of them by 0.4. With scale 2,
+    # video 0 confuses 1 and 2 as exp(-1) to exp(-1.4)
+    far = 1 / (1 + math.exp(0.4))
     assert float(balance(sims_BB, torch.tensor(2.0))) == pytest.approx((2 * far + 1) * 1.2**2 / 3)
 
 
@@ -184,10 +185,14 @@ def test_balance_is_zero_when_videos_differ_but_none_is_ahead():
     assert float(balance(sims_BB, torch.tensor(20.0))) == pytest.approx(0, abs=1e-9)
 
 
-def test_balance_takes_all_captions_of_a_clip_together_when_there_are_several():
-    sims_QB = torch.tensor([[0.9, 0.5], [0.3, 0.4], [0.2, 0.6], [0.3, 0.2]])    # two captions of each clip
-    # means 0.55, 0.55 and 0.3, 0.3: video 0 has 0.85 for both clips' captions, and so has video 1
-    assert float(balance(sims_QB, torch.tensor(10.0))) == pytest.approx(0, abs=1e-9)
+def test_balance_is_about_the_captions_that_tell_videos_apart_when_others_are_true_of_both():
+    telling, parts = [[0.9, 0.5], [0.3, 0.6]], [[0.8, 0.6], [0.8, 0.8]]     # clip 0 shows all of clip 1
+    sims_QB = torch.tensor(telling + parts, requires_grad=True)
+    loss = balance(sims_QB, torch.tensor(10.0))
+    loss.backward()
+    assert loss.item() == pytest.approx(1.0)        # ahead by 0.4 and 0.3
+    assert sims_QB.grad[:2].all()
+    assert not sims_QB.grad[2:].any()
 
 
 def test_balance_lowers_the_video_that_is_ahead_when_backpropagated():
