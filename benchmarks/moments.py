@@ -101,7 +101,7 @@ def main() -> None:
                 scores["mean_iou"].append(iou(got, truth))
                 scores[f"r1_iou50_{clip.tags['num_events']}_events"].append(scores["r1_iou50"][-1])
     figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()},
-               **shown_among_all(model, all_queries, [tokens for _, tokens, _ in batches], shown, reader)}
+               **shown_among_all(model, all_queries, [batch.tokens for batch in batches], shown, reader)}
     print(table(["figure", "value"], sorted(figures.items())))
     write_result("moments", figures, options.quick)
 

@@ -1,5 +1,6 @@
 """The arithmetic of the benchmarks that compare training runs, on records made up here."""
 
+import json
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def benchmarks(monkeypatch):
     import runs
 
     yield heads, runs
-    for name in ("ablation", "heads", "runs", "common"):
+    for name in ("ablation", "heads", "moments", "runs", "common"):
         sys.modules.pop(name, None)
 
 
@@ -145,6 +146,29 @@ def test_measured_figures_are_those_of_a_loop_over_the_queries(benchmarks, eight
         assert figures["map"][name] == pytest.approx(100 * sum(precisions) / len(queries), abs=0.01)
         assert figures["r10"][name] == 100
         assert set(figures["levels_r1"][name]) == set(model.head.levels)
+
+
+def test_moments_prints_the_figures_of_the_gallery_of_single_events(benchmarks, eight_clips, tmp_path, monkeypatch,
+                                                                   capsys):
+    """The whole script, on eight clips: its figures over all clips are those of the gallery `event`."""
+    _, runs = benchmarks
+    import common
+    import moments
+
+    clips = gallery("main")
+    model = tiny_model(wild=True, captions=[caption for clip in clips for caption in clip.captions])
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["moments.py", "--quick", "--model", str(tmp_path / "model"), "--shards",
+                                      str(eight_clips), "--annotation", str(tmp_path / "films/annotation.jsonl")])
+    moments.main()
+    figures = json.loads((tmp_path / "results/moments.quick.json").read_text(encoding="utf-8"))["figures"]
+    measured = runs.measure(model, {"main": eight_clips, "event": eight_clips})
+    assert figures["queries"] == sum(len(single_events(clip.events)) for clip in clips)
+    assert figures["first_hit_shows_it"] == pytest.approx(measured["r1"]["event"], abs=0.01)
+    assert figures["whole_captions_r1"] == pytest.approx(measured["r1"]["main"], abs=0.01)
+    assert 0 <= figures["r1_iou50"] <= 100
+    assert "whole_clip_r1_iou50" in capsys.readouterr().out
 
 
 def test_spec_key_follows_what_is_trained_and_not_where(benchmarks):
