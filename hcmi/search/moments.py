@@ -13,7 +13,7 @@ from hcmi.types import TextTokens, VideoTokens
 
 BASELINE_VIDEOS = 256       # other videos that a text is matched with to measure its baseline
 MIN_BASELINE_VIDEOS = 32    # fewer do not show what is usual
-WHOLE_CLIP = 2.0            # [ours] standard deviations: when the other frames exceed it too, the moment is the clip
+WHOLE_CLIP = 1.5            # [ours] standard deviations: when the other frames exceed it too, the moment is the clip
 
 
 @dataclass(frozen=True)
