@@ -148,7 +148,7 @@ def main() -> None:
     print(f"\nbest other head on main: {lead_over_best(records, 'main')[0]}")
     figures = headline(records)
     figures |= step_costs(options.device, "small", 1 if options.quick else 5)
-    if not options.quick:
+    if not (options.quick or options.so_far):       # many minutes on a CPU
         figures |= step_costs(options.device, "vit", 3)
     print(table(["figure", "value"], figures.items()))
     path = write_result("heads", figures, options.quick)
