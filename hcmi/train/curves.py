@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from hcmi.evaluate import save_figure, style_axes
 from hcmi.files import atomic_file
 
-COLOURS = ("#1b6ca8", "#d9822b", "#7a5195", "#5c8a3a", "#b3475b", "#6b6b6b")
+COLOURS = ("#1b6ca8", "#d9822b", "#7a5195", "#5c8a3a", "#b3475b", "#6b6b6b", "#1d9a9a")
 BEST = "#2e8b57"
 LEVELS = ("frame_word", "clip_phrase", "video_sentence")
 
@@ -64,7 +64,7 @@ def draw_curves(history: Sequence[dict], best_epoch: int, path: str | Path) -> N
 
 def _draw(axes: Axes, panel: _Panel, history: Sequence[dict]) -> None:
     epochs = [row["epoch"] + 1 for row in history]
-    for name, label, colour in zip(panel.names, panel.labels, COLOURS, strict=False):
+    for name, label, colour in zip(panel.names, panel.labels, COLOURS[:len(panel.names)], strict=True):
         values = [row.get(name, nan) for row in history]
         if any(value == value and (value > 0 or not panel.logarithmic) for value in values):
             style = "--" if panel.logarithmic and label != panel.labels[0] else "-"      # both rates may be equal
