@@ -8,8 +8,7 @@ HCMI without marginal sample enhancement and without the balance of videos, on t
 
 Writes results/heads.json, heads.md and heads.png; with --so-far too, and heads.json says how many runs of each head
 there are. Finished runs are kept in results/runs.jsonl and never made twice: after an interruption, start the script
-again. With --quick the leads of HCMI are too large, because the peers learn
-more slowly.
+again. With --quick the leads of HCMI are too large, because the peers learn more slowly.
 
     python benchmarks/heads.py [--quick] [--seeds N] [--device cuda] [--jobs N] [--so-far]
 """
@@ -62,6 +61,12 @@ def compare(records: Mapping[str, Sequence[dict]], gallery: str) -> list[tuple]:
              *gain(ours, runs, gallery)) for name, runs in found.items()]
 
 
+def comparable(records: Mapping[str, Sequence[dict]], gallery: str) -> bool:
+    """Whether hcmi and one of the peers were measured on the gallery."""
+    found = measured_on(gallery, records)
+    return "hcmi" in found and not found.keys().isdisjoint(PEERS)
+
+
 def lead_over_best(records: Mapping[str, Sequence[dict]], gallery: str,
                    ) -> tuple[str, float, float | None, list[float] | None]:
     """The best peer, its mean, the paired lead of hcmi over it, and the interval of the lead."""
@@ -98,8 +103,7 @@ def headline(records: Mapping[str, Sequence[dict]]) -> dict[str, Figure]:
     for gallery in ("attribute", "order", "paraphrase", "crowd"):
         figures |= ours(gallery)
     for gallery in LEADS:
-        heads = measured_on(gallery, records)
-        if "hcmi" in heads and not heads.keys().isdisjoint(PEERS):
+        if comparable(records, gallery):
             figures[f"gain_{gallery}"], figures[f"gain_{gallery}_ci95"] = lead_over_best(records, gallery)[2:]
     return figures | {f"cpu_minutes_{head}": cpu_minutes(standard.get(head, [])) for head in ("hcmi", *PEERS)}
 
@@ -145,6 +149,8 @@ def main() -> None:
     headers = ["gallery", "head", "runs", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
     single_rows, single_headers = event_rows(records), ["head on event", "runs", *EVENT_FIGURES.values()]
     print(table(headers, rows), table(single_headers, single_rows), sep="\n\n")
+    if options.so_far and not comparable(records, "main"):
+        return
     print(f"\nbest other head on main: {lead_over_best(records, 'main')[0]}")
     figures = headline(records)
     figures |= step_costs(options.device, "small", 1 if options.quick else 5)

@@ -102,6 +102,16 @@ def test_headline_has_each_figure_from_the_runs_that_were_measured_so(benchmarks
     assert not {"order_r1", "gain_attribute", "gain_long"} & figures.keys(), "no run was measured there"
 
 
+@pytest.mark.parametrize("found", [{}, {"wti": [{**record(0, main=85.0), "r10": {}, "map": {}}]}])
+def test_so_far_prints_what_there_is_and_writes_nothing_when_hcmi_was_not_run(benchmarks, monkeypatch, capsys, found):
+    heads, _ = benchmarks
+    monkeypatch.setattr(sys, "argv", ["heads.py", "--so-far"])
+    monkeypatch.setattr(heads, "records_of", lambda *_: found)
+    monkeypatch.setattr(heads, "write_result", lambda *_: pytest.fail("wrote a result of nothing"))
+    heads.main()
+    assert ("wti" in capsys.readouterr().out) == bool(found)
+
+
 @pytest.fixture
 def eight_clips(tmp_path, monkeypatch):
     """Shards of the galleries `main` and `event`, cut to 8 clips."""
