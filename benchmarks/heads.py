@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from common import Figure, markdown, result_file, table, write_result
 from panels import panels
-from runs import BALANCE_OFF, GALLERIES, MSE_OFF, Spec, arguments, gain, interval, mean_of, mean_r1, records_of
+from runs import BALANCE_OFF, GALLERIES, MSE_OFF, Spec, arguments, gain, interval, mean_of, mean_r1, records_of, split_of
 
 PEERS = ("wti", "xclip", "seq_transf", "mean_pool")
 LONG_EPOCHS = 5         # 32 frames instead of 12: about the time of the standard epochs on 12
@@ -100,7 +100,7 @@ def headline(records: Mapping[str, Sequence[dict]]) -> dict[str, Figure]:
                 "gain_over_best_ci95": lead_ci}
     for figure in EVENT_FIGURES:
         figures |= ours("event", figure)
-    for gallery in ("attribute", "order", "paraphrase", "crowd"):
+    for gallery in ("attribute", "order", "paraphrase", "crowd", "moments"):
         figures |= ours(gallery)
     for gallery in LEADS:
         if comparable(records, gallery):
@@ -144,7 +144,8 @@ def draw(rows: Sequence[tuple], path: Path) -> None:
 def main() -> None:
     options = arguments(__doc__, "2 seeds, half the clips, fewer epochs, four galleries", seeds=5)
     records = records_of(specs(options.quick, options.seeds), options)
-    galleries = [name for name in (*GALLERIES["standard"], "long") if measured_on(name, records)]
+    shown = [name for name in GALLERIES["standard"] if split_of(name)[1] == "test"]
+    galleries = [name for name in (*shown, "moments", "long") if measured_on(name, records)]
     rows = [row for gallery in galleries for row in compare(records, gallery)]
     headers = ["gallery", "head", "runs", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
     single_rows, single_headers = event_rows(records), ["head on event", "runs", *EVENT_FIGURES.values()]

@@ -63,18 +63,13 @@ def shown_among_all(model: HcmiModel, queries: list[str], videos: list[VideoToke
             "whole_captions_r1": float(100 * whole.hits_at(1).mean())}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the first 100 clips")
-    parser.add_argument("--model", type=Path, help="default: models/hcmi, made with the shipped parameters")
-    parser.add_argument("--shards", type=Path, help="default: data/shards")
-    parser.add_argument("--annotation", type=Path, help="default: that of data/generated")
-    parser.add_argument("--split", default="test", help="choose settings on val, never on test")
-    options = parser.parse_args()
-    model = load_retriever(options.model or shipped("models/hcmi"))
-    reader = ShardReader(options.shards or shipped("data/shards"), options.split)
-    annotation = options.annotation or Path(shipped("data/generated"), "annotation.jsonl")
-    shown, generator = shown_events(annotation, options.split), np.random.default_rng(0)
+def measure(model: HcmiModel, reader: ShardReader, shown: Mapping[str, Sequence[Event]], clips: int | None = None
+            ) -> tuple[dict[str, list[float]], list[str], list[VideoTokens]]:
+    """Figure -> its value for each question; the questions; and the tokens of all clips.
+
+    Each of the `single_events` of each of the first `clips` clips is asked for in its clip.
+    """
+    generator = np.random.default_rng(0)
     batches = list(encode_clips(model, reader.index, BASELINE_VIDEOS))
     others = batches[0].tokens
     scores: dict[str, list[float]] = defaultdict(list)
@@ -85,7 +80,7 @@ def main() -> None:
             clip = reader.clips[row]
             row += 1
             asked = single_events(shown[clip.video_id])
-            if not asked or (options.quick and row > 100):
+            if not asked or (clips and row > clips):
                 continue
             whole = (clip.start_s, clip.end_s)
             queries = [phrase(event) for event in asked]
@@ -100,8 +95,24 @@ def main() -> None:
                     scores[name].append(100.0 * (iou(answer, truth) >= 0.5))
                 scores["mean_iou"].append(iou(got, truth))
                 scores[f"r1_iou50_{clip.tags['num_events']}_events"].append(scores["r1_iou50"][-1])
+    return scores, all_queries, [batch.tokens for batch in batches]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the first 100 clips")
+    parser.add_argument("--model", type=Path, help="default: models/hcmi, made with the shipped parameters")
+    parser.add_argument("--shards", type=Path, help="default: data/shards")
+    parser.add_argument("--annotation", type=Path, help="default: that of data/generated")
+    parser.add_argument("--split", default="test", help="choose settings on val, never on test")
+    options = parser.parse_args()
+    model = load_retriever(options.model or shipped("models/hcmi"))
+    reader = ShardReader(options.shards or shipped("data/shards"), options.split)
+    annotation = options.annotation or Path(shipped("data/generated"), "annotation.jsonl")
+    shown = shown_events(annotation, options.split)
+    scores, queries, videos = measure(model, reader, shown, 100 if options.quick else None)
     figures = {"queries": len(scores["r1_iou50"]), **{name: float(np.mean(values)) for name, values in scores.items()},
-               **shown_among_all(model, all_queries, [batch.tokens for batch in batches], shown, reader)}
+               **shown_among_all(model, queries, videos, shown, reader)}
     print(table(["figure", "value"], sorted(figures.items())))
     write_result("moments", figures, options.quick)
 

@@ -40,10 +40,15 @@ DATA = {"standard": STANDARD, "version_2": STANDARD.model_copy(update={"version"
         **{f"noise_{rate}": STANDARD.model_copy(update={"duplicate_rate": rate / 100, "part_captions": 0,
                                                "event_captions": 0, "brief_captions": 0})
            for rate in (0, 20, 40)}}
+# Those named val/ are of the split val, and are there to choose settings on.
 _USUAL = ("main", "event", "brief", "attribute", "order", "count", "paraphrase")
-GALLERIES = {**dict.fromkeys(DATA, _USUAL), "standard": (*_USUAL, "crowd"), "version_2": (*_USUAL, "number"),
+_CHOICE = ("val/main", "val/event", "val/order")
+GALLERIES = {**dict.fromkeys(DATA, _USUAL), "standard": (*_USUAL, "crowd", *_CHOICE), "version_2": (*_USUAL, "number"),
              "long": ("long",), "quick": ("main", "event", "attribute", "order")}
-SAME_FILMS = {"event": "main", "brief": "main"}     # these galleries ask other things of the same clips
+# These galleries ask other things of the same clips.
+SAME_FILMS = {"event": "main", "brief": "main", "val/event": "val/main"}
+# Galleries whose clips have several events, for each of which the moment is asked. No training sees `standard`'s.
+MOMENTS = {"standard": ("main", "val/main")}
 # Beyond params.yaml: clips of up to 6 events need more frames and words, and as many clips and phrases more.
 LONG_PARAMS = {"shards.num_frames": 48, "model.num_frames": 32, "model.num_words": 96, "model.num_clips": 8,
                "model.num_phrases": 16}
@@ -94,7 +99,18 @@ class Spec:
         shards = self.resolved().shards.model_dump(include={"size", "num_frames", "quality"})
         parts = [DATA[self.data].version if gallery else DATA[self.data].model_dump(), shards, code_identity(DATA_CODE)]
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-        return WORK / f"{f'gallery_{gallery}' if gallery else self.data}-{identity}"
+        return WORK / f"{f'gallery_{gallery}'.replace('/', '_') if gallery else self.data}-{identity}"
+
+
+def _moments(gallery: str) -> str:
+    """The name of a figure of moments among the R@1 of a run: `moments`, or `val/moments`."""
+    return gallery.replace("main", "moments")
+
+
+def split_of(gallery: str) -> tuple[str, str]:
+    """The name and the split of one of `GALLERIES`."""
+    split, _, name = gallery.rpartition("/")
+    return name, split or "test"
 
 
 def code_identity(names: Sequence[str]) -> str:
@@ -173,7 +189,8 @@ def make_data(names: Iterable[str]) -> None:
         config, params = DATA[name].model_copy(update={"num_test": 1}), spec.resolved()     # tests are the galleries
         shards(spec.folder(), lambda folder, config=config: write_scenes(config, 0, folder), params.shards)
         for gallery in GALLERIES[name]:
-            shards(spec.folder(gallery), partial(write_gallery, gallery, config=config), params.shards)
+            name, split = split_of(gallery)
+            shards(spec.folder(gallery), partial(write_gallery, name, config=config, split=split), params.shards)
 
 
 def _run_process(spec: Spec, device: str, jobs: int) -> dict:
@@ -203,6 +220,8 @@ def run(spec: Spec, device: str) -> dict:
     cpu = resource.getrusage(resource.RUSAGE_SELF)
     model = load_retriever(folder / "model", device)
     figures = measure(model, {name: spec.folder(name) / "shards" for name in GALLERIES[spec.data]}, DATA[spec.data])
+    for gallery in MOMENTS.get(spec.data, ()):
+        figures["r1"][_moments(gallery)] = moments_r1(model, spec.folder(gallery), split_of(gallery)[1])
     logged = curves(folder / "metrics")
     return {"key": key, "data": spec.data, "seed": spec.seed, "params": spec.params, "device": device,
             **figures, "val_r1": round(max(logged["val/R@1"]), 2),
@@ -228,10 +247,11 @@ def measure(model: Any, shards: Mapping[str, Path], scenes: ScenesConfig = STAND
     figures: dict[str, dict] = {name: {} for name in ("r1", "r5", "r10", "map", "levels_r1")}
     encoded: dict[Path, Any] = {}
     for gallery, folder in shards.items():
-        reader = ShardReader(folder, "test")
+        name, split = split_of(gallery)
+        reader = ShardReader(folder, split)
         if folder not in encoded:
             encoded[folder] = encode_videos(model, eval_batches(reader, 64, model.config.num_frames), len(reader))
-        queries = gallery_queries(gallery, scenes)
+        queries = gallery_queries(name, scenes, split)
         rows = {clip.video_id: row for row, clip in enumerate(reader.clips)}
         right = [[rows[video_id] for video_id in query.right] for query in queries]
         texts = encode_texts(model, [query.text for query in queries])
@@ -244,6 +264,16 @@ def measure(model: Any, shards: Mapping[str, Path], scenes: ScenesConfig = STAND
         figures["levels_r1"][gallery] = {level: _per_cent(ranks(level_sims_QV.numpy(), right).hits_at(1))
                                          for level, level_sims_QV in scores.items()}
     return figures
+
+
+def moments_r1(model: Any, folder: Path, split: str) -> float:
+    """R@1 at IoU 0.5 of the moments of single events, in per cent, where the clip is given (moments.py)."""
+    import moments
+
+    from hcmi.shards import ShardReader
+
+    shown = moments.shown_events(folder / "films" / "annotation.jsonl", split)
+    return round(float(np.mean(moments.measure(model, ShardReader(folder / "shards", split), shown)[0]["r1_iou50"])), 2)
 
 
 def _per_cent(values: np.ndarray) -> float:

@@ -72,8 +72,11 @@ def test_galleries_of_the_same_films_share_their_folder(benchmarks):
     _, runs = benchmarks
     spec = runs.Spec("standard")
     assert spec.folder("event") == spec.folder("main") != spec.folder("crowd")
-    measured = {name for names in runs.GALLERIES.values() for name in names}
-    assert measured == {*SIZES, *TWIN_SIZES}, "every gallery is measured by some run, and no other name is there"
+    assert spec.folder("val/event") == spec.folder("val/main") != spec.folder("main")
+    measured = {runs.split_of(name) for names in runs.GALLERIES.values() for name in names}
+    assert {name for name, split in measured if split == "test"} == {*SIZES, *TWIN_SIZES}, "each is measured by some run"
+    assert {(name, split) for name, split in measured if split != "test"} == {
+        ("main", "val"), ("event", "val"), ("order", "val")}
     assert {data for data, names in runs.GALLERIES.items() if "crowd" in names} == {"standard"}, "it is large"
 
 

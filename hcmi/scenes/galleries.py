@@ -39,6 +39,7 @@ STANDARD = ScenesConfig(version=1, num_train=4000, num_val=300, num_test=1000, n
 # A model for the gallery `long` is trained with these: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
 LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})
 LONG_FROM = 4
+MAX_DRAWS = 20_000      # of one group, before a split is found to have too few meanings
 
 Group = list[tuple[Steps, str]]         # of each clip: its steps and its tag `near`
 # The first four are the first clips of one split, so each of them holds the clips of the one before it.
@@ -55,10 +56,13 @@ class Query:
     right: tuple[str, ...]      # video_ids, at least one
 
 
-def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
-    """The clips of a gallery, all of split `test`. Only version, frame size and rate of `config` are used.
+def gallery(name: str, config: ScenesConfig = STANDARD, split: str = "test") -> list[SceneClip]:
+    """The clips of a gallery, all of one split. Only version, frame size and rate of `config` are used.
 
-    - main: the test split of the standard data set
+    Published figures are of split `test`. The galleries of split `val` are drawn in the same way, and are there to
+    choose settings on.
+
+    - main: the clips of the standard data set, 1,000 in either split
     - event: the clips of `main`, asked for by single events
     - brief: the clips of `main`, asked for by two of the colour, shape and action of an event
     - crowd: the clips of `main` and 9,000 more of the same split, asked for by the captions of `main`
@@ -70,7 +74,7 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
     - long: 4 to 6 events, captions in paragraphs
     - paraphrase: wordings that no training caption has
 
-    Raises: ConfigError for an unknown name.
+    Raises: ConfigError for an unknown name, and for a split with too few meanings (`count` of `val`).
     """
     sizes = {**SIZES, **(TWIN_SIZES if config.version == 2 else {})}
     if name not in sizes:
@@ -78,21 +82,21 @@ def gallery(name: str, config: ScenesConfig = STANDARD) -> list[SceneClip]:
     own = {"version": config.version, "width": config.width, "height": config.height, "fps": config.fps}
     base = (LONG if name == "long" else STANDARD).model_copy(update=own)
     if name in ("main", "event", "brief", "crowd"):
-        return list(scene_clips(base, "test", SEED, sizes[name]))
+        return list(scene_clips(base, split, SEED, sizes[name]))
     if name in GROUPS:
-        found = _grouped(name, sizes[name], config.version)
+        found = _grouped(name, sizes[name], config.version, split)
     else:
-        sampler = StepSampler("test", base, min_events=LONG_FROM if name == "long" else 1)
+        sampler = StepSampler(split, base, min_events=LONG_FROM if name == "long" else 1)
         found = ((rng, *sampler.next(rng), str(i)) for i, rng in enumerate(_rngs(name, sizes[name], config.version)))
     clips = []
     for index, (rng, steps, near, group) in enumerate(found):
         captions = (things_happen(rng, steps),) if name == "count" else ()
-        clips.append(make_clip(f"{name}_{index:06d}", "test", steps, rng, base, SEED, captions=captions,
+        clips.append(make_clip(f"{name}_{index:06d}", split, steps, rng, base, SEED, captions=captions,
                                wording="unseen" if name == "paraphrase" else "", near=near, group=group))
     return clips
 
 
-def gallery_queries(name: str, config: ScenesConfig = STANDARD) -> list[Query]:
+def gallery_queries(name: str, config: ScenesConfig = STANDARD, split: str = "test") -> list[Query]:
     """The queries of a gallery: its captions, each of them true of one clip only; three galleries have others.
 
     Only the version of `config` matters.
@@ -105,8 +109,8 @@ def gallery_queries(name: str, config: ScenesConfig = STANDARD) -> list[Query]:
     """
     if name in ("event", "brief"):
         ask = event_queries if name == "event" else brief_queries
-        return ask({clip.video_id: clip.events for clip in gallery(name, config)})
-    return [Query(caption, (clip.video_id,)) for clip in gallery("main" if name == "crowd" else name, config)
+        return ask({clip.video_id: clip.events for clip in gallery(name, config, split)})
+    return [Query(caption, (clip.video_id,)) for clip in gallery("main" if name == "crowd" else name, config, split)
             for caption in clip.captions]
 
 
@@ -150,7 +154,7 @@ def _rngs(name: str, count: int, version: int) -> Iterator[Random]:
     return (Random(f"{version}/{SEED}/{name}/{index}") for index in range(count))
 
 
-def _grouped(name: str, count: int, version: int) -> Iterator[tuple[Random, Steps, str, str]]:
+def _grouped(name: str, count: int, version: int, split: str) -> Iterator[tuple[Random, Steps, str, str]]:
     """Generator, steps, tag `near` and tag `group` of each clip."""
     make, size = GROUPS[name]
     vocabulary = VOCABULARIES[version]
@@ -158,21 +162,24 @@ def _grouped(name: str, count: int, version: int) -> Iterator[tuple[Random, Step
     whole: set[str] = set()         # meanings of the clips
     all_parts: set[str] = set()     # and all that is true of them
     for number, rng in enumerate(_rngs(name, count // size, version)):
-        while True:
-            group = make(rng, number, vocabulary)
+        for _ in range(MAX_DRAWS):
+            group = make(rng, number, vocabulary, split)
             meanings = {meaning_of(steps) for steps, _ in group}
             parts = {part for steps, _ in group for part in true_of(steps)}
             fresh = not (meanings & all_parts or parts & whole)
-            allowed = all(split_of(steps) == "test" and vocabulary.allows(steps) for steps, _ in group)
+            allowed = all(split_of(steps) == split and vocabulary.allows(steps) for steps, _ in group)
             if len(meanings) == size and fresh and allowed:
                 break
+        else:
+            raise ConfigError(f"gallery {name}, split {split}: need {count // size} groups, got {number}: the split has "
+                              "too few meanings. Choose the split test, or another gallery.")
         whole |= meanings
         all_parts |= parts
         for steps, near in group:
             yield rng, steps, near, str(number)
 
 
-def _attribute(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
+def _attribute(rng: Random, number: int, vocabulary: Vocabulary, split: str) -> Group:
     kind = tuple(vocabulary.words)[number % len(vocabulary.words)]
     steps = random_steps(rng, 1 + int(rng.random() * 3), vocabulary)
     where = pick(rng, [(s, e) for s, step in enumerate(steps) for e in range(len(step))])
@@ -180,35 +187,35 @@ def _attribute(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
     words = [word for word in vocabulary.words[kind] if word != getattr(steps[where[0]][where[1]], kind)]
     while words and len(group) < 4:
         changed = change_word(steps, where, kind, draw(rng, words))
-        if split_of(changed) == "test":
+        if split_of(changed) == split:
             group.append((changed, kind))
     return group
 
 
-def _order(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
+def _order(rng: Random, number: int, vocabulary: Vocabulary, split: str) -> Group:
     events = [random_event(rng, vocabulary) for _ in range(3)]
     return [(tuple((event,) for event in order), "order") for order in permutations(events)]
 
 
-def _number(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
+def _number(rng: Random, number: int, vocabulary: Vocabulary, split: str) -> Group:
     events = [replace(random_event(rng, vocabulary), number=1) for _ in range(3)]
     return [(tuple((replace(event, number=1 + (place == twins)),) for place, event in enumerate(events)), "number")
             for twins in range(3)]
 
 
-def _count(rng: Random, number: int, vocabulary: Vocabulary) -> Group:
-    """One event repeated, or another one each time; it is drawn again until the clip may be in a test split."""
+def _count(rng: Random, number: int, vocabulary: Vocabulary, split: str) -> Group:
+    """One event repeated, or another one each time; it is drawn again until the clip may be in the split."""
     repeated = number % 2 == 1
     steps: Steps = ()
     group: Group = []
     for _ in range(4):
         longer: Steps = (*steps, *steps[:1]) if repeated and steps else (*steps, (random_event(rng, vocabulary),))
-        while split_of(longer) != "test":
+        while split_of(longer) != split:
             longer = (*steps, (random_event(rng, vocabulary),))
         steps = longer
         group.append((steps, "repeat" if repeated else "more"))
     return group
 
 
-GROUPS: dict[str, tuple[Callable[[Random, int, Vocabulary], Group], int]] = {
+GROUPS: dict[str, tuple[Callable[[Random, int, Vocabulary, str], Group], int]] = {
     "attribute": (_attribute, 4), "order": (_order, 6), "count": (_count, 4), "number": (_number, 3)}

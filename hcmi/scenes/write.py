@@ -87,19 +87,19 @@ def write_scenes(config: ScenesConfig, seed: int, folder: str | Path) -> list[Cl
         return _write_all(scenes, temporary, Path(folder), config, "drawing")
 
 
-def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD) -> list[Clip]:
-    """Write the gallery `name` to `folder`: videos/, annotation.jsonl, queries.jsonl and captions.csv.
+def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD, split: str = "test") -> list[Clip]:
+    """Write the gallery `name` of a split to `folder`: videos/, annotation.jsonl, queries.jsonl and captions.csv.
 
     queries.jsonl holds one `Query` a line: what is asked, and which clips are right. captions.csv is the table of the
     `folder` format, with the captions of all clips.
 
-    Returns the clips of the manifest, all of split `test`. Raises: ConfigError for an unknown name.
+    Returns the clips of the manifest, all of that split. Raises: ConfigError for an unknown name.
     """
-    scenes = gallery(name, config)
+    scenes = gallery(name, config, split)
     with atomic_dir(folder) as temporary:
         clips = _write_all(scenes, temporary, Path(folder), config, f"drawing {name}")
         write_captions(temporary / "captions.csv", scenes, ("video", "caption", "split"))
-        lines = (json.dumps(asdict(query), ensure_ascii=False) + "\n" for query in gallery_queries(name, config))
+        lines = (json.dumps(asdict(query), ensure_ascii=False) + "\n" for query in gallery_queries(name, config, split))
         (temporary / "queries.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
     return clips
 

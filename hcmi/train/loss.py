@@ -89,9 +89,8 @@ def balance(sims_QB: Tensor, scale: Tensor, positives_BB: Tensor | None = None) 
     """
     sims_NBB, scale = sims_QB.float().unflatten(0, (-1, sims_QB.shape[1])), scale.detach()
     ahead_BB = (sims_NBB.diagonal(dim1=1, dim2=2)[:, :, None] - sims_NBB).amax(0)
-    same_BB = torch.eye(len(ahead_BB), dtype=torch.bool, device=sims_QB.device)
-    if positives_BB is not None:
-        same_BB = same_BB | positives_BB | positives_BB.T
+    _, same_BB = _own_and_same(ahead_BB, positives_BB)
+    same_BB = same_BB | same_BB.T
     nearness_BB = (-scale * (ahead_BB + ahead_BB.T).detach() / 2).masked_fill(same_BB, -1e9)
     shares_BB = nearness_BB.softmax(1).masked_fill(same_BB, 0)
     return (shares_BB * (scale * (ahead_BB - ahead_BB.T)) ** 2).sum(1).mean()

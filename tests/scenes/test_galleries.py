@@ -24,7 +24,7 @@ from hcmi.scenes import (
     single_events,
     write_gallery,
 )
-from hcmi.scenes.galleries import SIZES, TWIN_SIZES, Query, gallery
+from hcmi.scenes.galleries import MAX_DRAWS, SIZES, TWIN_SIZES, Query, gallery
 from hcmi.scenes.sampling import change_word
 from hcmi.scenes.vocabulary import VOCABULARIES, meaning_of, parts_of, split_of, wholes_of
 from hcmi.scenes.write import annotation_line
@@ -130,6 +130,25 @@ def test_events_are_never_trained_on_when_in_a_gallery(galleries_of, version, na
     steps = [steps_of(clip) for clip in galleries_of(version)[name]]
     assert {split_of(step) for step in steps} == {"test"}
     assert all(map(VOCABULARIES[version].allows, steps))
+
+
+@pytest.mark.parametrize("name", ["main", "order", "attribute", "paraphrase", "long"])
+def test_gallery_of_the_split_val_has_other_clips_and_what_test_has_when_settings_are_chosen(galleries, name):
+    clips, published = gallery(name, split="val"), galleries[name]
+    assert {(clip.split, split_of(steps_of(clip))) for clip in clips} == {("val", "val")}
+    assert not {clip.meaning for clip in clips} & {clip.meaning for clip in published}
+    true_of = Counter(part for clip in clips for part in parts_of(steps_of(clip)))
+    assert {true_of[clip.meaning] for clip in clips} == {1}
+    assert [clip.tags.get("group") for clip in clips] == [clip.tags.get("group") for clip in published]
+    queries = gallery_queries(name, split="val")
+    assert [query.text for query in queries] == [caption for clip in clips for caption in clip.captions]
+
+
+def test_split_with_too_few_meanings_is_refused_when_a_gallery_is_asked_of_it(monkeypatch):
+    monkeypatch.setattr("hcmi.scenes.galleries.MAX_DRAWS", MAX_DRAWS // 20)
+    with pytest.raises(ConfigError, match=r"gallery count, split val: need 100 groups, got \d+: the split has too few "
+                                          r"meanings\. Choose the split test, or another gallery\."):
+        gallery("count", split="val")
 
 
 def test_another_event_is_two_of_a_kind_in_each_clip_of_a_group(galleries_2):
@@ -294,13 +313,14 @@ def test_queries_are_of_the_version_when_a_gallery_is_written(tmp_path, monkeypa
     assert all("two " in line["text"] for line in lines)
 
 
-def test_gallery_is_a_folder_data_set_when_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_gallery_is_a_folder_data_set_when_written(tmp_path, monkeypatch, split):
     monkeypatch.setitem(SIZES, "order", 6)
-    clips = write_gallery("order", tmp_path / "order")
+    clips = write_gallery("order", tmp_path / "order", split=split)
     found, skipped = read_folder(tmp_path / "order", load_params(ROOT / "params.yaml").dataset)
     assert skipped == []
     assert [(clip.video_id, clip.captions, clip.split) for clip in found] == [
-        (clip.video_id, clip.captions, "test") for clip in clips]
+        (clip.video_id, clip.captions, split) for clip in clips]
     lines = [json.loads(line) for line in (tmp_path / "order" / "queries.jsonl").read_text("utf-8").splitlines()]
     assert lines == [{"text": caption, "right": [clip.video_id]} for clip in clips for caption in clip.captions]
 
