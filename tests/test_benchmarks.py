@@ -29,7 +29,7 @@ def benchmarks(monkeypatch):
     import runs
 
     yield heads, runs
-    for name in ("ablation", "heads", "moments", "runs", "common"):
+    for name in ("ablation", "balance", "heads", "moments", "runs", "common"):
         sys.modules.pop(name, None)
 
 
@@ -66,6 +66,21 @@ def test_runs_are_paired_where_both_were_made_when_some_are_missing(benchmarks):
     ours = [record(2, main=9.0), record(0, main=5.0), {**record(1, main=7.0), "device": "cuda"}]
     others = [record(0, main=1.0), record(1, main=2.0), {**record(1, main=4.0), "device": "cuda"}]
     assert runs.paired(ours, others, "main") == [4.0, 3.0]      # seed 0 on the processor, seed 1 on the GPU
+
+
+def test_weight_of_the_balance_is_the_least_that_finds_enough_orders_on_validation(benchmarks):
+    import balance
+    def run(seed, val_order, order):
+        r1 = dict.fromkeys((*balance.CHOICE, *balance.SHOWN), 50.0) | {"val/order": val_order, "order": order}
+        return record(seed, **r1)
+    unmeasured = record(3, order=99.0)
+    found = balance.rows(balance.measured({
+        0.0: [run(0, 80.0, 99.0)], 0.01: [run(0, 93.0, 94.0), run(1, 93.8, 94.0), unmeasured],
+        0.02: [run(0, 93.5, 80.0)], 0.03: [run(0, 97.0, 97.0)], 0.04: [unmeasured]}))
+    assert [(weight, row["val/order"], row["order"], row["runs"]) for weight, row in found.items()] == [
+        (0.0, 80.0, 99.0, 1), (0.01, pytest.approx(93.4), 94.0, 2), (0.02, 93.5, 80.0, 1), (0.03, 97.0, 97.0, 1)]
+    assert balance.chosen(found) == 0.02
+    assert balance.chosen({0.0: found[0.0]}) is None
 
 
 def test_galleries_of_the_same_films_share_their_folder(benchmarks):
