@@ -2,9 +2,10 @@
 
 The galleries of Scenes are for models trained on the standard set, but for `long`, which is for models trained on
 clips of up to 6 events (32 frames, captions in paragraphs). On `event`, R@1 is the share of the queries whose first
-answer shows the event; a second table has R@10 and mAP too. `moments` is R@1 at IoU 0.5 (moments.py). Intervals are Student's t over seeds; differences are
-paired by seed. HCMI is trained as in params.yaml, the peers with the plain loss, as in their papers. The last rows are
-HCMI without marginal sample enhancement and without the balance of videos, on the standard set.
+answer shows the event; a second table has R@10 and mAP too. `moments` is R@1 at IoU 0.5 (moments.py). Intervals are
+Student's t over seeds; differences are paired by seed. HCMI is trained as in params.yaml, the peers with the plain
+loss, as in their papers. The last rows are HCMI without marginal sample enhancement and without the balance of videos,
+on the standard set.
 
 Writes results/heads.json, heads.md and heads.png; with --so-far too, and heads.json says how many runs of each head
 there are. Finished runs are kept in results/runs.jsonl and never made twice: after an interruption, start the script
