@@ -23,7 +23,19 @@ from pathlib import Path
 import numpy as np
 from common import Figure, markdown, result_file, table, write_result
 from panels import panels
-from runs import BALANCE_OFF, GALLERIES, MSE_OFF, Spec, arguments, gain, interval, mean_of, mean_r1, records_of, split_of
+from runs import (
+    BALANCE_OFF,
+    GALLERIES,
+    MSE_OFF,
+    Spec,
+    arguments,
+    gain,
+    interval,
+    mean_of,
+    mean_r1,
+    records_of,
+    split_of,
+)
 
 PEERS = ("wti", "xclip", "seq_transf", "mean_pool")
 LONG_EPOCHS = 5         # 32 frames instead of 12: about the time of the standard epochs on 12

@@ -66,8 +66,8 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
 class PeakMemory(threading.Thread):
     """The peak memory, in MB, of a process and all its descendants together, sampled up to four times a second.
 
-    Counting shared pages once takes 40 ms for a training, and holds up its memory meanwhile: four times a second made it
-    13 % slower. So the samples take `SHARE` of the time at most.
+    Counting shared pages once takes 40 ms for a training, and holds up its memory meanwhile: four times a second made
+    it 13 % slower. So the samples take `SHARE` of the time at most.
     """
 
     def __init__(self, pid: int):
