@@ -89,7 +89,7 @@ def test_galleries_of_the_same_films_share_their_folder(benchmarks):
     assert spec.folder("event") == spec.folder("main") != spec.folder("crowd")
     assert spec.folder("val/event") == spec.folder("val/main") != spec.folder("main")
     measured = {runs.split_of(name) for names in runs.GALLERIES.values() for name in names}
-    assert {name for name, split in measured if split == "test"} == {*SIZES, *TWIN_SIZES}, "each is measured by some run"
+    assert {name for name, split in measured if split == "test"} == {*SIZES, *TWIN_SIZES}, "a run measures each"
     assert {(name, split) for name, split in measured if split != "test"} == {
         ("main", "val"), ("event", "val"), ("order", "val")}
     assert {data for data, names in runs.GALLERIES.items() if "crowd" in names} == {"standard"}, "it is large"

@@ -171,8 +171,8 @@ def _grouped(name: str, count: int, version: int, split: str) -> Iterator[tuple[
             if len(meanings) == size and fresh and allowed:
                 break
         else:
-            raise ConfigError(f"gallery {name}, split {split}: need {count // size} groups, got {number}: the split has "
-                              "too few meanings. Choose the split test, or another gallery.")
+            raise ConfigError(f"gallery {name}, split {split}: need {count // size} groups, got {number}: the split "
+                              "has too few meanings. Choose the split test, or another gallery.")
         whole |= meanings
         all_parts |= parts
         for steps, near in group:
