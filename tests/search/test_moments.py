@@ -1,6 +1,7 @@
 """The run of frames that stands out, and the baseline it stands out from."""
 
 from dataclasses import fields
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -22,6 +23,20 @@ def test_moment_is_the_run_that_stands_out_when_worked_by_hand():
     assert best_run(np.array([0.2]), np.array([3.0]), 1, 6) == (1, 6)
     assert best_run(np.array([3, 3, 5, 5, 3, 3.0]), times_T, 0, 6, whole_above=2) == (0, 6)
     assert best_run(np.array([1, 1, 5, 5, 1, 1.0]), times_T, 0, 6, whole_above=2) == (2, 4)
+
+
+def test_moment_is_the_true_run_when_relevance_has_no_errors():
+    times_T = np.arange(9) + 0.5
+    for first, last in combinations(range(10), 2):
+        if last - first < 9:
+            relevance_T = np.where((times_T > first) & (times_T < last), 0.7, 0.2)
+            assert best_run(relevance_T, times_T, 0, 9) == (first, last)
+
+
+def test_moment_is_the_longer_run_when_both_stand_out_alike():
+    times_T = np.arange(8) + 0.5
+    one_peak_and_a_plateau_T = np.array([0, 1.55, 0, 0, 1, 1, 1, 0])    # least squares would take the peak
+    assert best_run(one_peak_and_a_plateau_T, times_T, 0, 8) == (4.0, 7.0)
 
 
 def test_moment_has_a_length_when_a_short_file_repeats_frames():
