@@ -39,6 +39,7 @@ STANDARD = ScenesConfig(version=1, num_train=4000, num_val=300, num_test=1000, n
 # A model for the gallery `long` is trained with these: dataset.scenes.max_events=6, dataset.scenes.wording=paragraph.
 LONG = STANDARD.model_copy(update={"max_events": 6, "wording": "paragraph"})
 LONG_FROM = 4
+SPLITS = ("test", "val")
 MAX_DRAWS = 20_000      # of one group, before a split is found to have too few meanings
 
 Group = list[tuple[Steps, str]]         # of each clip: its steps and its tag `near`
@@ -74,11 +75,14 @@ def gallery(name: str, config: ScenesConfig = STANDARD, split: str = "test") -> 
     - long: 4 to 6 events, captions in paragraphs
     - paraphrase: wordings that no training caption has
 
-    Raises: ConfigError for an unknown name, and for a split with too few meanings (`count` of `val`).
+    Raises: ConfigError for an unknown name or split, and for a split with too few meanings (`count` of `val`).
     """
     sizes = {**SIZES, **(TWIN_SIZES if config.version == 2 else {})}
     if name not in sizes:
         raise ConfigError(f"gallery: need one of {', '.join(sizes)}, got {name!r}. Choose one of them.")
+    if split not in SPLITS:
+        raise ConfigError(f"gallery {name}: need a split that no model is trained on, {' or '.join(SPLITS)}, "
+                          f"got {split!r}. Choose one of them.")
     own = {"version": config.version, "width": config.width, "height": config.height, "fps": config.fps}
     base = (LONG if name == "long" else STANDARD).model_copy(update=own)
     if name in ("main", "event", "brief", "crowd"):

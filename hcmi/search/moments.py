@@ -14,9 +14,9 @@ from hcmi.types import TextTokens, VideoTokens
 BASELINE_VIDEOS = 256       # other videos that a text is matched with to measure its baseline
 MIN_BASELINE_VIDEOS = 32    # fewer do not show what is usual
 WHOLE_CLIP = 1.5            # [ours] standard deviations: when the other frames exceed it too, the moment is the clip
-# [ours] What a run's length counts, beside its rise. 0.5 is the least-squares fit, which takes the errors of frames to be
-# independent. Those of neighbours are not, so that short runs stand out by chance. Any number between 0 and 1 finds the
-# run of relevance without errors.
+# [ours] What a run's length counts, beside its rise. 0.5 is the least-squares fit, which takes the errors of frames to
+# be independent. Those of neighbours are not, so that short runs stand out by chance. Any number between 0 and 1 finds
+# the run of relevance without errors.
 LENGTH_POWER = 0.75
 
 

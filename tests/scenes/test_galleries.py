@@ -303,6 +303,8 @@ def test_unknown_gallery_is_refused_when_asked_for():
         gallery_queries("colour")
     with pytest.raises(ConfigError, match=r"need one of main, .*, paraphrase, got 'number'"):
         gallery("number")
+    with pytest.raises(ConfigError, match=r"gallery order: need a split that no model .*, test or val, got 'train'"):
+        gallery("order", split="train")
 
 
 def test_queries_are_of_the_version_when_a_gallery_is_written(tmp_path, monkeypatch):
