@@ -41,18 +41,18 @@ def test_interval_is_students_when_worked_by_hand(benchmarks):
     _, runs = benchmarks
     # mean 2, standard deviation 1, t(0.975, 2) = 4.3027: 2 -+ 4.3027 / sqrt(3)
     assert runs.interval([1.0, 2.0, 3.0]) == pytest.approx([-0.4841, 4.4841], abs=1e-4)
-    assert runs.interval([5.0]) is None
+    assert runs.interval([5.0, 6.0]) is None
 
 
 def test_lead_is_paired_by_seed_when_records_come_in_any_order(benchmarks):
     heads, _ = benchmarks
-    records = {"hcmi": [record(0, main=70.0), record(1, main=66.0)],
-               "wti": [record(1, main=60.0), record(0, main=65.0)],
+    records = {"hcmi": [record(0, main=70.0), record(1, main=66.0), record(2, main=68.0)],
+               "wti": [record(1, main=60.0), record(2, main=62.5), record(0, main=65.0)],
                "mean_pool": [record(0, main=40.0), record(1, main=50.0)],
                "hcmi, MSE off": [record(0, main=69.0)], "xclip": [record(0, long=99.0)]}
     best, best_r1, lead, between = heads.lead_over_best(records, "main")
-    assert (best, best_r1, lead) == ("wti", 62.5, 5.5)      # 70 - 65 and 66 - 60
-    assert between == pytest.approx([5.5 - 12.706 * 0.5, 5.5 + 12.706 * 0.5], abs=1e-3)
+    assert (best, best_r1, lead) == ("wti", 62.5, 5.5)      # 70 - 65, 66 - 60 and 68 - 62.5
+    assert between == pytest.approx([5.5 - 4.3027 * 0.5 / 3**0.5, 5.5 + 4.3027 * 0.5 / 3**0.5], abs=1e-3)
     rows = {row[1]: row for row in heads.compare(records, "main")}
     assert rows["mean_pool"][2:6:3] == (2, 23.0)
     assert rows["mean_pool"][3] == 45.0
