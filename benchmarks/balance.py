@@ -11,7 +11,7 @@ kept in results/runs.jsonl and never made twice.
 from collections.abc import Mapping, Sequence
 
 from common import Figure, table, write_result
-from runs import Spec, arguments, mean_r1, records_of
+from runs import Spec, arguments, mean_r1, measured_on, records_of
 
 WEIGHTS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025)
 NEEDED = 93.5
@@ -23,12 +23,6 @@ def specs(seeds: int) -> dict[float, list[Spec]]:
     """Weight -> its runs."""
     return {weight: [Spec("standard", seed, {"model.head": "hcmi", "train.loss.balance_weight": weight})
                      for seed in range(seeds)] for weight in WEIGHTS}
-
-
-def measured(records: Mapping[float, Sequence[dict]]) -> dict[float, list[dict]]:
-    """Weight -> its runs that were measured on validation; weights without such a run are left out."""
-    found = {weight: [run for run in runs if set(CHOICE) <= run["r1"].keys()] for weight, runs in records.items()}
-    return {weight: runs for weight, runs in found.items() if runs}
 
 
 def rows(records: Mapping[float, Sequence[dict]]) -> dict[float, dict[str, float]]:
@@ -44,7 +38,7 @@ def chosen(found: Mapping[float, Mapping[str, float]]) -> float | None:
 
 def main() -> None:
     options = arguments(__doc__, "2 seeds", seeds=3)
-    records = measured(records_of(specs(options.seeds), options))
+    records = measured_on("val/order", records_of(specs(options.seeds), options))
     found = rows(records)
     print(table(["weight", *CHOICE, *SHOWN, "runs"], [(weight, *row.values()) for weight, row in found.items()]))
     figures: dict[str, Figure] = {"chosen": chosen(found)}

@@ -33,6 +33,7 @@ from runs import (
     interval,
     mean_of,
     mean_r1,
+    measured_on,
     records_of,
     split_of,
 )
@@ -58,12 +59,6 @@ def specs(quick: bool, seeds: int) -> dict[str, list[Spec]]:
             wanted[f"hcmi, {part} off"] = [Spec("standard", seed, {"model.head": "hcmi", **changes})
                                            for seed in range(seeds)]
     return wanted
-
-
-def measured_on(gallery: str, records: Mapping[str, Sequence[dict]]) -> dict[str, list[dict]]:
-    """Name -> its runs that were measured on the gallery; names without such a run are left out."""
-    found = {name: [run for run in runs if gallery in run["r1"]] for name, runs in records.items()}
-    return {name: runs for name, runs in found.items() if runs}
 
 
 def compare(records: Mapping[str, Sequence[dict]], gallery: str) -> list[tuple]:

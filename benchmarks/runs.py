@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from common import RESULTS, machine, shipped_params, versions
@@ -30,6 +30,7 @@ from common import RESULTS, machine, shipped_params, versions
 from hcmi.config import Params, ScenesConfig, load_params
 from hcmi.scenes import LONG, STANDARD
 
+Name = TypeVar("Name")
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".bench" / "scenes"
 RUNS = RESULTS / "runs.jsonl"
@@ -297,6 +298,12 @@ def interval(values: Sequence[float]) -> list[float] | None:
         return None
     half = t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
     return [float(array.mean() - half), float(array.mean() + half)]
+
+
+def measured_on(gallery: str, records: Mapping[Name, Sequence[dict]]) -> dict[Name, list[dict]]:
+    """Name -> its runs that were measured on the gallery; names without such a run are left out."""
+    found = {name: [run for run in runs if gallery in run["r1"]] for name, runs in records.items()}
+    return {name: runs for name, runs in found.items() if runs}
 
 
 def mean_of(runs: Sequence[dict], figure: str, gallery: str) -> float:

@@ -74,7 +74,7 @@ def test_weight_of_the_balance_is_the_least_that_finds_enough_orders_on_validati
         r1 = dict.fromkeys((*balance.CHOICE, *balance.SHOWN), 50.0) | {"val/order": val_order, "order": order}
         return record(seed, **r1)
     unmeasured = record(3, order=99.0)
-    found = balance.rows(balance.measured({
+    found = balance.rows(balance.measured_on("val/order", {
         0.0: [run(0, 80.0, 99.0)], 0.01: [run(0, 93.0, 94.0), run(1, 93.8, 94.0), unmeasured],
         0.02: [run(0, 93.5, 80.0)], 0.03: [run(0, 97.0, 97.0)], 0.04: [unmeasured]}))
     assert [(weight, row["val/order"], row["order"], row["runs"]) for weight, row in found.items()] == [
