@@ -109,7 +109,7 @@ def gallery_queries(name: str, config: ScenesConfig = STANDARD, split: str = "te
     - brief: as `brief_queries` says
     - crowd: the captions of `main`, none of which is true of any of the 9,000 other clips
 
-    Raises: ConfigError for an unknown name.
+    Raises: ConfigError, as `gallery` does.
     """
     if name in ("event", "brief"):
         ask = event_queries if name == "event" else brief_queries

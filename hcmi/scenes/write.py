@@ -93,7 +93,7 @@ def write_gallery(name: str, folder: str | Path, config: ScenesConfig = STANDARD
     queries.jsonl holds one `Query` a line: what is asked, and which clips are right. captions.csv is the table of the
     `folder` format, with the captions of all clips.
 
-    Returns the clips of the manifest, all of that split. Raises: ConfigError for an unknown name.
+    Returns the clips of the manifest, all of that split. Raises: ConfigError, as `gallery` does.
     """
     scenes = gallery(name, config, split)
     with atomic_dir(folder) as temporary:
