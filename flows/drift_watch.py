@@ -20,7 +20,7 @@ from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import check_server, run_name
 from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
 from hcmi.files import lock
-from hcmi.incoming import Ledger, Verdict, action, arrivals, find_batches, judge_new, worst
+from hcmi.incoming import Ledger, Verdict, arrivals, find_batches, judge_new, worst
 from hcmi.releases import Release, Releases
 
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
@@ -130,7 +130,7 @@ def _report_or_why(batch: str) -> Verdict:
 
 def verdicts_text(verdicts: dict[str, Verdict], growing: list[str]) -> str:
     """For the page of the run: a list, because the page cuts the columns of a table that do not fit."""
-    lines = [f"- **`{name}`: {verdict.word}.** {verdict.why} What follows: {action(verdict.word).said}."
+    lines = [f"- **`{name}`: {verdict.word}.** {verdict.why} What follows: {verdict.action.said}."
              f"{_report_of(name, verdict, ' Report: `{}`.')}" for name, verdict in verdicts.items()]
     lines += [f"- `{name}` is still being copied, and is left to the next run." for name in growing]
     return "\n".join(lines) or "Every batch has been judged."
@@ -138,23 +138,23 @@ def verdicts_text(verdicts: dict[str, Verdict], growing: list[str]) -> str:
 
 def todo(verdicts: dict[str, Verdict]) -> list[str]:
     """What a person may do about these batches."""
-    return [f"`{name}`: {action(verdict.word).todo.format(batch=name)}" for name, verdict in verdicts.items()
-            if action(verdict.word).todo]
+    return [f"`{name}`: {verdict.action.todo.format(batch=name)}" for name, verdict in verdicts.items()
+            if verdict.action.todo]
 
 
 def _report_of(name: str, verdict: Verdict, said: str) -> str:
-    return "" if action(verdict.word).state is None else said.format(REPORTS / name / "index.html")
+    return "" if verdict.action.state is None else said.format(REPORTS / name / "index.html")
 
 
 def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str, failed: str = "") -> State:
     """The final state of the run: that of its worst verdict, or Failed. `more`: what else its message says."""
-    shown = sorted(verdicts.items(), key=lambda item: action(item[1].word).state is not None)   # failures come first
+    shown = sorted(verdicts.items(), key=lambda item: item[1].action.state is not None)   # failures come first
     parts = [f"{name}: {verdict.word}. {verdict.why}{_report_of(name, verdict, ' {}')}" for name, verdict in shown]
     parts += [f"{name}: still being copied" for name in growing]
     parts = parts or [f"{INCOMING}: every batch has been judged"]
     message = "; ".join([*parts, *more, *filter(None, [failed])])
     get_run_logger().info(message)
-    states = [action(verdict.word).state for verdict in verdicts.values()]
+    states = [verdict.action.state for verdict in verdicts.values()]
     if failed or None in states:
         return Failed(message=message)
     return Completed(name=worst([state for state in states if state]), message=message)

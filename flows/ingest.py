@@ -44,7 +44,7 @@ from flows.drift_watch import (
 from flows.remote import push
 from flows.repair import free_dead_locks
 from flows.server import check_server, run_name
-from flows.stages import outs_of_stages
+from flows.stages import kept_size, outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
@@ -56,8 +56,8 @@ from hcmi.incoming import (
     accept_judged,
     action,
     collect,
-    is_address,
     judged_batches,
+    look,
 )
 from hcmi.releases import Releases
 from hcmi.wording import plural
@@ -95,12 +95,12 @@ def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_h
     """Take in, judge, accept, add, and start a training run (the deployment `retrain`) where search is hurt.
 
     The run ends as Completed, Changed, CannotTell or SearchHurt: the worst of its batches; or as Failed, when a batch
-    has no report or nothing could be taken in. What can be done is done all the same.
+    has no report or nothing could be taken in, as where `inbox` is not there. What can be done is done all the same.
     """
     end_with_make_flows()
     took, failed = Collected(), ""
     with lock(REPORTS / ".lock"):         # the drift watch holds it too
-        if is_address(inbox) or Path(inbox).is_dir():
+        if inbox != INBOX or Path(inbox).is_dir():      # a project without a data/inbox copies its batches itself
             took, failed = take_in_or_why(inbox, quiet_seconds)
         verdicts, growing = judge([], quiet_seconds)
         accept_judged(INCOMING, Ledger(REPORTS), ACCEPTED)
@@ -123,11 +123,11 @@ def take_in_or_why(inbox: str, quiet_seconds: float) -> tuple[Collected, str]:
 def track_accepted() -> list[str]:
     """Give the accepted batches to DVC, so that the next training run of any machine has them.
 
-    Returns: the batches that are new to DVC. One that DVC does not take now, such as during `dvc repro`, is given to it
-    by the next run.
+    Returns: the batches that are new to DVC, or have grown. One that DVC does not take now, such as during `dvc repro`,
+    is given to it by the next run.
     """
-    wanted = [entry.batch for entry in read_accepted(ACCEPTED)
-              if not (INCOMING / f"{entry.batch}.dvc").exists() and (INCOMING / entry.batch).is_dir()]
+    wanted = [batch for batch in dict.fromkeys(entry.batch for entry in read_accepted(ACCEPTED))
+              if _has_grown(INCOMING / batch)]
     made = outs_of_stages() if wanted else set()
     if wanted:
         free_dead_locks()
@@ -142,6 +142,13 @@ def track_accepted() -> list[str]:
         except ChildError as error:
             get_run_logger().warning("%s: not given to DVC yet; the next run tries again. %s", batch, error)
     return done
+
+
+def _has_grown(folder: Path) -> bool:
+    """Whether the folder holds more files or bytes than DVC keeps of it."""
+    sizes = [size for size, *_ in look(folder).values()]
+    files, size = kept_size(folder) if sizes else (0, 0)
+    return len(sizes) > files or sum(sizes) > size
 
 
 def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
@@ -193,6 +200,7 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
     came = [f"{plural(len(took.files), 'new file')} came: batch `{took.batch}`."] if took.batch else []
     came += [f"Still being written: {plural(len(took.waiting), 'file')}."] if took.waiting else []
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
+    came += [f"Captions came to the batch `{name}`: it is judged again." for name in took.captioned]
     done = [f"`{name}`: {count} clips are searchable now." for name, count in added.items()]
     done += [started + "."] if started else []
     done += filter(None, remarks)

@@ -68,6 +68,9 @@ def page(found: dict[str, Any]) -> tuple[str, ...]:
 if __name__ == "__main__":
     try:
         check_server()
-        print(promote("--not-worse" in sys.argv[1:], return_state=True).message)
+        end = promote("--not-worse" in sys.argv[1:], return_state=True)
+        if end.is_failed():
+            sys.exit(f"flows.promote: {end.message}")
+        print(end.message)
     except ChildError as error:
         sys.exit(f"flows.promote: {error}")

@@ -73,6 +73,16 @@ def outs_of_stages() -> set[str]:
         return {str(out) for stage in repo.index.stages if stage.is_data_source is False for out in stage.outs}
 
 
+def kept_size(folder: Path) -> tuple[int, int]:
+    """Files and bytes of a folder, as the .dvc file beside it has them; zeros where there is none."""
+    file = f"{folder}.dvc"
+    if not Path(file).exists():
+        return 0, 0
+    with Repo() as repo:
+        (stage,) = repo.stage.collect(file)
+        return stage.outs[0].meta.nfiles or 0, stage.outs[0].meta.size or 0
+
+
 def pins(*stages: str) -> dict[str, str | None]:
     """Output of these stages -> the hash that dvc.lock pins."""
     with Repo() as repo:

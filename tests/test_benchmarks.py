@@ -68,6 +68,19 @@ def test_runs_are_paired_where_both_were_made_when_some_are_missing(benchmarks):
     assert runs.paired(ours, others, "main") == [4.0, 3.0]      # seed 0 on the processor, seed 1 on the GPU
 
 
+def test_ablation_has_the_gains_of_the_runs_that_were_made_and_no_others(benchmarks):
+    import ablation
+
+    variants = {"shipped": [record(0, main=90.0, attribute=80.0), record(1, main=94.0, attribute=82.0)],
+                "MSE off": [record(1, main=91.0, attribute=75.0)]}
+    noise = {(512, 40, "off"): [record(0, main=60.0), record(1, main=62.0), record(2, main=64.0)],
+             (512, 40, "positive, true pairs"): [record(2, main=65.0), record(1, main=63.0), record(0, main=61.0)],
+             (64, 20, "off"): [record(0, main=70.0)]}
+    assert ablation.headline(variants, noise) == {
+        "runs_shipped": 2, "gain_over_MSE_off": 3.0, "mse_gain_attribute": 7.0, "mse_gain_attribute_ci95": None,
+        "ald_gain_true_pairs_40_large_batch": 1.0, "ald_gain_true_pairs_40_large_batch_ci95": [1.0, 1.0]}
+
+
 def test_weight_of_the_balance_is_the_least_that_finds_enough_orders_on_validation(benchmarks):
     import balance
     def run(seed, val_order, order):

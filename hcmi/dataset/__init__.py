@@ -4,7 +4,7 @@ The manifest has one row a clip: its file, its segment, its captions, its split.
 in skipped.jsonl. Other rooms also read folders and annotations through this one.
 """
 
-from hcmi.dataset.accepted import Accepted, accept, batch_clips, is_held_out, read_accepted
+from hcmi.dataset.accepted import Accepted, accept, batch_clips, file_contents, is_held_out, read_accepted
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
 from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.expected_splits import expected_splits
@@ -27,6 +27,7 @@ __all__ = [
     "batch_clips",
     "build_dataset",
     "expected_splits",
+    "file_contents",
     "files_by_bare_name",
     "is_held_out",
     "read_accepted",

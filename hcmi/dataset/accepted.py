@@ -1,13 +1,14 @@
 """Accepted batches: folders of data/incoming whose clips are training data from the next run of the pipeline on.
 
 `data/accepted.json` lists them, and belongs in git: the `dataset` stage depends on this list alone, so a batch that has
-not been accepted makes no stage run again. A batch is named with the content that was judged.
+not been accepted makes no stage run again. A batch is named with the content that was judged. What has come into its
+folder since is not used before that has been judged too.
 """
 
 import hashlib
 import heapq
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import pyarrow.parquet as pq
 
 from hcmi.config import DatasetConfig, WindowsConfig
 from hcmi.dataset.build_clips import LONGEST_ID
-from hcmi.dataset.folder import read_folder
+from hcmi.dataset.folder import NothingUsableError, read_folder
 from hcmi.dataset.manifest import write_manifest
-from hcmi.errors import DataError
+from hcmi.errors import DataError, DecodeError
 from hcmi.files import atomic_file
 from hcmi.types import Clip, Skip
+from hcmi.video import find_videos, sha256
 
 HELD_OUT = 4            # one clip of so many is never trained on, so that models can be compared on the batch [ours]
 DIGEST = 12             # characters of a clip's content in its video_id
@@ -35,6 +37,12 @@ class Accepted:
     content: str
     verdict: str
     accepted: str               # UTC
+    files: Sequence[str] | None = None      # `file_contents` of that time; None: not known, all of the folder
+
+    def of(self, clips: Iterable[Clip]) -> list[Clip]:
+        """Those of the batch's clips whose file was in it when it was accepted."""
+        there = None if self.files is None else set(self.files)
+        return [clip for clip in clips if there is None or clip.sha256[:DIGEST] in there]
 
 
 def read_accepted(path: str | Path) -> list[Accepted]:
@@ -47,15 +55,26 @@ def read_accepted(path: str | Path) -> list[Accepted]:
         raise DataError(f"{path}: need a list of accepted batches, got something else. Restore it from git.") from error
 
 
-def accept(path: str | Path, entry: Accepted) -> bool:
+def file_contents(folder: str | Path) -> list[str]:
+    """The contents of a batch's videos, by the first characters of their SHA-256."""
+    found = set()
+    for path in find_videos(folder):
+        try:
+            found.add(sha256(path)[:DIGEST])
+        except DecodeError:         # cannot be read, so it is no clip
+            continue
+    return sorted(found)
+
+
+def accept(path: str | Path, entry: Accepted, kept: Collection[str] = ()) -> bool:
     """Add a batch to the list, unless its content is there. Returns whether the list changed.
 
-    A batch that has grown replaces what was accepted of it.
+    A batch that has grown replaces what was accepted of it, but for the contents `kept`.
     """
     known = read_accepted(path)
     if entry.content in {old.content for old in known}:
         return False
-    entries = [*(old for old in known if old.batch != entry.batch), entry]
+    entries = [*(old for old in known if old.batch != entry.batch or old.content in kept), entry]
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps([asdict(one) for one in entries], indent=1, ensure_ascii=False) + "\n",
                              encoding="utf-8")
@@ -89,7 +108,8 @@ def accepted_clips(path: str | Path, incoming_dir: str | Path, config: DatasetCo
                    skip: Callable[[Skip], Any]) -> list[Clip]:
     """The clips that accepted batches add to the training split, in order of video_id: captioned and not held out.
 
-    Raises: DataError when an accepted batch is not there.
+    A batch of which no file can be used any more adds none: `skip` gets the reasons.
+    Raises: DataError when an accepted batch is not there, or its captions are wrong.
     """
     found: dict[str, Clip] = {}
     for entry in read_accepted(path):
@@ -97,10 +117,13 @@ def accepted_clips(path: str | Path, incoming_dir: str | Path, config: DatasetCo
         if not folder.is_dir():
             raise DataError(f"{folder}: need the batch that {path} lists, got none. Run `dvc pull`, or take it off the "
                             "list.")
-        clips, skipped = batch_clips(folder, config)
+        try:
+            clips, skipped = batch_clips(folder, config)
+        except NothingUsableError as error:
+            clips, skipped = [], error.skipped
         for one in skipped:
             skip(one)
-        found |= {clip.video_id: clip for clip in clips if clip.captions and not is_held_out(clip)}
+        found |= {clip.video_id: clip for clip in entry.of(clips) if clip.captions and not is_held_out(clip)}
     return sorted(found.values(), key=lambda clip: clip.video_id)
 
 

@@ -14,31 +14,38 @@ from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import combined_scores, draw_rows
 from hcmi.drift.verdict import CHANGED, OK, TOO_FEW
-from hcmi.errors import DataError
+from hcmi.errors import DataError, shown
 from hcmi.model import encode_texts
 from hcmi.types import TextTokens
+from hcmi.video import is_text
 from hcmi.wording import plural
 
-LOG = "queries.jsonl"
 LEAST_NOTHING = 0.03        # share of queries without an answer that is worth a word [ours]
 
 
 def read_queries(path: Path) -> list[dict[str, Any]]:
-    """The lines of a query log: {"query": text}, and "found", the number of answers, where it is known.
+    """The lines of a query log: {"query": text}, and "found", the number of answers, where it is known. Empty lines do
+    not count.
 
     Raises: DataError that names the line.
     """
     rows = []
-    with open(path, encoding="utf-8", newline="\n") as file:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: need a readable file in UTF-8, got: {error}. Correct it.") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            for number, line in enumerate(file, 1):
-                row = json.loads(line)
-                if not isinstance(row, dict) or not isinstance(row.get("query"), str) or not row["query"].strip():
-                    got = line.strip()[:60]
-                    raise DataError(f'{path} row {number}: need {{"query": "..."}}, got {got}. Correct it.')
-                rows.append(row)
+            row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path} row {len(rows) + 1}: need JSON in UTF-8, got: {error}. Correct it.") from error
+            raise DataError(f"{path} row {number}: need JSON, got: {error}. Correct it.") from error
+        query = row.get("query") if isinstance(row, dict) else None
+        if not isinstance(query, str) or not query.strip() or not is_text(query):
+            raise DataError(f'{path} row {number}: need {{"query": "..."}}, got {shown(line.strip()[:60])}. '
+                            "Correct it.")
+        rows.append(row)
     return rows
 
 

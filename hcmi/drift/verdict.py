@@ -9,7 +9,6 @@ from hcmi.wording import plural
 OK, CHANGED, HURT, UNKNOWN = "ok", "changed", "search hurt", "cannot tell"
 # Why a batch got the verdict `cannot tell`.
 TOO_FEW, MACHINE, UNREADABLE = "too few", "machine", "unreadable"
-MACHINE_REASONS = frozenset(("timeout", "crashed", "unexpected"))       # of skipped videos
 NO_NEWS = "Nothing to do."
 MEASURE_IT = "Write captions for the clips in captions_to_write.csv and run again: then search can be measured."
 COMMON = ("wrong captions", "copies within the batch", "copies of known clips", "empty captions")

@@ -22,9 +22,9 @@ def compare_runs(path_a: str | Path, path_b: str | Path, samples: int = 1000) ->
     """
     runs = [_load(Path(path)) for path in (path_a, path_b)]
     (report_a, card_a, ranks_a), (report_b, card_b, ranks_b) = runs
-    for key in ("split_sha256", "split"):
+    for key in ("split_sha256", "videos_sha256", "split"):
         values = [report["protocol"].get(key) for report in (report_a, report_b)]
-        if values[0] != values[1]:
+        if values[0] != values[1] and not (None in values and key == "videos_sha256"):     # an older run
             raise DataError(f"{path_a} and {path_b}: need the same {key} to pair queries, got {values[0]} and "
                             f"{values[1]}. Evaluate both models on the same data.")
     return {"differences": {direction: _differences(ranks_a, ranks_b, direction, samples) for direction in DIRECTIONS},

@@ -138,7 +138,8 @@ def protocol_card(model: HcmiModel, model_dir: str | Path, reader: ShardReader, 
     return {"dataset": params.dataset.name, "split": params.evaluate.split, "num_videos": len(reader),
             "num_texts": len(encoded.captions),
             "captions_per_video": round(float(np.mean(per_video)), 2) if uneven else per_video[0],
-            "split_sha256": split_sha256(reader), "selection_split": SELECTION_SPLIT,
+            "split_sha256": split_sha256(reader), "videos_sha256": videos_sha256(reader),
+            "selection_split": SELECTION_SPLIT,
             "decoder": "+".join(sorted({stored.decoder for stored in reader.stored})),
             "precision": encode_precision(model.device), "seed": params.train.seed,
             "head": model.config.head, "backbone": model.config.backbone,
@@ -149,6 +150,12 @@ def split_sha256(reader: ShardReader) -> str:
     """Hash of the split's video ids and captions, which does not depend on their order in the shards."""
     rows = sorted([clip.video_id, *clip.captions] for clip in reader.clips)
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+
+
+def videos_sha256(reader: ShardReader) -> str:
+    """Hash of the split's video ids with the bytes of their files and the part of each that is shown."""
+    rows = sorted([clip.video_id, *clip.content_key] for clip in reader.clips)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def bank_texts(model: HcmiModel, shards_dir: str | Path, size: int) -> TextTokens | None:

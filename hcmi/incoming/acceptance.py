@@ -6,13 +6,14 @@ lists what belongs in the search index: a batch that is only made searchable mak
 
 import json
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hcmi.dataset import Accepted, accept
+from hcmi.dataset import Accepted, accept, file_contents, read_accepted
 from hcmi.errors import DataError
 from hcmi.files import atomic_file
-from hcmi.incoming.batches import Ledger, arrivals, find_batches, look
+from hcmi.incoming.batches import Ledger, arrivals, find_batches, is_query_log, look
 from hcmi.incoming.verdicts import action
 
 BY_HAND = "by hand"
@@ -20,9 +21,11 @@ SEARCHED = "searched.json"      # beside the list of accepted batches
 
 
 def judged_batches(incoming: Path, ledger: Ledger) -> list[Accepted]:
-    """The arrivals that have been judged as they are now; `accepted` is the time of this call."""
+    """The arrivals with videos that have been judged as they are now; `accepted` is the time of this call."""
     found = []
     for folder in arrivals(incoming):
+        if is_query_log(folder):
+            continue
         content = ledger.content(folder, look(folder))
         if content in ledger.verdicts:
             verdict = ledger.verdicts[content]["verdict"]
@@ -47,7 +50,7 @@ def searched_batches(path: str | Path) -> dict[str, str]:
 def accept_judged(incoming: Path, ledger: Ledger, path: str | Path) -> list[Accepted]:
     """Accept each batch whose verdict allows it (`ACTIONS`). Returns those that were not on the lists."""
     allowed = [entry for entry in judged_batches(incoming, ledger) if action(entry.verdict).train]
-    return [entry for entry in allowed if _accept(path, entry, action(entry.verdict).search)]
+    return [entry for entry in allowed if _accept(path, incoming, ledger, entry, action(entry.verdict).search)]
 
 
 def accept_named(incoming: Path, ledger: Ledger, path: str | Path, names: Collection[str],
@@ -67,18 +70,27 @@ def accept_named(incoming: Path, ledger: Ledger, path: str | Path, names: Collec
         content = ledger.content(folders[name], look(folders[name]))
         verdict = ledger.verdicts.get(content, {}).get("verdict", "not judged")
         found.append(Accepted(name, content, f"{verdict}, {BY_HAND}", _now()))
-    return [entry for entry in found if _accept(path, entry, searched=True)]
+    return [entry for entry in found if _accept(path, incoming, ledger, entry, searched=True)]
 
 
-def _accept(path: str | Path, entry: Accepted, searched: bool) -> bool:
-    """Put a batch on the list of training data and, with `searched`, on the other. Returns whether one changed."""
-    known = searched_batches(path)
+def _accept(path: str | Path, incoming: Path, ledger: Ledger, entry: Accepted, searched: bool) -> bool:
+    """Put a batch on the list of training data and, with `searched`, on the other. Returns whether one changed.
+
+    A batch that has changed meanwhile is put on none: it is judged again. What is searched of a batch that has grown
+    stays on the lists where the whole of it may not be searched.
+    """
+    known, folder = searched_batches(path), incoming / entry.batch
     wanted = searched and entry.content not in known
+    if not wanted and entry.content in {old.content for old in read_accepted(path)}:
+        return False
+    entry = replace(entry, files=file_contents(folder))
+    if ledger.content(folder, look(folder)) != entry.content:
+        return False
     if wanted:
         with atomic_file(Path(path).with_name(SEARCHED)) as temporary:
             temporary.write_text(json.dumps(known | {entry.content: entry.batch}, indent=1, ensure_ascii=False) + "\n",
                                  encoding="utf-8")
-    return accept(path, entry) or wanted
+    return accept(path, entry, () if searched else known) or wanted
 
 
 def _now() -> str:

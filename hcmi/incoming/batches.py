@@ -14,7 +14,9 @@ from typing import Any
 
 from hcmi.files import atomic_file, folders_with_files
 from hcmi.scenes import BATCHES
+from hcmi.video import find_videos
 
+LOG = "queries.jsonl"
 OWN = "batch.json"      # in a batch that `collect` made, which appeared whole: content -> name of the file
 Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, times of change of content and of inode
 
@@ -31,6 +33,11 @@ def arrivals(incoming: Path) -> list[Path]:
     only when they are named.
     """
     return [folder for folder in find_batches(incoming) if folder.name not in BATCHES]
+
+
+def is_query_log(folder: Path) -> bool:
+    """Whether a batch holds what people searched for, and no videos: it is reported on, and nothing else follows."""
+    return (folder / LOG).is_file() and not find_videos(folder)
 
 
 def look(folder: Path) -> Look:

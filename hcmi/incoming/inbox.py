@@ -10,18 +10,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from hcmi.dataset import read_captions
+from hcmi.dataset import CaptionRow, read_captions
 from hcmi.errors import DataError, DecodeError, shown
 from hcmi.files import atomic_dir, atomic_file, lock
 from hcmi.incoming.batches import OWN
 from hcmi.incoming.bucket import fetched, is_address
-from hcmi.video import DecoderPool, EncodeJob, encode_job, find_videos, sha256
+from hcmi.video import DecoderPool, EncodeJob, encode_job, find_videos, names_below, sha256
 
+CAPTIONS = "captions.csv"
 QUARANTINED = ""            # in place of the batch's name
 CHECK_PIXELS, CHECK_QUALITY = 64, 80
 
@@ -36,6 +37,7 @@ class Collected:
     files: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)        # still being written
     quarantined: dict[str, str] = field(default_factory=dict)   # name -> the reason, one line
+    captioned: list[str] = field(default_factory=list)      # earlier batches to which captions have come
 
 
 def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, timeout_s: float,
@@ -44,7 +46,8 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
 
     `inbox` is a folder, or the address of a bucket, such as s3://bucket/new.
 
-    A file is whole when its size and times have not changed for `quiet_s` seconds, between two looks if need be. A
+    A file is whole when its size and times have not changed for `quiet_s` seconds, between two looks if need be. While
+    captions.csv is being written nothing is taken. Captions that come after their videos join the videos' batch. A
     content that has been taken before, under any name, is not new. A file must decode within `timeout_s` seconds; one
     that does not is listed, and is looked at again only when its content changes.
     Raises: DataError when there is no such folder or bucket, or its captions.csv is wrong.
@@ -64,14 +67,18 @@ def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: 
              wait: Callable[[float], object]) -> Collected:
     notes = _Notes(incoming)
     videos = inbox / "videos" if (inbox / "videos").is_dir() else inbox
-    whole, waiting = _whole_files(videos, quiet_s, wait)
+    whole, waiting = _whole_files(videos, inbox / CAPTIONS, quiet_s, wait)
     found = Collected(waiting=waiting)
+    if CAPTIONS in waiting:
+        return found
     new = _new(videos, whole, notes, found)
     good = _decodable(videos, new, notes, found, timeout_s)
+    rows = _rows(inbox / CAPTIONS, videos)
     if good:
         batch = _free_name(incoming, name)
-        found.files = _write(inbox, videos, incoming / batch, good)
+        found.files = _write(videos, rows, incoming / batch, good)
         found.batch = batch if found.files else None
+    found.captioned = _add_late_captions(rows, incoming)
     notes.take_own(incoming)
     notes.write()
     return found
@@ -109,27 +116,29 @@ class _Notes:
         self.write()
 
 
-def _whole_files(folder: Path, quiet_s: float, wait: Callable[[float], object]) -> tuple[dict[str, Stat], list[str]]:
-    """Name -> status of the files that are not being written, and the names of the others."""
-    first = _look(folder)
+def _whole_files(folder: Path, captions: Path, quiet_s: float, wait: Callable[[float], object]
+                 ) -> tuple[dict[str, Stat], list[str]]:
+    """Name -> status of the videos that are not being written, and the names of the other files, `captions` too."""
+    first = _look(folder, captions)
     fresh = [name for name, status in first.items() if not 0 <= quiet_s <= time.time() - max(status[1:]) / 1e9]
-    if not fresh or quiet_s <= 0:
-        return first, []
-    wait(quiet_s)
-    second = _look(folder)
-    waiting = [name for name, status in second.items() if first.get(name) != status]
-    return {name: status for name, status in second.items() if name not in waiting}, waiting
+    waiting: list[str] = []
+    if fresh and quiet_s > 0:
+        wait(quiet_s)
+        first, second = _look(folder, captions), first
+        waiting = [name for name, status in first.items() if second.get(name) != status]
+    return {name: status for name, status in first.items() if name not in (CAPTIONS, *waiting)}, waiting
 
 
-def _look(folder: Path) -> dict[str, Stat]:
+def _look(folder: Path, captions: Path) -> dict[str, Stat]:
     found: dict[str, Stat] = {}
-    for path in find_videos(folder):
+    for name, path in [*((path.relative_to(folder).as_posix(), path) for path in find_videos(folder)),
+                       (CAPTIONS, captions)]:
         try:
             status = path.stat()
         except OSError:         # gone since it was listed, or a broken link
             continue
         if status.st_size and path.is_file():
-            found[path.relative_to(folder).as_posix()] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            found[name] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return found
 
 
@@ -174,9 +183,17 @@ def _free_name(incoming: Path, name: str) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
-def _write(inbox: Path, videos: Path, batch: Path, good: dict[str, str]) -> list[str]:
+def _rows(captions: Path, videos: Path) -> dict[str, list[CaptionRow]]:
+    """Name of a file, as it is on the disk -> its rows in the table. Raises: DataError when the table is wrong."""
+    found: dict[str, list[CaptionRow]] = defaultdict(list)
+    name_on_disk = names_below(videos)
+    for row in read_captions(captions) if captions.is_file() else ():
+        found[name_on_disk(row.video)].append(row)
+    return found
+
+
+def _write(videos: Path, rows: Mapping[str, list[CaptionRow]], batch: Path, good: dict[str, str]) -> list[str]:
     """Copy the files into a new batch; returns their names. One that has changed meanwhile is left to the next run."""
-    rows = list(read_captions(inbox / "captions.csv")) if (inbox / "captions.csv").is_file() else []
     copied: dict[str, str] = {}
     with atomic_dir(batch) as folder:
         (folder / "videos").mkdir()
@@ -191,8 +208,7 @@ def _write(inbox: Path, videos: Path, batch: Path, good: dict[str, str]) -> list
                 copied[content] = name
             else:
                 target.unlink()
-        names = set(copied.values())
-        _write_captions(folder / "captions.csv", [row for row in rows if row.video in names])
+        _write_captions(folder / CAPTIONS, {name: rows[name] for name in sorted(copied.values()) if name in rows})
         (folder / OWN).write_text(json.dumps(copied, indent=1), encoding="utf-8")
         if not copied:
             shutil.rmtree(folder / "videos")
@@ -201,11 +217,34 @@ def _write(inbox: Path, videos: Path, batch: Path, good: dict[str, str]) -> list
     return sorted(copied.values())
 
 
-def _write_captions(path: Path, rows: list[Any]) -> None:
+def _add_late_captions(rows: Mapping[str, list[CaptionRow]], incoming: Path) -> list[str]:
+    """Give the batches that were made here the rows of files that had none. Returns the names of these batches.
+
+    Such a batch has new content, so it is judged again. Of two files of one name, the rows are the later one's.
+    """
+    batch_of: dict[str, Path] = {}
+    for path in sorted(incoming.glob(f"*/{OWN}"), key=lambda path: path.stat().st_mtime_ns):
+        try:
+            batch_of |= dict.fromkeys(json.loads(path.read_text(encoding="utf-8")).values(), path.parent)
+        except (OSError, ValueError):
+            continue
+    changed = []
+    for batch in sorted({batch_of[name] for name in rows if name in batch_of}):
+        known = _rows(batch / CAPTIONS, batch / "videos")
+        late = {name: some for name, some in rows.items() if batch_of.get(name) == batch and name not in known}
+        if late:
+            with atomic_file(batch / CAPTIONS) as path:
+                _write_captions(path, known | late)
+            changed.append(batch.name)
+    return changed
+
+
+def _write_captions(path: Path, rows: Mapping[str, list[CaptionRow]]) -> None:
+    """A captions.csv; none where there are no rows. Bytes of a name that are no UTF-8 stay as they are."""
     if not rows:
         return
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["video", "caption", "start", "end"])
-        writer.writerows([row.video, row.caption, "" if row.start_s is None else row.start_s,
-                          "" if row.end_s is None else row.end_s] for row in rows)
+        writer.writerows([name, row.caption, "" if row.start_s is None else row.start_s,
+                          "" if row.end_s is None else row.end_s] for name, some in rows.items() for row in some)

@@ -1,7 +1,9 @@
 """What follows from a verdict of the drift report: the state in which a flow ends, and what is done with the batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+
+from hcmi.errors import shown
 
 
 class Verdict(NamedTuple):
@@ -10,12 +12,19 @@ class Verdict(NamedTuple):
     word: str
     why: str
     final: bool = True      # False: the machine was in trouble, not the batch, which is to be judged again
+    is_query_log: bool = False
 
     @classmethod
     def of(cls, report: dict[str, Any], batch: str) -> "Verdict":
-        """The verdict on `batch` in the content of a report.json."""
-        record = next(record for record in report["batches"] if record["batch"] == batch)
-        return cls(record["verdict"], record["why"], record["reason"] != "machine")
+        """The verdict on `batch` in the content of a report.json, which has its name as `shown`."""
+        record = next(record for record in report["batches"] if record["batch"] == shown(batch))
+        return cls(record["verdict"], record["why"], record["reason"] != "machine", bool(record.get("queries")))
+
+    @property
+    def action(self) -> "Action":
+        """What follows from it."""
+        row = action(self.word)
+        return replace(row, **REPORTED) if self.is_query_log else row
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,11 @@ ACTIONS = {
 }
 NO_REPORT = Action(None, "not added: there is no report on it", "Correct what the reason says, or take the batch away. "
                    "The next run judges it again.")
+
+
+# Of a query log, whatever its verdict, in place of what the table says.
+REPORTED: dict[str, Any] = {"said": "none of it is searched or trained on: it is a query log", "todo": "",
+                            "search": False, "train": False, "retrain": False}
 
 
 def action(verdict: str) -> Action:

@@ -14,7 +14,6 @@ from hcmi.incoming import (
     Verdict,
     accept_judged,
     accept_named,
-    action,
     arrivals,
     collect,
     judge_new,
@@ -46,7 +45,7 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
         if folder is not None:
             took = collect(folder, incoming, f"{datetime.now():%Y-%m-%d}", quiet_s, params.shards.decode_timeout_s)
             found |= {"batch": took.batch, "files": len(took.files), "waiting": took.waiting,
-                      "quarantined": took.quarantined}
+                      "quarantined": took.quarantined, "captioned": took.captioned}
         ledger = Ledger(Path(reports_dir))
         if batches:
             accept_named(incoming, ledger, accepted, batches, read)
@@ -69,7 +68,11 @@ def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, para
         return Verdict.of(found, batch)
 
     verdicts, growing = judge_new(arrivals(incoming), ledger, report, quiet_s)
-    return {"growing": growing, "verdicts": {
-        batch: " ".join(filter(None, [f"{word}: {action(word).said}. {why}", action(word).todo.format(batch=batch)]))
-        if final else f"{word}: {why} It is judged again the next time."
-        for batch, (word, why, final) in verdicts.items()}}
+    return {"growing": growing, "verdicts": {batch: _said(batch, verdict) for batch, verdict in verdicts.items()}}
+
+
+def _said(batch: str, verdict: Verdict) -> str:
+    if not verdict.final:
+        return f"{verdict.word}: {verdict.why} It is judged again the next time."
+    action = verdict.action
+    return " ".join(filter(None, [f"{verdict.word}: {action.said}. {verdict.why}", action.todo.format(batch=batch)]))

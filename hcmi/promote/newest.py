@@ -33,16 +33,13 @@ def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequ
     clips = _held_out(accepted[-NEWEST:], Path(incoming_dir), params)
     if sum(len(clip.captions) for clip in clips) < FEWEST_QUERIES:
         return None
-    with decoded_clips(clips, params, pairs[-1][1].shards) as index:
-        if index is None:
-            return None
-        same = len({tuple(_test_ids(release)) for _, release in pairs}) == 1
-        found = []
-        for model, release in pairs:
-            encoded = list(encode_clips(model, index, params.export.batch_size))
-            kept = [clip for batch in encoded for clip in batch.clips]
-            found.append(_ranks(model, kept, concatenate([batch.tokens for batch in encoded]),
-                                release if same else None))
+    encoded = [_encoded(model, clips, release, params) for model, release in pairs]
+    kept = [clip for clip in clips if all(clip.video_id in tokens for tokens in encoded)]
+    if not kept:
+        return None
+    same = len({tuple(test_ids(release)) for _, release in pairs}) == 1
+    found = [_ranks(model, kept, concatenate([tokens[clip.video_id] for clip in kept]), release if same else None)
+             for (model, release), tokens in zip(pairs, encoded, strict=True)]
     groups = np.repeat(np.arange(len(kept)), [len(clip.captions) for clip in kept])
     if len(groups) < FEWEST_QUERIES:
         return None
@@ -58,11 +55,18 @@ def _held_out(entries: Sequence[Accepted], incoming_dir: Path, params: Params) -
             clips, _ = batch_clips(incoming_dir / entry.batch, params.dataset)
         except DataError:       # a batch that is gone cannot be compared on
             continue
-        found |= {clip.video_id: clip for clip in clips if clip.captions and is_held_out(clip)}
+        found |= {clip.video_id: clip for clip in entry.of(clips) if clip.captions and is_held_out(clip)}
     return sorted(found.values(), key=lambda clip: clip.video_id)
 
 
-def _test_ids(release: Release) -> list[str]:
+def _encoded(model: HcmiModel, clips: list[Clip], release: Release, params: Params) -> dict[str, VideoTokens]:
+    """video_id -> tokens, of frames that are made as the release's own; without clips that cannot be decoded."""
+    with decoded_clips(clips, params, release.shards) as (index, _):
+        batches = [] if index is None else list(encode_clips(model, index, params.export.batch_size))
+    return {clip.video_id: batch.tokens[at:at + 1] for batch in batches for at, clip in enumerate(batch.clips)}
+
+
+def test_ids(release: Release) -> list[str]:
     path = release.export / "reference" / "videos.parquet"
     return read_videos(path)["video_id"].to_pylist() if path.is_file() else []
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,16 @@ from hcmi.model import HcmiModel, load_retriever
 from hcmi.promote.card import model_card
 from hcmi.promote.gate import Difference, decide
 from hcmi.promote.lineage import lineage
-from hcmi.promote.newest import compare_on_newest
-from hcmi.promote.tags import tag
+from hcmi.promote.newest import compare_on_newest, test_ids
+from hcmi.promote.tags import tag, tagged_versions
 from hcmi.releases import Release, Releases, copy_folder
 from hcmi.runtime import pick_device
+from hcmi.shards import ShardReader, read_splits, same_settings, temporary_shards
+from hcmi.wording import plural
 
 AGAIN = "Run `dvc repro`, then `hcmi promote` again."
+TEST = "test"
+MEASURED_ON = ("split", "split_sha256", "videos_sha256")       # in evaluate.json
 
 
 class _RefusedError(Exception):
@@ -56,15 +62,15 @@ def promote(*, model_dir: str | Path, export_dir: str | Path, metrics: str | Pat
 def _make(releases: Releases, workspace: dict[str, Path], *, shards_dir: Path, accepted: str | Path,
           incoming_dir: str | Path, params: Params, must_be_better: bool) -> dict[str, Any]:
     """Make a release of the workspace and serve it, or leave nothing of it. Returns the decision."""
-    champion, version = releases.current(), releases.next_version()
+    champion, version = releases.current(), releases.next_version(tagged_versions())
     try:
-        with releases.add() as staged:
+        with releases.add(version) as staged:
             for name, source in workspace.items():
                 copy_folder(source, staged.folder / name)
             # before batches join the index; and of the copy, because the workspace may have changed since
             key = _key({"export": staged.export})
             _copy_test_shards(shards_dir, staged.shards)
-            model = _check(staged)
+            model = _check(staged, shards_dir)
             decision = _compare(champion, staged, model, accepted=accepted, incoming_dir=incoming_dir,
                                 shards_dir=shards_dir, params=params, must_be_better=must_be_better)
             if decision["decision"] == "refused":
@@ -132,10 +138,15 @@ def _copy_test_shards(source: Path, target: Path) -> None:
                            ) from error
 
 
-def _check(staged: Release) -> HcmiModel:
+def _check(staged: Release, shards_dir: Path) -> HcmiModel:
     """The model of a copy whose parts belong together. Raises: ReleaseError."""
     model = load_retriever(staged.model, pick_device("auto"))
     SearchIndex.open(staged.index, load=True).check_model(model.fingerprint)
+    splits = read_splits(staged.shards)
+    missing = set(test_ids(staged)) - set(splits[TEST].video_ids if TEST in splits else ())
+    if missing:
+        raise ReleaseError(f"{shards_dir}: need the test clips of the export, got shards of another run, without "
+                           f"{min(missing)}. {AGAIN}")
     path = staged.folder / "plots" / "run.json"
     try:
         json.loads((staged.folder / "metrics" / "evaluate.json").read_text(encoding="utf-8"))["raw"]["t2v"]["R@1"]
@@ -169,19 +180,39 @@ def _compare(champion: Release | None, staged: Release, model: HcmiModel, *, acc
 
 
 def _on_test(champion: Release, staged: Release, shards_dir: str | Path, params: Params) -> Difference:
-    """R@1 on the challenger's test set, on which the champion is measured again if it was measured on another one."""
+    """R@1 on the challenger's test set, on which the champion is measured again if it was measured on another one, or
+    on other videos. Frames are made as its own are.
+    """
     reports = [json.loads((release.folder / "metrics" / "evaluate.json").read_text(encoding="utf-8"))
                for release in (champion, staged)]
     with tempfile.TemporaryDirectory(prefix="hcmi-promote-") as work:
         measured = champion.folder
-        if len({(report["protocol"]["split"], report["protocol"]["split_sha256"]) for report in reports}) > 1:
+        if len({tuple(map(report["protocol"].get, MEASURED_ON)) for report in reports}) > 1:
             measured = Path(work)
-            evaluate(model_dir=champion.model, shards_dir=shards_dir, out_json=measured / "metrics" / "evaluate.json",
-                     plots_dir=measured / "plots", params=params)
+            with _test_shards(champion, shards_dir, params) as shards:
+                evaluate(model_dir=champion.model, shards_dir=shards, out_json=measured / "metrics" / "evaluate.json",
+                         plots_dir=measured / "plots", params=params)
         found = compare_runs(measured, staged.folder, params.evaluate.bootstrap_samples)
     row = found["differences"]["t2v"]["R@1"]
     low, high = row["ci95"]
     return Difference("test set", row["a"], row["b"], low, high, reports[1]["raw"]["t2v"]["n"])
+
+
+@contextmanager
+def _test_shards(champion: Release, shards_dir: str | Path, params: Params) -> Iterator[Path]:
+    """Shards of the challenger's test set for the champion, whose frames may have another size.
+
+    Raises: ReleaseError when they have to be made and a clip cannot be decoded.
+    """
+    if same_settings(shards_dir, champion.shards):
+        yield Path(shards_dir)
+        return
+    clips = sorted(ShardReader(shards_dir, params.evaluate.split).clips, key=lambda clip: clip.video_id)
+    with temporary_shards(clips, champion.shards, params) as (shards, lost):
+        if lost or shards is None:
+            raise ReleaseError(f"{champion.version}: need the test clips with its own frames to compare it, got "
+                               f"{plural(len(lost), 'clip')} that cannot be decoded. The first: {lost[0].detail}")
+        yield shards
 
 
 def _describe(staged: Release, version: str, key: str, decision: dict[str, Any], champion: Release | None,

@@ -1,11 +1,13 @@
 """Releases as git tags, through GTO: the tag `model@v2.0.0` names a commit that can make release v2 again."""
 
+import re
 from pathlib import Path
 
 from hcmi.promote.lineage import git
 from hcmi.releases import Release
 
 ARTIFACTS = ("model", "index")      # as `artifacts:` of dvc.yaml calls them
+RELEASED = re.compile(rf"{ARTIFACTS[0]}@v[1-9][0-9]*\.0\.0")
 DVC_LOCK = Path("dvc.lock")
 SERVED = "served"                   # the stage of GTO
 
@@ -19,9 +21,12 @@ def tag(release: Release) -> str | None:
     lock = release.folder / "dvc.lock"
     if not lock.is_file() or git("rev-parse", "--show-prefix") != "":      # none, or a folder inside a repository
         return None
-    names = [f"{artifact}@{release.version}.0.0" for artifact in ARTIFACTS]
+    names, its_lock = [f"{artifact}@{release.version}.0.0" for artifact in ARTIFACTS], _hash_of(lock)
     missing = [name for name in names if not git("tag", "--list", name)]
-    if missing and git("rev-parse", "--verify", "HEAD:dvc.lock") != git("hash-object", "--no-filters", str(lock)):
+    foreign = [name for name in names if name not in missing and _hash_at(name) != its_lock]
+    if foreign:
+        return f"no git tag, because {foreign[0]} names another run of the pipeline, such as another machine's."
+    if missing and _hash_at("HEAD") != its_lock:
         if not DVC_LOCK.is_file() or DVC_LOCK.read_bytes() != lock.read_bytes():
             return "no git tag, because a later run has replaced its dvc.lock before that was committed."
         return "no git tag yet. Commit dvc.lock, then run `hcmi promote` again."
@@ -30,6 +35,23 @@ def tag(release: Release) -> str | None:
     except Exception as error:  # noqa: BLE001 - git's, GTO's or scmrepo's own; the release is served all the same
         return f"no git tag: {' '.join(str(error).split())}"
     return f"git tags {', '.join(names)}. `git push --tags` shares them."
+
+
+def tagged_versions() -> dict[str, bool]:
+    """The versions that git tags name, such as v2, and whether the tag's dvc.lock is that of the project now."""
+    if git("rev-parse", "--show-prefix") != "":
+        return {}
+    prefix, now = f"{ARTIFACTS[0]}@", _hash_of(DVC_LOCK) if DVC_LOCK.is_file() else None
+    names = [name for name in (git("tag", "--list", f"{prefix}v*") or "").splitlines() if RELEASED.fullmatch(name)]
+    return {name.removeprefix(prefix).partition(".")[0]: now is not None and _hash_at(name) == now for name in names}
+
+
+def _hash_of(lock: Path) -> str | None:
+    return git("hash-object", "--no-filters", str(lock))
+
+
+def _hash_at(revision: str) -> str | None:
+    return git("rev-parse", "--verify", f"{revision}:dvc.lock")
 
 
 def _write(missing: list[str], release: Release) -> None:

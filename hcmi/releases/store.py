@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,15 +123,21 @@ class Releases:
                                "them.")
         return Release(folder)
 
-    def next_version(self) -> str:
-        """The version that the next release gets; it stays the same while `lock()` is held."""
-        numbers = [int(release.version[1:]) for release in self.all()]
-        return f"v{max(numbers, default=0) + 1}"
+    def next_version(self, tagged: Mapping[str, bool]) -> str:
+        """The version that the next release gets; it stays the same while `lock()` is held.
+
+        `tagged`: the versions that git knows, also those of other machines, and whether each is what is released now.
+        Such a one keeps its version; no other version is used again.
+        """
+        known = {release.version for release in self.all()}
+        same = [version for version, is_same in tagged.items() if is_same and version not in known]
+        numbers = [int(version[1:]) for version in same or [*known, *tagged]]
+        return f"v{max(numbers, default=0) + (not same)}"
 
     @contextmanager
-    def add(self) -> Iterator[Release]:
+    def add(self, version: str) -> Iterator[Release]:
         """A new release, empty at first. It is there, and complete, when the block ends without an error."""
-        with atomic_dir(self.root / self.next_version()) as folder:
+        with atomic_dir(self.root / version) as folder:
             yield Release(folder)
 
     def serve(self, version: str) -> Release:

@@ -10,7 +10,8 @@ from hcmi.shards.sampler import middle_frames, pick_frames
 from hcmi.shards.sequential import clip_batches, eval_batches
 from hcmi.shards.shard_index import SplitIndex, frame_keys, read_splits, read_square
 from hcmi.shards.stage import write_shards
-from hcmi.shards.temporary import temporary_shards
+from hcmi.shards.temporary import same_settings, temporary_shards
 
 __all__ = ["ShardReader", "SplitIndex", "TrainBatch", "TrainLoader", "clip_batches", "eval_batches", "frame_keys",
-           "middle_frames", "pick_frames", "read_splits", "read_square", "temporary_shards", "write_shards"]
+           "middle_frames", "pick_frames", "read_splits", "read_square", "same_settings", "temporary_shards",
+           "write_shards"]

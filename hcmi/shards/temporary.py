@@ -38,15 +38,26 @@ def temporary_shards(clips: list[Clip], shards_dir: str | Path, params: Params
         yield out, _read_skips(out / "skipped.jsonl")
 
 
-def _as_in(shards_dir: str | Path, params: Params) -> ShardsConfig:
+def same_settings(shards_dir: str | Path, other_dir: str | Path) -> bool:
+    """Whether two folders of shards have frames of the same size, shape, number and quality.
+
+    Raises: DataError when the settings of one cannot be read.
+    """
+    return len({(*_settings(folder).values(), read_square(folder)) for folder in (shards_dir, other_dir)}) == 1
+
+
+def _settings(shards_dir: str | Path) -> dict[str, int]:
     path = Path(shards_dir, "stats.json")
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
-        kept = {name: stats[name] for name in ("size", "num_frames", "quality")}
+        return {name: stats[name] for name in ("size", "num_frames", "quality")}
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: need the settings of the shards, got none that can be read. Run `dvc repro` or "
                         "`dvc pull`.") from error
-    return params.shards.model_copy(update={**kept, "max_skip_fraction": 1.0})
+
+
+def _as_in(shards_dir: str | Path, params: Params) -> ShardsConfig:
+    return params.shards.model_copy(update={**_settings(shards_dir), "max_skip_fraction": 1.0})
 
 
 def _read_skips(path: Path) -> list[Skip]:

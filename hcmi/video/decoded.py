@@ -21,6 +21,7 @@ REASONS = {
     "crashed": "the decoder took its process down",
     "unexpected": "an unexpected error",
 }
+MACHINE_REASONS = frozenset(("timeout", "crashed", "unexpected"))       # as likely the machine's fault as the file's
 
 
 @dataclass(frozen=True)

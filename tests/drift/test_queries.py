@@ -7,6 +7,7 @@ import pytest
 from search_world import searchable_model
 
 from hcmi.drift import BatchReport, Reference
+from hcmi.drift.judging import judge
 from hcmi.drift.queries import judge_queries, read_queries
 from hcmi.errors import DataError
 
@@ -48,9 +49,27 @@ def test_few_queries_give_no_verdict(tmp_path, reference):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ('{"query": "a"}\n{"words": "b"}\n', r'row 2: need \{"query": "\.\.\."\}, got'), ("no json\n", "row 1: need JSON")])
+    ('{"query": "a"}\n{"words": "b"}\n', r'row 2: need \{"query": "\.\.\."\}, got'), ("no json\n", "row 1: need JSON"),
+    ('\n{"query": "half an emoji \\ud83d"}\n', "row 2: need"),
+    ('{"query": "\udce9"}\n', "need a readable file in UTF-8")])
 def test_broken_logs_get_one_line(tmp_path, text, message):
     path = tmp_path / "queries.jsonl"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     with pytest.raises(DataError, match=message):
         read_queries(path)
+
+
+def test_logs_may_have_a_byte_order_mark_and_empty_lines(tmp_path):
+    path = tmp_path / "queries.jsonl"
+    path.write_text('\ufeff{"query": "a red car"}\r\n\r\n{"query": "a blue one"}\n\n', encoding="utf-8")
+    assert [row["query"] for row in read_queries(path)] == ["a red car", "a blue one"]
+
+
+def test_log_beside_videos_lets_no_video_in_unjudged(tmp_path, world, reference):
+    root, params = world
+    (tmp_path / "queries.jsonl").write_text('{"query": "a ring"}\n' * 40)
+    assert judge(tmp_path, reference, params, root / "shards").num_queries == 40
+    (tmp_path / "a.mp4").write_bytes(b"anything")
+    found = judge(tmp_path, reference, params, root / "shards")
+    assert (found.verdict, found.num_queries) == ("cannot tell", 0)
+    assert "need videos or queries.jsonl, got both. Move queries.jsonl to a folder of its own." in found.trouble

@@ -109,8 +109,8 @@ def test_evaluate_writes_the_contracts_keys_in_order(done):
     assert written == json.loads(json.dumps(report))
     assert list(written) == ["protocol", "raw", "chance", "levels", "post"]
     assert list(written["protocol"]) == ["dataset", "split", "num_videos", "num_texts", "captions_per_video",
-                                         "split_sha256", "selection_split", "decoder", "precision", "seed", "head",
-                                         "backbone", "model", "trained"]
+                                         "split_sha256", "videos_sha256", "selection_split", "decoder", "precision",
+                                         "seed", "head", "backbone", "model", "trained"]
     assert list(written["levels"]) == ["frame_word", "clip_phrase", "video_sentence"]
     assert {name: entry["deployable"] for name, entry in written["post"].items()} == {
         "qb_norm": True, "sinkhorn_single": True, "dsl": False, "sinkhorn": False}

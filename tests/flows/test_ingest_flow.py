@@ -130,6 +130,19 @@ def test_run_fails_with_the_reason_after_the_rest_when_an_inbox_cannot_be_taken_
     assert collect("data/inbox", "data/incoming", "monday", 0, 20.0).files == ["red.mp4"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("command", "reason"), [
+    (["flows.promote"], "need exit code 0, got 1. Its last line: hcmi: "),
+    (["flows.ingest", "/no/such/folder"], "/no/such/folder: need a folder of new videos, got none")])
+def test_run_that_fails_ends_with_exit_code_1(toy, command, reason):
+    done = subprocess.run([sys.executable, "-m", *command], env=environment(toy), text=True, capture_output=True,
+                          timeout=800)
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith(f"{command[0]}: ")]
+    assert reason in line
+
+
 def test_accepted_batches_are_given_to_dvc_once_and_outputs_of_a_stage_are_left(toy):
     text = (toy / "dvc.yaml").read_text()
     (toy / "dvc.yaml").write_text(text + "  four: {cmd: mkdir -p data/incoming/made && cp in.txt data/incoming/made, "
@@ -141,3 +154,6 @@ def test_accepted_batches_are_given_to_dvc_once_and_outputs_of_a_stage_are_left(
     assert ingest.track_accepted() == ["mine"]
     assert ingest.track_accepted() == []
     assert sorted(path.name for path in Path("data/incoming").glob("*.dvc")) == ["mine.dvc"]
+    Path("data/incoming/mine/later.txt").write_text("later")
+    assert ingest.track_accepted() == ["mine"]      # other machines need what has joined it, too
+    assert ingest.track_accepted() == []

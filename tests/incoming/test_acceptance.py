@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hcmi.dataset import read_accepted
+from hcmi.dataset import file_contents, read_accepted
 from hcmi.errors import DataError
 from hcmi.incoming import (
     ACTIONS,
@@ -20,6 +20,8 @@ from hcmi.incoming import (
     searched_batches,
     worst,
 )
+from hcmi.types import Clip
+from hcmi.video import sha256
 
 
 @pytest.mark.parametrize(("verdict", "state", "search", "train", "retrain"), [
@@ -142,3 +144,64 @@ def test_a_verdict_is_kept_when_it_is_final_and_the_batch_did_not_change(tmp_pat
     assert again() == ["changing", "kept", "machine"]
     assert again() == ["changing", "machine"]
     assert again(again=True) == ["changing", "kept", "machine"]
+
+
+def grow(incoming: Path, name: str) -> None:
+    (incoming / name / "later.mp4").write_text("later")
+
+
+def clips(incoming: Path, name: str) -> list[Clip]:
+    return [Clip(path.stem, str(path), "train", (), 0.0, 1.0, 1.0, sha256(path), {})
+            for path in sorted((incoming / name).glob("*.mp4"))]
+
+
+def test_files_that_join_an_accepted_batch_are_no_part_of_it_before_they_are_judged(tmp_path):
+    incoming, path, ledger = tmp_path / "incoming", tmp_path / "accepted.json", Ledger(tmp_path)
+    for name in ("a", "b", "c"):
+        put(incoming, name)
+    judge(incoming, ledger, a="ok", b="ok", c="ok")
+    assert len(accept_judged(incoming, ledger, path)) == 3
+    for name in ("a", "b", "c"):
+        grow(incoming, name)
+    assert accept_judged(incoming, ledger, path) == []
+    for entry in read_accepted(path):
+        assert [clip.video_id for clip in entry.of(clips(incoming, entry.batch))] == ["a"]
+    judge(incoming, ledger, a="changed", b="search hurt", c="cannot tell")
+    assert [entry.batch for entry in accept_judged(incoming, ledger, path)] == ["a", "b"]
+    assert accept_judged(incoming, ledger, path) == []
+    # what search may not have of `b` is trained on, and what it has of it stays
+    used = [(batch, searched, [clip.video_id for clip in entry.of(clips(incoming, batch))])
+            for entry, (batch, searched) in zip(read_accepted(path), listed(path), strict=True)]
+    assert sorted(used) == [("a", True, ["a", "later"]), ("b", False, ["a", "later"]), ("b", True, ["a"]),
+                            ("c", True, ["a"])]
+
+
+def test_batch_that_changes_while_it_is_accepted_is_left_to_its_next_verdict(tmp_path, monkeypatch):
+    incoming, path, ledger = tmp_path / "incoming", tmp_path / "accepted.json", Ledger(tmp_path)
+    put(incoming, "a")
+    judge(incoming, ledger, a="ok")
+
+    def files(folder: Path) -> list[str]:
+        grow(incoming, "a")
+        return file_contents(folder)
+
+    monkeypatch.setattr("hcmi.incoming.acceptance.file_contents", files)
+    assert accept_judged(incoming, ledger, path) == []
+    assert read_accepted(path) == []
+
+
+def test_query_log_is_reported_and_nothing_follows(tmp_path):
+    incoming, path, ledger = tmp_path / "incoming", tmp_path / "accepted.json", Ledger(tmp_path)
+    (incoming / "log").mkdir(parents=True)
+    (incoming / "log/queries.jsonl").write_text('{"query": "a red car"}\n')
+    judge(incoming, ledger, log="ok")
+    assert accept_judged(incoming, ledger, path) == []
+    record = {"batch": "log", "verdict": "changed", "why": "", "reason": "", "queries": 1}
+    found = Verdict.of({"batches": [record]}, "log").action
+    assert (found.state, found.search, found.train, found.retrain) == ("Changed", False, False, False)
+    assert "it is a query log" in found.said
+
+
+def test_batch_is_found_in_its_report_when_its_name_cannot_be_printed():
+    record = {"batch": "caf\\xe9", "verdict": "ok", "why": "", "reason": ""}
+    assert Verdict.of({"batches": [record]}, "caf\udce9").word == "ok"

@@ -116,3 +116,43 @@ def test_folder_and_captions_must_be_right(inbox):
     assert batches(inbox) == {}
     (inbox / "captions.csv").unlink()
     assert take(inbox).batch == "monday"
+
+
+def rows(inbox: Path, batch: str = "monday") -> list[str]:
+    return (inbox.parent / "incoming" / batch / "captions.csv").read_text(errors="surrogateescape").splitlines()[1:]
+
+
+def test_nothing_is_taken_while_the_captions_are_being_written(inbox):
+    table = inbox / "captions.csv"
+    whole = "video,caption\nred.mp4,a red film turns black\nblue.mp4,a blue film\n"
+    table.write_text(whole[:30])
+
+    def go_on_writing(seconds: float) -> None:
+        table.write_text(whole[:40])
+
+    assert take(inbox, 60, go_on_writing) == Collected(waiting=["captions.csv"])
+    table.write_text(whole)
+    assert take(inbox, 60).files == ["blue.mp4", "red.mp4"]
+    assert rows(inbox) == ["blue.mp4,a blue film,,", "red.mp4,a red film turns black,,"]
+
+
+def test_captions_that_come_after_their_videos_join_the_batch(inbox, films):
+    (inbox / "captions.csv").unlink()
+    take(inbox)
+    (inbox / "captions.csv").write_text("video,caption\nred.mp4,a red film\ngreen.mp4,a green film\n")
+    shutil.copy(films / "green.mp4", inbox)
+    assert take(inbox).captioned == ["monday"]
+    assert (rows(inbox), rows(inbox, "monday-2")) == (["red.mp4,a red film,,"], ["green.mp4,a green film,,"])
+    (inbox / "captions.csv").write_text("video,caption\nred.mp4,another\nblue.mp4,a blue film\n")
+    assert take(inbox).captioned == ["monday"]
+    assert rows(inbox) == ["red.mp4,a red film,,", "blue.mp4,a blue film,,"]     # what is there stays
+    assert take(inbox) == Collected()
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("cafe\u0301.mp4", "caf\u00e9.mp4"), ("caf\udce9.mp4",) * 2],
+                         ids=["NFD", "Latin-1"])
+def test_captions_follow_files_whose_names_are_written_in_another_way(inbox, films, on_disk, in_table):
+    shutil.copy(films / "green.mp4", inbox / on_disk)
+    (inbox / "captions.csv").write_text(f"video,caption\n{in_table},a green film\n", errors="surrogateescape")
+    assert on_disk in take(inbox).files
+    assert rows(inbox) == [f"{on_disk},a green film,,"]

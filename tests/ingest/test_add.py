@@ -77,8 +77,8 @@ def test_new_videos_of_a_folder_are_found_and_nothing_is_done_twice(here, new, j
     assert got["verdicts"][batch].startswith("ok: added to the served index")
     assert {film.name for film in new} <= found()
     generation = SearchIndex.open("releases/current/export/index").generation
-    assert add(str(inbox)) == {"batch": None, "files": 0, "waiting": [], "quarantined": {}, "growing": [],
-                               "verdicts": {}, "added": {}}
+    assert add(str(inbox)) == {"batch": None, "files": 0, "waiting": [], "quarantined": {}, "captioned": [],
+                               "growing": [], "verdicts": {}, "added": {}}
     assert judged == [batch]
     assert SearchIndex.open("releases/current/export/index").generation == generation
     [entry] = json.loads(Path("data/accepted.json").read_text())
@@ -241,3 +241,36 @@ def test_add_says_so_in_one_line_when_nothing_is_served(here):
     Path("releases/current").unlink()
     assert call_hcmi("add", code=1).stderr == (
         "hcmi: releases: need a release whose index new videos can join, got none. Run `hcmi promote`.\n")
+
+
+def test_files_that_joined_an_accepted_batch_are_not_searched_before_they_are_judged(here, new):
+    batch = put_batch(here, "ok.1", new[:1])
+    assert add()["added"] == {"ok.1": 1}
+    shutil.copy(new[1], batch / "videos")
+    Path("releases/v1/batches.json").unlink()           # as in a release that is new
+    assert add("--accepted-only")["added"] == {"ok.1": 1}
+    assert new[1].name not in found()
+    assert add()["added"] == {"ok.1": 2}
+    assert new[1].name in found()
+
+
+def test_batch_is_added_again_when_the_machine_could_not_decode_it(here, new):
+    text = (here / "params.yaml").read_text()
+    slow = text.replace("decode_timeout_s: 20", "decode_timeout_s: 0.0001")
+    assert slow != text
+    (here / "slow.yaml").write_text(slow)
+    put_batch(here, "ok.1", new)
+    with pytest.warns(UserWarning, match=r"ok\.1: 3 of 3 clips could not be decoded by this machine"):
+        assert add("--batch", "ok.1", "--params", "slow.yaml")["added"] == {"ok.1": 0}
+    assert add("--accepted-only")["added"] == {"ok.1": 3}
+    assert add("--accepted-only")["added"] == {}
+
+
+def test_batch_that_is_gone_keeps_no_other_waiting(here, new):
+    gone = put_batch(here, "ok.1", new[:1])
+    add()
+    put_batch(here, "ok.2", new[1:])
+    Path("releases/v1/batches.json").unlink()
+    shutil.rmtree(gone)
+    assert "data/incoming/ok.1: need a folder" in call_hcmi("add", "--quiet-seconds", "0", code=1).stderr
+    assert new[1].name in found()

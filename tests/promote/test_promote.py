@@ -6,15 +6,20 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 from model_world import COLOURS, write_film
 from release_world import accept_batch, fingerprint, params, promote, put_batch
 from search_world import call_hcmi
 
+import hcmi.promote.stage as stage
 from hcmi.dataset import batch_clips, is_held_out
+from hcmi.evaluate import evaluate
 from hcmi.index import SearchIndex
 from hcmi.releases import Releases
+from hcmi.shards import ShardReader
 
 QUERY = "a red film then blue"
 WORDS = ("first", "then", "last", "now", "later", "soon", "also")
@@ -163,6 +168,42 @@ def test_promotion_is_refused_when_model_export_and_figures_do_not_belong_togeth
         "hcmi: export/meta.json: need a finished export to release, got none. Run `dvc repro`")
     assert served() is None
     assert Releases("releases").all() == []
+
+
+def test_promotion_is_refused_with_the_shards_of_another_run(here, tmp_path):
+    shutil.copytree(here / "data/shards", tmp_path / "shards")
+    index = pq.read_table(tmp_path / "shards/index.parquet")
+    pq.write_table(index.filter(pc.not_equal(index["split"], "test")), tmp_path / "shards/index.parquet")
+    said = call_hcmi("promote", "--shards", str(tmp_path / "shards"), code=1).stderr
+    assert re.search(r"shards: need the test clips of the export, got shards of another run, without \w+\. Run", said)
+    assert Releases("releases").all() == []
+
+
+def test_served_model_is_measured_again_when_the_test_videos_are_others(two, monkeypatch):
+    """Ids and captions are the same: only the files have changed since v2 was measured."""
+    path = two / "releases/v2/metrics/evaluate.json"
+    report = json.loads(path.read_text())
+    report["protocol"]["videos_sha256"] = "0" * 64
+    path.write_text(json.dumps(report))
+    measured: list[Path] = []
+    monkeypatch.setattr(stage, "evaluate", lambda **given: measured.append(given["model_dir"]) or evaluate(**given))
+    (two / "export/meta.json").write_text((two / "export/meta.json").read_text() + "\n")       # another export
+    promote("--not-worse")
+    assert measured == [Path("releases/v2/model")]
+
+
+def test_served_model_is_measured_on_frames_of_its_own_size(here):
+    promote()
+    release = Releases("releases").current()
+    stats = json.loads((release.shards / "stats.json").read_text())
+    with stage._test_shards(release, here / "data/shards", params(here)) as shards:
+        assert shards == here / "data/shards"
+    (release.shards / "stats.json").write_text(json.dumps(stats | {"size": 24}))
+    with stage._test_shards(release, here / "data/shards", params(here)) as shards:
+        theirs, ours = ShardReader(shards, "test"), ShardReader(here / "data/shards", "test")
+        assert theirs.frames(0, [0]).shape == (1, 24, 24, 3)
+        assert {clip.video_id: clip.captions for clip in theirs.clips} == {
+            clip.video_id: clip.captions for clip in ours.clips}
 
 
 def films(folder: Path, count: int) -> list[Path]:

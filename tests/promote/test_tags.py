@@ -1,5 +1,6 @@
 """The git tags of a release: on a commit that can make it again, and on no other."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -81,6 +82,38 @@ def test_a_release_is_served_when_it_cannot_be_tagged(repository):
     assert done["decision"] == "promoted"
     assert done["tags"].startswith("no git tag: ")
     assert Path("releases/current").is_symlink()
+
+
+def test_release_made_again_on_another_machine_keeps_its_version_and_a_new_one_gets_the_next(repository):
+    commit_lock()
+    promote()
+    first = git("rev-parse", "HEAD")
+    (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    git("commit", "-qam", "of June")
+    for name in ("model@v2.0.0", "index@v2.0.0"):
+        git("tag", "-a", "-m", "v2", name)
+    shutil.rmtree("releases")           # as in a clone, where v2 is made again
+    done = promote()
+    assert (done["version"], done["tags"]) == (
+        "v2", "git tags model@v2.0.0, index@v2.0.0. `git push --tags` shares them.")
+    assert git("rev-parse", "model#served#2^{commit}") == git("rev-parse", "HEAD") != first
+    shutil.rmtree("releases")
+    (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {three: {}}\n")
+    git("commit", "-qam", "of July")
+    assert promote()["version"] == "v3"
+
+
+def test_tag_of_another_machines_release_is_not_taken_for_this_one(repository):
+    commit_lock()
+    git("tag", "model@v1.0.0", "HEAD~1")
+    Path("releases").mkdir()
+    done = promote()
+    assert done["version"] == "v2"      # v1 is another machine's
+    (repository / "releases/v2").rename(repository / "releases/v1")
+    Path("releases/current").unlink()
+    Path("releases/current").symlink_to("v1")
+    assert promote()["tags"] == (
+        "no git tag, because model@v1.0.0 names another run of the pipeline, such as another machine's.")
 
 
 def test_there_is_nothing_to_say_of_tags_outside_a_git_repository(here):

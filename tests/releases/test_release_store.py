@@ -11,7 +11,7 @@ from hcmi.releases import Release, Releases, releases_text, served_paths
 
 
 def add(releases: Releases, text: str) -> str:
-    with releases.add() as staged:
+    with releases.add(releases.next_version({})) as staged:
         (staged.folder / "release.json").write_text(text)
     return releases.all()[-1].version
 
@@ -32,9 +32,16 @@ def test_versions_are_numbers_in_order_and_are_not_used_again(releases):
     assert Releases(releases.root / "none").all() == []
 
 
+@pytest.mark.parametrize(("tagged", "version"), [
+    ({}, "v12"), ({"v11": True}, "v12"), ({"v14": False}, "v15"), ({"v14": True, "v15": False}, "v14"),
+    ({"v12": True, "v13": True}, "v13")])
+def test_version_of_another_machine_is_used_for_the_same_release_alone(releases, tagged, version):
+    assert releases.next_version(tagged) == version
+
+
 def test_a_release_that_is_not_finished_is_not_there(releases):
     def fail() -> None:
-        with releases.add() as staged:
+        with releases.add(releases.next_version({})) as staged:
             (staged.folder / "release.json").write_text("{}")
             raise ZeroDivisionError
 
