@@ -32,8 +32,8 @@ incoming_option = click.option("--incoming", default="data/incoming", show_defau
 @click.option("--index", help="Search index.  [default: the current release, or search.uri of params.yaml]")
 @served_option
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Only videos with this tag; may be repeated.")
-@click.option("--min-seconds", type=float, help="Only videos at least this long.")
-@click.option("--max-seconds", type=float, help="Only videos at most this long.")
+@click.option("--min-seconds", type=float, help="Only clips at least this long; a window of a long video is a clip.")
+@click.option("--max-seconds", type=float, help="Only clips at most this long.")
 @click.option("--explain", metavar="FILE", help="Write why the first answer was found: .png, .svg, .pdf or .json.")
 @precision_option
 @window_option

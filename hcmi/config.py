@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 from hcmi.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
+LEAST_STEP_S = 0.05     # between the starts of two windows: an hour has 72,000 of them then
 NO_PARAMS = "Run from the project's folder; `hcmi init DIR` makes one."
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -217,8 +218,9 @@ class WindowsConfig(Section):
 
     @model_validator(mode="after")
     def _moves_on(self):
-        if self.overlap_seconds >= self.seconds:
-            raise ValueError(f"overlap_seconds: need less than seconds={self.seconds:g}, got {self.overlap_seconds:g}")
+        if self.seconds - self.overlap_seconds < LEAST_STEP_S:
+            raise ValueError(f"overlap_seconds: need at least {LEAST_STEP_S} less than seconds={self.seconds:g}, got "
+                             f"{self.overlap_seconds:g}")
         return self
 
 

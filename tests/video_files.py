@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,10 +21,11 @@ STILL_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 
 
 def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: str = "libx264", rotation: int = 0,
-                   start_s: int = 0, pixel_shape: int = 1, **options: str) -> Path:
+                   start_s: int = 0, pixel_shape: int = 1, times: Sequence[int] = (), **options: str) -> Path:
     """A video file of these pictures, uint8 [H, X, 3]; the one writer of the tests. `options`: those of the codec.
 
-    `start_s`: the time of the first frame. `pixel_shape`: width of a pixel in heights of it.
+    `start_s`: the time of the first frame. `pixel_shape`: width of a pixel in heights of it. `times`: when each picture
+    begins, in units of 1 / fps; by default one after the other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = iter(pictures)
@@ -38,7 +39,7 @@ def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: 
         stream.codec_context.sample_aspect_ratio = Fraction(pixel_shape)
         for number, picture in enumerate((first, *pictures)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
-            frame.pts, frame.time_base = start_s * fps + number, Fraction(1, fps)
+            frame.pts, frame.time_base = start_s * fps + (times[number] if times else number), Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

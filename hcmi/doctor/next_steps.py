@@ -1,6 +1,7 @@
 """What to type next: in an empty folder, in a folder of videos without a project, and in a project."""
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,14 @@ from hcmi.project import MINE, next_steps
 
 CHECKPOINT = "openai/clip-vit-base-patch32"
 PROJECT = "my_project"
+
+
+def override(key: str, text: str) -> str:
+    """`key=text` for `dvc exp run -S`, whose grammar (Hydra's) gives a meaning to spaces, accents, commas, brackets."""
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII):
+        return f"{key}={text}"
+    inner = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), text)
+    return shlex.quote(f'{key}="{inner}"')
 
 
 def is_of_project(folder: Path, params: Params | None) -> bool:
@@ -42,5 +51,5 @@ def with_videos(folder: Path, captions: bool, params: Params | None) -> list[str
                 f"$EDITOR params.yaml     # dataset.path: {folder.absolute()}", "hcmi doctor", "dvc repro"]
     if is_of_project(folder, params):
         return ["dvc repro"]
-    ours = f"-S dataset.name=folder -S dataset.path={place}"
+    ours = f"-S dataset.name=folder -S {override('dataset.path', str(folder))}"
     return [search, f"dvc exp run $(hcmi overrides presets/laptop.yaml) {ours}", f"dvc exp run {ours}"]

@@ -20,7 +20,16 @@ from hcmi.errors import DataError, DecodeError, shown
 from hcmi.files import atomic_dir, atomic_file, lock
 from hcmi.incoming.batches import OWN
 from hcmi.incoming.bucket import fetched, is_address
-from hcmi.video import DecoderPool, EncodeJob, encode_job, find_videos, names_below, sha256
+from hcmi.video import (
+    LASTING_REASONS,
+    MACHINE_REASONS,
+    DecoderPool,
+    EncodeJob,
+    encode_job,
+    find_videos,
+    names_below,
+    sha256,
+)
 
 CAPTIONS = "captions.csv"
 QUARANTINED = ""            # in place of the batch's name
@@ -161,7 +170,7 @@ def _new(folder: Path, whole: dict[str, Stat], notes: _Notes, found: Collected) 
 
 
 def _decodable(folder: Path, new: dict[str, str], notes: _Notes, found: Collected, timeout_s: float) -> dict[str, str]:
-    """Those of `new` of which a frame can be decoded; the others are put on the list."""
+    """Those of `new` of which a frame can be decoded; the others are put on the list, unless they went away."""
     if not new:
         return {}
     jobs = [EncodeJob(content, str(folder / name), 1, CHECK_PIXELS, quality=CHECK_QUALITY)
@@ -172,8 +181,18 @@ def _decodable(folder: Path, new: dict[str, str], notes: _Notes, found: Collecte
             if isinstance(result, DecodeError):
                 name = good.pop(job.key)
                 found.quarantined[name] = str(result)
-                notes.refuse(folder / name, job.key, str(result))
+                if result.reason in LASTING_REASONS or (result.reason in MACHINE_REASONS
+                                                        and _is(folder / name, job.key)):
+                    notes.refuse(folder / name, job.key, str(result))
     return good
+
+
+def _is(path: Path, content: str) -> bool:
+    """Whether the file is there, and has this content."""
+    try:
+        return sha256(path) == content
+    except DecodeError:
+        return False
 
 
 def _free_name(incoming: Path, name: str) -> str:

@@ -24,7 +24,16 @@ import pyarrow.parquet as pq
 from hcmi.files import atomic_file, lock, writing
 from hcmi.index.search_index import FORMAT, SearchIndex, read_catalog
 from hcmi.index.segment import HNSW_ROWS, build_vectors
-from hcmi.index.store import FILES, TokenStore, TokenWriter, new_array, table_clips, videos_table
+from hcmi.index.store import (
+    FILES,
+    TokenStore,
+    TokenWriter,
+    new_array,
+    pack_vectors,
+    table_clips,
+    unpack_vectors,
+    videos_table,
+)
 from hcmi.model import HcmiModel
 from hcmi.types import Clip, VideoTokens
 
@@ -57,15 +66,17 @@ def create_index(folder: str | Path, model: dict[str, Any], data: str | None = N
 
 
 def add_videos(folder: str | Path, clips: Sequence[Clip], batches: Iterable[tuple[VideoTokens, np.ndarray]],
-               precision: str = "float16") -> dict[str, int]:
+               precision: str | None = None) -> dict[str, int]:
     """Add clips while others search; `batches` holds their (tokens, times_BT) in the same order.
 
+    `precision`: float16 or int8; None: that of the index, and float16 where it is empty.
     A clip replaces a row with the same bytes and part of the file (`sha256`, `start_s`, `end_s`) or the same video_id,
     so adding it twice changes nothing. After a crash the index is the old or the new one.
     """
     folder = Path(folder)
     with _writing(folder) as index, _staging(folder) as staging:
-        writer = TokenWriter(staging / "embeddings", len(clips), precision)
+        own = index.segments[0].store.precision if index.segments else "float16"
+        writer = TokenWriter(staging / "embeddings", len(clips), precision or own)
         for tokens, times_BT in batches:
             writer.append(tokens, times_BT)
         writer.close()
@@ -101,7 +112,10 @@ def merge_small(folder: str | Path) -> None:
                                (sum(map(len, kept)), *arrays[0].shape[1:]))
             at = 0
             for array, rows in zip(arrays, kept, strict=True):
-                merged[at:at + len(rows)] = array[rows]
+                kept_rows = array[rows]
+                if kept_rows.dtype != merged.dtype:     # vectors of another precision
+                    kept_rows = pack_vectors(unpack_vectors(kept_rows), str(merged.dtype))
+                merged[at:at + len(rows)] = kept_rows
                 at += len(rows)
             merged.flush()
         clips = [clip for segment in small for clip in table_clips(segment.videos.filter(pa.array(segment.alive)))]

@@ -2,7 +2,7 @@
 
 import os
 
-from hcmi.config import SearchConfig, WindowsConfig, load_params
+from hcmi.config import LEAST_STEP_S, SearchConfig, WindowsConfig, load_params
 from hcmi.errors import ConfigError, HcmiError
 from hcmi.model import load_retriever
 from hcmi.releases import served_paths
@@ -17,7 +17,7 @@ LEAST_WINDOW_S = 0.5
 def open_retriever(model: str | None, index: str | None, videos: str | None, params: str, precision: str = "float32",
                    window: float | None = None, overlap: float | None = None, shots: bool = False,
                    follow: bool = False, query: str = "") -> Retriever:
-    """The retriever that the options ask for. `params` may be missing, because searching a folder needs no pipeline.
+    """The retriever that the options ask for. There may be no params.yaml: searching a folder needs no pipeline.
 
     Without `model` and `index` it is over the current release, where there is one and search.uri is the default; with
     `follow`, over the link to it, so that a later release is found there. `window` and `overlap`: seconds of the
@@ -27,7 +27,7 @@ def open_retriever(model: str | None, index: str | None, videos: str | None, par
     understood; and as Retriever does.
     """
     search, windows = SearchConfig(uri=EXPORT, candidates=CANDIDATES), WINDOWS
-    if os.path.exists(params):
+    if os.path.exists(params) or params != "params.yaml":
         config = load_params(params)
         search, windows = config.search, config.windows
     served = served_paths()
@@ -65,15 +65,15 @@ def with_options(windows: WindowsConfig, window: float | None, overlap: float | 
     """`windows` with the length and the overlap, in seconds, and the cut that a user has given.
 
     With a length alone, the overlap keeps its share of it.
-    Raises: ConfigError when the length is below LEAST_WINDOW_S, or the overlap is not below the length.
+    Raises: ConfigError when the length is below LEAST_WINDOW_S, or two windows begin at almost the same time.
     """
     seconds = windows.seconds if window is None else window
     if overlap is None:
         overlap = windows.overlap_seconds / windows.seconds * seconds
     if not LEAST_WINDOW_S <= seconds < float("inf"):
         raise ConfigError(f"--window: need at least {LEAST_WINDOW_S} seconds, got {seconds:g}. Give more.")
-    if not 0 <= overlap < seconds:
-        raise ConfigError(f"--overlap: need 0 or more, and less than the window's {seconds:g} seconds, got "
-                          f"{overlap:g}. Give less, or a longer --window.")
+    if not 0 <= overlap <= seconds - LEAST_STEP_S:
+        raise ConfigError(f"--overlap: need 0 or more, and at least {LEAST_STEP_S} less than the window's {seconds:g} "
+                          f"seconds, got {overlap:g}. Give less, or a longer --window.")
     return windows.model_copy(update={"cut": "shots" if shots else windows.cut, "seconds": seconds,
                                       "overlap_seconds": overlap})

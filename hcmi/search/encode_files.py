@@ -37,6 +37,7 @@ PART_SECONDS = 60.0     # of a film that one job decodes: its process starts at 
 PART_FRAMES = 240       # at most, to bound the memory
 TOWER_FRAMES = 192      # that go through the towers at a time
 WINDOWS = 256           # whose tokens are computed at a time
+GONE = ("missing", "unreadable")        # reasons of a file that went away while it was read
 
 Tokens = tuple[VideoTokens, np.ndarray]     # of some clips, and the seconds [B, T] of their frames
 
@@ -53,7 +54,7 @@ class _Film:
     waiting: int = 0                # parts that are not decoded yet
     # first frame of a part -> features [N, D], seconds [N], and how many of them come before the last picture repeats
     parts: dict[int, tuple[torch.Tensor, np.ndarray, int]] = field(default_factory=dict)
-    error: str = ""
+    error: DecodeError | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class EncodedFile:
     features_ND: torch.Tensor | None = None
     times_N: np.ndarray | None = None
     frames_VT: np.ndarray | None = None     # which of the N frames each clip has
-    problem: str | None = None
+    problem: DecodeError | None = None
     note: str | None = None
 
     def tokens(self, model: HcmiModel) -> Iterator[Tokens]:
@@ -96,7 +97,7 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
                     raise info
                 check_length(path, info.duration_s)
             except DecodeError as error:
-                yield EncodedFile(sha256_of[path], problem=str(error))
+                yield EncodedFile(sha256_of[path], problem=error)
                 continue
             films[sha256_of[path]] = _Film(path, info.duration_s)
     _divide(films, windows, model, num_workers, timeout_s)
@@ -111,7 +112,7 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
             film = films[sha256]
             film.waiting -= 1
             if isinstance(decoded, DecodeError):
-                film.error = film.error or str(decoded)
+                film.error = film.error or decoded
             else:
                 film.parts[first] = (_features(model, decoded), np.array(decoded.times_s, np.float32),
                                      _before_repeats(decoded.frames))
@@ -196,12 +197,14 @@ def _before_repeats(frames: np.ndarray) -> int:
 
 
 def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
-    """The clips of a file. A window with a frame that could not be decoded is left out.
+    """The clips of a file. A window with a frame that could not be decoded is left out. Where every window has such a
+    frame, the one with the fewest is kept, with the last picture before in place of each.
 
     Where nothing of the last parts can be decoded, as in a file that was not copied to its end, the last picture is not
-    shown until the end of its part: its repeats count as frames that could not be decoded.
+    shown until the end of its part: its repeats count as frames that could not be decoded. A file that went away while
+    it was read has no clip: the next visit reads all of it.
     """
-    if not film.parts:
+    if not film.parts or (film.error is not None and film.error.reason in GONE):
         return EncodedFile(sha256, problem=film.error)
     parts = [(first, features, times) for first, (features, times, _) in sorted(film.parts.items())]
     first, features, times = parts[-1]
@@ -222,8 +225,11 @@ def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
         if (frames_T >= 0).all():
             clips.append(_clip(sha256, film.path, number, start_s, end_s))
             rows.append(frames_T)
-    if not clips:
-        return EncodedFile(sha256, problem=film.error)
+    if not clips:       # less than a window of pictures, such as a short one with long sound
+        start_s, end_s, first = min(film.windows, key=lambda of: (place[of[2]:of[2] + num_frames] < 0).sum())
+        frames_T = np.maximum.accumulate(place[first:first + num_frames])
+        clips.append(_clip(sha256, film.path, 0, start_s, end_s))
+        rows.append(np.where(frames_T < 0, frames_T.max(), frames_T))
     note = None
     if len(clips) < len(film.windows):
         note = (f"{film.path}: need a film that can be decoded to its end, got {len(clips)} of {len(film.windows)} "

@@ -67,10 +67,11 @@ def read_frames(explanation: Explanation) -> np.ndarray:
 def _title(figure: Figure, explanation: Explanation, left: float, width: float, height: float) -> None:
     hit = explanation.hit
     query = explanation.query if len(explanation.query) <= 90 else explanation.query[:89] + "…"
-    figure.text(left, 1 - 0.38 / height, f"“{query}”", fontsize=15, color=INK, weight="bold", va="center")
+    figure.text(left, 1 - 0.38 / height, f"“{query}”", fontsize=15, color=INK, weight="bold", va="center",
+                parse_math=False)       # matplotlib would read what is between two dollars as mathematics
     below = 1 - 0.70 / height
     figure.text(left, below, f"{shown(Path(hit.path).name)}    rank {hit.rank}    score {hit.score:.3f}", fontsize=9.5,
-                color=SOFT, va="center")
+                color=SOFT, va="center", parse_math=False)
     figure.text(1 - RIGHT / width, below, f"best moment  {span_text(hit.start_s, hit.end_s)}", fontsize=9.5,
                 color=MOMENT, weight="bold", va="center", ha="right")
 
@@ -116,6 +117,7 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
     axes.set_yticks(range(len(labels)), labels, fontsize=10.5)
     most = max(float(explanation.word_weights_W.max()), 1e-9)
     for label, weight in zip(axes.get_yticklabels(), explanation.word_weights_W, strict=True):
+        label.set_parse_math(False)
         label.set_color(HEAT(0.6 + 0.4 * weight / most))     # lighter words were hard to read
         label.set_fontweight("bold" if weight > 0.5 * most else "normal")
     axes.tick_params(length=0, pad=8)
@@ -178,7 +180,7 @@ def _levels(axes: Axes, explanation: Explanation) -> None:
         axes.text(0.53, 0.72, "phrases, and the clip that answers each", fontsize=9, color=SOFT, va="bottom")
     for row, match in enumerate(matches):
         y = 0.60 - 0.72 * row / 4
-        axes.text(0.53, y, " … ".join(match.words), fontsize=9.5, color=INK, va="center")
+        axes.text(0.53, y, " … ".join(match.words), fontsize=9.5, color=INK, va="center", parse_math=False)
         axes.text(0.80, y, f"clip {match.clip + 1}, at {match.time_s:.1f} s", fontsize=9.5, color=INK, va="center")
         _columns(axes, y, f"{match.cosine:.2f}", f"{match.weight:.2f}", f"{match.share:.2f}")
 

@@ -22,10 +22,13 @@ from hcmi.index import SearchIndex, add_videos, create_index, model_card, remove
 from hcmi.model import HcmiModel
 from hcmi.progress import track
 from hcmi.search.encode_files import EncodedFile, encode_files
-from hcmi.video import find_videos, sha256
+from hcmi.video import LASTING_REASONS, MACHINE_REASONS, find_videos, sha256
 
 # Files become searchable with this many clips, or after this many seconds; an interrupted run continues there.
 COMMIT, COMMIT_SECONDS = 256, 60.0
+# After which a file is tried again that may have failed because of the machine: a failure can take as long as
+# `timeout_s`, which is too long for every search.
+RETRY_SECONDS = 600.0
 # Chosen on films of the validation split of Scenes: docs/long-videos.md. Used where there is no params.yaml.
 WINDOWS = WindowsConfig(cut="fixed", seconds=4.0, overlap_seconds=3.0, whole_seconds=30.0)
 
@@ -50,6 +53,7 @@ class _File:
     mtime_ns: int
     sha256: str = ""
     problem: str | None = None      # why it cannot be searched
+    until: float | None = None      # time at which that is tried again; None: when the file has changed
 
 
 def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None,
@@ -73,8 +77,9 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     problems, notes = _add_files(index, new, model, windows, num_workers, timeout_s)
     for name, file in files.items():
         if file.sha256 in problems:         # the message names the one of equal files that was read
-            own = problems[file.sha256].replace(shown(new[file.sha256].path), shown(file.path))
-            files[name] = replace(file, problem=own)
+            error = problems[file.sha256]
+            own = str(error).replace(shown(new[file.sha256].path), shown(file.path))
+            files[name] = replace(file, problem=own, until=_tried_again(error))
     with atomic_file(home / "files.json") as path:
         path.write_text(json.dumps({name: vars(file) for name, file in files.items()}), encoding="utf-8")
     skipped = {name: file.problem for name, file in files.items() if file.problem}
@@ -131,7 +136,16 @@ def _know_file(path: str, old: _File | None) -> _File:
     except OSError:         # `sha256` raises the same error and gives the reason
         return old if old is not None and old.size < 0 else _File(path, -1, -1)
     new = _File(path, status.st_size, status.st_mtime_ns)
-    return old if old is not None and (old.size, old.mtime_ns, old.path) == (new.size, new.mtime_ns, path) else new
+    if old is None or (old.size, old.mtime_ns, old.path) != (new.size, new.mtime_ns, path):
+        return new
+    return old if old.until is None or 0 <= old.until - time.time() <= RETRY_SECONDS else new
+
+
+def _tried_again(error: DecodeError) -> float | None:
+    """When a file that failed so is read again (`_File.until`)."""
+    if error.reason in LASTING_REASONS:
+        return None
+    return time.time() + (RETRY_SECONDS if error.reason in MACHINE_REASONS else 0)
 
 
 def _hash_files(files: dict[str, _File]) -> dict[str, _File]:
@@ -142,15 +156,21 @@ def _hash_files(files: dict[str, _File]) -> dict[str, _File]:
         try:
             hashed[name] = replace(files[name], sha256=sha256(files[name].path), problem=None)
         except DecodeError as error:
-            hashed[name] = replace(files[name], problem=str(error))
+            hashed[name] = replace(files[name], problem=str(error), until=_tried_again(error))
     return hashed
 
 
 def _open_or_create(folder: Path, model: HcmiModel) -> SearchIndex:
-    """The index in `folder`. A broken one is deleted and created again, because it is only a cache."""
+    """The index in `folder`. A broken one is deleted and created again, because it is only a cache.
+
+    Raises: SearchIndexError when the machine does not read it now, as with too many open files.
+    """
     try:
         return SearchIndex.open(folder, load=True)      # every file is opened, so that any broken one is found here
-    except SearchIndexError:
+    except SearchIndexError as error:
+        why = error.__cause__
+        if isinstance(why, OSError) and not isinstance(why, FileNotFoundError):
+            raise
         shutil.rmtree(folder, ignore_errors=True)
         return create_index(folder, model_card(model))
 
@@ -181,12 +201,12 @@ def _new_files(index: SearchIndex, files: dict[str, _File]) -> dict[str, _File]:
 
 
 def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, windows: WindowsConfig, num_workers: int,
-               timeout_s: float) -> tuple[dict[str, str], dict[str, str]]:
+               timeout_s: float) -> tuple[dict[str, DecodeError], dict[str, str]]:
     """Decode, encode and index new files, given by sha256.
 
     sha256 -> problem of those that cannot be searched, and sha256 -> note about those of which a part cannot.
     """
-    problems: dict[str, str] = {}
+    problems: dict[str, DecodeError] = {}
     notes: dict[str, str] = {}
     ready: list[EncodedFile] = []
 

@@ -6,8 +6,9 @@
 import unicodedata
 from collections.abc import Sequence
 
-from hcmi.errors import ConfigError
+from hcmi.errors import ConfigError, shown
 from hcmi.model import HcmiModel, is_foreign
+from hcmi.video import is_text
 
 # Control characters, halves of characters, private ones. What Python does not know (Cn) may be a newer emoji.
 UNREADABLE = ("Cc", "Cs", "Co")
@@ -58,4 +59,6 @@ def parse_tags(tags: Sequence[str], name: str = "tag") -> dict[str, str]:
     for tag in tags:
         if not tag.partition("=")[0] or "=" not in tag:
             raise ConfigError(f"{name}: need NAME=VALUE, got {tag!r}. For example {name} place=beach.")
+        if not is_text(tag):
+            raise ConfigError(f"{name}: need text in UTF-8, got {shown(tag)}. Correct it.")
     return {tag.partition("=")[0]: tag.partition("=")[2] for tag in tags}

@@ -1,6 +1,7 @@
 """Find videos, and the moments in them, for a text or a video: FAISS first, then exact three-level re-ranking."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hcmi.search.query import check_query, check_top, check_words
 from hcmi.types import Clip, Hit, Moment, TextTokens, VideoTokens
 
 CANDIDATES = 200
+MORE, MOST = 25, 10_000     # times as many candidates, and at most this many, among which other files are looked for
 MOMENTS = 5             # of one file, at most
 Index = SearchIndex | MilvusIndex
 
@@ -105,7 +107,7 @@ class Retriever:
                           video.clip_weights_BC)
         where = Filter(tuple((tags or {}).items()), min_seconds, max_seconds)
         hits = self._rank(index, text, top + 1, where)
-        others = [hit for hit in hits if hit.path != own.path][:top]
+        others = [hit for hit in hits if hit.path != self.file_of(own.path)][:top]
         return [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, 1)]
 
     def rank_captions(self, video_id: str, captions: Sequence[str] | None = None, top: int = 10
@@ -212,7 +214,7 @@ class Retriever:
         return self._rank(self._newest(), text, top, where)
 
     def _rank(self, index: Index, text: TextTokens, top: int, where: Filter) -> list[Hit]:
-        rows = index.candidates(text.sentence_BD[0].numpy(), max(self.candidates, 2 * top), where)
+        rows, paths = self._candidates(index, text.sentence_BD[0].numpy(), top, where)
         if not len(rows):
             return []
         with one_thread():
@@ -221,7 +223,7 @@ class Retriever:
                 levels = self.model.similarities(text, videos)
                 scores_V = self.model.combine(levels)[0]
             order = torch.argsort(scores_V, descending=True, stable=True).tolist()
-            paths, baseline = index.paths(rows), self._baseline(index, text)
+            baseline = self._baseline(index, text)
             files: dict[str, list[int]] = {}        # path -> its candidates, best first
             for at in order:
                 files.setdefault(paths[at], []).append(at)
@@ -239,6 +241,26 @@ class Retriever:
                             {name: float(sims[0, of_file[0]]) for name, sims in levels.items()
                              if self.model.level_weights[name] > 0}, tuple(more)))
         return hits
+
+
+    def _candidates(self, index: Index, query_D: np.ndarray, top: int, where: Filter) -> tuple[np.ndarray, list[str]]:
+        """The rows that are ranked exactly, and their files. Where the windows of few files take all places, no file
+        has more than its share of them while there are others. [ours]
+        """
+        count = max(self.candidates, 2 * top)
+        rows = index.candidates(query_D, count, where)
+        paths = index.paths(rows) if len(rows) else []
+        if len(rows) < count or len(set(paths)) >= top:
+            return rows, paths
+        rows = index.candidates(query_D, max(count, min(MORE * count, MOST)), where)
+        paths = index.paths(rows)
+        seen = Counter[str]()
+        beyond = []         # whether a row comes after its file's share
+        for path in paths:
+            beyond.append(seen[path] >= count // top)
+            seen[path] += 1
+        chosen = np.sort(np.argsort(beyond, kind="stable")[:count])
+        return rows[chosen], [paths[at] for at in chosen]
 
 
 def _apart(moments: Iterable[Moment]) -> list[Moment]:

@@ -172,6 +172,10 @@ def serve(retriever: Retriever, host: str, port: int, say: Callable[[str], None]
 
     Raises: ConfigError when the address cannot be used.
     """
+    for name in hosts:
+        if name != "*" and "*" in name.removeprefix("*."):
+            raise ConfigError(f"--allow-host: need a name, or *.NAME for all below it, got {shown(name)!r}. Correct "
+                              "it.")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=128)

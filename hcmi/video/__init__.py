@@ -5,7 +5,7 @@ deadline, because native decoders hang and crash. A file that cannot be used is 
 """
 
 from hcmi.video.crop import CLIP_SQUARE, Square, to_square
-from hcmi.video.decoded import MACHINE_REASONS, REASONS, Decoded
+from hcmi.video.decoded import LASTING_REASONS, MACHINE_REASONS, REASONS, Decoded
 from hcmi.video.files import (
     VIDEO_ENDINGS,
     check_file,
@@ -26,6 +26,7 @@ from hcmi.video.windows import check_length, cut
 
 __all__ = [
     "CLIP_SQUARE",
+    "LASTING_REASONS",
     "MACHINE_REASONS",
     "REASONS",
     "VIDEO_ENDINGS",

@@ -56,7 +56,8 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
 
     The segment is divided into `num_frames` equal parts, and the middle frame of each is taken. Frames become squares
     as `square` says, by default as CLIP does it; rotation is applied. An `end_s` of None, or not before the claimed
-    duration, means the last frame of the file. A segment with too few frames repeats some; one frame is enough.
+    duration, means the last frame of the file. A segment with too few frames repeats some; one frame is enough. Within
+    a picture that stands still, where none begins, it is the one that is shown.
     `decoder` is `auto` (decord, and PyAV where decord fails, is missing, or is known to misread the file), `decord` or
     `pyav`. Segments go to PyAV, which jumps to them; decord reads a whole file to open it.
 
@@ -68,16 +69,17 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
 
 def decode_times(path: str | Path, times_s: Sequence[float], size: int, start_s: float, end_s: float | None,
                  square: Square = CLIP_SQUARE) -> Decoded[np.ndarray]:
-    """The frames that are shown at `times_s`, seconds into the file, of the segment start_s <= t < end_s; in one pass.
+    """The frames that are shown at `times_s`, seconds into the file, which lie in start_s <= t < end_s; in one pass.
 
-    A frame is shown until the next one; before the first frame of the segment, the first one is taken. The times of the
+    A frame is shown until the next one, and may begin before `start_s`; before the first frame of the file, that one is
+    taken. The times of the
     result are `times_s`. Sizes and squares are those of `decode_clip`.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
     def shown(frame_times_s: Sequence[float]) -> list[int]:
         return [max(bisect_right(frame_times_s, time + 1e-6) - 1, 0) for time in times_s]
-    clip = _decode(path, shown, lambda picture: to_square(picture, size, square), start_s, end_s, "pyav")
+    clip = _decode(path, shown, lambda picture: to_square(picture, size, square), start_s, end_s, "pyav", True)
     return Decoded(np.stack(clip.frames), tuple(times_s), clip.decoder, clip.num_decodable, clip.width, clip.height)
 
 
@@ -91,10 +93,10 @@ def decode_and_keep(path: str | Path, num_frames: int, size: int, keep: Keep, st
                    lambda picture: keep(to_square(picture, size, square)), start_s, end_s, decoder)
 
 
-def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None, decoder: str
-            ) -> Decoded[tuple]:
+def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None, decoder: str,
+            shown: bool = False) -> Decoded[tuple]:
     with open_video(path) as (container, stream):
-        scan = scan_packets(container, stream, start_s, end_s)
+        scan = scan_packets(container, stream, start_s, end_s, shown)
         suits_decord = scan.trusted and scan.whole and _suits_decord(container, stream)
     if scan.pts and (decoder == "decord" or (decoder == "auto" and suits_decord)):
         try:
@@ -120,7 +122,7 @@ def _decode_with_pyav(path: str | Path, pick: Pick, finish: Keep, start_s: float
             return _decode_by_jumping(path, pick, finish, scan)
         except _UnexpectedFrameError:
             pass
-    return _decode_by_reading_all(path, pick, finish, start_s, end_s, scan.whole)
+    return _decode_by_reading_all(path, pick, finish, start_s, end_s, scan)
 
 
 def _decode_by_jumping(path: str | Path, pick: Pick, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
@@ -141,17 +143,17 @@ def _decode_by_jumping(path: str | Path, pick: Pick, finish: Keep, scan: PacketS
 
 
 def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None,
-                           whole: bool) -> Decoded[tuple]:
+                           scan: PacketScan) -> Decoded[tuple]:
     """Decode the segment twice: to count the frames it really has, then to keep some. Raises: DecodeError."""
     with open_video(path) as (container, stream):
-        times = [time for time, _ in all_frames(container, stream, start_s, end_s)]
+        times = [time for time, _ in all_frames(container, stream, start_s, end_s, scan.start)]
     if not times:
-        raise refusal("no_frames" if whole else "too_short", path)
+        raise refusal("no_frames" if scan.whole else "too_short", path)
     picked = pick(times)
     wanted = set(picked)
     pictures = {}
     with open_video(path) as (container, stream):
-        for index, (_, frame) in enumerate(all_frames(container, stream, start_s, end_s)):
+        for index, (_, frame) in enumerate(all_frames(container, stream, start_s, end_s, scan.start)):
             if index in wanted:
                 picture = _upright(frame, stream)
                 pictures[index] = finish(picture)
@@ -234,9 +236,11 @@ def _should_jump(scan: PacketScan, index: int, target: int) -> bool:
     return key >= 0 and scan.key_pts[key] > scan.pts[index] and bisect_left(scan.pts, scan.key_pts[key]) > index + 1
 
 
-def all_frames(container, stream, start_s: float, end_s: float | None) -> Iterator[tuple[float, Any]]:
-    """Every frame of a segment that can be decoded, with its time in seconds."""
+def all_frames(container, stream, start_s: float, end_s: float | None, begins: int | None = None
+               ) -> Iterator[tuple[float, Any]]:
+    """Every frame of a segment that can be decoded, with its time in seconds. `begins`: pts in place of `start_s`."""
     origin, start, end = segment_bounds(container, stream, start_s, end_s)
+    start = start if begins is None else begins
     base, rate = float(stream.time_base), frame_rate(stream)
     frames = decode_frames(container, stream)
     if start is not None:

@@ -21,6 +21,9 @@ REASONS = {
     "crashed": "the decoder took its process down",
     "unexpected": "an unexpected error",
 }
+# Every reading of the same bytes gives these; the others may have passed the next time.
+LASTING_REASONS = frozenset(("empty_file", "not_a_video", "no_video_stream", "unsupported_codec", "no_frames",
+                             "too_short", "too_long"))
 MACHINE_REASONS = frozenset(("timeout", "crashed", "unexpected"))       # as likely the machine's fault as the file's
 
 

@@ -106,6 +106,16 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_no_text(path: str | Path) -> None:
+    """FFmpeg takes some texts for videos: lists of other files, which may be this file again.
+
+    Raises: DecodeError when the file begins as a text.
+    """
+    with open(path, "rb") as file:
+        if _is_plain_text(file.read(HEAD_BYTES)):
+            raise refusal("not_a_video", path)
+
+
 def is_still_image(path: str | Path, container: str) -> bool:
     """Whether a file is a photo. `container`: what FFmpeg calls its format.
 

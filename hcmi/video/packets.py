@@ -14,7 +14,7 @@ import numpy as np
 from av.stream import Disposition
 
 from hcmi.video.decoded import VideoInfo
-from hcmi.video.files import NOT_OPENED, check_file, is_still_image, one_file, refusal
+from hcmi.video.files import NOT_OPENED, check_file, check_no_text, is_still_image, one_file, refusal
 
 SEEKS_ANYWHERE = frozenset({"mpegts", "mpeg"})      # these have no index: a seek may land behind the key frame
 LEADS_S = (1.0, 10.0, 100.0)    # so seek this much earlier, and check that a key frame follows in time
@@ -34,6 +34,7 @@ class PacketScan:
     time_base: float            # seconds
     trusted: bool               # every packet has its own time, and none is damaged or hidden
     whole: bool                 # the segment is the whole file
+    start: int | None           # pts at which the segment begins; None: where the file does
 
     def times_s(self, indices: Sequence[int]) -> list[float]:
         """Seconds into the file of the frames at these indices."""
@@ -82,6 +83,7 @@ def open_video(path: str | Path) -> Iterator[tuple]:
     """Yield the container and its first video stream that is not a cover picture. Raises: DecodeError."""
     check_file(path)
     with one_file(path):
+        check_no_text(path)
         try:        # FFmpeg reads `name:with:colons` as a protocol unless the path starts with a slash
             container = av.open(os.path.abspath(path), metadata_errors="ignore")
         except (av.error.FFmpegError, ValueError) as error:
@@ -145,39 +147,59 @@ def segment_bounds(container, stream, start_s: float, end_s: float | None) -> tu
     return origin, start, None if end_s is None else origin + round(end_s / base)
 
 
-def scan_packets(container, stream, start_s: float, end_s: float | None) -> PacketScan:
-    """Read the packets of a segment without decoding them."""
+def scan_packets(container, stream, start_s: float, end_s: float | None, shown: bool = False) -> PacketScan:
+    """Read the packets of a segment without decoding them.
+
+    A picture that stands still is one frame, which may begin before the segment. It belongs to a segment in which no
+    frame begins, and with `shown` to every segment at whose start it is shown.
+    """
     origin, start, end = segment_bounds(container, stream, start_s, end_s)
     if start is not None:
         seek(container, stream, start)
-    pts, key_pts, trusted = _packet_times(container, stream, start, end)
+    pts, key_pts, trusted, earlier = _packet_times(container, stream, start, end)
     if start is not None and min(key_pts, default=start + 1) > start:       # the seek went too far
         container.seek(0)
-        pts, key_pts, trusted = _packet_times(container, stream, start, end)
+        pts, key_pts, trusted, earlier = _packet_times(container, stream, start, end)
     whole = start is None and end is None
+    if earlier is not None and (not pts or (shown and start is not None and min(pts) > start)):
+        start = earlier
+        pts.append(start)
     if len(set(pts)) != len(pts) or (whole and stream.frames not in (0, len(pts))):
         trusted = False
-    return PacketScan(sorted(pts), sorted(key_pts), origin, float(stream.time_base), trusted, whole)
+    return PacketScan(sorted(pts), sorted(key_pts), origin, float(stream.time_base), trusted, whole, start)
 
 
-def _packet_times(container, stream, start: int | None, end: int | None) -> tuple[list[int], list[int], bool]:
-    """From the current position: pts of the segment's frames, pts of key frames, and whether the packets look sound."""
+def _packet_times(container, stream, start: int | None, end: int | None
+                  ) -> tuple[list[int], list[int], bool, int | None]:
+    """From the current position: pts of the segment's frames, pts of key frames, whether the packets look sound, and
+    the pts of an earlier frame that is still shown at the start.
+    """
     pts, key_pts = [], []
+    earlier: tuple[int, int] | None = None      # pts and end of the last frame that begins before the segment
+    later = False                               # whether a frame follows it
+    timed = True                                # whether each packet has a time: else no frame is known to be the last
     # AVI stores no presentation times, only the order of the packets
     trusted = len(container.streams.video) == 1 and container.format.name != "avi"
     for packet in _packets(container, stream):
         if packet.pts is None:
-            trusted = False
+            trusted = timed = False
             continue
         if packet.is_keyframe:
             key_pts.append(packet.pts)
+        if start is not None and packet.pts < start:
+            earlier = max(earlier or (packet.pts, 0), (packet.pts, packet.pts + (packet.duration or 0)))
+        else:
+            later = True
         if packet.is_discard or packet.is_corrupt:
             trusted = False
         elif (start is None or packet.pts >= start) and (end is None or packet.pts < end):
             pts.append(packet.pts)
         if end is not None and packet.dts is not None and packet.dts >= end:
             break
-    return pts, key_pts, trusted
+    if earlier is None or start is None or not timed:
+        return pts, key_pts, trusted, None
+    ends = max(earlier[1], (stream.start_time or 0) + (stream.duration or 0))
+    return pts, key_pts, trusted, earlier[0] if later or ends > start else None
 
 
 def _packets(container, stream) -> Iterator:

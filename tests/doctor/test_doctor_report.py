@@ -1,17 +1,20 @@
 """`hcmi doctor` on a folder whose content is known."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hcmi.cli import main
 from hcmi.config import load_params
 from hcmi.dataset import SOURCES
 from hcmi.dataset.annotations import Source, msvd
 from hcmi.doctor import doctor, report_text
+from hcmi.doctor.next_steps import override
 from hcmi.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +128,11 @@ def test_doctor_asks_for_no_video_where_the_pipeline_makes_them(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert typed() == (0, [], ["dvc repro"])
     assert doctor("data/raw/scenes", load_params("params.yaml"))["problems"] == []
+
+
+@pytest.mark.parametrize("name", ["plain/folder-1.2", "my videos (2)", "it's mine", "café/vidéos", "a=b", "a&b",
+                                  "[x] y", "a,b", 'quo"te', "back\\slash", 'both\\"', "end\\", "$HOME", "{a: b}"])
+def test_path_in_a_next_command_reaches_dvc_as_it_is(name):
+    [argument] = shlex.split(override("dataset.path", name))
+    parsed = OverridesParser.create().parse_override(argument)
+    assert (parsed.key_or_group, parsed.value()) == ("dataset.path", name)

@@ -10,6 +10,7 @@ from model_world import write_film
 
 from hcmi.errors import DataError
 from hcmi.incoming import Collected, collect
+from hcmi.video import DecoderPool
 
 COLOURS = ("red", "blue", "green", "yellow")
 
@@ -156,3 +157,19 @@ def test_captions_follow_files_whose_names_are_written_in_another_way(inbox, fil
     (inbox / "captions.csv").write_text(f"video,caption\n{in_table},a green film\n", errors="surrogateescape")
     assert on_disk in take(inbox).files
     assert rows(inbox) == [f"{on_disk},a green film,,"]
+
+
+def test_files_that_go_away_while_they_are_looked_at_are_taken_by_the_next_run(inbox, monkeypatch):
+    start = DecoderPool._start
+
+    def leave(*given):
+        if inbox.exists():
+            inbox.rename(inbox.with_name("away"))
+        return start(*given)
+
+    with monkeypatch.context() as unplugged:
+        unplugged.setattr(DecoderPool, "_start", leave)
+        found = take(inbox)
+    assert (found.batch, sorted(found.quarantined)) == (None, ["blue.mp4", "red.mp4"])
+    inbox.with_name("away").rename(inbox)
+    assert take(inbox).files == ["blue.mp4", "red.mp4"]

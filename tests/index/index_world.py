@@ -8,7 +8,7 @@ from hcmi.index import add_videos
 MODEL = {"fingerprint": "f" * 64, "levels": ["video_sentence"]}
 
 
-def fill(folder, names, seed=0, precision="float16", **changes):
+def fill(folder, names, seed=0, precision=None, **changes):
     tokens = video_tokens(len(names), np.random.default_rng(seed))
     add_videos(folder, clips(names, **changes), [(tokens, times(len(names)))], precision)
     return tokens

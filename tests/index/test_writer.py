@@ -89,3 +89,17 @@ def test_index_is_old_or_new_when_the_writer_is_killed(folder, change, step, row
     fill(folder, ["after"], seed=99)
     query_D = video_tokens(1, np.random.default_rng(99)).video_BD[0].numpy()
     assert found_ids(SearchIndex.open(folder), query_D, 1) == ["after"]
+
+
+def test_added_videos_are_found_after_a_merge_when_the_index_has_int8(folder):
+    """Vectors of float16 that are cast to int8 would become zeros."""
+    tokens = fill(folder, names(3), precision="int8")
+    assert SearchIndex.open(folder).segments[0].store.precision == "int8"
+    other = fill(folder, ["other"], seed=7)
+    assert [segment.store.precision for segment in SearchIndex.open(folder).segments] == ["int8", "int8"]
+    third = fill(folder, ["third"], seed=8, precision="float16")
+    merge_small(folder)
+    for name, query_D in (("v0001", tokens.video_BD[1]), ("other", other.video_BD[0]), ("third", third.video_BD[0])):
+        index = SearchIndex.open(folder)
+        assert found_ids(index, query_D.numpy(), 1) == [name]
+        assert index.tokens(index.rows_of("video_id", [name])).frames_BTD.norm(dim=-1).min() > 0.99

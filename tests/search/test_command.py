@@ -106,6 +106,7 @@ def test_search_finds_the_files_of_a_project_from_any_folder(run, world, tmp_pat
     (["ring", "--videos", "nowhere"], "nowhere: need a folder of videos, got nothing there"),
     (["ring", "--index", "a", "--videos", "b"], "need one place to search"),
     (["ring", "--tag", "place"], "--tag: need NAME=VALUE, got 'place'"),
+    (["ring", "--params", "nowhere.yaml"], "nowhere.yaml: need "),
     (["ring", "--explain", "why.txt"], "need a name ending in .png, .svg, .pdf or .json, got '.txt'"),
 ])
 def test_search_says_what_is_wrong_in_one_line(run, arguments, message):

@@ -153,3 +153,15 @@ def test_record_is_ready_for_json_and_has_no_weights_of_frames():
                            "word_shares", "marks_share", "times_s", "frame_word", "relevance", "phrases"}
     assert record["word_frames"] == why.word_frames_W.tolist()
     assert set(record["phrases"][0]) == {"words", "weight", "clip", "time_s", "cosine", "share"}
+
+
+def test_dollars_in_query_and_name_are_no_mathematics(tmp_path):
+    model, video = searchable_model(), padded_video()
+    query = "a red circle of $5_$ or a {$x$"
+    why = explain_hit(query, Hit(1, "v", "-dash $x_$ .mp4", 0.0, 0.0, 1.0, {}), encode_texts(model, [query]), video,
+                      times(1)[0], model)
+    figure = Figure()
+    explanation_plot._title(figure, why, 0.1, 9.0, 6.0)
+    figure.savefig(tmp_path / "why.png")
+    words = [text.get_text() for text in figure.texts]
+    assert f"“{query}”" in words

@@ -140,3 +140,37 @@ def test_folder_is_refused_when_there_is_nothing_to_search(model, tmp_path):
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(DataError, match=r"need a video that can be decoded, got 1 that cannot. The first: "):
         index_folder(model, tmp_path, tmp_path / "cache")
+
+
+def test_files_that_went_away_while_they_were_read_are_found_by_the_next_visit(model, videos, tmp_path, monkeypatch):
+    start = hcmi.video.DecoderPool._start
+
+    def leave(*given):
+        if videos.exists():
+            videos.rename(tmp_path / "away")
+        return start(*given)
+
+    with monkeypatch.context() as unplugged:
+        unplugged.setattr(hcmi.video.DecoderPool, "_start", leave)
+        with pytest.raises(DataError, match="need a video that can be decoded, got 3 that cannot"):
+            index_folder(model, videos, tmp_path / "cache", num_workers=1)
+    (tmp_path / "away").rename(videos)
+    found = index_folder(model, videos, tmp_path / "cache")
+    assert (len(indexed(found)), found.skipped) == (3, {})
+
+
+def test_files_that_took_too_long_are_tried_again_after_some_time(model, videos, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"not decoded within|cannot"):
+        index_folder(model, videos, tmp_path / "cache", timeout_s=1e-4)
+    with pytest.raises(DataError, match="got 3 that cannot"):       # each attempt may take a minute
+        index_folder(model, videos, tmp_path / "cache")
+    monkeypatch.setattr(hcmi.search.folder_index, "RETRY_SECONDS", -1.0)        # as if it had passed
+    assert len(indexed(index_folder(model, videos, tmp_path / "cache"))) == 3
+
+
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile self.mp4\n", "#EXTM3U\n#EXTINF:1,\nself.mp4\n"])
+def test_list_of_files_is_no_video_and_stops_no_other(model, videos, tmp_path, text):
+    (videos / "self.mp4").write_text(text)
+    found = index_folder(model, videos, tmp_path / "cache")
+    assert list(found.skipped) == ["self.mp4"]
+    assert len(indexed(found)) == 3

@@ -208,7 +208,7 @@ def test_answers_name_further_moments_when_the_command_searches_a_film(world, tm
     hit, = json.loads(call_hcmi(*asked, "--json").stdout)
     assert [list(hit)[-1], list(hit["more"][0])] == ["more", ["video_id", "score", "start_s", "end_s"]]
     assert "     also " in call_hcmi(*asked).stdout.replace(str(root / "films/film.mp4"), "")
-    for wrong, message in ((("--overlap", 10), "need 0 or more, and less than the window's 10 seconds, got 10"),
+    for wrong, message in ((("--overlap", 9.99), "at least 0.05 less than the window's 10 seconds, got 9.99"),
                            (("--window", 0.01), "--window: need at least 0.5 seconds, got 0.01")):
         assert message in call_hcmi(*asked, *wrong, code=1).stderr
     refused = call_hcmi("search", "a red ring", "--model", root / "model", "--overlap", 1, code=1)
@@ -228,10 +228,12 @@ def test_part_that_cannot_be_decoded_leaves_out_only_its_windows(world, tmp_path
     root, model, index = world
     monkeypatch.setattr(hcmi.search.encode_files, "PART_SECONDS", 2.0)
     real = hcmi.search.encode_files._jobs
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
 
     def without_one(sha256, film, model):
         for job in real(sha256, film, model):
-            yield replace(job, path="missing.mp4") if job.key[1] == 12 else job
+            yield replace(job, path=str(broken)) if job.key[1] == 12 else job
 
     monkeypatch.setattr(hcmi.search.encode_files, "_jobs", without_one)
     found = index_folder(model, root / "videos", tmp_path / "cache", RULE, num_workers=1)
@@ -261,3 +263,14 @@ def test_overlap_keeps_its_share_when_only_the_length_is_given():
     assert with_options(WINDOWS, None, 1.0).overlap_seconds == 1.0
     with pytest.raises(ConfigError, match=r"--window: need at least 0\.5 seconds, got nan"):
         with_options(WINDOWS, float("nan"), None)
+
+
+def test_short_picture_with_long_sound_is_found(tmp_path):
+    """1 s of pictures in a file that lasts 150 s: it has less than one window of them."""
+    film = write_video(tmp_path / "videos/film.mkv", 120, seconds=1)
+    claim_seconds(film, 150.0)
+    found = index_folder(searchable_model(), tmp_path / "videos", tmp_path / "cache", RULE, num_workers=1)
+    index = SearchIndex.open(found.path)
+    [clip] = index.clips(index.live_rows())
+    assert (clip.start_s, found.skipped) == (0.0, {})
+    assert "got 1 of" in found.partial["film.mkv"]

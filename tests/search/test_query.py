@@ -63,5 +63,10 @@ def test_messages_name_the_flag_that_the_user_typed():
         parse_tags(["a=b", "=beach"])
 
 
+def test_tag_that_is_no_text_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"^--tag: need text in UTF-8, got place=caf\\xe9\. Correct it\.$"):
+        parse_tags(["place=caf\udce9"], "--tag")
+
+
 def test_tags_are_split_at_the_first_equals_sign():
     assert parse_tags(["place=beach", "sum=1+1=2", "empty="]) == {"place": "beach", "sum": "1+1=2", "empty": ""}

@@ -1,9 +1,12 @@
 """Two-stage search compared with scoring every video."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from model_world import mask_of, shake
-from search_world import T, clips, searchable_model, times
+from search_world import T, clips, searchable_model, times, video_tokens
 
 import hcmi
 from hcmi.errors import DataError, SearchIndexError
@@ -80,6 +83,32 @@ def test_similar_finds_the_near_copy_first_and_never_itself(world):
     assert [hit.rank for hit in hits] == [1, 2, 3]
     with pytest.raises(DataError, match="need the video_id of an indexed video, got an unknown one"):
         retriever.similar("nobody")
+
+
+def test_similar_leaves_the_video_itself_out_in_every_folder(world, tmp_path, monkeypatch):
+    retriever, _ = world
+    retriever.project = tmp_path / "project"
+    monkeypatch.chdir(tmp_path)
+    assert "v7" not in [hit.video_id for hit in retriever.similar("v7", top=60)]
+
+
+def test_windows_of_one_film_hide_no_other_file(model, tmp_path):
+    """200 windows of a film are nearer to the query than five short files, of which one is exact."""
+    text = encode_texts(model, [QUERY])
+    tokens, generator = video_tokens(205, np.random.default_rng(3)), torch.Generator().manual_seed(0)
+    query_D = torch.nn.functional.normalize(text.sentence_BD[0], dim=0)
+    near = query_D + 0.02 * torch.randn(200, len(query_D), generator=generator)
+    tokens.video_BD[:200] = torch.nn.functional.normalize(near, dim=1)
+    of_film = [replace(clip, path="film.mp4", sha256="f" * 64, start_s=float(row), end_s=row + 1.0)
+               for row, clip in enumerate(clips([f"w{row}" for row in range(200)]))]
+    create_index(tmp_path / "index", model_card(model))
+    add_videos(tmp_path / "index", [*of_film, *clips([f"v{row}" for row in range(5)])], [(tokens, times(205))])
+    retriever = Retriever(model, tmp_path / "index", candidates=50)
+    found = {hit.path for hit in retriever.search(QUERY, top=10)}
+    assert found == {"film.mp4", *(f"videos/v{row}.mp4" for row in range(5))}
+    best = torch.argmax(model.combine(model.similarities(text, tokens))[0, 200:]).item()
+    assert f"videos/v{best}.mp4" in {hit.path for hit in retriever.search(QUERY, top=2)}
+    assert len({hit.path for hit in retriever.similar("w3", top=5)}) == 5
 
 
 def test_captions_are_ranked_for_a_video(model, world):

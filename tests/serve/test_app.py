@@ -175,6 +175,14 @@ def test_serve_refuses_in_one_line_when_the_port_is_taken(world, monkeypatch):
     assert f"port {port}: need an address this machine can listen on" in result.stderr
 
 
+def test_serve_refuses_in_one_line_a_name_that_no_host_has(world, monkeypatch):
+    monkeypatch.setenv("HCMI_CACHE", str(world / "cache"))
+    result = CliRunner().invoke(main, ["serve", "--videos", str(world / "videos"), "--model", str(world / "model"),
+                                       "--port", "0", "--allow-host", "a*b"])
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        1, "hcmi: --allow-host: need a name, or *.NAME for all below it, got 'a*b'. Correct it.")
+
+
 def test_serve_stops_quietly_when_interrupted(world):
     command = [sys.executable, "-m", "hcmi.cli", "serve", "--videos", str(world / "videos"), "--model",
                str(world / "model"), "--port", "0"]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from video_files import STEP, grey_numbers, write_grey, write_sound
+from video_files import STEP, grey_numbers, write_grey, write_pictures, write_sound
 
 from hcmi.errors import DecodeError
 from hcmi.video import REASONS, probe
 from hcmi.video import decode as frames
-from hcmi.video.decode import decode_clip
+from hcmi.video.decode import decode_clip, decode_times
 
 DECODERS = ("decord", "pyav")
 
@@ -112,7 +112,7 @@ def test_segment_skips_what_lies_before_when_there_are_key_frames(tmp_path, monk
     assert len(seen) <= 25, "the whole video, two frames: two jumps"
 
 
-@pytest.mark.parametrize(("start_s", "end_s"), [(7.0, 8.0), (1.01, 1.02)])
+@pytest.mark.parametrize(("start_s", "end_s"), [(7.0, 8.0), (2.0, 2.1)])
 def test_segment_is_too_short_when_it_holds_no_frame(tmp_path, start_s, end_s):
     video = write_grey(tmp_path / "v.mp4", num_frames=20)
     with pytest.raises(DecodeError, match=r"v\.mp4: need a video that can be decoded, got the segment start_s\.\.end_s "
@@ -297,3 +297,29 @@ def test_names_are_only_names_when_they_look_like_something_else(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     for decoder in DECODERS:
         assert decode_clip(name, 5, 16, decoder=decoder).num_decodable == 20
+
+
+@pytest.fixture(scope="module", params=["mp4", "mkv"])
+def lecture(request, tmp_path_factory) -> Path:
+    """Ten frames a second for 3 s; a slide (level 250) on the screen from 3 s to 20 s; then 2 s of frames again."""
+    levels = [*range(0, 120, 4), 250, *range(120, 200, 4)]
+    times = [*range(30), 30, *range(200, 220)]
+    return write_pictures(tmp_path_factory.mktemp("lecture") / f"v.{request.param}",
+                          (np.full((48, 64, 3), level, np.uint8) for level in levels), 10, times=times, crf="10",
+                          preset="ultrafast", g="25")
+
+
+@pytest.mark.parametrize(("start_s", "end_s", "times_s", "levels"), [
+    (0.0, 6.0, (0.05, 2.95, 4.0, 5.9), (0, 116, 250, 250)), (6.0, 12.0, (6.1, 11.9), (250, 250)),
+    (18.0, None, (18.1, 19.95, 20.05, 21.95), (250, 250, 120, 196)), (20.0, None, (20.05,), (120,))])
+def test_picture_that_stands_still_is_shown_until_the_next_one(lecture, start_s, end_s, times_s, levels):
+    frames = decode_times(lecture, times_s, 32, start_s, end_s).frames
+    assert frames.mean((1, 2, 3)) == pytest.approx(levels, abs=4)
+
+
+def test_segment_within_a_picture_that_stands_still_shows_it_and_others_begin_with_their_own_frames(lecture):
+    assert decode_clip(lecture, 4, 32, 9.0, 13.0).frames.mean() == pytest.approx(250, abs=4)
+    assert decode_clip(lecture, 2, 32, 18.0, 20.15).frames.mean((1, 2, 3)) == pytest.approx([122, 122], abs=4)
+    with pytest.raises(DecodeError) as found:
+        decode_clip(lecture, 4, 32, 30.0, 31.0)     # after the end of the file
+    assert found.value.reason == "too_short"
