@@ -44,7 +44,7 @@ from flows.drift_watch import (
 from flows.remote import push
 from flows.repair import free_dead_locks
 from flows.server import check_server, run_name
-from flows.stages import kept_size, outs_of_stages
+from flows.stages import kept_sizes, outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
@@ -126,8 +126,9 @@ def track_accepted() -> list[str]:
     Returns: the batches that are new to DVC, or have grown. One that DVC does not take now, such as during `dvc repro`,
     is given to it by the next run.
     """
-    wanted = [batch for batch in dict.fromkeys(entry.batch for entry in read_accepted(ACCEPTED))
-              if _has_grown(INCOMING / batch)]
+    folders = {entry.batch: INCOMING / entry.batch for entry in read_accepted(ACCEPTED)}
+    kept = kept_sizes(folders.values()) if folders else {}
+    wanted = [batch for batch, folder in folders.items() if _has_grown(folder, *kept.get(folder, (0, 0)))]
     made = outs_of_stages() if wanted else set()
     if wanted:
         free_dead_locks()
@@ -144,10 +145,9 @@ def track_accepted() -> list[str]:
     return done
 
 
-def _has_grown(folder: Path) -> bool:
+def _has_grown(folder: Path, files: int, size: int) -> bool:
     """Whether the folder holds more files or bytes than DVC keeps of it."""
     sizes = [size for size, *_ in look(folder).values()]
-    files, size = kept_size(folder) if sizes else (0, 0)
     return len(sizes) > files or sum(sizes) > size
 
 

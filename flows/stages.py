@@ -6,7 +6,7 @@ This module does not import Prefect, because the child process that runs a stage
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,14 +73,12 @@ def outs_of_stages() -> set[str]:
         return {str(out) for stage in repo.index.stages if stage.is_data_source is False for out in stage.outs}
 
 
-def kept_size(folder: Path) -> tuple[int, int]:
-    """Files and bytes of a folder, as the .dvc file beside it has them; zeros where there is none."""
-    file = f"{folder}.dvc"
-    if not Path(file).exists():
-        return 0, 0
+def kept_sizes(folders: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Files and bytes of each folder that has a .dvc file beside it, as that file has them."""
+    kept = {folder: f"{folder}.dvc" for folder in folders if Path(f"{folder}.dvc").exists()}
     with Repo() as repo:
-        (stage,) = repo.stage.collect(file)
-        return stage.outs[0].meta.nfiles or 0, stage.outs[0].meta.size or 0
+        metas = {folder: repo.stage.collect(file)[0].outs[0].meta for folder, file in kept.items()}
+    return {folder: (meta.nfiles or 0, meta.size or 0) for folder, meta in metas.items()}
 
 
 def pins(*stages: str) -> dict[str, str | None]:
