@@ -14,7 +14,6 @@ from hcmi.options import (
     precision_option,
     served_option,
     shots_option,
-    show,
     window_option,
 )
 
@@ -136,9 +135,11 @@ def add(folder: str | None, batches: tuple[str, ...], accepted_only: bool, quiet
     """
     from hcmi.config import load_params
     from hcmi.ingest import add as run
+    from hcmi.ingest import added_text
 
-    show(run(folder=folder, batches=batches, incoming_dir=incoming, reports_dir=reports, releases_dir=releases_dir,
-             accepted=accepted, params=load_params(params), quiet_s=quiet_seconds, judge=not accepted_only), as_json)
+    found = run(folder=folder, batches=batches, incoming_dir=incoming, reports_dir=reports, releases_dir=releases_dir,
+                accepted=accepted, params=load_params(params), quiet_s=quiet_seconds, judge=not accepted_only)
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else added_text(found, reports, incoming))
 
 
 @click.command()

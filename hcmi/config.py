@@ -271,6 +271,9 @@ def load_overrides(paths: Sequence[str | Path], params: str | Path = "params.yam
             section = raw
             for name in names:
                 section = section.setdefault(name, {})
+                if not isinstance(section, dict):
+                    raise ConfigError(f"{path}: {key}: need a known key, got one below {name}, which is a value. Known "
+                                      "keys are in hcmi/config.py.")
             section[last] = value
         _checked(path, raw)
         changes |= found

@@ -152,6 +152,9 @@ def test_later_overrides_win_and_are_checked_together(repo_root, tmp_path):
     two.write_text("train: {rate: 1}\n")
     with pytest.raises(ConfigError, match=r"two\.yaml: need only known keys, got train\.rate=1"):
         load_overrides([one, two], repo_root / "params.yaml")
+    two.write_text("train: {lr: {value: 1}}\n")
+    with pytest.raises(ConfigError, match=r"two\.yaml: train\.lr\.value: need a known key, got one below lr"):
+        load_overrides([one, two], repo_root / "params.yaml")
     with pytest.raises(ConfigError, match=r"three\.yaml: need a parameter file, found none"):
         load_overrides([tmp_path / "three.yaml"], repo_root / "params.yaml")
 

@@ -60,5 +60,5 @@ def _run_problems(report: dict[str, Any], config: ShardsConfig) -> list[str]:
                         f"{machine['disk_free_gb']} GB. Free space, or lower shards.size or shards.num_frames.")
     if report["captions"] is None:
         problems.append("captions: need captions.csv to train and evaluate, got none. Without it the videos can be "
-                        "searched with a trained model: hcmi search QUERY --videos FOLDER.")
+                        "searched with a checkpoint: hcmi search QUERY --videos FOLDER --model CHECKPOINT.")
     return problems

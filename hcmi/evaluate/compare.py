@@ -64,7 +64,8 @@ def _load(path: Path) -> tuple[dict, dict, pd.DataFrame]:
                 pd.read_parquet(plots / "ranks.parquet"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: need evaluate.json with the folder plots/ of the same run, got no "
-                        f"{error.filename}. Run `hcmi evaluate` with --out and --plots in one folder.") from error
+                        f"{error.filename}. Run `hcmi evaluate --out DIR/metrics/evaluate.json --plots DIR/plots`, "
+                        "and name DIR.") from error
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: need the complete output of `hcmi evaluate`, got: "
                         f"{' '.join(str(error).split())}. Run it again.") from error

@@ -181,7 +181,7 @@ def draw_slices(slices: pd.DataFrame, path: Path) -> None:
     axes.set(xlabel="R@1, %", xlim=(0, 105), xticks=range(0, 101, 20), yticks=places)
     axes.margins(y=0.5 / (height + 1))
     axes.set_yticklabels([f"{row['slice'].replace('_', ' ')}: {row['value']}  (n={row['n']})"
-                          for _, row in rows.iterrows()])
+                          for _, row in rows.iterrows()], parse_math=False)
     _save(axes, path, legend=False)
 
 
@@ -195,14 +195,16 @@ def draw_worst_queries(worst: pd.DataFrame, reader: ShardReader, encoded: Encode
     for number, query in enumerate(worst.to_dict("records")):
         bottom = inches - QUERY_INCHES * number - TITLE_INCHES
         title = textwrap.wrap(f"“{textwrap.shorten(query['text'], 200)}”", 105)
-        figure.text(0.01, bottom / inches, "\n".join(title), fontsize=10, fontweight="bold", va="bottom")
+        figure.text(0.01, bottom / inches, "\n".join(title), fontsize=10, fontweight="bold", va="bottom",
+                    parse_math=False)       # matplotlib would read what is between two dollars as mathematics
         first = reader.clips[rows[query["first"]]]
         caption = textwrap.shorten(first.captions[0], 100) if first.captions else "no caption"
         strips = (("right", query["video_id"], f"right, rank {query['rank']:g}: {query['video_id']}"),
                   ("wrong", query["first"], f"came first: {query['first']}, “{caption}”"))
         for kind, video_id, label in strips:
             bottom -= LABEL_INCHES
-            figure.text(0.01, (bottom + 0.05) / inches, label, fontsize=9, color=COLOURS[kind], va="bottom")
+            figure.text(0.01, (bottom + 0.05) / inches, label, fontsize=9, color=COLOURS[kind], va="bottom",
+                        parse_math=False)
             bottom -= STRIP_INCHES
             axes = figure.add_axes((0.01, bottom / inches, 0.98, STRIP_INCHES / inches))
             axes.imshow(_strip(reader, rows[video_id], kind), interpolation="nearest", aspect="auto")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hcmi.config import Params
 from hcmi.encode import EncodedSplit, captions_of, encode_split, save_split
-from hcmi.errors import DataError
+from hcmi.errors import ConfigError, DataError
 from hcmi.evaluate.plots import write_plots
 from hcmi.evaluate.postprocess import FEWEST_CLIPS
 from hcmi.evaluate.split_metrics import SplitMetrics, chance, choose_scales, post_processed, shared_captions
@@ -49,8 +49,13 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     `encoded_file`: where the tokens of the split are kept for `export`; None keeps none.
     Each output appears as a whole or not at all.
     Raises: ModelError when the model folder does not load; DataError when the split is empty, has no captions, or the
-    model gives NaN; MachineError when an output cannot be written, which is checked before the work.
+    model gives NaN; ConfigError when `plots_dir`, which is replaced, would hold another output; MachineError when an
+    output cannot be written. The last two are checked before the work.
     """
+    for path in (out_json, *([encoded_file] if encoded_file else [])):
+        if Path(path).resolve().is_relative_to(Path(plots_dir).resolve()):
+            raise ConfigError(f"{path}: need a place outside {plots_dir}, which is replaced, got one inside. Write "
+                              f"{Path(path).name} beside that folder.")
     ask_to_write(folders=[plots_dir], files=[out_json, *([encoded_file] if encoded_file else [])])
     tune_allocator()
     model = load_retriever(model_dir, pick_device("auto"))

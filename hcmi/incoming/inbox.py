@@ -20,6 +20,7 @@ from hcmi.errors import DataError, DecodeError, shown
 from hcmi.files import atomic_dir, atomic_file, lock
 from hcmi.incoming.batches import OWN
 from hcmi.incoming.bucket import fetched, is_address
+from hcmi.progress import note
 from hcmi.video import (
     LASTING_REASONS,
     MACHINE_REASONS,
@@ -30,6 +31,7 @@ from hcmi.video import (
     names_below,
     sha256,
 )
+from hcmi.wording import plural
 
 CAPTIONS = "captions.csv"
 QUARANTINED = ""            # in place of the batch's name
@@ -132,6 +134,7 @@ def _whole_files(folder: Path, captions: Path, quiet_s: float, wait: Callable[[f
     fresh = [name for name, status in first.items() if not 0 <= quiet_s <= time.time() - max(status[1:]) / 1e9]
     waiting: list[str] = []
     if fresh and quiet_s > 0:
+        note(f"{shown(folder)}: {plural(len(fresh), 'file')} may still be written; looking again in {quiet_s:g} s")
         wait(quiet_s)
         first, second = _look(folder, captions), first
         waiting = [name for name, status in first.items() if second.get(name) != status]

@@ -2,6 +2,6 @@
 
 from hcmi.ingest.encode import decoded_clips
 from hcmi.ingest.fill import fill, missing_batches
-from hcmi.ingest.stage import add
+from hcmi.ingest.stage import add, added_text
 
-__all__ = ["add", "decoded_clips", "fill", "missing_batches"]
+__all__ = ["add", "added_text", "decoded_clips", "fill", "missing_batches"]

@@ -1,5 +1,6 @@
 """`hcmi add`: what the flow `ingest` does, once and without Prefect."""
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from hcmi.config import Params
 from hcmi.drift import drift
-from hcmi.errors import ReleaseError
+from hcmi.errors import ReleaseError, shown
 from hcmi.files import ask_to_write, lock
 from hcmi.incoming import (
     Ledger,
@@ -20,6 +21,7 @@ from hcmi.incoming import (
 )
 from hcmi.ingest.fill import fill, missing_batches, reader
 from hcmi.releases import Release, Releases
+from hcmi.wording import plural
 
 
 def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str | Path, reports_dir: str | Path,
@@ -57,6 +59,26 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
         found["added"] = fill(release, missing_batches(release, accepted), incoming_dir=incoming, params=params,
                               read=read)
     return found
+
+
+def added_text(found: dict[str, Any], reports_dir: str | Path, incoming_dir: str | Path) -> str:
+    """What `add` did, for people: a line for each batch and file, and what to type next."""
+    lines = []
+    if found.get("batch"):
+        lines.append(f"{plural(found['files'], 'new file')}: batch {shown(found['batch'])}")
+    elif "files" in found and not found["waiting"] and not found["quarantined"]:
+        lines.append("no new file: the others are in batches already")
+    lines += [f"may still be written, left to the next run: {shown(name)}" for name in found.get("waiting", ())]
+    lines += [f"left out: {shown(reason)}" for reason in found.get("quarantined", {}).values()]
+    lines += [f"captions came to the batch {shown(batch)}" for batch in found.get("captioned", ())]
+    lines += [f"{shown(batch)}: still being copied" for batch in found.get("growing", ())]
+    for batch, verdict in found.get("verdicts", {}).items():
+        lines.append(f"{shown(batch)}: {verdict} Its report: {shown(Path(reports_dir, batch, 'index.html'))}")
+    lines += [f"{shown(batch)}: {plural(count, 'clip')} can be searched now" for batch, count in found["added"].items()]
+    if found["added"]:
+        names = " ".join(shlex.quote(str(Path(incoming_dir, batch))) for batch in found["added"])
+        lines.append(f"next: `dvc add {names}` keeps what was added; `dvc repro`, then `hcmi promote`, trains on it")
+    return "\n".join(lines or ["nothing to do: every batch has been judged"])
 
 
 def _judge(release: Release, ledger: Ledger, incoming: Path, reports: Path, params: Params, quiet_s: float

@@ -39,16 +39,18 @@ def describe_model(source: str | Path) -> dict[str, Any]:
 
 def description_text(found: dict[str, Any]) -> str:
     """The description as a table for people."""
-    counts, (how, resample) = found["parameters"], found["square"]
+    (how, resample), counts = found["square"], dict(found["parameters"])
+    if not found["trained"]:
+        del counts["head"]          # it has none of its own
     levels = ", ".join(f"{name.replace('_', '-')} x {weight:g}" for name, weight in found["levels"].items() if weight)
     shape = {"squash": "squeezed into a square", "whole": "with their own shape"}.get(how, "cropped to a square")
     rows = {"model": found["model"],
             "kind": f"trained by hcmi, towers {found['backbone']}" if found["trained"]
             else "checkpoint, not trained by hcmi: it ranks as the checkpoint itself does",
             "family": f"{NAMES.get(found['family'], found['family'])}, embeddings of {found['dim']}",
-            "parameters": f"{_millions(sum(counts.values()))}: image tower {_millions(counts['image_tower'])}, "
-                          f"text tower {_millions(counts['text_tower'])}, head {_millions(counts['head'])}",
-            "head": found["head"],
+            "parameters": f"{_millions(sum(counts.values()))}: "
+                          + ", ".join(f"{part.replace('_', ' ')} {_millions(count)}" for part, count in counts.items()),
+            "head": found["head"] if found["trained"] else "none",
             "score": levels,
             "images": f"{found['image_size']} x {found['image_size']} pixels, {shape} ({resample.lower()}), patches of "
                       f"{found['patch']}",

@@ -187,14 +187,15 @@ def releases_text(table: list[dict[str, Any]]) -> str:
     """A table for people, the newest release first."""
     if not table:
         return "No release yet. `hcmi promote` makes one of the trained model."
-    lines = [f"{'':2}{'version':9}{'made':22}{'R@1':>6}{'R@10':>6}{'videos':>8}  model         why"]
+    lines = [f"{'':2}{'version':9}{'made':22}{'R@1':>6}{'R@10':>6}{'videos':>8}{'batches':>9}  model         why"]
     for row in reversed(table):
         mark = "* " if row["current"] else "  "
         figures = row["figures"]["t2v"]
-        why = row["withdrawn"]["why"] if row["withdrawn"] else row["why"]
+        why = " ".join(filter(None, [row["why"], (row["withdrawn"] or {}).get("why")]))
         lines.append(f"{mark}{row['version']:9}{row['made'][:19]:22}{figures['R@1']:6.1f}{figures['R@10']:6.1f}"
-                     f"{row['videos']:8}  {row['model'][:12]}  {why}")
-    return "\n".join([*lines, "* is served; R@1 and R@10 in per cent, text to video, test set."])
+                     f"{row['videos']:8}{row['batches']:9}  {row['model'][:12]}  {why}")
+    return "\n".join([*lines, "* is served; R@1 and R@10 in per cent, text to video, test set; videos when it was "
+                      "made, and batches that have joined it."])
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -34,10 +34,13 @@ NAME = re.compile(r"step_(\d{8,})(?:_best_(\d{4,}))?\.safetensors")
 ELSEWHERE = {"device", "num_workers", "num_processes", "micro_batch", "compile", "activation_checkpointing"}
 
 
-def run_identity(shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig) -> str:
-    """Hash of everything a checkpoint depends on: data, model and training parameters."""
+def run_identity(shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig, towers: str) -> str:
+    """Hash of everything a checkpoint depends on: data, model and training parameters.
+
+    `towers`: `towers_hash` of a pretrained backbone, because its folder may hold another one the next time; else empty.
+    """
     index = hashlib.sha256((Path(shards_dir) / "index.parquet").read_bytes()).hexdigest()
-    parts = [index, model_config.model_dump(), config.model_dump(exclude=ELSEWHERE)]
+    parts = [index, model_config.model_dump(), config.model_dump(exclude=ELSEWHERE), *filter(None, [towers])]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

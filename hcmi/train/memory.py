@@ -1,6 +1,6 @@
 """What memory a training run takes, from a step of one frame, one caption and a few clips of features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,8 +48,18 @@ def training_memory(model: HcmiModel, config: TrainConfig, image_size: int, capt
     """Estimate from a model whose weights that learn are known (`requires_grad`).
 
     `captions`: the longest counts. A few frames and clips are computed and not a batch, so this needs little memory
-    itself. The model is as before.
+    itself. The model is as before: it is in training only while it is measured.
     """
+    was_training = model.training
+    model.train()
+    try:
+        return _training_memory(model, config, image_size, captions, precision)
+    finally:
+        model.train(was_training)
+
+
+def _training_memory(model: HcmiModel, config: TrainConfig, image_size: int, captions: Sequence[str],
+                     precision: str) -> Memory:
     clips = config.batch_size
     at_once = min(int(config.micro_batch), clips) if config.micro_batch not in ("auto", 0) else clips
     num_frames, texts = model.config.num_frames, clips * config.captions_per_clip
@@ -113,11 +123,13 @@ def _saved_bytes(forward: Callable[[], object], model: HcmiModel) -> float:
             kept[place] = tensor        # held, so that no other tensor gets its place
         return tensor
 
-    def keep_input(_, inputs: tuple[Tensor, ...]) -> None:
-        keep(inputs[0])
+    def keep_input(_, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
+        first = next((one for one in (*inputs, *named.values()) if isinstance(one, Tensor)), None)
+        if first is not None:
+            keep(first)
 
     # a layer that is computed twice keeps its input, which is no saved tensor
-    twice = [layer.register_forward_pre_hook(keep_input) for layer in model.modules()
+    twice = [layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in model.modules()
              if getattr(layer, "gradient_checkpointing", False) and layer.training]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = forward()

@@ -50,6 +50,8 @@ def plan_training(*, shards_dir: str | Path, model_config: ModelConfig, config: 
             add_adapters(model, config.lora)
     except ModelError as error:
         return plan | {"warnings": [], "problems": [str(error)]}
+    if config.activation_checkpointing:
+        model.checkpoint_activations()
     torch.nn.Module.to(model, device)
     found = check_run(data, model_config, config, model)
     plan |= {"weights": count_weights(model), "warnings": found.warnings, "problems": found.problems}

@@ -61,10 +61,13 @@ def check_run(data: RunData, model_config: ModelConfig, config: TrainConfig, mod
             model = new_retriever(model_config, data.image_size, list(data.captions))
             if config.towers == "lora":
                 add_adapters(model, config.lora)
+            if config.activation_checkpointing:
+                model.checkpoint_activations()
         if model is not None and not problems:
             optimizers_of(model, config)        # it says which weights learn
             warnings += _frame_size(model, data.image_size)
-            memory = training_memory(model, config, data.image_size, data.captions,
+            fitted = config.model_copy(update={"batch_size": min(config.batch_size, data.clips["train"])})
+            memory = training_memory(model, fitted, data.image_size, data.captions,
                                      pick_precision(config.precision, device))
             problems += _memory_problems(memory, config, device.type)
     except HcmiError as error:
@@ -127,7 +130,7 @@ def _rates(model_config: ModelConfig, config: TrainConfig) -> list[str]:
 
 def _frame_size(model: HcmiModel, image_size: int) -> list[str]:
     trained = getattr(getattr(model.towers.config, "vision_config", None), "image_size", image_size)
-    if model.config.backbone == "scratch" or image_size >= trained:
+    if model.config.backbone == "scratch" or image_size == trained:
         return []
     return [f"shards.size: need the {trained} pixels that {model.config.backbone!r} was trained on, got {image_size}. "
             f"Set it to {trained}."]

@@ -21,7 +21,7 @@ from hcmi.errors import DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, multiply_patches, new_retriever, score, warn_of_foreign
+from hcmi.model import HcmiModel, multiply_patches, new_retriever, score, towers_hash, warn_of_foreign
 from hcmi.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
 from hcmi.progress import note, track
 from hcmi.ranks import ALONE, Ranks
@@ -95,7 +95,8 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
     meaning_N = clip_meanings(train_reader, config)
     progress = Progress.start(len(train_reader), model.head.dim)
-    with Checkpoints(checkpoint_dir, common_identity(ranks, shards_dir, model_config, config)) as checkpoints:
+    identity = common_identity(ranks, shards_dir, model_config, config, whole)
+    with Checkpoints(checkpoint_dir, identity) as checkpoints:
         if state := ranks.from_first(checkpoints.newest):
             state.restore(model, optimizers, loader, progress)
         micro_batch = pick_micro_batch(config, model, train_reader, loader, precision, ranks)
@@ -109,7 +110,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
             for epoch in range(loader.epoch, config.epochs):
                 speed = train_epoch(run, epoch, bar)
                 validation = ranks.from_first(partial(validate, model, val_reader))
-                row = progress.end_epoch(epoch, len(loader), validation, speed)
+                row = progress.end_epoch(epoch, len(loader), validation, speed, len(val_reader) < FEWEST_CLIPS)
                 if log is not None:
                     log.log_epoch(row)
                     note(epoch_line(row, config.epochs))
@@ -231,9 +232,14 @@ def check_and_say(train_reader: ShardReader, val_reader: ShardReader, model_conf
                       f"long it takes.", stacklevel=2)
 
 
-def common_identity(ranks: Ranks, shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig) -> str:
-    """The run's identity. Raises: DataError when this process has other data or parameters than the first one."""
-    own = run_identity(shards_dir, model_config, config)
+def common_identity(ranks: Ranks, shards_dir: str | Path, model_config: ModelConfig, config: TrainConfig,
+                    model: HcmiModel) -> str:
+    """The run's identity. `model`: as it begins.
+
+    Raises: DataError when this process has other data or parameters than the first one.
+    """
+    towers = towers_hash(model) if model_config.backbone != "scratch" else ""
+    own = run_identity(shards_dir, model_config, config, towers)
     if ranks.from_first(lambda: own) != own:
         raise DataError(f"training process {ranks.rank} of {ranks.size}: need the shards and parameters of the first "
                         f"process, got others. Copy params.yaml and {shards_dir} from its machine.")

@@ -60,15 +60,17 @@ class Progress:
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def end_epoch(self, epoch: int, num_steps: int, validation: dict[str, float], speed: dict[str, float]) -> dict:
+    def end_epoch(self, epoch: int, num_steps: int, validation: dict[str, float], speed: dict[str, float],
+                  last_of_equals: bool = False) -> dict:
         """The epoch's row of the history: means over its steps, and ratios of denoising's counts.
 
-        The best epoch is the first one with the highest R@1 on validation.
+        The best epoch is the first one with the highest R@1 on validation, or the last one with `last_of_equals`: where
+        few clips are validated, early epochs are as good by chance.
         """
         means = precision_and_recall({name: total / num_steps for name, total in self.sums.items()})
         row = {"epoch": epoch, **speed, **{f"train/{name}": value for name, value in means.items()},
                **{f"val/{name}": value for name, value in validation.items()}}
-        if validation["R@1"] > self.best_score:
+        if validation["R@1"] > self.best_score or (last_of_equals and validation["R@1"] == self.best_score):
             self.best_score, self.best_epoch = validation["R@1"], epoch
         self.history.append(row)
         self.sums.clear()

@@ -12,7 +12,9 @@ from hcmi.model import HcmiModel
 from hcmi.train.optimizers import make_optimizers
 
 LAYER = re.compile(r"(towers\..*?)\.(\d+)\.")         # the first number in a name is that of the layer
-BEFORE_LAYERS = re.compile(r"\.(embeddings|pre_layrnorm)\.")
+# As transformers, open_clip and timm call what comes before the layers.
+BEFORE_LAYERS = re.compile(r"\.(embeddings|pre_layrnorm|conv1|class_embedding|positional_embedding|token_embedding"
+                           r"|ln_pre|patch_embed|pos_embed|cls_token|reg_token|stem)(\.|$)")
 ADAPTER = "lora_"
 
 
@@ -61,7 +63,9 @@ def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def _same_tower(layers: str, name: str) -> bool:
-    return layers.split(".")[:2] == name.split(".")[:2]
+    """Open_clip has its image tower as `visual` in one module with the text tower."""
+    ours, others = layers.split("."), name.split(".")
+    return ours[:2] == others[:2] and ("visual" in ours) == ("visual" in others)
 
 
 def _slow_down(optimizers: Sequence[Optimizer], model: HcmiModel, decay: float) -> None:

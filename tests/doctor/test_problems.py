@@ -90,7 +90,7 @@ def test_doctor_is_ready_when_nothing_is_wrong(good, params, many):
 CASES = [
     ({"train": {"device": "cuda:99"}}, "device: need a CUDA GPU for 'cuda:99', got"),
     ({"shards": {"size": 65}}, "model.scratch.patch: need a divisor of shards.size=65, got 8. Change one of them."),
-    ({"train": {"batch_size": 10**7}}, "memory: need about "),
+    ({"train": {"num_workers": 10**7}}, "memory: need about "),
     ({"train": {"towers": "frozen"}}, "train.towers frozen: need a pretrained model.backbone, got scratch"),
     ({"model": {"backbone": "nothing/here_at_all"}, "train": {"lr": 1e-4, "backbone_lr": 1e-7}},
      "model.backbone 'nothing/here_at_all': need a "),

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,10 @@ from PIL import Image
 from search_world import searchable_model
 
 from hcmi.config import load_params
-from hcmi.errors import DataError
+from hcmi.errors import ConfigError, DataError
 from hcmi.evaluate import evaluate, report_text, stage
 from hcmi.evaluate.metrics import RECALL_AT
+from hcmi.evaluate.plots import draw_worst_queries
 from hcmi.evaluate.split_metrics import SplitMetrics
 from hcmi.evaluate.stage import split_sha256
 from hcmi.model import encode_texts, encode_videos, load_retriever, score
@@ -270,6 +272,26 @@ def test_evaluate_measures_a_checkpoint_and_names_it(world, tmp_path):
     assert (report["protocol"]["model"], report["protocol"]["trained"]) == (str(checkpoint), False)
     assert report["raw"] == report["levels"]["video_sentence"]
     assert f"model {checkpoint}, zero-shot of {checkpoint}" in report_text(report)
+
+
+@pytest.mark.parametrize(("out", "encoded"), [("all/evaluate.json", None), ("e.json", "all/deep/encoded.safetensors")])
+def test_no_output_is_written_into_the_folder_that_is_replaced(world, tmp_path, out, encoded):
+    folder, params = world
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all/notes.txt").write_text("keep")
+    with pytest.raises(ConfigError, match=r"need a place outside .*all, which is replaced, got one inside"):
+        evaluate(model_dir=folder / "model", shards_dir=folder / "shards", out_json=tmp_path / out,
+                 plots_dir=tmp_path / "all", params=params, encoded_file=encoded and tmp_path / encoded)
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["notes.txt"]
+
+
+def test_dollars_in_captions_are_drawn_as_they_are(world, tmp_path):
+    reader = ShardReader(world[0] / "shards", "test")
+    first, second = (clip.video_id for clip in reader.clips[:2])
+    worst = pd.DataFrame([{"text": "he bids $5 # then _ and $10", "video_id": first, "first": second, "rank": 2}])
+    encoded = SimpleNamespace(video_ids=[clip.video_id for clip in reader.clips])
+    draw_worst_queries(worst, reader, encoded, tmp_path / "worst.png")
+    assert (tmp_path / "worst.png").stat().st_size > 1000
 
 
 def test_split_sha256_changes_when_a_caption_does(world, tmp_path):

@@ -274,3 +274,24 @@ def test_batch_that_is_gone_keeps_no_other_waiting(here, new):
     shutil.rmtree(gone)
     assert "data/incoming/ok.1: need a folder" in call_hcmi("add", "--quiet-seconds", "0", code=1).stderr
     assert new[1].name in found()
+
+
+def test_add_says_in_words_what_it_did_and_what_to_type_next(here, new, tmp_path):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "broken.mp4").write_bytes(b"no video" * 200)
+    put_batch(here, "ok.1", new[:1])
+    put_batch(here, "search_hurt.2", new[1:2])
+    asked = ("add", "--quiet-seconds", "0", str(inbox))
+    left_out, *rest = call_hcmi(*asked).stdout.splitlines()
+    assert left_out.startswith("left out: ")
+    assert "broken.mp4: need a video that can be decoded" in left_out
+    assert rest == [
+        "ok.1: ok: added to the served index and to the training data. So it is. Its report: "
+        "reports/watch/ok.1/index.html",
+        *[line for line in rest if line.startswith("search_hurt.2: search hurt: not added to the served index")],
+        "ok.1: 1 clip can be searched now",
+        "next: `dvc add data/incoming/ok.1` keeps what was added; `dvc repro`, then `hcmi promote`, trains on it"]
+    assert len(rest) == 4
+    assert call_hcmi(*asked).stdout == "no new file: the others are in batches already\n"
+    assert call_hcmi("add", "--quiet-seconds", "0").stdout == "nothing to do: every batch has been judged\n"

@@ -98,9 +98,12 @@ def test_check_leaves_the_models_random_numbers_as_they_are():
 
 @pytest.mark.parametrize(("backbone", "changes", "message"), [
     ("scratch", {"towers": "frozen"}, r"train\.towers frozen: need a pretrained model\.backbone, got scratch"),
-    ("clip", {"batch_size": 10**7}, r"memory: need about [\d.]+ GB to train, got [\d.]+ GB\. Lower train\.batch_size, "
-                                    r"or set train\.micro_batch to a small number, or train\.towers to frozen\.")])
-def test_training_refuses_what_would_end_it_and_writes_nothing(few, clip, tmp_path, backbone, changes, message):
+    ("clip", {}, r"memory: need about [\d.]+ GB to train, got 0\.0 GB\. Lower train\.batch_size or "
+                 r"train\.num_workers, or train\.towers to frozen\.")])
+def test_training_refuses_what_would_end_it_and_writes_nothing(few, clip, tmp_path, monkeypatch, backbone, changes,
+                                                               message):
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 0)
+    monkeypatch.setattr(preflight, "own_memory_bytes", lambda: 0)
     model = section(backbone=str(clip), num_words=32) if backbone == "clip" else section()
     with pytest.raises(ConfigError, match=message):
         run(few, tmp_path, model, **changes)
@@ -213,3 +216,18 @@ def test_preset_is_planned_and_runs_for_two_steps(few, clip, tmp_path, repo_root
     assert not [text for text in plan["warnings"] if not text.startswith("training from nothing")]
     summary = run(few, tmp_path, model, **config.model_dump())
     assert summary["steps"] == 2
+
+
+def test_estimate_is_that_of_training_and_leaves_the_model_as_it_was(clip):
+    """A checkpoint comes in evaluation mode, in which no layer is computed twice."""
+    model = new_retriever(section(backbone=str(clip), num_words=32), SIZE, []).eval()
+    plain = training_memory(model, train_config(), SIZE, CAPTIONS, "float32").activations
+    model.checkpoint_activations()
+    assert training_memory(model, train_config(), SIZE, CAPTIONS, "float32").activations < 0.9 * plain
+    assert not model.training
+
+
+def test_batches_that_the_clips_cannot_fill_count_as_they_are(tmp_path):
+    data = RunData({"train": 24, "val": 3}, CAPTIONS, SIZE)
+    huge, fitted = (check_run(data, section(), train_config(batch_size=size)).memory for size in (1_000_000, 24))
+    assert huge == fitted

@@ -4,6 +4,7 @@ import pytest
 import torch
 from model_world import SIZE, make_shards, save_small_clip, save_small_siglip, section, tiny_model, train_config
 from safetensors.torch import load_file
+from torch import nn
 from train_world import StopError, assert_same_run, run, save_after_every_step, stop_at
 
 from hcmi.config import LoraConfig
@@ -126,6 +127,25 @@ def test_factors_are_those_worked_by_hand():
                  "towers.text_projection.weight", "towers.logit_scale"):
         assert factors[name] == 1, name
     assert set(factors) == {name for name, _ in tiny_model().named_parameters() if name.startswith("towers.")}
+
+
+def test_factors_of_towers_that_have_the_names_of_open_clip():
+    """An image tower of three layers as `visual`, and a text tower of two in the same module."""
+    names = {f"visual.{name}": 0.125 for name in ("conv1.weight", "class_embedding", "positional_embedding",
+                                                  "ln_pre.weight", "trunk.patch_embed.proj.weight", "trunk.pos_embed")}
+    names |= {f"visual.transformer.resblocks.{layer}.mlp.weight": 0.5 ** (2 - layer) for layer in range(3)}
+    names |= {"token_embedding.weight": 0.25, "positional_embedding": 0.25, "transformer.resblocks.0.mlp.weight": 0.5,
+              "transformer.resblocks.1.mlp.weight": 1.0, "visual.proj": 1.0, "ln_final.weight": 1.0}
+    model = nn.Module()
+    for name in names:
+        module = model
+        *path, last = f"towers.clip.{name}".split(".")
+        for part in path:
+            if part not in dict(module.named_children()):
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(last, nn.Parameter(torch.zeros(1)))
+    assert layer_factors(model, 0.5) == {f"towers.clip.{name}": factor for name, factor in names.items()}
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

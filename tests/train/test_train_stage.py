@@ -23,8 +23,8 @@ from model_world import (
 )
 from PIL import Image
 from ruamel.yaml import YAML
-from safetensors.torch import load_file
-from train_world import assert_same_run, curves, run
+from safetensors.torch import load_file, save_file
+from train_world import StopError, assert_same_run, curves, run, save_after_every_step, stop_at
 
 from hcmi.cli import main
 from hcmi.errors import DataError, ModelError
@@ -106,10 +106,17 @@ def test_train_fine_tunes_when_the_backbone_is_pretrained(tmp_path_factory, tmp_
 
 # which epoch is kept
 
-@pytest.mark.parametrize(("recalls", "best"), [([10.0, 50.0, 30.0], 1), ([50.0, 50.0, 20.0], 0), ([0.0, 0.0, 0.0], 0),
-                                               ([1.0, 2.0, 3.0], 2)])
-def test_train_keeps_the_epoch_that_is_best_on_validation(films, tmp_path, monkeypatch, recalls, best):
+@pytest.mark.parametrize(("recalls", "best", "best_of_few"), [
+    ([10.0, 50.0, 30.0], 1, 1), ([50.0, 50.0, 20.0], 0, 1), ([0.0, 0.0, 0.0], 0, 2), ([1.0, 2.0, 3.0], 2, 2)])
+@pytest.mark.parametrize("few", [False, True], ids=["many", "few"])
+def test_train_keeps_the_epoch_that_is_best_on_validation(films, tmp_path, monkeypatch, few, recalls, best,
+                                                          best_of_few):
+    """Of epochs that are equally good the first, or the last where few clips are validated."""
     epochs = []
+    if few:
+        best = best_of_few
+    else:
+        monkeypatch.setattr(subject, "FEWEST_CLIPS", 1)
 
     def scripted(model, reader):
         assert reader.split == "val"
@@ -121,6 +128,28 @@ def test_train_keeps_the_epoch_that_is_best_on_validation(films, tmp_path, monke
     assert (summary["best_epoch"], summary["val_R@1"]) == (best, recalls[best])
     for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
         assert torch.equal(weight, epochs[best][name]), name
+
+
+def test_train_runs_with_activation_checkpointing_when_towers_are_from_scratch(films, tmp_path):
+    run(films, tmp_path / "plain", epochs=1)
+    run(films, tmp_path / "twice", epochs=1, activation_checkpointing=True)
+    plain, twice = (load_file(tmp_path / name / "model/model.safetensors") for name in ("plain", "twice"))
+    for name, weight in plain.items():
+        assert torch.allclose(weight, twice[name], atol=1e-4), name
+
+
+def test_train_starts_anew_when_another_backbone_lies_in_the_same_folder(films, tmp_path, monkeypatch):
+    save_after_every_step(monkeypatch)
+    model = section(backbone=str(tmp_path / "clip"), num_words=32)
+    save_small_clip(tmp_path / "clip", image_size=SIZE)
+    path = tmp_path / "clip/model.safetensors"
+    for factor in (1.0, 1.5):
+        save_file({name: factor * weight for name, weight in load_file(path).items()}, path, {"format": "pt"})
+        with monkeypatch.context() as patch:
+            stop_at(patch, "step", 5)
+            with pytest.raises(StopError):
+                run(films, tmp_path, model, towers="frozen")
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 # odd batches
