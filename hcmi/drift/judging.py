@@ -25,7 +25,7 @@ from hcmi.drift.compare import compare
 from hcmi.drift.label_free_recall import Scores, estimate_recall, hits
 from hcmi.drift.learned import Learned
 from hcmi.drift.profile import MIN_CLIPS, unit
-from hcmi.drift.queries import judge_queries
+from hcmi.drift.queries import LOG, judge_queries
 from hcmi.drift.recall_from_clips import Clips
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
@@ -34,9 +34,8 @@ from hcmi.drift.severity import WITHOUT_WRONG, Severity, estimated, measure
 from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
 from hcmi.drift.verdict import MACHINE, TOO_FEW, UNREADABLE, decide
 from hcmi.errors import DataError, MachineError, shown
-from hcmi.incoming import LOG, is_query_log
 from hcmi.types import Skip, path_text
-from hcmi.video import MACHINE_REASONS
+from hcmi.video import MACHINE_REASONS, find_videos
 from hcmi.wording import plural
 
 SHOWN_LOST = 20
@@ -51,11 +50,11 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     report = BatchReport(shown(folder.name))
     generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
-        if is_query_log(folder):
+        if (folder / LOG).is_file():
+            if find_videos(folder):
+                raise DataError(f"{folder}: need videos or {LOG}, got both. Move {LOG} to a folder of its own.")
             judge_queries(report, folder / LOG, reference, params.drift.false_alarm_rate, generator)
             return report
-        if (folder / LOG).is_file():
-            raise DataError(f"{folder}: need videos or {LOG}, got both. Move {LOG} to a folder of its own.")
         report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
                                                                      reference.precision, shards_dir, generator)
     except NothingUsableError as error:

@@ -20,6 +20,7 @@ from hcmi.types import TextTokens
 from hcmi.video import is_text
 from hcmi.wording import plural
 
+LOG = "queries.jsonl"
 LEAST_NOTHING = 0.03        # share of queries without an answer that is worth a word [ours]
 
 

@@ -16,7 +16,7 @@ from hcmi.files import atomic_file, folders_with_files
 from hcmi.scenes import BATCHES
 from hcmi.video import find_videos
 
-LOG = "queries.jsonl"
+LOG = "queries.jsonl"   # as the room drift calls it, whose stage would depend on Scenes if it took the name from here
 OWN = "batch.json"      # in a batch that `collect` made, which appeared whole: content -> name of the file
 Look = dict[bytes, tuple[int, int, int]]        # name in the batch -> size, times of change of content and of inode
 

@@ -70,7 +70,8 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     home = _home(folder, _maker(model, windows), cache)
     known = _read_notes(home / "files.json")
     files = {name: _know_file(str(path), known.get(name)) for name, path in found.items()}
-    before = {name for name, file in files.items() if file.problem}
+    before = {name for name, old in known.items() if old.problem and name in files
+              and (old.path, old.size, old.mtime_ns) == (files[name].path, files[name].size, files[name].mtime_ns)}
     files = _hash_files(files)
     index = _follow_files(_open_or_create(home / "index", model), files)
     new = _new_files(index, files)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hcmi.dataset import file_contents, read_accepted
+from hcmi.drift.queries import LOG
 from hcmi.errors import DataError
 from hcmi.incoming import (
     ACTIONS,
@@ -193,7 +194,7 @@ def test_batch_that_changes_while_it_is_accepted_is_left_to_its_next_verdict(tmp
 def test_query_log_is_reported_and_nothing_follows(tmp_path):
     incoming, path, ledger = tmp_path / "incoming", tmp_path / "accepted.json", Ledger(tmp_path)
     (incoming / "log").mkdir(parents=True)
-    (incoming / "log/queries.jsonl").write_text('{"query": "a red car"}\n')
+    (incoming / "log" / LOG).write_text('{"query": "a red car"}\n')
     judge(incoming, ledger, log="ok")
     assert accept_judged(incoming, ledger, path) == []
     record = {"batch": "log", "verdict": "changed", "why": "", "reason": "", "queries": 1}

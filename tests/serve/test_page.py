@@ -150,8 +150,8 @@ def test_page_plays_the_further_moments_of_a_film(browser, tmp_path, world):
                               "return from - 0.1 <= at && at <= to + 0.5 }",
                               arg=[hit.more[1].start_s, hit.more[1].end_s])
         assert tab.locator(".more [aria-pressed=true]").all_inner_texts() == [times[1]]
-        marked = tab.locator(".moment:not(.other)").evaluate("mark => parseFloat(mark.style.left)")
-        assert marked == pytest.approx(100 * hit.more[1].start_s / 80, abs=0.1)
+        tab.wait_for_function("left => Math.abs(parseFloat(document.querySelector('.moment:not(.other)').style.left) - "
+                              "left) < 0.1", arg=100 * hit.more[1].start_s / 80)
         tab.locator(".play").click()
         tab.wait_for_function("to => document.querySelector('video').currentTime <= to + 0.5", arg=hit.end_s)
         assert tab.locator(".more [aria-pressed=true]").count() == 0
