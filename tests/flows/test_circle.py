@@ -14,7 +14,8 @@ from test_pipeline import Copy, make_copy
 
 from hcmi.incoming import action
 
-NEW = 60        # clips of each new batch
+# Clips of each new batch. Shifted ones look alike to this small model: 60 of them would count as few independent ones.
+NEW = 120
 # Small, but enough to learn from: a model that finds nothing has nothing to lose on a shifted batch.
 SIZES = {"dataset.scenes.num_train": 600, "dataset.scenes.num_val": 12, "dataset.scenes.num_test": 100,
          "dataset.scenes.num_incoming": NEW, "dataset.scenes.max_events": 2, "dataset.scenes.neighbour_rate": 0.0,
