@@ -19,7 +19,7 @@ from hcmi.dataset import CaptionRow, read_captions
 from hcmi.errors import DataError, DecodeError, shown
 from hcmi.files import atomic_dir, atomic_file, lock
 from hcmi.incoming.batches import OWN
-from hcmi.incoming.bucket import fetched, is_address
+from hcmi.incoming.bucket import CAPTIONS, fetched, is_address
 from hcmi.progress import note
 from hcmi.video import (
     LASTING_REASONS,
@@ -33,7 +33,6 @@ from hcmi.video import (
 )
 from hcmi.wording import plural
 
-CAPTIONS = "captions.csv"
 QUARANTINED = ""            # in place of the batch's name
 CHECK_PIXELS, CHECK_QUALITY = 64, 80
 
@@ -95,6 +94,17 @@ def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: 
     return found
 
 
+def _made_here(incoming: Path) -> list[tuple[Path, dict[str, str]]]:
+    """Each batch that was made here, oldest first, and its files: content -> name."""
+    found = []
+    for path in incoming.glob(f"*/{OWN}"):
+        try:
+            found.append((path.stat().st_mtime_ns, path.parent, dict(json.loads(path.read_text(encoding="utf-8")))))
+        except (OSError, ValueError, TypeError):
+            continue
+    return [(batch, names) for _, batch, names in sorted(found, key=lambda one: one[:2])]
+
+
 class _Notes:
     """What has been taken: contents -> batch, and the content of each file as it was last seen."""
 
@@ -110,11 +120,8 @@ class _Notes:
 
     def take_own(self, incoming: Path) -> None:
         """Add what the batches themselves list: a run may have been killed before it noted them here."""
-        for path in sorted(incoming.glob(f"*/{OWN}")):
-            try:
-                self.contents |= dict.fromkeys(json.loads(path.read_text(encoding="utf-8")), path.parent.name)
-            except (OSError, ValueError):
-                continue
+        for batch, names in _made_here(incoming):
+            self.contents |= dict.fromkeys(names, batch.name)
 
     def write(self) -> None:
         with atomic_file(self.path) as path:
@@ -244,12 +251,7 @@ def _add_late_captions(rows: Mapping[str, list[CaptionRow]], incoming: Path) -> 
 
     Such a batch has new content, so it is judged again. Of two files of one name, the rows are the later one's.
     """
-    batch_of: dict[str, Path] = {}
-    for path in sorted(incoming.glob(f"*/{OWN}"), key=lambda path: path.stat().st_mtime_ns):
-        try:
-            batch_of |= dict.fromkeys(json.loads(path.read_text(encoding="utf-8")).values(), path.parent)
-        except (OSError, ValueError):
-            continue
+    batch_of = {name: batch for batch, names in _made_here(incoming) for name in names.values()}
     changed = []
     for batch in sorted({batch_of[name] for name in rows if name in batch_of}):
         known = _rows(batch / CAPTIONS, batch / "videos")

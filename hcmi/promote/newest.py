@@ -1,6 +1,7 @@
 """Champion and challenger on the newest accepted batches: on clips that neither was trained on."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hcmi.ingest import decoded_clips
 from hcmi.model import HcmiModel, concatenate, encode_texts, score
 from hcmi.promote.gate import Difference
 from hcmi.releases import Release
+from hcmi.shards import SplitIndex, same_settings
 from hcmi.types import Clip, VideoTokens
 
 NEWEST = 3              # batches [ours]
@@ -33,7 +35,7 @@ def compare_on_newest(pairs: Sequence[tuple[HcmiModel, Release]], accepted: Sequ
     clips = _held_out(accepted[-NEWEST:], Path(incoming_dir), params)
     if sum(len(clip.captions) for clip in clips) < FEWEST_QUERIES:
         return None
-    encoded = [_encoded(model, clips, release, params) for model, release in pairs]
+    encoded = _encoded(pairs, clips, params)
     kept = [clip for clip in clips if all(clip.video_id in tokens for tokens in encoded)]
     if not kept:
         return None
@@ -59,11 +61,21 @@ def _held_out(entries: Sequence[Accepted], incoming_dir: Path, params: Params) -
     return sorted(found.values(), key=lambda clip: clip.video_id)
 
 
-def _encoded(model: HcmiModel, clips: list[Clip], release: Release, params: Params) -> dict[str, VideoTokens]:
-    """video_id -> tokens, of frames that are made as the release's own; without clips that cannot be decoded."""
-    with decoded_clips(clips, params, release.shards) as (index, _):
-        batches = [] if index is None else list(encode_clips(model, index, params.export.batch_size))
-    return {clip.video_id: batch.tokens[at:at + 1] for batch in batches for at, clip in enumerate(batch.clips)}
+def _encoded(pairs: Sequence[tuple[HcmiModel, Release]], clips: list[Clip], params: Params
+             ) -> list[dict[str, VideoTokens]]:
+    """For each pair video_id -> tokens, without clips that cannot be decoded. The frames are made as the release's own,
+    and once where the releases have them alike.
+    """
+    with ExitStack() as decoded:
+        indexes: list[SplitIndex | None] = []
+        for _, release in pairs:
+            alike = [index for (_, other), index in zip(pairs, indexes, strict=False)
+                     if same_settings(other.shards, release.shards)]
+            indexes += alike[:1] or [decoded.enter_context(decoded_clips(clips, params, release.shards))[0]]
+        return [{clip.video_id: batch.tokens[at:at + 1]
+                 for batch in (encode_clips(model, index, params.export.batch_size) if index is not None else ())
+                 for at, clip in enumerate(batch.clips)}
+                for (model, _), index in zip(pairs, indexes, strict=True)]
 
 
 def test_ids(release: Release) -> list[str]:

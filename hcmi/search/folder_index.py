@@ -55,6 +55,10 @@ class _File:
     problem: str | None = None      # why it cannot be searched
     until: float | None = None      # time at which that is tried again; None: when the file has changed
 
+    def looks_like(self, other: "_File") -> bool:
+        """Whether path, size and modification time are equal: then the bytes are taken to be equal too."""
+        return (self.path, self.size, self.mtime_ns) == (other.path, other.size, other.mtime_ns)
+
 
 def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None,
                  windows: WindowsConfig = WINDOWS, num_workers: int = 0, timeout_s: float = 60.0) -> FolderIndex:
@@ -70,8 +74,7 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     home = _home(folder, _maker(model, windows), cache)
     known = _read_notes(home / "files.json")
     files = {name: _know_file(str(path), known.get(name)) for name, path in found.items()}
-    before = {name for name, old in known.items() if old.problem and name in files
-              and (old.path, old.size, old.mtime_ns) == (files[name].path, files[name].size, files[name].mtime_ns)}
+    before = {name for name, old in known.items() if old.problem and name in files and old.looks_like(files[name])}
     files = _hash_files(files)
     index = _follow_files(_open_or_create(home / "index", model), files)
     new = _new_files(index, files)
@@ -137,7 +140,7 @@ def _know_file(path: str, old: _File | None) -> _File:
     except OSError:         # `sha256` raises the same error and gives the reason
         return old if old is not None and old.size < 0 else _File(path, -1, -1)
     new = _File(path, status.st_size, status.st_mtime_ns)
-    if old is None or (old.size, old.mtime_ns, old.path) != (new.size, new.mtime_ns, path):
+    if old is None or not old.looks_like(new):
         return new
     return old if old.until is None or 0 <= old.until - time.time() <= RETRY_SECONDS else new
 

@@ -72,8 +72,7 @@ def decode_times(path: str | Path, times_s: Sequence[float], size: int, start_s:
     """The frames that are shown at `times_s`, seconds into the file, which lie in start_s <= t < end_s; in one pass.
 
     A frame is shown until the next one, and may begin before `start_s`; before the first frame of the file, that one is
-    taken. The times of the
-    result are `times_s`. Sizes and squares are those of `decode_clip`.
+    taken. The times of the result are `times_s`. Sizes and squares are those of `decode_clip`.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
