@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,9 +98,11 @@ def film_clips(folder: Path, num_train: int = 24) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.video_id)
 
 
-def make_shards(folder: Path, num_train: int = 24) -> Path:
-    """Shards of `film_clips`, made by the real stage."""
-    write_manifest(film_clips(folder / "films", num_train), folder / "manifest.parquet")
+def make_shards(folder: Path, num_train: int = 24, uncaptioned: Collection[str] = ()) -> Path:
+    """Shards of `film_clips`, made by the real stage; the clips of the splits `uncaptioned` have no captions."""
+    clips = [replace(clip, captions=()) if clip.split in uncaptioned else clip
+             for clip in film_clips(folder / "films", num_train)]
+    write_manifest(clips, folder / "manifest.parquet")
     write_shards(manifest_path=folder / "manifest.parquet", out_dir=folder / "shards",
                  config=changed(PARAMS.shards, size=SIZE, num_frames=8, max_skip_fraction=0, num_workers=1))
     return folder / "shards"

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hcmi.encode.clips import encode_clips
+from hcmi.errors import DataError
 from hcmi.files import atomic_file
 from hcmi.model import HcmiModel, concatenate, encode_precision, encode_texts
 from hcmi.progress import track
@@ -41,6 +42,13 @@ class EncodedSplit:
 def captions_of(reader: ShardReader) -> list[str]:
     """All captions of the reader's clips, in order."""
     return [caption for clip in reader.clips for caption in clip.captions]
+
+
+def require_captions(reader: ShardReader, purpose: str) -> None:
+    """Raises: DataError when no clip of the reader has a caption."""
+    if not any(clip.captions for clip in reader.clips):
+        raise DataError(f"{reader.index.shards}, split {reader.split}: need captions to {purpose}, got {len(reader)} "
+                        f"clips and none. Caption some of them.")
 
 
 def encode_split(model: HcmiModel, reader: ShardReader, batch_size: int, *, processes: int | str = 1,

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hcmi.config import Params
-from hcmi.encode import EncodedSplit, captions_of, encode_split, save_split
-from hcmi.errors import ConfigError, DataError
+from hcmi.encode import EncodedSplit, captions_of, encode_split, require_captions, save_split
+from hcmi.errors import ConfigError
 from hcmi.evaluate.plots import write_plots
 from hcmi.evaluate.postprocess import FEWEST_CLIPS
 from hcmi.evaluate.split_metrics import SplitMetrics, chance, choose_scales, post_processed, shared_captions
@@ -61,9 +61,7 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     model = load_retriever(model_dir, pick_device("auto"))
     reader = ShardReader(shards_dir, params.evaluate.split)
     check_square(model.processor.square, reader.square, shards_dir)
-    if not any(clip.captions for clip in reader.clips):
-        raise DataError(f"{shards_dir}, split {params.evaluate.split}: need captions to measure with, got "
-                        f"{len(reader)} clips and none. Caption them, or set evaluate.split.")
+    require_captions(reader, "measure the model with")
     if model.config.backbone != "scratch":
         warn_of_foreign(model.processor.tokenizer, captions_of(reader), model.config.backbone)
     encoded = encode_split(model, reader, params.evaluate.batch_size, processes=params.train.num_processes,
@@ -164,10 +162,12 @@ def videos_sha256(reader: ShardReader) -> str:
 
 
 def bank_texts(model: HcmiModel, shards_dir: str | Path, size: int) -> TextTokens | None:
-    """`size` training captions, encoded; None when there is no training split."""
+    """`size` training captions, encoded; None when there are none."""
     if not any(Path(shards_dir).glob("train-*.tar")):
         return None
     captions = sorted({caption for clip in ShardReader(shards_dir, "train").clips for caption in clip.captions})
+    if not captions:
+        return None
     chosen = np.random.default_rng(BANK_SEED).permutation(len(captions))[:size]
     return encode_texts(model, [captions[row] for row in sorted(chosen)])
 

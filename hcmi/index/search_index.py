@@ -28,6 +28,7 @@ from hcmi.runtime import single_after_fork
 from hcmi.types import Clip, VideoTokens, path_of_text
 
 FORMAT = 1
+ENTRY = ("videos", "embeddings", "vectors", "kind", "rows", "digest", "removed", "sizes")     # of a segment
 
 
 class SearchIndex:
@@ -185,7 +186,8 @@ def read_catalog(folder: Path) -> dict[str, Any]:
         catalog = json.loads(path.read_text(encoding="utf-8"))
         if catalog["format"] != FORMAT:
             raise SearchIndexError(f"{path}: need index format {FORMAT}, got {catalog['format']}. {AGAIN}")
-        catalog["generation"], catalog["model"]["fingerprint"], catalog["segments"]
+        catalog["generation"], catalog["model"]["fingerprint"]
+        [entry[name] for entry in catalog["segments"] for name in ENTRY]
     except FileNotFoundError as error:
         raise SearchIndexError(f"{folder}: need a search index, got no index.json there. "
                                "Run `hcmi export`, or search a folder of videos directly.") from error

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
+from hcmi.encode import require_captions
 from hcmi.errors import DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
@@ -218,13 +219,15 @@ def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: Shard
 
 def check_and_say(train_reader: ShardReader, val_reader: ShardReader, model_config: ModelConfig, config: TrainConfig,
                   model: HcmiModel) -> None:
-    """Raises: ConfigError for what would end the run. What would spoil it becomes a warning."""
+    """Raises: ConfigError for what would end the run, DataError for a split `val` without captions. What would spoil
+    the run becomes a warning."""
     data = RunData({"train": len(train_reader), "val": len(val_reader)},
                    [caption for clip in train_reader.clips for caption in clip.captions], train_reader.frame_shape[0])
     found = check_run(data, model_config, config, model)
     for warning in found.warnings:
         warnings.warn(warning, stacklevel=2)
     refuse(found)
+    require_captions(val_reader, "choose the best epoch with")
     if found.memory and model_config.backbone != "scratch":
         weights = count_weights(model)
         warnings.warn(f"{weights['trained'] / 1e6:.1f} M weights learn and {weights['frozen'] / 1e6:.1f} M do not. "

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hcmi.config import ModelConfig, TrainConfig
+from hcmi.encode import require_captions
 from hcmi.errors import ConfigError
 from hcmi.files import atomic_dir
 from hcmi.model import HcmiModel, zero_shot_retriever
@@ -22,7 +23,8 @@ def keep_zero_shot(shards_dir: str | Path, model_dir: str | Path, metrics_dir: s
                    ) -> dict[str, Any]:
     """Write the backbone as a model folder, and its figures on the split `val` as those of epoch 0. Returns a summary.
 
-    Raises: ConfigError when the backbone is `scratch`; ModelError when it cannot be read; DataError for an empty split.
+    Raises: ConfigError when the backbone is `scratch`; ModelError when it cannot be read; DataError when the split
+    `val` is empty or has no captions.
     """
     if int(os.environ.get("RANK", 0)):      # another process of `torchrun` than the first one
         return {}
@@ -30,6 +32,7 @@ def keep_zero_shot(shards_dir: str | Path, model_dir: str | Path, metrics_dir: s
         raise ConfigError("train.epochs: need 1 or more for model.backbone scratch, whose weights are random, got 0. "
                           "Name a checkpoint as model.backbone, or raise train.epochs.")
     reader, device = ShardReader(shards_dir, "val"), pick_device(config.device)
+    require_captions(reader, "measure the model with")
     model = zero_shot_retriever(model_config, reader.frame_shape[0], reader.square)
     nn.Module.to(model, device)
     figures = {f"val/{name}": value for name, value in validate(model, reader).items()}

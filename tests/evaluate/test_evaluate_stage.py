@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from model_world import save_small_clip
+from model_world import make_shards, save_small_clip
 from PIL import Image
 from search_world import searchable_model
 
@@ -259,9 +259,17 @@ def test_evaluate_says_what_shared_captions_change_when_there_are_some(world, tm
 
 def test_evaluate_refuses_a_split_when_no_clip_has_a_caption(world, tmp_path):
     shards = write_shards(tmp_path / "shards", (("test", 3),), captions=(0,))
-    with pytest.raises(DataError, match="split test: need captions to measure with, got 3 clips and none"):
+    with pytest.raises(DataError, match="split test: need captions to measure the model with, got 3 clips and none"):
         run(world, "uncaptioned", shards)
     assert not (world[0] / "uncaptioned").exists()
+
+
+def test_evaluate_measures_without_a_bank_when_no_training_clip_has_a_caption(tmp_path, world):
+    shards = make_shards(tmp_path, num_train=6, uncaptioned=["train"])
+    checkpoint = save_small_clip(tmp_path / "clip", image_size=16)
+    report = evaluate(model_dir=checkpoint, shards_dir=shards, out_json=tmp_path / "evaluate.json",
+                      plots_dir=tmp_path / "plots", params=world[1])
+    assert report["post"].keys() == {"dsl", "sinkhorn"}     # those that need no other captions
 
 
 def test_evaluate_measures_a_checkpoint_and_names_it(world, tmp_path):

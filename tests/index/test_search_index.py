@@ -99,7 +99,8 @@ def test_open_refuses_when_a_file_is_half_copied(folder, victim, damage):
         SearchIndex.open(folder)
 
 
-@pytest.mark.parametrize("content", ["", '{"format": 1', "[]", "\0\0", '{"format": 1}'])
+@pytest.mark.parametrize("content", ["", '{"format": 1', "[]", "\0\0", '{"format": 1}',
+                                     '{"format": 1, "generation": 1, "model": {"fingerprint": "a"}, "segments": [{}]}'])
 def test_open_refuses_when_index_json_is_broken(folder, content):
     (folder / "index.json").write_text(content)
     with pytest.raises(SearchIndexError, match=r"index.json: need a complete index.json, got a broken one"):

@@ -95,6 +95,13 @@ def test_train_stops_in_one_line_when_known_duplicates_have_no_tag(films, tmp_pa
     assert not (tmp_path / "model").exists()
 
 
+def test_train_stops_before_the_first_step_when_no_validation_clip_has_a_caption(tmp_path):
+    shards = make_shards(tmp_path, uncaptioned=["val"])
+    with pytest.raises(DataError, match="split val: need captions to choose the best epoch with, got 3 clips"):
+        run(shards, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
 def test_train_fine_tunes_when_the_backbone_is_pretrained(tmp_path_factory, tmp_path):
     folder = save_small_clip(tmp_path / "clip", image_size=SIZE)
     films = make_shards(tmp_path_factory.mktemp("few"), num_train=6)

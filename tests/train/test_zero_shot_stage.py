@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_world import CHECKPOINTS
-from model_world import section
+from model_world import make_shards, section
 from ruamel.yaml import YAML
 from search_world import call_hcmi
 from train_world import run
 
-from hcmi.errors import ConfigError
+from hcmi.errors import ConfigError, DataError
 from hcmi.model import describe_model, encode_texts, load_retriever
 
 TEXTS = ["a red film then blue", "first green and white later"]
@@ -58,6 +58,13 @@ def test_run_gives_the_same_when_it_is_repeated(kept, films, clip, tmp_path):
 def test_scratch_is_refused_before_anything_is_written(films, tmp_path):
     with pytest.raises(ConfigError, match=r"^train.epochs: need 1 or more for model.backbone scratch, whose weights"):
         run(films, tmp_path, epochs=0)
+    assert not (tmp_path / "model").exists()
+
+
+def test_split_without_captions_is_refused_before_anything_is_written(clip, tmp_path):
+    shards = make_shards(tmp_path, num_train=6, uncaptioned=["val"])
+    with pytest.raises(DataError, match=r"split val: need captions to measure the model with, got 3 clips and none"):
+        run(shards, tmp_path, model=section(backbone=str(clip)), epochs=0)
     assert not (tmp_path / "model").exists()
 
 
