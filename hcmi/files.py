@@ -7,11 +7,11 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hcmi.errors import WRITING, HcmiError, MachineError, file_of, machine_error, system_error
+from hcmi.errors import WRITING, ConfigError, HcmiError, MachineError, file_of, machine_error, system_error
 
 LEFT_SECONDS = 60       # an unlocked temporary folder of this age was left by a writer that was killed
 TEMPORARY = re.compile(r"(?<![^/])\.([^/]+)\.\w{8}\.tmp(?![^/])")     # names of temporary files and folders
@@ -65,18 +65,27 @@ def _holds_files(folder: Path) -> bool:
     return bool(unlisted)
 
 
-def ask_to_write(*, folders: Iterable[str | Path] = (), files: Iterable[str | Path] = ()) -> None:
+def ask_to_write(*, folders: Mapping[Path | str, str | None] | None = None, files: Iterable[str | Path] = ()) -> None:
     """Check before long work that these outputs can be written; the check leaves nothing behind.
 
-    `folders`: those that `atomic_dir` will replace. `files`: those that `atomic_file` will replace.
-    Raises: MachineError when a place is read-only or full, or holds something of another kind.
+    `folders`: those that `atomic_dir` will replace, each with the name of a file by which an earlier output is known;
+    None: whatever it holds. `files`: those that `atomic_file` will replace.
+    Raises: MachineError when a place is read-only or full, or holds something of another kind; ConfigError when a
+    folder holds files and is no earlier output, because a person's files would be lost.
     """
-    for folder in map(Path, folders):
+    for folder, sign in (folders or {}).items():
+        folder = Path(folder)
         if os.path.lexists(folder) and not folder.is_dir():
             raise MachineError(f"{folder}: need a folder or nothing there, got a file. Move it away.")
         if os.path.ismount(folder):
             raise MachineError(f"{folder}: need a folder that can be replaced, got one where a disk is mounted. "
                                f"Name a folder inside it.")
+        if sign and folder.is_dir() and not (folder / sign).is_file():
+            names = sorted(path.name for path in folder.iterdir() if not is_passed_over(path.name))
+            if names:
+                more = f" and {len(names) - 1} more" if names[1:] else ""
+                raise ConfigError(f"{folder}: need a folder that may be replaced, which is empty or has {sign}, got "
+                                  f"one with {names[0]}{more}. Name another folder.")
         _try_to_write(folder)
     for file in map(Path, files):
         if file.is_dir():

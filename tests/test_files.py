@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hcmi.files
-from hcmi.errors import MachineError
+from hcmi.errors import ConfigError, MachineError
 from hcmi.files import ask_to_write, atomic_dir, atomic_file, folders_with_files
 from hcmi.types import path_of_text, path_text
 
@@ -142,9 +142,27 @@ def test_error_of_reading_another_file_is_not_called_one_of_writing(tmp_path, ki
 
 def test_asking_leaves_nothing_and_makes_nothing(tmp_path):
     (tmp_path / "there").mkdir()
-    ask_to_write(folders=[tmp_path / "there", tmp_path / "a" / "b"], files=[tmp_path / "c" / "d.json", "e.json"])
+    ask_to_write(folders={tmp_path / "there": "run.json", tmp_path / "a" / "b": None},
+                 files=[tmp_path / "c" / "d.json", "e.json"])
     assert names(tmp_path) == ["there"]
     assert names(tmp_path / "there") == []
+
+
+def test_asking_allows_a_folder_when_it_is_an_earlier_output_or_holds_system_files_alone(tmp_path):
+    for name, file in (("ours", "run.json"), ("system", ".DS_Store")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+        ask_to_write(folders={tmp_path / name: "run.json"})
+
+
+def test_asking_refuses_a_folder_when_a_person_would_lose_files(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("thesis.txt", "b"):
+        (tmp_path / "mine" / name).touch()
+    with pytest.raises(ConfigError, match=r"mine: need a folder that may be replaced, which is empty or has run.json, "
+                                          r"got one with b and 1 more. Name another folder"):
+        ask_to_write(folders={tmp_path / "mine": "run.json"})
+    assert names(tmp_path / "mine") == ["b", "thesis.txt"]
 
 
 def test_atomic_file_is_another_file_when_it_replaces_one(tmp_path):

@@ -6,9 +6,10 @@ in skipped.jsonl. Other rooms also read folders and annotations through this one
 
 from hcmi.dataset.accepted import Accepted, accept, batch_clips, file_contents, is_held_out, read_accepted
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
+from hcmi.dataset.build_clips import check_split
 from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.expected_splits import expected_splits
-from hcmi.dataset.folder import NothingUsableError, read_folder
+from hcmi.dataset.folder import NothingUsableError, locate_in, read_folder
 from hcmi.dataset.manifest import (
     read_manifest,
     read_manifest_table,
@@ -26,10 +27,12 @@ __all__ = [
     "accept",
     "batch_clips",
     "build_dataset",
+    "check_split",
     "expected_splits",
     "file_contents",
     "files_by_bare_name",
     "is_held_out",
+    "locate_in",
     "read_accepted",
     "read_annotations",
     "read_captions",

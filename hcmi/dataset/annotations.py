@@ -14,7 +14,7 @@ from pathlib import Path
 from hcmi.config import DatasetConfig
 from hcmi.dataset.build_clips import bare_name, place_of
 from hcmi.dataset.captions import CaptionRow
-from hcmi.dataset.layouts import other_layout
+from hcmi.dataset.layouts import DIDEMO_SECONDS, other_layout
 from hcmi.dataset.moments import charades_sta, qvhighlights, tvr
 from hcmi.dataset.reading import (
     LAYOUT,
@@ -138,7 +138,9 @@ def lsmdc_table(path: Path, split: str) -> Rows:
 
 
 def didemo(folder: Path, protocol: str) -> Rows:
-    """DiDeMo. paragraph: a video's sentences joined; moments: each with the segment that most annotators chose."""
+    """DiDeMo. paragraph: the sentences of a video's beginning, which annotators saw, joined; moments: each with the
+    segment that most annotators chose.
+    """
     for split in ("train", "val", "test"):
         wanted = dict.fromkeys(list_of(folder / f"{split}_list.txt"))
         path = folder / f"{split}_data.json"
@@ -150,7 +152,7 @@ def didemo(folder: Path, protocol: str) -> Rows:
                 start_s, end_s = _agreed(field_of(entry, "times", list, where), where)
                 sentences[video].append(CaptionRow(bare_name(video), text, start_s, end_s, split, where))
         for rows in sentences.values():
-            yield from rows if protocol == "moments" else _paragraph(rows)
+            yield from rows if protocol == "moments" else _paragraph(rows, DIDEMO_SECONDS)
 
 
 def _agreed(times: list, where: str) -> tuple[float, float]:
@@ -202,9 +204,10 @@ def _vatex_file(path: Path, splits: dict[str, str], default: str | None) -> Rows
             yield from each(video, strings_of(field_of(entry, "enCap", list, where), where), split, where)
 
 
-def _paragraph(rows: list[CaptionRow]) -> Rows:
+def _paragraph(rows: list[CaptionRow], end_s: float | None = None) -> Rows:
+    """One row for the video, or for its part before `end_s`."""
     if rows:
-        yield replace(rows[0], caption=" ".join(row.caption for row in rows if row.caption), start_s=None, end_s=None)
+        yield replace(rows[0], caption=" ".join(row.caption for row in rows if row.caption), start_s=None, end_s=end_s)
 
 
 ONE_K = Counts(1_000, 1_000)

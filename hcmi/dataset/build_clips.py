@@ -160,12 +160,17 @@ def _note_video(db: sqlite3.Connection, name: str, row: CaptionRow, locate: Call
                    (name, path_text(path), row.split, place_of(name, seed), shown(row.where)))
         return path_text(path)
     path, split, said = known
+    check_split(row, split, said)
     if row.split and split is None:
         db.execute("UPDATE videos SET split = ?, said = ? WHERE name = ?", (row.split, shown(row.where), name))
-    elif row.split and row.split != split:
+    return path
+
+
+def check_split(row: CaptionRow, split: str | None, said: str) -> None:
+    """Raises: DataError when a row gives its video another split than `split`, which the row `said` gives it."""
+    if row.split and split and row.split != split:
         raise DataError(f"{row.where}: need one split for all rows of {row.video!r}, got {row.split} here and {split} "
                         f"in {said}. A video in two splits is trained on and tested on; correct one of them.")
-    return path
 
 
 def _inspect(db: sqlite3.Connection) -> Iterator[Skip]:

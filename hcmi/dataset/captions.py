@@ -98,6 +98,12 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
         raise DataError(f"{path} row 1: need each column once, got {twice[0]!r} twice. Remove one of the two.")
     if missing := [name for name in REQUIRED if name not in columns]:
+        if len(columns) == 1 and (other := next((mark for mark in ";\t|" if mark in columns[0]), "")):
+            raise DataError(f"{path} row 1: need commas between the cells, got {other!r}. Save the table as CSV with "
+                            f"commas.")
+        if {name.lower() for name in columns} >= set(REQUIRED):
+            raise DataError(f"{path} row 1: need the columns {known}, got {_short(got)}. Write the names in small "
+                            f"letters.")
         raise DataError(f"{path} row 1: need the columns {known}, got {_short(got)}. Add the column {missing[0]}.")
     if unknown := [name for name in columns if name not in REQUIRED + OPTIONAL]:
         raise DataError(f"{path} row 1: need only the columns {known}, got {_short(unknown[0])}. Rename or remove it.")
@@ -115,7 +121,7 @@ def _row(where: str, columns: list[str], cells: list[str]) -> CaptionRow:
     values = dict(zip(columns, cells, strict=True))
     for column, cell in values.items():
         _check_text(where, cell, column)
-    video, split = values["video"].strip(), values.get("split", "").strip()
+    video, split = plain_name(values["video"].strip()), values.get("split", "").strip()
     if not video:
         raise DataError(f"{where}: need the name of a video, got an empty cell. Fill it in or remove the row.")
     if split and split not in SPLITS:
@@ -123,6 +129,12 @@ def _row(where: str, columns: list[str], cells: list[str]) -> CaptionRow:
     start_s, end_s = (_seconds(where, name, values.get(name, "")) for name in ("start", "end"))
     check_segment(where, start_s, end_s)
     return CaptionRow(video, " ".join(values["caption"].split()), start_s, end_s, split or None, where)
+
+
+def plain_name(name: str) -> str:
+    """The name of a file without empty parts and dots: `./a.mp4` and `a.mp4` are one video."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return "/" * name.startswith("/") + "/".join(parts)
 
 
 def _seconds(where: str, name: str, cell: str) -> float | None:

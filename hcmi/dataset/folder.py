@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -41,7 +42,6 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: need a folder with videos/ and captions.csv, found none. Correct dataset.path.")
     videos = folder / "videos" if os.path.isdir(folder / "videos") else folder       # doctor looks there too
-    inside = Path(os.path.realpath(videos))
     rows: Iterable[CaptionRow] = ()
     if captions_required or os.path.isfile(folder / "captions.csv"):
         rows = read_captions(folder / "captions.csv")
@@ -49,7 +49,7 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     rows = (replace(row, video=name_on_disk(row.video)) for row in rows)
     if not captions_required:
         rows = chain(rows, _uncaptioned(videos))
-    return build_clips(rows, lambda row: _locate(videos, inside, row), config, windows=windows)
+    return build_clips(rows, locate_in(videos), config, windows=windows)
 
 
 def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
@@ -57,11 +57,15 @@ def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
         yield CaptionRow(path.relative_to(videos).as_posix(), None, where=str(path))
 
 
-def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
-    """The path of a row's video.
+def locate_in(videos: Path) -> Callable[[CaptionRow], str]:
+    """A function that gives the path of a row's video below `videos`, whether or not the file exists.
 
-    Raises: DataError when the path is absolute or has `..` in it, DecodeError when it is a link out of the folder.
+    It raises: DataError when the name is absolute or has `..` in it, DecodeError when it is a link out of the folder.
     """
+    return partial(_locate, videos, Path(os.path.realpath(videos)))
+
+
+def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
     name, where = row.video, row.where
     if os.path.isabs(name) or PureWindowsPath(name).is_absolute():
         raise DataError(f"{where}: need a path inside {videos}, got the absolute path {name!r}. Copy the file there "

@@ -8,6 +8,8 @@ from hcmi.dataset.captions import CaptionRow
 from hcmi.dataset.reading import Rows, each, field_of, json_of, list_of, strings_of, table_of
 from hcmi.types import SPLITS
 
+DIDEMO_SECONDS = 31.0       # CLIP4Clip and T-MASS read so much of a video: the annotators saw its first 30 seconds
+
 
 def other_layout(name: str, folder: Path) -> tuple[Rows, tuple[str, ...]] | None:
     """The rows and the splits of data set `name` in a layout of other code; None where the folder holds no such file.
@@ -38,8 +40,8 @@ def t_mass(folder: Path, splits: Sequence[str]) -> Rows:
     for split in splits:
         path = folder / f"didemo_{split}_label.csv"
         for where, row in table_of(path, "video_path", "text"):
-            yield CaptionRow(bare_name(PurePosixPath(row["video_path"]).name), row["text"].strip(), split=split,
-                             where=where)
+            yield CaptionRow(bare_name(PurePosixPath(row["video_path"]).name), row["text"].strip(), 0.0, DIDEMO_SECONDS,
+                             split, where)
 
 
 def clip2video(folder: Path, splits: Sequence[str]) -> Rows:

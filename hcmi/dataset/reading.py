@@ -1,5 +1,6 @@
 """Read the files of published annotations: text, JSON, JSON lines, tables. A fault is one line that names its place."""
 
+import codecs
 import csv
 import io
 import json
@@ -27,6 +28,7 @@ def text_of(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
+        content = content.removeprefix(codecs.BOM_UTF8)
         return content.decode("cp1252", errors="replace")       # some bytes of LSMDC's files are in this encoding
 
 

@@ -15,7 +15,7 @@ from hcmi.dataset.folder import Found, iter_folder, nothing_usable, only_clips
 from hcmi.dataset.manifest import write_manifest
 from hcmi.dataset.near_duplicates import NearDuplicate
 from hcmi.dataset.webdataset import iter_webdataset
-from hcmi.errors import DataError
+from hcmi.errors import ConfigError, DataError
 from hcmi.files import ask_to_write, atomic_dir, project_path
 from hcmi.scenes import BATCHES, write_batch, write_scenes
 from hcmi.types import SPLITS, Clip, Skip
@@ -55,20 +55,26 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
     `accepted`: the list of batches in `incoming_dir` whose clips are training data too (hcmi/dataset/accepted.py).
 
     `scenes` and `webdataset` write their videos into `generated_dir`, and `scenes` its two batches into `incoming_dir`;
-    the other data sets leave these folders empty.
+    the other data sets leave these folders empty. Beside the videos is annotation.jsonl, which says what they are.
 
     Raises: DataError or ConfigError when the data set or its parameters are wrong, MachineError when an output cannot
     be written. The old manifest is then still there.
     """
     if config.name not in DATASETS:
         raise DataError(f"dataset.name: need one of {', '.join(DATASETS)}, got {config.name!r}. Correct params.yaml.")
-    ask_to_write(folders=[manifest_dir, generated_dir, *(Path(incoming_dir) / batch for batch in BATCHES)])
+    batches = [Path(incoming_dir) / batch for batch in BATCHES]
+    for folder in (manifest_dir, generated_dir, *batches):
+        if config.name != "scenes" and Path(config.path).resolve().is_relative_to(Path(folder).resolve()):
+            raise ConfigError(f"dataset.path: need a folder outside {folder}, which is replaced, got {config.path}. "
+                              f"Move the data set, for example to data/raw.")
+    ask_to_write(folders={manifest_dir: "manifest.parquet", generated_dir: "annotation.jsonl",
+                          **dict.fromkeys(batches)})
     if config.name not in WRITE_VIDEOS:
         with atomic_dir(generated_dir):
             pass
     if config.name == "scenes":
-        for batch in BATCHES:       # before the manifest, because an accepted batch may be one of them
-            write_batch(config.scenes, config.seed, batch, Path(incoming_dir) / batch)
+        for batch in batches:       # before the manifest, because an accepted batch may be one of them
+            write_batch(config.scenes, config.seed, batch.name, batch)
     counts: Counter[str] = Counter(dict.fromkeys(("clips", *SPLITS, "captions", "near_duplicates"), 0))
     reasons: Counter[str] = Counter()
     first: list[Skip] = []
@@ -96,8 +102,8 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
                             f"got {counts['clips']:,} clips, and {reasons['missing']:,} videos are missing. Put their "
                             f"files there, or remove their captions.")
     if config.name != "scenes":
-        for batch in BATCHES:
-            with atomic_dir(Path(incoming_dir) / batch):
+        for batch in batches:
+            with atomic_dir(batch):
                 pass
     seconds = counts.pop("milliseconds", 0) / 1000
     return {"dataset": config.name, **counts, "hours": round(seconds / 3600, 3), "skipped": dict(reasons)}

@@ -6,6 +6,7 @@ The videos are extracted, since decoders need files. From then on they are treat
 import errno
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -88,15 +89,43 @@ def _expand(pattern: str, where: str) -> list[str]:
 # --------------------------------------------------------------------------------------------------------- extracting
 
 def _extract(tars: list[str], generated_dir: Path) -> Iterator[CaptionRow | Skip]:
-    """Write the video of each sample and yield its row; yield a Skip for each sample left out."""
-    with atomic_dir(generated_dir) as temporary:
+    """Write the videos of each sample and yield their rows; yield a Skip for each sample or video left out.
+
+    annotation.jsonl has a line for each video: its name, its caption, and the tar and the sample it was in.
+    """
+    with (atomic_dir(generated_dir) as temporary,
+          open(temporary / "annotation.jsonl", "w", encoding="utf-8", newline="\n") as annotation):
         for tar in track(tars, "reading tars", unit="tar"):
             for sample in _samples(tar):
-                yield sample if isinstance(sample, Skip) else _extract_sample(sample, tar, temporary / "videos")
+                rows = [sample] if isinstance(sample, Skip) else _extract_sample(sample, tar, temporary / "videos")
+                for row in rows:
+                    if isinstance(row, CaptionRow):
+                        line = {"video": row.video, "caption": row.caption, "where": row.where}
+                        annotation.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    yield row
 
 
-def _extract_sample(sample: dict[str, Any], tar: str, videos: Path) -> CaptionRow | Skip:
-    key, ending = sample["__key__"], _video_ending(sample)
+def _extract_sample(sample: dict[str, Any], tar: str, videos: Path) -> Iterator[CaptionRow | Skip]:
+    """Of each of its videos, the row or a Skip; a sample without a video has one Skip.
+
+    A key ends at the first dot of a name. So `a.1.mp4` and `a.2.mp4` are videos of one sample, and each has its own
+    text in `a.1.txt` and `a.2.txt`; a text of the whole sample, `a.txt`, is that of the first video.
+    """
+    key = sample["__key__"]
+    endings = [name for name in sample if f".{name.rpartition('.')[2]}" in VIDEO_ENDINGS]
+    for place, ending in enumerate(endings or [""]):
+        stem = ending.rpartition(".")[0]
+        own = {name: sample[f"{stem}.{name}"] for name in ("txt", "json") if stem and f"{stem}.{name}" in sample}
+        if place and not own:
+            yield _skip(tar, key, "several_videos", f"{tar}, sample {key}: need one video, or a text for each, got "
+                                                    f"{key}.{ending} too. Give it a name of its own before the first "
+                                                    f"dot.")
+        else:
+            yield _extract_video({**sample, **own}, ending, tar, videos)
+
+
+def _extract_video(sample: dict[str, Any], ending: str, tar: str, videos: Path) -> CaptionRow | Skip:
+    key = sample["__key__"]
     where = f"{tar}, sample {key}"
     row = _read_row(sample, ending, where)
     if isinstance(row, tuple):
@@ -134,6 +163,8 @@ def _read_row(sample: dict[str, Any], ending: str, where: str) -> CaptionRow | t
         return "bad_caption", f"{where}: need UTF-8 in its .txt, got the byte 0x{sample['txt'][error.start]:02x}."
     if not caption and isinstance(facts.get("caption"), str):
         caption = " ".join(facts["caption"].split())
+    if "\0" in caption:
+        return "bad_caption", f"{where}: need text in its caption, got a zero byte. Write it again."
     if not caption:
         return "empty_caption", f"{where}: need a caption in its .txt or in its .json, got none."
     try:
@@ -143,11 +174,6 @@ def _read_row(sample: dict[str, Any], ending: str, where: str) -> CaptionRow | t
         times = f"{facts.get('start')!r} to {facts.get('end')!r}"
         return "bad_segment", f"{where}: need start and end in seconds from 0, got {times[:60]}."
     return CaptionRow(f"{sample['__key__']}.{ending}", caption, start_s, end_s, where=where)
-
-
-def _video_ending(sample: dict[str, Any]) -> str:
-    """The ending of the sample's first video, without its dot; "" where it has none."""
-    return next((name for name in sample if f".{name.rpartition('.')[2]}" in VIDEO_ENDINGS), "")
 
 
 def _seconds(value: Any) -> float | None:
@@ -223,8 +249,8 @@ def _samples(tar: str) -> Iterator[dict[str, Any] | Skip]:
 
     def note_member(name: str) -> str:
         nonlocal member
-        member = name
-        return name
+        member = re.sub(r"^(\./+)+", "", name)      # `tar -C FOLDER .` writes ./v.mp4
+        return member
 
     def note_fault(error: Exception) -> bool:
         if not isinstance(error, (tarfile.TarError, OSError, EOFError)):

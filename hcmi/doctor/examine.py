@@ -5,11 +5,19 @@ import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hcmi.config import DatasetConfig, ShardsConfig
-from hcmi.dataset import SOURCES, CaptionRow, files_by_bare_name, read_annotations, read_captions
+from hcmi.dataset import (
+    SOURCES,
+    CaptionRow,
+    check_split,
+    files_by_bare_name,
+    locate_in,
+    read_annotations,
+    read_captions,
+)
 from hcmi.errors import DataError, DecodeError
 from hcmi.video import DecoderPool, EncodeJob, Measured, find_videos, measure_job, names_below
 
@@ -40,12 +48,13 @@ class Listing:
     videos: dict[str, Path]         # whether or not the file exists
     captions: Captions              # of those that have some
     splits: dict[str, str]          # of those that a row gives one
+    outside: set[str] = field(default_factory=set)      # links out of the folder, which are left out
 
 
 def read_videos(folder: Path, config: DatasetConfig) -> Listing:
     """What the folder and its captions name.
 
-    Raises: DataError when there is no folder, or its captions are wrong.
+    Raises: DataError when there is no folder, or its captions are wrong: what would end the stage `dataset`.
     """
     if not os.path.isdir(folder):
         got = "a file" if os.path.exists(folder) else "nothing there"
@@ -54,17 +63,29 @@ def read_videos(folder: Path, config: DatasetConfig) -> Listing:
     inside = folder / "videos" if os.path.isdir(folder / "videos") else folder
     captions: Captions = defaultdict(lambda: defaultdict(list))
     splits: dict[str, str] = {}
+    said: dict[str, str] = {}
 
     def add(row: CaptionRow) -> None:
         captions[row.video][row.start_s, row.end_s].append(row.caption or "")
-        if row.split:
-            splits[row.video] = row.split
+        check_split(row, splits.get(row.video), said.get(row.video, ""))
+        if row.split and row.video not in splits:
+            splits[row.video], said[row.video] = row.split, row.where
 
     if os.path.isfile(folder / "captions.csv"):
-        name_on_disk = names_below(inside)
+        name_on_disk, locate = names_below(inside), locate_in(inside)
+        videos: dict[str, Path] = {}
+        outside: set[str] = set()
         for row in read_captions(folder / "captions.csv"):
-            add(replace(row, video=name_on_disk(row.video)))
-        return Listing({name: inside / name for name in captions}, captions, splits)
+            row = replace(row, video=name_on_disk(row.video))
+            add(row)
+            if row.video in videos:
+                continue
+            videos[row.video] = inside / row.video
+            try:
+                locate(row)
+            except DecodeError as error:
+                outside |= {row.video} if error.reason == "outside" else set()
+        return Listing(videos, captions, splits, outside)
     if config.name in SOURCES and os.path.realpath(config.path) == os.path.realpath(folder):
         for row in read_annotations(config):
             add(row)

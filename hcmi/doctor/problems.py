@@ -1,14 +1,13 @@
 """What this machine has, and what would end or spoil a run on it: one message for each problem."""
 
 import importlib.util
-import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from hcmi.config import Params, ShardsConfig
 from hcmi.errors import shown
-from hcmi.runtime import free_memory_bytes
+from hcmi.runtime import count_cores, free_memory_bytes
 from hcmi.train import Preflight, RunData, check_run
 from hcmi.video import is_text
 
@@ -18,14 +17,17 @@ def describe_machine() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cores": len(os.sched_getaffinity(0)), "memory_free_gb": round(free_memory_bytes() / 1e9, 1),
+    return {"cores": count_cores(), "memory_free_gb": round(free_memory_bytes() / 1e9, 1),
             "disk_free_gb": round(shutil.disk_usage(".").free / 1e9, 1), "gpu": gpu,
             "decord": importlib.util.find_spec("decord") is not None}
 
 
-def folder_problems(report: dict[str, Any], names: Iterable[str], config: ShardsConfig) -> list[str]:
-    """The problems of a folder, whatever it is used for; empty when all is well."""
-    return _name_problems(names) + _run_problems(report, config)
+def folder_problems(report: dict[str, Any], names: Iterable[str], config: ShardsConfig, outside: Collection[str] = ()
+                    ) -> list[str]:
+    """The problems of a folder, whatever it is used for; empty when all is well. `outside`: links out of it."""
+    links = [f"videos: need files in the folder, got {len(outside)} links out of it, such as {shown(min(outside))}. "
+             f"They are left out; copy the files."] if outside else []
+    return _name_problems(names) + links + _run_problems(report, config)
 
 
 def training_problems(data: RunData, params: Params) -> tuple[list[str], Preflight]:
@@ -61,4 +63,7 @@ def _run_problems(report: dict[str, Any], config: ShardsConfig) -> list[str]:
     if report["captions"] is None:
         problems.append("captions: need captions.csv to train and evaluate, got none. Without it the videos can be "
                         "searched with a checkpoint: hcmi search QUERY --videos FOLDER --model CHECKPOINT.")
+    elif report["captions"]["empty"] == report["captions"]["count"]:
+        problems.append(f"captions: need some to train and evaluate, got {report['captions']['count']} empty cells. "
+                        f"Fill them in.")
     return problems

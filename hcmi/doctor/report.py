@@ -45,11 +45,12 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
     videos, captions = listing.videos, listing.captions
     if not videos:
         return without_videos(folder, params)
-    present = sorted(name for name, path in videos.items() if os.path.exists(path))
+    present = sorted(name for name, path in videos.items() if os.path.exists(path) and name not in listing.outside)
     missing = sorted(set(videos) - set(present))
     if not present:
-        raise DataError(f"{folder}: need at least one video file, got {len(missing)} names without a file. "
-                        f"Correct the folder or the names in its captions.")
+        raise DataError(f"{folder}: need at least one video file, got {len(missing)} names without a file"
+                        f"{' in this folder, to which links lead' if listing.outside else ''}. Correct the folder or "
+                        f"the names in its captions.")
     chosen = random.Random(seed).sample(present, min(sample, len(present)))
     examined = examine_sample({name: videos[name] for name in chosen}, shards, seconds)
     num_clips = sum(len(captions[name]) or 1 for name in present)
@@ -62,7 +63,7 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
         "decoders": dict(Counter(one.decoder for one in examined.good.values())),
         "worst": _worst_files(missing, examined),
         "machine": describe_machine(), "memory_needed_gb": None}
-    report["problems"] = folder_problems(report, videos, shards)
+    report["problems"] = folder_problems(report, videos, shards, listing.outside)
     if params and report["captions"]:
         problems, found = training_problems(_run_data(listing, present, params), params)
         report["problems"] += problems

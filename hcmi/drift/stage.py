@@ -23,6 +23,7 @@ from hcmi.drift.pictures import at_random, draw, farthest, lost
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.verdict import CHANGED, HURT
+from hcmi.errors import ConfigError
 from hcmi.files import ask_to_write, atomic_dir
 from hcmi.model import load_retriever
 from hcmi.progress import track
@@ -43,7 +44,10 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
     Raises: ModelError, DriftError, DataError or SearchIndexError when the model, the export, the shards or `batches`
     are wrong; MachineError when `out_dir` cannot be written, which is checked first.
     """
-    ask_to_write(folders=[out_dir])
+    if Path(out_dir, "judged.json").exists():
+        raise ConfigError(f"{out_dir}: need a folder for this report, which is replaced, got the one of all reports. "
+                          f"Name a folder in it, such as {Path(out_dir, *batches[:1] or ['BATCH'])}.")
+    ask_to_write(folders={out_dir: "report.json"})
     os.environ.setdefault("DO_NOT_TRACK", "1")      # Evidently's usage statistics
     folders = find_batches(incoming_dir, batches)
     reports: list[BatchReport] = []

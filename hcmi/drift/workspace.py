@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.errors import DriftError, HcmiError
-from hcmi.files import atomic_dir
+from hcmi.files import ask_to_write, atomic_dir
 
 NAME = "HCMI drift"
 ENDING = ".evidently.json"
 FOLDERS = ("reports/watch", "reports/drift")
+SIGN = "hcmi.txt"       # tells a workspace from a person's folder
 # Columns of one panel have distances of one size: those of ranks and words reach a hundred limits.
 PANELS = {"What the clips and captions show": ("video_embedding", "classifier", "caption_embedding"),
           "Scores": ("own_score", "margin"), "Ranks and words": ("rank", "unknown_words"),
@@ -58,8 +59,9 @@ def date_of(name: str, seconds: float) -> datetime:
 def build_workspace(folders: Sequence[str | Path], out: str | Path) -> int:
     """Write the workspace to `out`, completely or not at all. Returns the number of batches in it.
 
-    Raises: DriftError when no report has a snapshot.
+    Raises: DriftError when no report has a snapshot; ConfigError when `out` has files and is no workspace.
     """
+    ask_to_write(folders={out: SIGN})
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("EVIDENTLY_TYPE_PREFIXES", "hcmi.")       # Evidently loads no other classes than its own
     found = find_snapshots(folders)
@@ -79,6 +81,8 @@ def build_workspace(folders: Sequence[str | Path], out: str | Path) -> int:
                                            "timestamp": date.isoformat()})
             workspace.add_run(project.id, snapshot, name=path.name.removesuffix(ENDING))
         _add_dashboard(project)
+        (folder / SIGN).write_text("Drift reports for Evidently's own interface. `make drift-ui` replaces this "
+                                   "folder.\n", encoding="utf-8")
     return len(found)
 
 

@@ -12,6 +12,8 @@ from hcmi.evaluate.metrics import Ranks, paired_difference
 
 SEED = 0
 DIRECTIONS = ("t2v", "v2t")
+CARD = ("config", "model", "data", "code", "versions")      # of run.json
+COLUMNS = ["direction", "query", "video_id", "greater", "tied", "winners"]      # of ranks.parquet
 
 
 def compare_runs(path_a: str | Path, path_b: str | Path, samples: int = 1000) -> dict:
@@ -29,8 +31,7 @@ def compare_runs(path_a: str | Path, path_b: str | Path, samples: int = 1000) ->
                             f"{values[1]}. Evaluate both models on the same data.")
     return {"differences": {direction: _differences(ranks_a, ranks_b, direction, samples) for direction in DIRECTIONS},
             "changed": {"protocol": _changed(report_a["protocol"], report_b["protocol"]),
-                        **{key: _changed(card_a.get(key, {}), card_b.get(key, {}))
-                           for key in ("config", "model", "data", "code", "versions")}}}
+                        **{key: _changed(card_a.get(key, {}), card_b.get(key, {})) for key in CARD}}}
 
 
 def compare_text(found: dict, path_a: str | Path, path_b: str | Path) -> str:
@@ -57,11 +58,12 @@ def _load(path: Path) -> tuple[dict, dict, pd.DataFrame]:
     folders = (report.parent / "plots", report.parent.parent / "plots")
     plots = next((folder for folder in folders if folder.is_dir()), folders[1])
     try:
-        figures = json.loads(report.read_text(encoding="utf-8"))
-        if "protocol" not in figures:
+        figures, card = (json.loads(file.read_text(encoding="utf-8")) for file in (report, plots / "run.json"))
+        if not isinstance(figures, dict) or not isinstance(figures.get("protocol"), dict):
             raise ValueError("no protocol in evaluate.json")
-        return (figures, json.loads((plots / "run.json").read_text(encoding="utf-8")),
-                pd.read_parquet(plots / "ranks.parquet"))
+        if not isinstance(card, dict) or not all(isinstance(card.get(key, {}), dict) for key in CARD):
+            raise ValueError("no card of a run in run.json")
+        return figures, card, pd.read_parquet(plots / "ranks.parquet", columns=COLUMNS)
     except FileNotFoundError as error:
         raise DataError(f"{path}: need evaluate.json with the folder plots/ of the same run, got no "
                         f"{error.filename}. Run `hcmi evaluate --out DIR/metrics/evaluate.json --plots DIR/plots`, "

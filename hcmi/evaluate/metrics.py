@@ -127,9 +127,16 @@ def _relevant_pairs(relevant: Relevant, sims_QV: NDArray) -> tuple[NDArray, NDAr
         if len(relevant) != num_queries:
             raise DataError(f"right answers: need one entry for each of {num_queries} queries, got {len(relevant)}. "
                             "Pass one entry per row of scores.")
-        lists = [np.atleast_1d(np.asarray(entry, np.int64)) for entry in relevant]
+        lists = [np.atleast_1d(np.asarray(entry)) for entry in relevant]
+        wrong = next((entry for entry in lists if len(entry) and entry.dtype.kind not in "iu"), None)
+        if wrong is not None:
+            raise DataError(f"right answers: need row numbers of the gallery, or a boolean array, got {wrong.dtype} in "
+                            f"a list. Pass np.array(mask) for a mask.")
+        answer = np.concatenate(lists).astype(np.int64)
         query = np.repeat(np.arange(num_queries), [len(entry) for entry in lists])
-        answer = np.concatenate(lists)
+        if num_items > 2 and all(len(entry) == num_items for entry in lists) and set(answer) <= {0, 1}:
+            raise DataError(f"right answers: need row numbers of the gallery, or a boolean array, got {num_items} "
+                            f"zeros and ones for each query. Pass mask.astype(bool) for a mask.")
         pairs = np.unique(np.stack([query, answer]), axis=1)
         query, answer = pairs
     counts = np.bincount(query, minlength=num_queries)

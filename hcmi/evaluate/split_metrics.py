@@ -46,6 +46,16 @@ class SplitMetrics:
         chosen_VQ = sims_VQ if len(rows) == self.num_videos else sims_VQ[rows]
         return ranks(chosen_VQ, [captions[row] for row in rows])
 
+    def v2t_ranks_by_clip(self, sims_VQ: NDArray) -> Ranks:
+        """Each clip ranked among the captioned clips by its best caption, as CLIP4Clip has it; R@1 is the same.
+
+        `v2t_ranks` ranks the best of its captions among all captions, of which other clips have many.
+        """
+        order = np.argsort(self.caption_video, kind="stable")
+        starts = np.searchsorted(self.caption_video[order], self.captioned)
+        best_CC = np.maximum.reduceat(sims_VQ[self.captioned][:, order], starts, axis=1)
+        return ranks(best_CC, np.arange(len(best_CC)))
+
     def t2v_summary(self, found: Ranks) -> dict:
         """Figures of text to video; captions of one clip are drawn together for the interval."""
         return summary(found, np.random.default_rng(SEED), self.samples, groups=self.caption_video)

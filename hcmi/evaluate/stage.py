@@ -38,6 +38,7 @@ from hcmi.types import TextTokens
 
 BANK_SEED = 0               # of the choice of training captions: the same in all runs that are compared
 SELECTION_SPLIT = "val"     # chooses the best epoch and the level weights (stage `train`), and here the scales
+HEADLINE_FILE = "headline.json"
 HEADLINE = {"t2v": ("R@1", "R@5", "R@10"), "v2t": ("R@1",)}     # more would not fit 100 columns of `dvc exp show`
 
 
@@ -52,11 +53,14 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     model gives NaN; ConfigError when `plots_dir`, which is replaced, would hold another output; MachineError when an
     output cannot be written. The last two are checked before the work.
     """
+    if Path(out_json).name == HEADLINE_FILE:
+        raise ConfigError(f"{out_json}: need another name, because {HEADLINE_FILE} is written beside it. Name it "
+                          f"evaluate.json.")
     for path in (out_json, *([encoded_file] if encoded_file else [])):
         if Path(path).resolve().is_relative_to(Path(plots_dir).resolve()):
             raise ConfigError(f"{path}: need a place outside {plots_dir}, which is replaced, got one inside. Write "
                               f"{Path(path).name} beside that folder.")
-    ask_to_write(folders=[plots_dir], files=[out_json, *([encoded_file] if encoded_file else [])])
+    ask_to_write(folders={plots_dir: "run.json"}, files=[out_json, *([encoded_file] if encoded_file else [])])
     tune_allocator()
     model = load_retriever(model_dir, pick_device("auto"))
     reader = ShardReader(shards_dir, params.evaluate.split)
@@ -80,13 +84,15 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
                                      validation_scales(model, shards_dir, bank, params))}
     if shared := shared_captions(split, encoded.captions, sims_QV):
         report["shared_captions"] = shared
+    if len(encoded.captions) > len(split.captioned):
+        report["v2t_by_clip"] = split.v2t_summary(split.v2t_ranks_by_clip(sims_QV.T))
     with atomic_dir(plots_dir) as folder:
         write_plots(folder, reader, encoded, sims_QV, {"t2v": split.t2v_ranks(sims_QV),
                                                        "v2t": split.v2t_ranks(sims_QV.T)})
         _write_json(folder / "run.json", run_card(model, shards_dir, protocol, params))
         with atomic_file(out_json) as path:
             _write_json(path, report)
-        with atomic_file(Path(out_json).with_name("headline.json")) as path:
+        with atomic_file(Path(out_json).with_name(HEADLINE_FILE)) as path:
             _write_json(path, headline(report))
     return report
 
@@ -107,6 +113,8 @@ def report_text(report: dict) -> str:
     rows = {"raw": report["raw"], **{f"level {name}": entry for name, entry in report["levels"].items()}}
     if "shared_captions" in report:
         rows["any clip with the same caption"] = report["shared_captions"]
+    if "v2t_by_clip" in report:
+        rows["each clip by its best caption"] = {"v2t": report["v2t_by_clip"]}
     for name, entry in report["post"].items():
         rows[f"{name}, {'deployable' if entry['deployable'] else 'sees all queries'}"] = entry
     for name, entry in rows.items():

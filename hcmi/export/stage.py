@@ -35,7 +35,7 @@ def export(*, model_dir: str | Path, shards: str | Path, out_dir: str | Path, co
     Raises: ModelError; DataError (no clips in the shards, or broken ones); MachineError (`out_dir` cannot be written,
     which is checked before the work).
     """
-    ask_to_write(folders=[out_dir])
+    ask_to_write(folders={out_dir: "meta.json"})
     model = load_retriever(model_dir, pick_device("auto"))
     splits = read_splits(shards)
     check_square(model.processor.square, read_square(shards), shards)

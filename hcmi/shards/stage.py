@@ -53,7 +53,7 @@ def write_shards(*, manifest_path: str | Path, out_dir: str | Path, config: Shar
         raise ConfigError(f"shards.size: need a multiple of 32 for frames that are whole, got {config.size}. 512 holds "
                           f"the 256 patches of SigLIP 2 NaFlex.")
     out_dir = Path(os.path.realpath(out_dir))
-    ask_to_write(folders=[out_dir])
+    ask_to_write(folders={out_dir: "index.parquet"})
     work = out_dir.with_name(out_dir.name + ".work")
     clip_table = read_clip_table(manifest_path, config, square)
     with writing(out_dir), _lock(work, out_dir):

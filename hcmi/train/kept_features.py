@@ -8,7 +8,6 @@ stopped continues, and new videos leave those of other shards as they are.
 """
 
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from hcmi.errors import ModelError
 from hcmi.model import HcmiModel, HeadOnFeatures, encode_texts, encode_videos, token_states, towers_hash
 from hcmi.progress import track
 from hcmi.ranks import ALONE, Ranks
+from hcmi.runtime import count_cores
 from hcmi.shards import ShardReader, frame_keys, middle_frames
 from hcmi.train.feature_files import ask_for_room, features_folder, make_array, open_array
 from hcmi.types import EvalBatch
@@ -258,7 +258,7 @@ def _key(*parts: object) -> str:
 
 def _decoded_ahead(reader: ShardReader, rows: Iterable[int]) -> Iterator[np.ndarray]:
     """All stored frames of each clip [T, H, X, C], decoded by threads while the towers are at work."""
-    threads = min(8, len(os.sched_getaffinity(0)))
+    threads = min(8, count_cores())
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()
         for row in rows:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
 from hcmi.encode import require_captions
-from hcmi.errors import DataError, ModelError
+from hcmi.errors import ConfigError, DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
@@ -62,7 +62,11 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
     """
     options: dict[str, Any] = {"shards_dir": shards_dir, "model_dir": model_dir, "metrics_dir": metrics_dir,
                                "checkpoint_dir": checkpoint_dir, "model_config": model_config, "config": config}
-    ask_to_write(folders=[model_dir], files=[Path(metrics_dir, "metrics.json"), Path(checkpoint_dir, "step")])
+    if Path(model_config.backbone).resolve() == Path(model_dir).resolve():
+        raise ConfigError(f"{model_dir}: need another folder than model.backbone, which would be replaced. Name "
+                          f"another folder for the trained model.")
+    ask_to_write(folders={model_dir: "config.json"},
+                 files=[Path(metrics_dir, "metrics.json"), Path(checkpoint_dir, "step")])
     if config.epochs == 0:
         return keep_zero_shot(shards_dir, model_dir, metrics_dir, model_config, config, validate)
     if started_by_torchrun():

@@ -58,7 +58,8 @@ class DecoderPool:
     """
 
     def __init__(self, num_workers: int, timeout_s: float, function: Callable = decode_job):
-        self.num_workers = num_workers or len(os.sched_getaffinity(0))
+        self.num_workers = num_workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                                           else os.cpu_count() or 1)
         self.timeout_s = timeout_s
         self.function = function
         self._workers: list[_Worker] = []

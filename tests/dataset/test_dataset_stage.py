@@ -11,7 +11,7 @@ from dataset_world import CONFIG, PARAMS, build, published
 from hcmi.cli import main
 from hcmi.dataset import read_folder, stage
 from hcmi.dataset.captions import CaptionRow
-from hcmi.errors import DataError
+from hcmi.errors import ConfigError, DataError
 from hcmi.types import Skip
 
 
@@ -54,6 +54,15 @@ def test_stage_leaves_the_old_manifest_when_the_folder_is_bad(folder, tmp_path):
     assert sorted(path.name for path in (tmp_path / "manifest").iterdir()) == [
         "manifest.parquet", "near_duplicates.jsonl", "skipped.jsonl"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("place", ["generated", "manifest/mine"])
+def test_stage_is_refused_when_the_data_set_lies_where_it_writes(folder, tmp_path, place):
+    shutil.copytree(folder("video,caption\na.mp4,a dog\n"), tmp_path / place)
+    before = sorted((tmp_path / place).rglob("*"))
+    with pytest.raises(ConfigError, match=r"^dataset.path: need a folder outside .*, which is replaced, got "):
+        build(CONFIG.model_copy(update={"path": str(tmp_path / place)}), tmp_path)
+    assert sorted((tmp_path / place).rglob("*")) == before
 
 
 def test_stage_makes_scenes_and_both_batches_when_asked(tmp_path):

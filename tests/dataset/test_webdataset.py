@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import tarfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,6 +204,29 @@ def test_key_in_a_folder_of_the_tar_keeps_its_folder(write, tmp_path):
     write("a.tar", ("part/one", {"mp4": 25, "txt": b"x"}))
     _, clips, _ = build(tmp_path / "a.tar", tmp_path)
     assert clips["part_one"].path.endswith("generated/videos/part/one.mp4")
+
+
+def test_samples_are_found_when_a_tar_was_made_of_a_whole_folder(tmp_path, film):
+    """`tar -C FOLDER .` puts ./ before each name."""
+    (tmp_path / "source/part").mkdir(parents=True)
+    for name in ("a", "part/b"):
+        (tmp_path / f"source/{name}.mp4").write_bytes(film(20 + len(name)))
+        (tmp_path / f"source/{name}.txt").write_text(f"caption of {name}")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "source", arcname=".")
+    _, clips, skips = build(tmp_path / "a.tar", tmp_path)
+    assert ({name: clip.captions for name, clip in clips.items()}, skips) == (
+        {"a": ("caption of a",), "part_b": ("caption of part/b",)}, [])
+
+
+def test_each_video_of_a_sample_is_a_clip_when_it_has_a_text_and_is_named_when_not(write, tmp_path):
+    write("a.tar", ("a", {"1.mp4": 20, "1.txt": b"one", "2.mp4": 21, "2.txt": b"two"}),
+          ("b", {"left.mp4": 22, "right.mp4": 23, "txt": b"both"}))
+    _, clips, (skip,) = build(tmp_path / "a.tar", tmp_path)
+    assert {name: clip.captions for name, clip in clips.items()} == {
+        "a_1": ("one",), "a_2": ("two",), "b_left": ("both",)}
+    assert skip.reason == "several_videos"
+    assert re.search("need one video, or a text for each, got b.right.mp4 too", skip.detail)
 
 
 @pytest.mark.parametrize("place", ["same tar", "far apart", "another tar"])

@@ -1,6 +1,11 @@
 """Which videos there are, and what decoding a sample of them shows."""
 
+import shutil
+
+import pytest
+
 from hcmi.doctor.examine import examine_sample, read_videos
+from hcmi.errors import DataError
 
 
 def test_videos_come_from_the_table_or_from_the_folder(folder, params):
@@ -13,6 +18,25 @@ def test_videos_come_from_the_table_or_from_the_folder(folder, params):
     assert found.splits == {}
     found = read_videos(folder / "videos", params.dataset)
     assert (sorted(found.videos), found.captions) == (["broken.mp4", "four.mp4", "two.mp4"], {})
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ("two.mp4,a,train\ntwo.mp4,b,test\n", r"captions.csv row 3: need one split for all rows of 'two.mp4', got test"),
+    ("/etc/two.mp4,a,\n", r"captions.csv row 2: need a path inside .*, got the absolute path"),
+    ("../two.mp4,a,\n", r"captions.csv row 2: need a path inside .*, got '../two.mp4' with '..'")])
+def test_table_is_refused_when_the_dataset_stage_would_refuse_it(tmp_path, params, rows, message):
+    (tmp_path / "captions.csv").write_text(f"video,caption,split\n{rows}")
+    with pytest.raises(DataError, match=message):
+        read_videos(tmp_path, params.dataset)
+
+
+def test_names_of_one_file_are_one_video_and_a_link_out_of_the_folder_is_outside(folder, params, tmp_path):
+    (tmp_path / "videos").mkdir()
+    shutil.copy(folder / "videos/two.mp4", tmp_path / "videos")
+    (tmp_path / "videos/link.mp4").symlink_to(folder / "videos/four.mp4")
+    (tmp_path / "captions.csv").write_text("video,caption\n./two.mp4,a\ntwo.mp4,b\nlink.mp4,c\n")
+    found = read_videos(tmp_path, params.dataset)
+    assert (sorted(found.videos), found.outside) == (["link.mp4", "two.mp4"], {"link.mp4"})
 
 
 def test_sample_has_the_figures_of_good_files_and_the_errors_of_others(folder, params):

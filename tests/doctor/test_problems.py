@@ -17,7 +17,7 @@ from hcmi.errors import HcmiError
 from hcmi.shards import write_shards
 from hcmi.train import plan_training, preflight
 
-REPORT = {"machine": {"disk_free_gb": 10.0, "memory_free_gb": 4.0}, "captions": {},
+REPORT = {"machine": {"disk_free_gb": 10.0, "memory_free_gb": 4.0}, "captions": {"count": 3, "empty": 0},
           "projected": {"failure_rate": 0.0, "shards_mb": 100.0}}
 
 
@@ -28,6 +28,7 @@ def test_nothing_is_found_when_all_is_well(params):
 @pytest.mark.parametrize(("change", "message"), [
     ({"projected": {"failure_rate": 0.2, "shards_mb": 0.0}}, "videos: need at most 10% that cannot be decoded, got"),
     ({"projected": {"failure_rate": 0.0, "shards_mb": 20_000.0}}, "disk: need 20.0 GB for the shards, got 10.0 GB."),
+    ({"captions": {"count": 2, "empty": 2}}, "captions: need some to train and evaluate, got 2 empty cells. Fill them"),
     ({"captions": None}, "captions: need captions.csv to train and evaluate, got none. Without it")])
 def test_problem_is_found_when_the_report_has(params, change, message):
     problem, = folder_problems({**REPORT, **change}, [], params.shards)
@@ -37,6 +38,11 @@ def test_problem_is_found_when_the_report_has(params, change, message):
 def test_problem_is_found_when_a_name_is_no_text(params):
     problem, = folder_problems(REPORT, ["a.mp4", "caf\udce9.mp4"], params.shards)
     assert problem.startswith(r"names: need names in UTF-8, got 1 others, such as caf\xe9.mp4. Rename them")
+
+
+def test_problem_is_found_when_links_lead_out_of_the_folder(params):
+    problem, = folder_problems(REPORT, ["a.mp4", "b.mp4"], params.shards, {"b.mp4"})
+    assert problem.startswith("videos: need files in the folder, got 1 links out of it, such as b.mp4. They")
 
 
 # training

@@ -73,6 +73,10 @@ def test_compare_takes_the_json_file_or_one_folder_for_all(tmp_path):
     (lambda b: shutil.rmtree(b), r"need evaluate.json with the folder plots/"),
     (lambda b: (b / "metrics" / "evaluate.json").write_text("{"), "need the complete output of `hcmi evaluate`"),
     (lambda b: (b / "metrics" / "evaluate.json").write_text("{}"), "need the complete output of `hcmi evaluate`"),
+    (lambda b: (b / "metrics" / "evaluate.json").write_text("5"), "need the complete output of `hcmi evaluate`"),
+    (lambda b: (b / "metrics" / "evaluate.json").write_text('{"protocol": "x"}'), "got: no protocol in evaluate.json"),
+    (lambda b: (b / "plots" / "run.json").write_text('{"code": 1}'), "got: no card of a run in run.json"),
+    (lambda b: pd.DataFrame({"a": [1]}).to_parquet(b / "plots" / "ranks.parquet"), "need the complete output of `hcmi"),
     (lambda b: (b / "plots" / "ranks.parquet").write_bytes(b"PAR1"), "need the complete output of `hcmi evaluate`"),
 ])
 def test_compare_says_what_is_missing_when_a_run_is_incomplete(tmp_path, spoil, message):

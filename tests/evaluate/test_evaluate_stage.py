@@ -109,7 +109,7 @@ def test_evaluate_writes_the_contracts_keys_in_order(done):
     out, report = done
     written = json.loads((out / "metrics" / "evaluate.json").read_text())
     assert written == json.loads(json.dumps(report))
-    assert list(written) == ["protocol", "raw", "chance", "levels", "post"]
+    assert list(written) == ["protocol", "raw", "chance", "levels", "post", "v2t_by_clip"]
     assert list(written["protocol"]) == ["dataset", "split", "num_videos", "num_texts", "captions_per_video",
                                          "split_sha256", "videos_sha256", "selection_split", "decoder", "precision",
                                          "seed", "head", "backbone", "model", "trained"]
@@ -249,12 +249,27 @@ def test_evaluate_chooses_scales_on_the_validation_clips_when_they_are_enough(wo
 def test_evaluate_says_what_shared_captions_change_when_there_are_some(world, tmp_path):
     shards = write_shards(tmp_path / "shards", (("test", 30),))     # 25 different texts
     report = run(world, "shared", shards)[1]
-    assert list(report) == ["protocol", "raw", "chance", "levels", "post", "shared_captions"]
+    assert list(report) == ["protocol", "raw", "chance", "levels", "post", "shared_captions", "v2t_by_clip"]
     assert report["shared_captions"]["captions"] == 20      # two of each of clips 0 to 4 and 25 to 29
     for direction in ("t2v", "v2t"):
         assert set(report["shared_captions"][direction]) == FIGURES
         assert report["shared_captions"][direction]["MnR"] < report["raw"][direction]["MnR"]
     assert "any clip with the same caption" in report_text(report)
+
+
+def test_evaluate_has_the_figures_of_published_code_beside_its_own_when_a_clip_has_several_captions(world):
+    """CLIP4Clip ranks a clip's best caption among the best captions of the other clips, and not among all captions."""
+    report = run(world, "several", world[0] / "shards")[1]
+    ours, published = report["raw"]["v2t"], report["v2t_by_clip"]
+    assert (published["R@1"], published["n"]) == (ours["R@1"], ours["n"])
+    assert published["MnR"] < ours["MnR"]
+    assert "v2t  each clip by its best caption" in report_text(report)
+
+
+def test_evaluate_refuses_to_lose_its_report_in_the_headline(world, tmp_path):
+    with pytest.raises(ConfigError, match=r"headline.json: need another name, because headline.json is written beside"):
+        evaluate(model_dir=world[0] / "model", shards_dir=world[0] / "shards", out_json=tmp_path / "headline.json",
+                 plots_dir=tmp_path / "plots", params=world[1])
 
 
 def test_evaluate_refuses_a_split_when_no_clip_has_a_caption(world, tmp_path):

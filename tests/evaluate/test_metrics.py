@@ -248,6 +248,9 @@ def test_ranks_refuse_nan_and_name_the_place_when_one_score_is_nan():
 
 @pytest.mark.parametrize(("relevant", "message"), [
     ([0, 1], "need one entry for each of 3 queries, got 2"),
+    (np.eye(3, dtype=bool).tolist(), "need row numbers of the gallery, or a boolean array, got bool in a list"),
+    (np.eye(3).tolist(), "need row numbers of the gallery, or a boolean array, got float64 in a list"),
+    (np.eye(3, dtype=int), "need row numbers of the gallery, or a boolean array, got 3 zeros and ones for each query"),
     ([[0], [], [1]], "query 1: need at least one right answer, got none"),
     ([0, 1, 3], "need numbers from 0 to 2, got 0 to 3"),
     ([0, -1, 2], "need numbers from 0 to 2, got -1 to 2"),

@@ -60,3 +60,27 @@ def test_choose_scales_follow_the_spread_of_the_scores_when_these_are_shrunk():
     sims_QV[:, generator.permutation(120)[:12]] += 0.1
     wide, narrow = (choose_scales(truth, spread * sims_QV, None)["sinkhorn"]["t2v"] for spread in (1, 0.1))
     assert (wide, narrow) == (100, 500)
+
+
+def test_clip_is_ranked_by_its_best_caption_when_published_code_does():
+    """Clip 0 has two captions, clip 1 three, clip 2 none. Worked by hand."""
+    split = SplitMetrics(np.array([1, 0, 1, 1, 0]), 3, samples=10)
+    sims_VQ = np.array([[.9, .1, .8, .7, .6],       # clip 0: its best is 0.6; three captions of clip 1 are higher
+                        [.1, .3, .2, .4, .5],       # clip 1: its best is 0.4; 0.5 of clip 0 is higher
+                        [.0, .0, .0, .0, .0]])
+    assert split.v2t_ranks(sims_VQ).expected.tolist() == [4, 2]
+    assert split.v2t_ranks_by_clip(sims_VQ).expected.tolist() == [2, 2]
+
+
+def test_best_captions_are_those_of_a_loop_when_scores_are_random():
+    generator = np.random.default_rng(0)
+    caption_video = generator.permutation(np.repeat(np.arange(12), generator.integers(0, 5, 12)))
+    sims_VQ = generator.normal(size=(12, len(caption_video)))
+    split = SplitMetrics(caption_video, 12, samples=10)
+    expected = []
+    for video in split.captioned:
+        best = {other: max(sims_VQ[video, caption_video == other]) for other in split.captioned}
+        expected.append(1 + sum(score > best[video] for score in best.values()))
+    found = split.v2t_ranks_by_clip(sims_VQ)
+    assert found.expected.tolist() == expected
+    assert found.hits_at(1).tolist() == split.v2t_ranks(sims_VQ).hits_at(1).tolist()
