@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,18 @@ def end_with_make_flows() -> None:
 
 
 def _end_when_closed(port: int) -> None:
-    try:
-        with socket.create_connection(("127.0.0.1", port)) as connection:
+    while True:
+        try:
+            connection = socket.create_connection(("127.0.0.1", port))
+            break
+        except (ConnectionRefusedError, ConnectionResetError):      # nobody listens any more
+            connection = None
+            break
+        except OSError:     # such as no room for a connection: that says nothing of `make flows`
+            time.sleep(1)
+    if connection is not None:
+        with connection, suppress(OSError):
             connection.recv(1)      # nothing is ever sent
-    except OSError:
-        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(2 * GRACE_SECONDS)       # Prefect's engine has ended the stage by then
     os.kill(os.getpid(), signal.SIGKILL)

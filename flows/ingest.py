@@ -15,13 +15,16 @@ continued by the next one, and nothing is done twice:
 
 import hashlib
 import json
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
@@ -41,9 +44,9 @@ from flows.drift_watch import (
     todo,
     verdicts_text,
 )
-from flows.remote import push
+from flows.remote import DVC, push
 from flows.repair import free_dead_locks
-from flows.server import check_server, run_name
+from flows.server import check_project, check_server, run_name
 from flows.stages import kept_sizes, outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
@@ -106,8 +109,9 @@ def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_h
         accept_judged(INCOMING, Ledger(REPORTS), ACCEPTED)
     tracked = track_accepted()
     added = add_accepted() if Releases().current() is not None else {}
+    pushed = push()         # before a training run, which would wait for it
     started = start_retrain(cool_down_hours, retrain)
-    report(took, verdicts, growing, added, tracked, started, [failed, push()])
+    report(took, verdicts, growing, added, tracked, started, [failed, pushed])
     return outcome(verdicts, growing, *(f"{name}: {count} clips added" for name, count in added.items()),
                    *([started] if started else []), failed=failed)
 
@@ -137,8 +141,7 @@ def track_accepted() -> list[str]:
         if str(INCOMING / batch) in made:       # a stage makes it
             continue
         try:
-            run_in_child(sys.executable, "-m", "dvc", "add", "--quiet", str(INCOMING / batch),
-                         log=get_run_logger().info)
+            run_in_child(*DVC, "add", "--quiet", str(INCOMING / batch), log=get_run_logger().info)
             done.append(batch)
         except ChildError as error:
             get_run_logger().warning("%s: not given to DVC yet; the next run tries again. %s", batch, error)
@@ -152,12 +155,12 @@ def _has_grown(folder: Path, files: int, size: int) -> bool:
 
 
 def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
-    """Start this deployment for the batches that hurt search and for which none has been started.
+    """Start this deployment for the batches that hurt search and for which none has been started, or one that failed.
 
     At most one in `cool_down_hours`; batches that arrive earlier are waited for by the next. Returns what was done.
     """
     path = REPORTS / "retrain.json"
-    done = _read(path)
+    done = _without_failed(_read(path))
     hurt = [entry for entry in judged_batches(INCOMING, Ledger(REPORTS))
             if action(entry.verdict).retrain and entry.content not in done["contents"]]
     if not hurt:
@@ -169,28 +172,61 @@ def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
                f"{cool_down_hours:g} hours ago"
     if get_current_settings().api.url is None:
         return f"retrain for {names}: need a server, got none. Run `python -m flows.pipeline`, then `hcmi promote`"
+    wanted = [ACCEPTED, *(INCOMING / f"{entry.batch}.dvc" for entry in hurt)]
+    if deployment != RETRAIN and (missing := not_in_git(wanted)):
+        return f"retrain for {names}: another machine trains on what is in git; commit and push " \
+               f"{', '.join(f'`{file}`' for file in missing)}, then it is started"
     contents = sorted(entry.content for entry in hurt)
-    key = "search-hurt-" + hashlib.sha256(" ".join(contents).encode()).hexdigest()[:16]
+    key = "search-hurt-" + hashlib.sha256(" ".join([*contents, done["run"]]).encode()).hexdigest()[:16]
     try:        # the server knows the key: a run that is killed before the next line starts no second one
         run: Any = run_deployment(deployment, timeout=0, idempotency_key=key, as_subflow=False)
     except ObjectNotFound:
         return f"retrain for {names}: need the deployment {deployment}, got none. Start `make flows`"
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps({"contents": [*done["contents"], *contents],
-                                         "when": datetime.now(UTC).isoformat(timespec="seconds")}, indent=1))
+                                         "when": datetime.now(UTC).isoformat(timespec="seconds"),
+                                         "run": str(run.id), "run_contents": contents}, indent=1))
     return f"retrain for {names}: started, [its page](/runs/flow-run/{run.id})"     # it gets another name when it runs
 
 
+def _without_failed(done: dict[str, Any]) -> dict[str, Any]:
+    """What was started, without the contents of the last run if that has failed or crashed: it has to be started again.
+
+    One that a person has cancelled stays done.
+    """
+    if not done["run"] or get_current_settings().api.url is None:
+        return done
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(done["run"])).state
+        except (ObjectNotFound, ValueError):
+            return done
+    if state is None or not (state.is_failed() or state.is_crashed()):
+        return done
+    return {**done, "contents": [one for one in done["contents"] if one not in done["run_contents"]]}
+
+
+def not_in_git(files: list[Path]) -> list[Path]:
+    """Those of these files that are not the same in the branch that this one is pushed to; all where there is none."""
+    def pushed(file: Path) -> bytes | None:
+        found = subprocess.run(["git", "show", f"@{{upstream}}:./{file.as_posix()}"], capture_output=True)
+        return found.stdout if found.returncode == 0 else None
+
+    return [file for file in files if file.exists() and pushed(file) != file.read_bytes()]
+
+
 def _read(path: Path) -> dict[str, Any]:
-    """For which contents a run has been started, and when the last was: long ago, where that is not known."""
+    """For which contents a run has been started; when the last was: long ago, where that is not known; and its id."""
     never = datetime.fromtimestamp(0, UTC)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         contents, when = list(found["contents"]), datetime.fromisoformat(found["when"]).astimezone(UTC)
+        run, run_contents = str(found.get("run", "")), list(found.get("run_contents", ()))
     except (OSError, ValueError, KeyError, TypeError):      # none has been started, or the file is damaged
-        return {"contents": [], "when": never.isoformat()}
+        return {"contents": [], "when": never.isoformat(), "run": "", "run_contents": []}
     ahead = when > datetime.now(UTC)        # the clock has been set since, so the time says nothing
-    return {"contents": contents, "when": (never if ahead else when).isoformat()}
+    return {"contents": contents, "when": (never if ahead else when).isoformat(), "run": run,
+            "run_contents": run_contents}
 
 
 def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], added: dict[str, int], tracked: list[str],
@@ -214,6 +250,7 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
 
 if __name__ == "__main__":
     try:
+        check_project()
         check_server()
         end = ingest(*sys.argv[1:2], return_state=True)
         if end.is_failed():

@@ -15,6 +15,7 @@ from flows.child import run_in_child
 from flows.stages import remote
 
 RETRY_SECONDS = [10.0, 60.0]
+DVC = (sys.executable, "-m", "dvc", "--wait-for-lock")      # as `open_repo`
 
 
 class RemoteError(Exception):
@@ -25,13 +26,13 @@ class RemoteError(Exception):
       retries=len(RETRY_SECONDS), retry_delay_seconds=RETRY_SECONDS)
 def push_to(name: str) -> None:
     """`dvc push`, of what the remote does not hold. Raises: ChildError."""
-    run_in_child(sys.executable, "-m", "dvc", "push", "--run-cache", "--remote", name, log=get_run_logger().info)
+    run_in_child(*DVC, "push", "--run-cache", "--remote", name, log=get_run_logger().info)
 
 
 @task(name="fetch", task_run_name="fetch from {name}", cache_policy=NO_CACHE, persist_result=False)
 def fetch_from(name: str) -> None:
     """`dvc fetch`, of the run cache and what dvc.lock pins. Raises: ChildError."""
-    run_in_child(sys.executable, "-m", "dvc", "fetch", "--run-cache", "--remote", name, log=get_run_logger().info)
+    run_in_child(*DVC, "fetch", "--run-cache", "--remote", name, log=get_run_logger().info)
 
 
 def fetch(name: str) -> None:

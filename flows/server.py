@@ -5,8 +5,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 from prefect.settings import get_current_settings
+
+from hcmi.config import NO_PARAMS
+
+
+def check_project() -> None:
+    """End the process with one line when the working folder is not that of a project: nothing would be found in it."""
+    if not Path("dvc.yaml").is_file():
+        sys.exit(f"flows: need a dvc.yaml in the working folder, got none in {Path.cwd()}. {NO_PARAMS}")
 
 
 def check_server() -> None:

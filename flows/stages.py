@@ -31,9 +31,16 @@ class Step:
     gpu: bool
 
 
+def open_repo() -> Repo:
+    """The project as DVC sees it. Another DVC process that holds its lock, such as a `dvc push`, is waited for: without
+    that DVC gives up after 3 seconds, also when it is to record what a stage has made.
+    """
+    return Repo(_wait_for_lock=True)
+
+
 def plan() -> list[Step]:
     """The stages in the order in which `dvc repro` runs them; read from dvc.yaml each time."""
-    with Repo() as repo:
+    with open_repo() as repo:
         graph = get_active_graph(repo.index.graph)
         return [Step(stage.addressing, tuple(sorted(before.addressing for before in graph.successors(stage))),
                      bool((stage.meta or {}).get("gpu"))) for stage in plan_repro(graph)]
@@ -50,40 +57,40 @@ def is_stale(stage: str) -> bool:
 
 
 def _is_stale(stage: str) -> bool:
-    with Repo() as repo:
+    with open_repo() as repo:
         return bool(repo.status(targets=[stage]))
 
 
 def changed_outs(*stages: str) -> list[str]:
     """The outputs of these stages whose bytes differ from what dvc.lock pins, or that dvc.lock does not pin."""
-    with Repo() as repo:
+    with open_repo() as repo:
         return sorted(str(out) for name in stages for stage in repo.stage.collect(name) for out in stage.outs
                       if out.hash_info.value is None or out.status())
 
 
 def remote() -> str | None:
     """The name of the default remote; None where there is none."""
-    with Repo() as repo:
+    with open_repo() as repo:
         return repo.config["core"].get("remote")
 
 
 def outs_of_stages() -> set[str]:
     """Every path that a stage of dvc.yaml makes, relative to the project's folder."""
-    with Repo() as repo:
+    with open_repo() as repo:
         return {str(out) for stage in repo.index.stages if stage.is_data_source is False for out in stage.outs}
 
 
 def kept_sizes(folders: Iterable[Path]) -> dict[Path, tuple[int, int]]:
     """Files and bytes of each folder that has a .dvc file beside it, as that file has them."""
     kept = {folder: f"{folder}.dvc" for folder in folders if Path(f"{folder}.dvc").exists()}
-    with Repo() as repo:
+    with open_repo() as repo:
         metas = {folder: repo.stage.collect(file)[0].outs[0].meta for folder, file in kept.items()}
     return {folder: (meta.nfiles or 0, meta.size or 0) for folder, meta in metas.items()}
 
 
 def pins(*stages: str) -> dict[str, str | None]:
     """Output of these stages -> the hash that dvc.lock pins."""
-    with Repo() as repo:
+    with open_repo() as repo:
         return {str(out): out.hash_info.value for name in stages for stage in repo.stage.collect(name)
                 for out in stage.outs}
 
@@ -94,7 +101,7 @@ def mixed_outs(*stages: str) -> list[str]:
     Such outputs match the lock but do not belong together: a run was stopped between two stages. What the stage `code`
     writes does not count: outputs of earlier code still belong together.
     """
-    with Repo() as repo:
+    with open_repo() as repo:
         pinned = {out.fs_path: out.hash_info.value for stage in repo.index.stages if stage.addressing != "code"
                   for out in stage.outs}
         return sorted(str(out) for name in stages for stage in repo.stage.collect(name)
@@ -124,7 +131,7 @@ def is_running() -> bool:
 
 def dvc_is_writing() -> bool:
     """Whether a `dvc repro` is running a stage."""
-    with Repo() as repo:
+    with open_repo() as repo:
         path = Path(repo.tmp_dir or "", "rwlock")
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
@@ -151,7 +158,7 @@ def reproduce(stage: str, pull: bool = False) -> None:
     """
     try:
         free_dead_locks()
-        with keeping_lock(), Repo() as repo:
+        with keeping_lock(), open_repo() as repo:
             repo.reproduce(stage, single_item=True, pull=pull)
     except DvcException as error:
         sys.exit(f"{error}: {error.__cause__}" if error.__cause__ else str(error))

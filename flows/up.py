@@ -6,13 +6,16 @@ stages end with it in any case, also after `kill -9`. The next start marks the r
 
 import argparse
 import os
+import selectors
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from flows.child import ALIVE_PORT, end_group, start_group
@@ -26,6 +29,8 @@ START_SECONDS = 600       # a busy machine loads the server for minutes
 
 def main(port: int, gpus: int) -> None:
     """Serve until stopped. Exits with one line when the port is in use or a part does not start."""
+    for name in ("no_proxy", "NO_PROXY"):       # a proxy does not know this machine's own server
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST, "localhost"]))
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".hcmi/prefect").resolve())))
     home.mkdir(parents=True, exist_ok=True)     # SQLite does not make the folder of its file
     signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts background jobs with Ctrl-C ignored
@@ -44,9 +49,9 @@ def main(port: int, gpus: int) -> None:
 def _serve(port: int, gpus: int) -> None:
     """Start the server and the worker, deploy, and wait; end both in any case."""
     _need_free(port)
-    alive = socket.create_server((HOST, 0), backlog=1024)
+    alive = Alive()
     os.environ.update({"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-                       "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", ALIVE_PORT: str(alive.getsockname()[1])})
+                       "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", ALIVE_PORT: str(alive.port)})
     parts: list[subprocess.Popen] = []
     try:
         parts.append(_start("server", "start", "--host", HOST, "--port", str(port), "--analytics-off"))
@@ -68,6 +73,45 @@ def _serve(port: int, gpus: int) -> None:
         alive.close()       # the flow runs notice this, and report to the server that they have crashed
         for part in reversed(parts):
             end_group(part, grace_seconds=25)
+
+
+class Alive:
+    """A port to which each flow run connects, so that the run notices when `make flows` ends in any way.
+
+    Connections are accepted and dropped as runs come and go. The system keeps some thousand that nobody accepts, and
+    then lets no run connect any more.
+    """
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server((HOST, 0), backlog=128)
+        self._open: set[socket.socket] = set()
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def _keep(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is self._listener:
+                        try:
+                            connection = self._listener.accept()[0]
+                        except OSError:     # closed, or the run has ended already
+                            continue
+                        self._open.add(connection)
+                        selector.register(connection, selectors.EVENT_READ, connection)
+                    else:       # nothing is ever sent: the run has ended
+                        ended: socket.socket = key.data
+                        selector.unregister(ended)
+                        self._open.discard(ended)
+                        ended.close()
+
+    def close(self) -> None:
+        """End all connections, and take no more."""
+        self._listener.close()
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _start(*arguments: str) -> subprocess.Popen:

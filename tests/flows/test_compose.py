@@ -25,6 +25,7 @@ from flow_world import ROOT, Flows, free_port, wait_for
 from prefect.cli._app import _app
 from prefect.settings import Settings
 from ruamel.yaml import YAML
+from sqlalchemy import make_url
 from test_pipeline import TINY, Copy, make_copy
 
 from hcmi.cli import main
@@ -94,12 +95,23 @@ def test_commands_of_prefect_in_the_documents_take_their_arguments(page):
 
 def test_services_have_what_their_settings_need():
     locked = (ROOT / "requirements.lock").read_text()
-    assert re.search(r"^asyncpg==", locked, re.MULTILINE)       # of PREFECT_API_DATABASE_CONNECTION_URL
+    assert re.search(r"^asyncpg==", locked, re.MULTILINE)       # of PREFECT_SERVER_DATABASE_DRIVER
     names = {name for service in COMPOSE["services"].values() for name in service.get("environment", {})
              if name.startswith("PREFECT_")}
     assert names == {"PREFECT_API_URL", "PREFECT_UI_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED",
-                     "PREFECT_API_DATABASE_CONNECTION_URL"}
+                     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE",
+                     *(f"PREFECT_SERVER_DATABASE_{part}" for part in ("DRIVER", "HOST", "PORT", "NAME", "USER",
+                                                                      "PASSWORD"))}
     assert names <= set(known_settings(Settings))
+
+
+def test_the_address_of_the_database_is_right_whatever_the_password(monkeypatch):
+    for name, value in COMPOSE["services"]["server"]["environment"].items():
+        if name.startswith("PREFECT_SERVER_DATABASE_"):
+            monkeypatch.setenv(name, value.replace("${POSTGRES_PASSWORD}", "p@ss%41/#:?"))
+    url = make_url(str(Settings().server.database.connection_url.get_secret_value()))
+    assert (url.drivername, url.username, url.password, url.host, url.port, url.database) == (
+        "postgresql+asyncpg", "prefect", "p@ss%41/#:?", "database", 5432, "prefect")
 
 
 def known_settings(model: type) -> list[str]:
@@ -129,14 +141,17 @@ class Services(Flows):
 
     def __init__(self, project: Path):
         self.project, self.port, self.page, self.process = project, free_port(), free_port(), psutil.Process()
+        database = make_url(POSTGRES)
         home = project.with_name("home")
         home.mkdir(exist_ok=True)
         text = (project / "compose.yaml").read_text()
         for inside, here in [("4200", str(self.port)), ("8000", str(self.page)), ("/opt/venv/bin", str(Path(
                 sys.executable).parent)), ("PYTHONPATH: /project", f"PYTHONPATH: {project}"),
                 ("http://server:", "http://127.0.0.1:"), ("HOME: /tmp", f"HOME: {home}"),
-                ("postgresql+asyncpg://prefect:${POSTGRES_PASSWORD}@database:5432/prefect",
-                 POSTGRES.replace("postgresql:", "postgresql+asyncpg:"))]:
+                ("HOST: database", f"HOST: {database.host}"), ('"5432"', f'"{database.port or 5432}"'),
+                ("DATABASE_NAME: prefect", f"DATABASE_NAME: {database.database}"),
+                ("DATABASE_USER: prefect", f"DATABASE_USER: {database.username}"),
+                ("PASSWORD: ${POSTGRES_PASSWORD}\n", f"PASSWORD: {json.dumps(database.password or '')}\n")]:
             assert inside in text
             text = text.replace(inside, here)
         self._services = YAML(typ="safe").load(text)["services"]

@@ -10,10 +10,12 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 from flow_world import environment
 from model_world import write_film
+from prefect import states
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import disable_run_logger
 
@@ -98,6 +100,55 @@ def test_the_server_is_asked_with_the_same_key_when_the_run_was_killed_before_it
     ingest.start_retrain(24)
     assert len(started) == 3
     assert len(set(started)) == 1       # the server gives the same run each time
+
+
+@pytest.mark.parametrize(("end", "again"), [("Failed", True), ("Crashed", True), ("Completed", False),
+                                            ("Cancelled", False), (None, False)])
+def test_retrain_is_started_again_only_when_the_last_has_failed(started, monkeypatch, end, again):
+    class Client:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def read_flow_run(self, run):
+            if end is None:
+                raise ObjectNotFound(Exception("404"))
+            return SimpleNamespace(state=getattr(states, end)())
+
+    monkeypatch.setattr(ingest, "get_client", lambda sync_client: Client())
+    judged("a", "search hurt")
+    ingest.start_retrain(0)
+    kept = json.loads((ingest.REPORTS / "retrain.json").read_text())
+    (ingest.REPORTS / "retrain.json").write_text(json.dumps(kept | {"run": str(UUID(int=1))}))
+    assert ingest.start_retrain(0) == ("retrain for a: started, [its page](/runs/flow-run/2)" if again else "")
+    assert len(set(started)) == 1 + again       # with another key: the server would give the failed run again
+
+
+def test_retrain_on_another_machine_waits_until_git_has_the_batch(started, monkeypatch):
+    monkeypatch.setattr(ingest, "run_deployment", lambda *_, **__: SimpleNamespace(id=7))
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+
+    git("init", "-q", "-b", "main")
+    git("init", "-q", "--bare", "origin.git")
+    git("remote", "add", "origin", "origin.git")
+    judged("a", "search hurt")
+    Path("data/accepted.json").write_text("[]\n")
+    Path("data/incoming/a.dvc").write_text("outs:\n")
+    asked = "commit and push `data/accepted.json`, `data/incoming/a.dvc`, then it is started"
+    assert ingest.start_retrain(0, "pipeline/retrain-elsewhere").endswith(asked)
+    git("add", "data/accepted.json", "data/incoming/a.dvc")
+    git("commit", "-qm", "batch")
+    assert ingest.start_retrain(0, "pipeline/retrain-elsewhere").endswith(asked)
+    git("push", "-q", "-u", "origin", "main")
+    Path("data/accepted.json").write_text("[1]\n")
+    assert "push `data/accepted.json`, then" in ingest.start_retrain(0, "pipeline/retrain-elsewhere")
+    git("commit", "-qam", "more")
+    git("push", "-q")
+    assert ingest.start_retrain(0, "pipeline/retrain-elsewhere").endswith("started, [its page](/runs/flow-run/7)")
 
 
 def test_retrain_stays_wanted_when_there_is_no_server_or_deployment(started, monkeypatch):

@@ -229,6 +229,18 @@ def test_a_living_dvc_holds_its_lock_when_the_clock_was_set_after_it_wrote_it(to
     assert not is_running()
 
 
+def test_a_stage_waits_when_another_dvc_process_holds_the_lock_for_longer_than_dvc_waits(toy):
+    """As a `dvc push` does all the time that it takes; by itself DVC gives up after 3 seconds."""
+    program = ("import time\nfrom dvc.repo import Repo\nwith Repo() as repo, repo.lock:\n"
+               "    print('held', flush=True)\n    time.sleep(6)\n")
+    other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    assert is_stale("one")
+    reproduce("one")
+    assert other.wait(60) == 0
+    assert not is_stale("one")
+
+
 def test_a_stage_is_refused_when_a_living_dvc_holds_its_output(toy):
     lock = toy / ".dvc/tmp/rwlock"
     lock.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,8 @@ import pytest
 from flow_world import ENDED, ROOT, Flows, environment, forget_outputs, free_port, wait_for
 from ruamel.yaml import YAML
 
+from flows import up
+
 
 def test_deployments_have_schedules_that_are_off():
     deployments = YAML(typ="safe").load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -30,6 +32,22 @@ def test_up_says_so_in_one_line_when_the_port_is_taken(toy):
     assert run.returncode == 1
     assert run.stderr == (f"make flows: need port {port} free on 127.0.0.1, got one in use. "
                           f"Stop what listens there, or run `make flows PORT={port + 1}`.\n")
+
+
+def test_any_number_of_runs_come_and_go_and_those_that_are_left_notice_the_end(monkeypatch):
+    """The system's own queue has room for a few hundred connections or thousands, each of a run that has ended."""
+    alive = up.Alive()
+    monkeypatch.setenv("HCMI_FLOWS_ALIVE_PORT", str(alive.port))
+    for _ in range(3000):
+        socket.create_connection(("127.0.0.1", alive.port), timeout=60).close()
+    program = ("import time; from flows.child import end_with_make_flows; end_with_make_flows(); "
+               "print('runs', flush=True); time.sleep(600)")
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "runs\n"
+    wait_for(lambda: alive._open, 60)
+    assert run.poll() is None
+    alive.close()
+    assert run.wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.timeout(600)
