@@ -7,10 +7,10 @@ from torch import nn
 
 from hcmi.files import project_path
 from hcmi.model.checkpoint import is_trained, load_retriever
+from hcmi.model.checkpoint_files import checkpoint_folder
 from hcmi.model.families import FAMILIES
 from hcmi.model.languages import readable_scripts
 from hcmi.model.modeling import HcmiModel
-from hcmi.model.towers import checkpoint_folder
 
 NAMES = {"clip": "CLIP", "siglip": "SigLIP", "siglip2": "SigLIP 2 NaFlex", "metaclip_2": "MetaCLIP 2",
          "open_clip": "a model of open_clip", "videoprism": "VideoPrism",
