@@ -154,7 +154,7 @@ def reading(subject: str, need: str, next_step: str) -> Iterator[None]:
 def _words(error: Exception) -> str:
     """What an error says, in one line; with its kind where its words alone say little, as those of a KeyError."""
     words = " ".join(str(error).split())
-    plain = isinstance(error, (OSError, ValueError, RuntimeError)) or type(error).__module__ != "builtins"
+    plain = isinstance(error, (ImportError, OSError, ValueError, RuntimeError)) or type(error).__module__ != "builtins"
     return words if plain and words else f"{type(error).__name__}: {words}"
 
 

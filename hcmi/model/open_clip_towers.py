@@ -107,7 +107,7 @@ def _library(subject: str) -> Any:
 def _make(model: dict[str, Any]) -> Any:
     """Raises: ModelError when the library is missing or does not know such a model."""
     library = _library("an open_clip model")
-    options = json.loads(json.dumps(model))
+    options = json.loads(json.dumps(_with_text_config(model, "an open_clip model")))
     text = options["text_cfg"]
     options["vision_cfg"]["timm_model_pretrained"] = False       # no download: our folder has all weights
     text["hf_model_pretrained"] = False
@@ -127,7 +127,7 @@ def _make(model: dict[str, Any]) -> Any:
 def _with_text_config(model: dict[str, Any], name: str) -> dict[str, Any]:
     """`model` with the configuration of a text tower of `transformers`, so that a saved model needs no other folder."""
     source = model["text_cfg"].get("hf_model_name")
-    if not source:
+    if not source or "hf_config" in model["text_cfg"]:
         return model
     with reading(name, f"{CONFIG} of its text tower {source!r} (text_cfg.hf_model_name in {OPEN_CLIP})",
                  "Download it where there is a network, or give the folder that has it."):
