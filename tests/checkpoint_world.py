@@ -180,19 +180,26 @@ OPEN_CLIP: dict[str, tuple[dict, dict]] = {     # each as the library's configur
 
 
 def save_open_clip(folder: Path, name: str) -> Path:
-    """As the library's `push_to_hf_hub` writes it."""
-    import open_clip
-
     model, preprocessing = json.loads(json.dumps(OPEN_CLIP[name]))
     folder.mkdir(exist_ok=True)
     if "hf_tokenizer_name" in model["text_cfg"]:
         _save_gemma_tokenizer(folder)
         model["text_cfg"]["vocab_size"] = _gemma_size(folder)
+    return save_open_clip_model(folder, model, preprocessing)
+
+
+def save_open_clip_model(folder: Path, model: dict, preprocessing: dict) -> Path:
+    """As the library's `push_to_hf_hub` writes it, without the tokenizer."""
+    import open_clip
+
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocessing}))
     options = {key: value for key, value in model.items() if key != "custom_text"}
     torch.manual_seed(0)
-    kind = open_clip.CustomTextCLIP if model.get("custom_text") else open_clip.CLIP
-    towers = kind(**json.loads(json.dumps(options)))
+    options = json.loads(json.dumps(options))
+    custom = model.get("custom_text") or "hf_model_name" in model["text_cfg"]
+    if custom:
+        options["text_cfg"]["hf_model_pretrained"] = False
+    towers = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**options)
     with torch.no_grad():
         for parameter in towers.parameters():
             if parameter.dim() == 2:

@@ -10,6 +10,7 @@ from hcmi.model.cut import cut_note, words_read
 from hcmi.model.describe import describe_model, description_text
 from hcmi.model.encode import (
     bucketed_similarities,
+    check_finite,
     concatenate,
     encode_batches,
     encode_features,
@@ -31,9 +32,9 @@ from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
     "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "HeadOnFeatures",
-    "bucketed_similarities", "check_square", "concatenate", "cut_note", "describe_model", "description_text",
-    "encode_batches", "encode_features", "encode_frames", "encode_precision", "encode_texts", "encode_videos",
-    "is_foreign", "is_trained", "load_retriever", "load_text_encoder", "multiply_patches",
+    "bucketed_similarities", "check_finite", "check_square", "concatenate", "cut_note", "describe_model",
+    "description_text", "encode_batches", "encode_features", "encode_frames", "encode_precision", "encode_texts",
+    "encode_videos", "is_foreign", "is_trained", "load_retriever", "load_text_encoder", "multiply_patches",
     "new_retriever", "score", "shards_square", "similarity_blocks", "tiled_similarities", "token_states", "towers_hash",
     "warn_of_foreign", "words_read", "zero_shot_retriever",
 ]

@@ -4,38 +4,42 @@ A checkpoint is one of `transformers` or of open_clip, by its folder or its name
 model that was made of a checkpoint alone ranks as the checkpoint itself does.
 """
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from torch import nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.config import ModelConfig
 from hcmi.errors import ModelError
+from hcmi.model.checkpoint_files import (
+    CONFIG,
+    OPEN_CLIP,
+    checkpoint_folder,
+    missing_files,
+    plain_name,
+    read_json,
+    read_open_clip,
+    reading,
+)
 from hcmi.model.families import FAMILIES, Towers, check_frames_alone, clip_frames
 from hcmi.model.geometry import (
     CLIP_SQUARE,
-    OPEN_CLIP,
     WHOLE_PATCH,
     Square,
     check_square,
     checkpoint_geometry,
-    config_folder,
-    read_open_clip,
+    open_clip_preprocessing,
 )
 from hcmi.model.modeling import FILES, LOCAL, PRECISIONS, VOCABULARIES, ZERO_SHOT_WEIGHTS, HcmiConfig, HcmiModel
-from hcmi.model.open_clip_towers import OpenClipTowers, load_open_clip, open_clip_tokenizer
+from hcmi.model.open_clip_towers import OpenClipConfig, OpenClipTowers, load_open_clip, open_clip_tokenizer
 from hcmi.model.processor import HcmiProcessor
-from hcmi.model.towers import build_towers, check_loaded, load_towers, quiet, scratch_config
+from hcmi.model.towers import build_towers, check_family, check_loaded, load_towers, quiet, scratch_config
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)    # open_clip's default
-READ = ["*.json", "*.safetensors", "*.model", "*.txt"]      # of an open_clip checkpoint on the hub
 
 
 def load_retriever(source: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> HcmiModel:
@@ -50,9 +54,10 @@ def load_retriever(source: str | Path, device: str | torch.device = "cpu", preci
     """
     if precision not in PRECISIONS:
         raise ModelError(f"precision {precision!r}: need one of {', '.join(PRECISIONS)}, got another. Correct it.")
+    source = plain_name(str(source))
     if is_checkpoint(source):
-        model = _zero_shot(*read_checkpoint(str(source), "model"), str(source))
-        model.checkpoint = str(source)
+        model = _zero_shot(*read_checkpoint(source, "model"), source)
+        model.checkpoint = source
     else:
         model = _load_trained(Path(source))
     model.store_towers(precision)
@@ -65,17 +70,16 @@ def is_trained(model: HcmiModel) -> bool:
 
 
 def is_checkpoint(source: str | Path) -> bool:
-    """Whether this is a folder that another library wrote, or looks like a name on the hub.
+    """Whether this is a folder that another library wrote, or looks like a name on the hub (`plain_name`).
 
     `models/...` is never a name: the hub has no owner of that name.
     """
     source = str(source)
     if os.path.isdir(source):
-        try:
-            config = json.loads(Path(source, "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        config = read_json(Path(source, CONFIG))
+        if config is None:
             return Path(source, OPEN_CLIP).is_file()        # otherwise loading says what is wrong
-        return isinstance(config, dict) and config.get("model_type") != HcmiConfig.model_type
+        return config.get("model_type") != HcmiConfig.model_type
     owner = source.partition("/")[0]
     return (re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None and owner != "models"
             and not os.path.exists(owner))
@@ -132,19 +136,22 @@ def read_checkpoint(source: str, subject: str, num_words: int = 0) -> tuple[Towe
 
     Raises: ModelError as `load_retriever` does. `subject` is what messages call the checkpoint.
     """
-    name = f"{subject} {source!r}"
-    folder = config_folder(source)
-    config = read_open_clip(folder) if folder else None
-    if folder and config is not None:
-        return _read_open_clip(source, folder, config, name, subject)
-    if os.path.isdir(source):
-        _check_files(Path(source), name)
-    towers = load_towers(source, num_words, subject)
-    square, size = checkpoint_geometry(source, subject)
+    name, folder = f"{subject} {source!r}", checkpoint_folder(source, subject)
+    open_clip = read_open_clip(folder)
+    if open_clip is not None:
+        return _read_open_clip(folder, open_clip, name)
+    config = read_json(folder / CONFIG)
+    if config is None:
+        raise ModelError(f"{name}: need {CONFIG} that describes a model, found none. Copy or download it again.")
+    check_family(name, config.get("model_type"))
+    _check_files(folder, name)
+    towers = load_towers(folder, num_words, name)
+    square, size = checkpoint_geometry(folder, name)
     text, vision = towers.config.text_config, towers.config.vision_config
     family = FAMILIES[towers.config.model_type]
-    processor = HcmiProcessor.from_backbone(source, text.max_position_embeddings, size, True, subject,
+    processor = HcmiProcessor.from_backbone(folder, text.max_position_embeddings, size, True, name,
                                             family.lower_case, family.clean)
+    _check_vocabulary(name, processor, text.vocab_size)
     text.pad_token_id = processor.pad_id        # SigLIP 2's files disagree
     if square[0] == "whole":
         vision.image_size = size        # NaFlex has none of its own
@@ -155,24 +162,33 @@ def read_checkpoint(source: str, subject: str, num_words: int = 0) -> tuple[Towe
     return towers, processor
 
 
-def _read_open_clip(source: str, folder: Path, config: dict, name: str, subject: str
-                    ) -> tuple[OpenClipTowers, HcmiProcessor]:
-    if not os.path.isdir(source):
-        folder = Path(snapshot_download(source, allow_patterns=READ))
-    try:
-        square, size = checkpoint_geometry(str(folder), subject)
+def _read_open_clip(folder: Path, config: dict, name: str) -> tuple[OpenClipTowers, HcmiProcessor]:
+    square, size = checkpoint_geometry(folder, name)
+    _check_files(folder, name)
+    with reading(f"{name}, {OPEN_CLIP}", "a configuration and tokenizer as open_clip writes them",
+                 "Copy or download it again."):
         tokenizer, clean, pad_id = open_clip_tokenizer(folder, config, name)
-    except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
-        raise ModelError(f"{name}, {OPEN_CLIP}: need a configuration and tokenizer as open_clip writes them, got: "
-                         f"{' '.join(str(error).split())[:200]} Copy or download it again.") from error
+        own = open_clip_preprocessing(config)
+        images = CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size},
+            image_mean=list(own.get("mean", CLIP_MEAN)), image_std=list(own.get("std", CLIP_STD)))
+        num_words = OpenClipConfig(config["model_cfg"]).text_config.max_position_embeddings
+        processor = HcmiProcessor(tokenizer, images, num_words, size, square=square, clean=clean, pad_id=pad_id)
     towers = load_open_clip(folder, config, name)
-    towers.config.text_config.pad_token_id = pad_id
-    own = config.get("preprocess_cfg", {})
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size},
-        image_mean=list(own.get("mean", CLIP_MEAN)), image_std=list(own.get("std", CLIP_STD)))
-    return towers, HcmiProcessor(tokenizer, images, towers.config.text_config.max_position_embeddings, size,
-                                 square=square, clean=clean, pad_id=pad_id)
+    towers.config.text_config.pad_token_id = processor.pad_id
+    _check_vocabulary(name, processor, towers.vocabulary_size)
+    return towers, processor
+
+
+def _check_vocabulary(name: str, processor: HcmiProcessor, size: int) -> None:
+    """Raises: ModelError when texts can have tokens beyond the `size` vectors of the text tower."""
+    tokenizer = processor.tokenizer
+    never = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    largest = max(*processor.tokens("a", special=True), processor.pad_id,
+                  *(number for number in tokenizer.get_vocab().values() if number not in never))
+    if largest >= size:
+        raise ModelError(f"{name}: need a tokenizer of at most {size:,} tokens, as many as the text tower has, got "
+                         f"token {largest:,}. Copy the tokenizer and the weights from one checkpoint.")
 
 
 def _use_frames(towers: Towers, processor: HcmiProcessor, backbone: str, image_size: int, square: Square) -> None:
@@ -209,21 +225,10 @@ def _zero_shot(towers: Towers, processor: HcmiProcessor, source: str, num_frames
 
 
 def _check_files(folder: Path, name: str) -> None:
-    """Raises: ModelError naming the tokenizer or preprocessing file that a checkpoint of a known family lacks.
-
-    Without a tokenizer's files `transformers` may make an empty one.
-    """
-    try:
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return          # `load_towers` says what is needed
-    if family not in FAMILIES:
-        return
-    for names in (("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-                  (*VOCABULARIES, "vocab.json", "sentencepiece.bpe.model")):
-        if not any((folder / file).is_file() for file in names):
-            raise ModelError(f"{name}: need {names[0]} of the checkpoint, found none. Copy all files of the checkpoint "
-                             f"into the folder.")
+    """Raises: ModelError naming the tokenizer or preprocessing file that a checkpoint lacks."""
+    for file in missing_files(folder):
+        raise ModelError(f"{name}: need {file} of the checkpoint, found none. Copy all files of the checkpoint into "
+                         f"the folder.")
 
 
 def _load_trained(folder: Path) -> HcmiModel:
@@ -233,14 +238,11 @@ def _load_trained(folder: Path) -> HcmiModel:
     if missing:
         raise ModelError(f"model folder {folder}: need {missing[0]}, found none. Train first (`dvc repro train`), or "
                          f"give the folder of a trained model or of a CLIP or SigLIP checkpoint.")
-    try:
-        with quiet():
-            loaded: Any = HcmiModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-            model, problems = loaded
-            model.processor = HcmiProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model folder {folder}: need a model that `hcmi train` saved, got: "
-                         f"{' '.join(str(error).split())[:300]} Train again or copy the whole folder.") from error
+    with reading(f"model folder {folder}", "a model that `hcmi train` saved",
+                 "Train again or copy the whole folder."), quiet():
+        loaded: Any = HcmiModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+        model, problems = loaded
+        model.processor = HcmiProcessor.from_pretrained(folder)
     check_loaded(f"model folder {folder}", problems,
                  "config.json does not belong to these weights, or another version of hcmi wrote them. Train again, or "
                  "copy both from one training run.")

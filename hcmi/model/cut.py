@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hcmi.config import ModelConfig
 from hcmi.errors import ModelError
-from hcmi.model.geometry import config_folder
+from hcmi.model.checkpoint_files import checkpoint_folder
 from hcmi.model.processor import HcmiProcessor
 
 SAMPLE = 20_000         # captions that are looked at
@@ -27,13 +27,12 @@ def share_cut(captions: Sequence[str], config: ModelConfig) -> float | None:
 
     None when the backbone's tokenizer cannot be loaded. That of towers from scratch is learned from these captions.
     """
-    if config.backbone != "scratch" and config_folder(config.backbone) is None:
-        return None         # without a network, `transformers` would try for most of a minute
     some = random.Random(SEED).sample(captions, SAMPLE) if len(captions) > SAMPLE else list(captions)
     try:
         processor = (HcmiProcessor.from_captions(some, config.scratch.vocab_size, config.num_words, 224)
                      if config.backbone == "scratch" else
-                     HcmiProcessor.from_backbone(config.backbone, config.num_words, 224))
+                     HcmiProcessor.from_backbone(checkpoint_folder(config.backbone, weights=False),
+                                                 config.num_words, 224))
     except ModelError:
         return None
     cut = sum(len(processor.tokens(caption, special=True)) > config.num_words for caption in some)

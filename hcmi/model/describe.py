@@ -7,10 +7,10 @@ from torch import nn
 
 from hcmi.files import project_path
 from hcmi.model.checkpoint import is_trained, load_retriever
+from hcmi.model.checkpoint_files import checkpoint_folder
 from hcmi.model.families import FAMILIES
-from hcmi.model.languages import readable_scripts
+from hcmi.model.languages import SCRIPTS, readable_scripts
 from hcmi.model.modeling import HcmiModel
-from hcmi.model.towers import checkpoint_folder
 
 NAMES = {"clip": "CLIP", "siglip": "SigLIP", "siglip2": "SigLIP 2 NaFlex", "metaclip_2": "MetaCLIP 2",
          "open_clip": "a model of open_clip", "videoprism": "VideoPrism",
@@ -52,18 +52,18 @@ def description_text(found: dict[str, Any]) -> str:
                           + ", ".join(f"{part.replace('_', ' ')} {_millions(count)}" for part, count in counts.items()),
             "head": found["head"] if found["trained"] else "none",
             "score": levels,
-            "images": f"{found['image_size']} x {found['image_size']} pixels, {shape} ({resample.lower()}), patches of "
-                      f"{found['patch']}",
+            "images": f"{found['image_size']} x {found['image_size']} pixels, {shape} ({resample.lower()})"
+                      + (f", patches of {found['patch']}" if found["patch"] else ""),
             "video": f"{found['num_frames']} frames a clip",
             "text": f"at most {found['num_words']} tokens, vocabulary of {found['vocabulary']:,}",
-            "letters": f"{', '.join(found['scripts']) or 'none'}; others are spelt byte by byte",
+            "letters": f"{', '.join(found['scripts']) or 'none'}, of {len(SCRIPTS)} scripts that were tried",
             "on disk": f"{found['size_bytes'] / 1e6:,.1f} MB",
             "fingerprint": found["fingerprint"][:12]}
     return "\n".join(f"{name:12} {value}" for name, value in rows.items())
 
 
 def _patch(vision: Any) -> int | None:
-    """Side of an image patch in pixels."""
+    """Side of an image patch in pixels; None where the configuration does not say it, as of timm's towers."""
     tube = getattr(vision, "tubelet_size", None)        # VideoPrism's (frames, rows, columns)
     return tube[1] if tube else vision.patch_size
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hcmi.ahead import on_device
+from hcmi.errors import ModelError
 from hcmi.model.families import check_frames_alone
 from hcmi.model.modeling import HcmiModel
 from hcmi.model.patches import multiply_patches
@@ -57,6 +58,7 @@ def encode_batches(model: HcmiModel, batches: Iterable[tuple[Any, Tensor, Tensor
     """For each batch, which is anything, frames and mask: the thing, and tokens in float32 on the CPU; in order.
 
     On a GPU three batches are under way: one is copied there, one is computed, and the tokens of one are copied back.
+    Raises: ModelError when tokens are not finite.
     """
     if model.frames_together:
         check_frames_alone(model.towers.config, "model")
@@ -65,16 +67,31 @@ def encode_batches(model: HcmiModel, batches: Iterable[tuple[Any, Tensor, Tensor
     for thing, frames_BTHXC, mask_BT in on_device(batches, device):
         tokens = encode_frames(model, frames_BTHXC, mask_BT).to("cpu", non_blocking=True)
         if device.type != "cuda":
-            yield thing, tokens
+            yield thing, _finite(tokens)
             continue
         copied = torch.cuda.current_stream(device).record_event()
         if before is not None:
             before[2].synchronize()
-            yield before[:2]
+            yield before[0], _finite(before[1])
         before = thing, tokens, copied
     if before is not None:
         before[2].synchronize()
-        yield before[:2]
+        yield before[0], _finite(before[1])
+
+
+def check_finite(vectors: Tensor) -> Tensor:
+    """`vectors`, on the CPU. Raises: ModelError when one is not finite: it would be like nothing, and found by nothing.
+    """
+    if not bool(vectors.isfinite().all()):
+        raise ModelError("model: need finite vectors of videos and texts, got NaN or infinity. Its weights are broken: "
+                         "copy them again, or choose another model.")
+    return vectors
+
+
+def _finite(tokens: Tokens) -> Tokens:
+    for field in fields(tokens):
+        check_finite(getattr(tokens, field.name))
+    return tokens
 
 
 def encode_videos(model: HcmiModel, batches: Iterable[EvalBatch], total: int | None = None) -> VideoTokens:
@@ -90,12 +107,15 @@ def encode_videos(model: HcmiModel, batches: Iterable[EvalBatch], total: int | N
 
 @torch.inference_mode()
 def encode_texts(model: HcmiModel, texts: list[str], batch_size: int = 256) -> TextTokens:
-    """Tokens of all texts in order, float32 on the CPU, padded to the longest (weights 0)."""
+    """Tokens of all texts in order, float32 on the CPU, padded to the longest (weights 0).
+
+    Raises: ModelError when they are not finite.
+    """
     device = next(model.parameters()).device
     parts = []
     for start in range(0, len(texts), batch_size):
         ids_BW, mask_BW = model.processor.texts(texts[start:start + batch_size])
-        parts.append(model.encode_texts(ids_BW.to(device), mask_BW.to(device)).to("cpu"))
+        parts.append(_finite(model.encode_texts(ids_BW.to(device), mask_BW.to(device)).to("cpu")))
     return concatenate(parts)
 
 

@@ -9,33 +9,38 @@ pixels. `hcmi.video` makes frames of it:
 - `whole`: all of the frame, its shape kept, as SigLIP 2 NaFlex does; the rest of the square is magenta.
 """
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from transformers import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ConfigError, ModelError
+from hcmi.model.checkpoint_files import (
+    CONFIG,
+    OPEN_CLIP,
+    checkpoint_folder,
+    open_clip_part,
+    read_json,
+    read_open_clip,
+    reading,
+)
 
 Square = tuple[str, str]
 CLIP_SQUARE: Square = ("crop", "BICUBIC")
 CROPS = ("crop", "crop_even")
 FILTERS = ("NEAREST", "LANCZOS", "BILINEAR", "BICUBIC", "BOX", "HAMMING")       # by Pillow's numbers
 WHOLE_PATCH = 16            # pixels of a NaFlex patch; `hcmi.video` has it too
-OPEN_CLIP = "open_clip_config.json"
 VIDEO_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
 SHOWN = {"crop": "cropped", "crop_even": "cropped", "squash": "squashed", "whole": "whole"}
 
 
-def image_processor(source: str | Path) -> Any:
+def image_processor(folder: str | Path) -> Any:
     """The Pillow variant, which resizes as in the checkpoints' training, and does not need torchvision."""
-    folder = config_folder(str(source))
-    if folder is not None and (_read_json(folder / "config.json") or {}).get("model_type") == "videoprism":
-        return video_processor(folder)
-    return AutoImageProcessor.from_pretrained(source, backend="pil")
+    if (read_json(Path(folder, CONFIG)) or {}).get("model_type") == "videoprism":
+        return video_processor(Path(folder))
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
 
 
 def own_geometry(name: str, images: Any) -> tuple[Square, int]:
@@ -56,7 +61,7 @@ def own_geometry(name: str, images: Any) -> tuple[Square, int]:
         whole = {"height": side, "width": side}
         if cropped and size == {"shortest_edge": side} and crop == whole:
             return ("crop", resample), side
-        if not cropped and not patches and size == whole:
+        if size == whole and not patches and (not cropped or crop == whole):
             return ("squash", resample), side
     raise ModelError(f"{name}, preprocessor_config.json: need images resized to one size and then cropped to it or "
                      f"not, scaled by 1/255 and normalised, got resize {size}, crop {crop if cropped else 'none'}. "
@@ -70,7 +75,7 @@ def video_processor(folder: Path) -> Any:
     Raises: ValueError when there is no such file, or it does not say the size.
     """
     for name in VIDEO_FILES:
-        found = _read_json(folder / name)
+        found = read_json(folder / name)
         if found is not None:
             found = found.get("video_processor", found)
             size = {"height": 0, "width": 0} | dict(found.get("size") or {})
@@ -86,10 +91,15 @@ def canvas_side(max_patches: int) -> int:
     return 2 * WHOLE_PATCH * int(max_patches**0.5)
 
 
+def open_clip_preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+    """What an `open_clip_config.json` says about pixels. As to the library, null says nothing."""
+    return {key: value for key, value in (config.get("preprocess_cfg") or {}).items() if value is not None}
+
+
 def open_clip_geometry(name: str, config: dict[str, Any]) -> tuple[Square, int]:
     """The geometry of an `open_clip_config.json`. Raises: ModelError when we cannot make such frames."""
-    own = {"interpolation": "bicubic", "resize_mode": "shortest"} | config.get("preprocess_cfg", {})
-    size = config["model_cfg"]["vision_cfg"].get("image_size", 224)
+    own = {"interpolation": "bicubic", "resize_mode": "shortest"} | open_clip_preprocessing(config)
+    size = open_clip_part(config, "vision_cfg").get("image_size", 224)
     square = {"shortest": "crop_even", "squash": "squash"}.get(own["resize_mode"])
     if square is None or own["interpolation"] not in ("bicubic", "bilinear") or not isinstance(size, int):
         raise ModelError(f"{name}, {OPEN_CLIP}: need square images, resize_mode shortest or squash, and bicubic or "
@@ -98,49 +108,15 @@ def open_clip_geometry(name: str, config: dict[str, Any]) -> tuple[Square, int]:
     return (square, own["interpolation"].upper()), size
 
 
-def read_open_clip(folder: Path) -> dict[str, Any] | None:
-    """The content of a folder's `open_clip_config.json`; None where there is none, or `transformers` reads the folder.
+def checkpoint_geometry(folder: Path, name: str) -> tuple[Square, int]:
+    """The geometry of the checkpoint in a folder. `name`: what messages call it.
 
-    Some folders on the hub have the files of both libraries.
+    Raises: ModelError when its files do not say it.
     """
-    config = _read_json(folder / OPEN_CLIP)
-    if config is None or "model_type" in (_read_json(folder / "config.json") or {}):
-        return None
-    return config
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def config_folder(backbone: str) -> Path | None:
-    """The folder with the configuration of a checkpoint, given by folder or by name; None when there is none."""
-    if Path(backbone).is_dir():
-        return Path(backbone)
-    try:
-        return Path(snapshot_download(backbone, allow_patterns=["*config.json"]))
-    except Exception:       # noqa: BLE001  whatever is wrong with a name: who loads the checkpoint says it
-        return None
-
-
-def checkpoint_geometry(backbone: str, subject: str = "model.backbone") -> tuple[Square, int]:
-    """The geometry of a checkpoint, by its folder or its name. Raises: ModelError when its files do not say it."""
-    name = f"{subject} {backbone!r}"
-    folder = config_folder(backbone)
-    config = read_open_clip(folder) if folder else None
-    if config is not None:
-        return open_clip_geometry(name, config)
-    try:
-        images = image_processor(folder or backbone)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{name}: need its preprocessor_config.json, which says what shape its frames have, got: "
-                         f"{' '.join(str(error).split())[:200]} Copy all files of the checkpoint into its folder."
-                         ) from error
-    return own_geometry(name, images)
+    config = read_open_clip(folder)
+    with reading(name, f"its {'preprocessor_config.json' if config is None else OPEN_CLIP}, which says what shape its "
+                       f"frames have", "Copy all files of the checkpoint into its folder."):
+        return own_geometry(name, image_processor(folder)) if config is None else open_clip_geometry(name, config)
 
 
 def shards_square(fit: str, backbone: str) -> Square:
@@ -150,7 +126,8 @@ def shards_square(fit: str, backbone: str) -> Square:
     when the backbone cannot use such frames at all.
     """
     scratch = backbone == "scratch"
-    own, _ = (CLIP_SQUARE, 0) if scratch else checkpoint_geometry(backbone)
+    own = CLIP_SQUARE if scratch else checkpoint_geometry(checkpoint_folder(backbone, weights=False),
+                                                          f"model.backbone {backbone!r}")[0]
     if fit in ("auto", own[0]) or (fit == "crop" and own[0] in CROPS):
         return own
     if scratch and fit == "squash":

@@ -55,6 +55,6 @@ def warn_of_foreign(tokenizer: Any, captions: Sequence[str], backbone: str) -> N
     some = captions[::max(len(captions) // LOOKED_AT, 1)]
     foreign = [caption for caption in some if is_foreign(tokenizer, caption)]
     if 2 * len(foreign) > len(some):
-        warnings.warn(f"captions: {len(foreign)} of {len(some)} looked at are in a language that the tokenizer of "
-                      f"{backbone} spells byte by byte, such as {foreign[0][:40]!r}. Choose a backbone of many "
+        warnings.warn(f"captions: {len(foreign)} of {len(some)} looked at are in a language whose letters the "
+                      f"tokenizer of {backbone} does not read, such as {foreign[0][:40]!r}. Choose a backbone of many "
                       f"languages, such as MetaCLIP 2 or SigLIP 2.", stacklevel=2)

@@ -6,25 +6,28 @@ trained model keeps them. The library is imported when towers are made, because 
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTokenizer, PretrainedConfig, PreTrainedModel
 
 from hcmi.errors import ModelError
-from hcmi.model.geometry import OPEN_CLIP
+from hcmi.model.checkpoint_files import CONFIG, OPEN_CLIP, OPEN_CLIP_WEIGHTS, reading
 from hcmi.model.videoprism import words_and_a_period
 
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+NOT_KEPT = ("_name_or_path", "auto_map", "transformers_version")       # of the configuration of a text tower
 INSTALL = "Install it: pip install 'hcmi[open_clip]'."
 
 
 class OpenClipConfig(PretrainedConfig):
-    """`model` is the `model_cfg` of open_clip_config.json; the parts hold what this project asks of every family."""
+    """`model` is the `model_cfg` of open_clip_config.json; the parts hold what this project asks of every family.
+
+    Where the text tower is a model of `transformers`, `text_cfg` also has its configuration, as `hf_config`.
+    """
 
     model_type = "open_clip"
     sub_configs = {"vision_config": PretrainedConfig, "text_config": PretrainedConfig}      # noqa: RUF012
@@ -74,6 +77,12 @@ class OpenClipTowers(PreTrainedModel):
         return self.clip.logit_scale
 
     @property
+    def vocabulary_size(self) -> int:
+        """How many tokens the text tower has a vector of."""
+        text = self.config.model["text_cfg"]
+        return text.get("hf_config", text).get("vocab_size", 49408)      # CLIP's, which is the library's default
+
+    @property
     def vision(self) -> Any:
         return self.clip.visual
 
@@ -98,14 +107,36 @@ def _library(subject: str) -> Any:
 def _make(model: dict[str, Any]) -> Any:
     """Raises: ModelError when the library is missing or does not know such a model."""
     library = _library("an open_clip model")
-    options = json.loads(json.dumps(model))
+    options = json.loads(json.dumps(_with_text_config(model, "an open_clip model")))
+    text = options["text_cfg"]
     options["vision_cfg"]["timm_model_pretrained"] = False       # no download: our folder has all weights
-    options["text_cfg"]["hf_model_pretrained"] = False
-    custom = options.pop("custom_text", False) or "hf_model_name" in options["text_cfg"]
+    text["hf_model_pretrained"] = False
+    custom = options.pop("custom_text", False) or "hf_model_name" in text
     if "multimodal_cfg" in options:
         raise ModelError("an open_clip model: need a dual tower, got CoCa, which also writes captions. Choose another "
                          "checkpoint.")
-    return (library.CustomTextCLIP if custom else library.CLIP)(**options)
+    kind = library.CustomTextCLIP if custom else library.CLIP
+    if "hf_config" not in text:
+        return kind(**options)
+    with tempfile.TemporaryDirectory() as folder:       # the library reads this configuration from a folder alone
+        Path(folder, CONFIG).write_text(json.dumps(text.pop("hf_config")), encoding="utf-8")
+        text["hf_model_name"] = folder
+        return kind(**options)
+
+
+def _with_text_config(model: dict[str, Any], name: str) -> dict[str, Any]:
+    """`model` with the configuration of a text tower of `transformers`, so that a saved model needs no other folder."""
+    source = model["text_cfg"].get("hf_model_name")
+    if not source or "hf_config" in model["text_cfg"]:
+        return model
+    with reading(name, f"{CONFIG} of its text tower {source!r} (text_cfg.hf_model_name in {OPEN_CLIP})",
+                 "Download it where there is a network, or give the folder that has it."):
+        try:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+        except OSError:         # not in this machine's cache
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    kept = {key: value for key, value in config.to_dict().items() if key not in NOT_KEPT}
+    return model | {"text_cfg": model["text_cfg"] | {"hf_config": kept}}
 
 
 def load_open_clip(folder: Path, config: dict[str, Any], name: str) -> OpenClipTowers:
@@ -114,24 +145,21 @@ def load_open_clip(folder: Path, config: dict[str, Any], name: str) -> OpenClipT
     Raises: ModelError when the library is missing, or the weights are missing or do not fit.
     """
     library = _library(name)
-    found = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    found = next((folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).is_file()), None)
     if found is None:
-        raise ModelError(f"{name}: need the weights as {WEIGHTS[0]}, found none. Copy or download it; other formats "
-                         f"can run code, and are not read.")
-    try:
-        clip = _make(config["model_cfg"])
+        raise ModelError(f"{name}: need the weights as {OPEN_CLIP_WEIGHTS[0]}, found none. Copy or download it; other "
+                         f"formats can run code, and are not read.")
+    with reading(name, f"{OPEN_CLIP} and weights that belong together", "Copy or download it again."):
+        model = _with_text_config(config["model_cfg"], name)
+        clip = _make(model)
         library.load_checkpoint(clip, str(found), strict=True)
-        return OpenClipTowers(OpenClipConfig(config["model_cfg"]), clip)
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, OSError, SafetensorError) as error:
-        raise ModelError(f"{name}: need {OPEN_CLIP} and weights that belong together, got: "
-                         f"{' '.join(str(error).split())[:300]} Copy or download it again.") from error
+        return OpenClipTowers(OpenClipConfig(model), clip)
 
 
 def open_clip_tokenizer(folder: Path, config: dict[str, Any], name: str) -> tuple[Any, str, int]:
     """The tokenizer as `transformers` has it, the rule that cleans texts, and the id of padding.
 
-    Raises: ModelError when the folder lacks the tokenizer that its configuration asks for, or it is used in a way that
-    we cannot repeat.
+    Raises: ModelError when it is used in a way that we cannot repeat.
     """
     text = config["model_cfg"]["text_cfg"]
     options = dict(text.get("tokenizer_kwargs", {}))
@@ -142,10 +170,7 @@ def open_clip_tokenizer(folder: Path, config: dict[str, Any], name: str) -> tupl
     if not text.get("hf_tokenizer_name"):
         return _clip_tokenizer(name), f"open_clip:{options.get('clean', 'lower')}", 0
     clean = options.pop("clean", "whitespace")
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")):
-        raise ModelError(f"{name}: need tokenizer.json of the checkpoint, found none. Copy all files of the checkpoint "
-                         f"into its folder.")
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options | {"trust_remote_code": False})
     return tokenizer, f"open_clip:{clean}", tokenizer.pad_token_id
 
 

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hcmi.errors import ModelError
+from hcmi.model.checkpoint_files import reading
 from hcmi.model.geometry import CLIP_SQUARE, Square, image_processor, own_geometry
 from hcmi.model.open_clip_towers import clean_function
-from hcmi.model.towers import explain_missing_package
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 # Scratch towers read a text as words, numbers and single other characters. Each gets a space before it, which is
@@ -45,7 +45,10 @@ class HcmiProcessor:
         self.image_size = image_size
         self.square = square
         self.clean_rule, self.clean = clean, clean_function(clean)
-        self.pad_id = int(tokenizer.pad_token_id if pad_id is None else pad_id)
+        pad_id = tokenizer.pad_token_id if pad_id is None else pad_id
+        if pad_id is None:
+            raise ValueError("the tokenizer has no pad_token.")
+        self.pad_id = int(pad_id)
         self.untrained = torch.tensor(sorted(untrained), dtype=torch.long)
         bare, whole = (self.tokens("a", special) for special in (False, True))
         self._num_ends = whole[::-1].index(bare[-1])        # special tokens after a text
@@ -77,32 +80,26 @@ class HcmiProcessor:
         return cls(tokenizer, images, num_words, image_size, set(range(len(tokenizer))) - seen)
 
     @classmethod
-    def from_backbone(cls, backbone: str, num_words: int, image_size: int, own_square: bool = False,
-                      subject: str = "model.backbone", lower_case: bool = False, clean: str = "") -> "HcmiProcessor":
+    def from_backbone(cls, folder: str | Path, num_words: int, image_size: int, own_square: bool = False,
+                      name: str = "model.backbone", lower_case: bool = False, clean: str = "") -> "HcmiProcessor":
         """The pretrained checkpoint's own tokenizer and normalisation, by `transformers`.
 
         `own_square`: frames become square as the checkpoint does it; otherwise as CLIP does. `lower_case`: the
         checkpoint was trained on small letters. Not every tokenizer makes them itself (SigLIP 1's does, SigLIP 2's
-        mostly does not). `clean`: another rule (`clean_function`).
+        mostly does not). `clean`: another rule (`clean_function`). `name`: what messages call the checkpoint.
         """
-        name = f"{subject} {backbone!r}"
-        or_scratch = ", or set model.backbone to scratch" if subject == "model.backbone" else ""
-        try:
-            with explain_missing_package(name):
-                tokenizer, images = AutoTokenizer.from_pretrained(backbone), image_processor(backbone)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{name}: need its tokenizer and preprocessor files, got: "
-                             f"{str(error).splitlines()[0]} Download the checkpoint where there is a network and give "
-                             f"its folder{or_scratch}.") from error
-        square = own_geometry(name, images)[0] if own_square else CLIP_SQUARE
-        lower = lower_case and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
-        return cls(tokenizer, images, num_words, image_size, square=square, clean="lower" if lower else clean)
+        with reading(name, "its tokenizer and preprocessor files",
+                     "Copy all files of the checkpoint into its folder, or download it again."):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            images = image_processor(folder)
+            square = own_geometry(name, images)[0] if own_square else CLIP_SQUARE
+            lower = lower_case and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
+            return cls(tokenizer, images, num_words, image_size, square=square, clean="lower" if lower else clean)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HcmiProcessor":
-        with explain_missing_package(f"model folder {folder}"):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            images = image_processor(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        images = image_processor(folder)
         saved = tokenizer.init_kwargs
         how, resample = saved.get("square", CLIP_SQUARE)
         return cls(tokenizer, images, int(saved["num_words"]), int(saved["image_size"]), saved.get("untrained", ()),

@@ -4,25 +4,21 @@ A pair of towers is a `transformers` model used unchanged, so that its weights l
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPConfig, PretrainedConfig
 from transformers.utils import logging
 
 from hcmi.config import ScratchConfig
-from hcmi.errors import WRITING, ModelError, machine_error, system_error
+from hcmi.errors import ModelError
+from hcmi.model.checkpoint_files import reading
 from hcmi.model.families import FAMILIES, Towers
 from hcmi.model.layers import ATTENTION, stretch_positions
 from hcmi.model.stem import ConvStemClipConfig
-
-BACKBONES = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14",
-             "google/siglip-base-patch16-224", "google/siglip2-base-patch16-224")       # and others of these families
 
 
 def scratch_config(config: ScratchConfig, image_size: int, num_words: int, vocab_size: int, bos_id: int, eos_id: int,
@@ -43,43 +39,29 @@ def scratch_config(config: ScratchConfig, image_size: int, num_words: int, vocab
                          pad_token_id=pad_id))
 
 
-def load_towers(backbone: str, num_words: int, subject: str = "model.backbone") -> Towers:
-    """A pretrained CLIP or SigLIP by checkpoint name or folder. `subject`: what messages call it.
+def load_towers(folder: str | Path, num_words: int, name: str = "model.backbone") -> Towers:
+    """A pretrained CLIP or SigLIP by the folder of its checkpoint. `name`: what messages call it.
 
     Text positions are interpolated when captions are longer than the checkpoint allows. Weights are float32 whatever
     the checkpoint stores, because the new layers that are trained with them are float32.
 
-    Raises: ModelError when it cannot be downloaded or read, is of another family, or a tensor is missing or has the
-    wrong shape.
+    Raises: ModelError when it cannot be read, is of another family, or a tensor is missing or has the wrong shape.
     """
-    local, name = Path(backbone).is_dir(), f"{subject} {backbone!r}"
-    if not local:
-        _check_name(name, backbone)
-    try:
-        # not quiet for a name: a download shows its progress
-        with explain_missing_package(name), quiet() if local else nullcontext():
-            config = AutoConfig.from_pretrained(backbone)
-            _check_family(name, config)
-            towers, problems = AutoModel.from_pretrained(backbone, config=config, dtype=torch.float32,
-                                                         ignore_mismatched_sizes=True, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{name}: need a CLIP or SigLIP checkpoint that transformers can read, got: "
-                         f"{' '.join(str(error).split())[:300]} Copy or download it again.") from error
+    with reading(name, "a CLIP or SigLIP checkpoint that transformers can read", "Copy or download it again."), quiet():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_family(name, config.model_type)
+        towers, problems = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32,
+                                                     ignore_mismatched_sizes=True, output_loading_info=True,
+                                                     trust_remote_code=False)
     check_loaded(name, problems | {"unexpected_keys": ()}, "Choose a complete checkpoint.")
     towers.set_attn_implementation(ATTENTION)
     _stretch_text_positions(towers, num_words)
     return towers
 
 
-def checkpoint_folder(backbone: str) -> Path:
-    """The folder of a checkpoint that has been loaded by folder or by name; the latter is in this machine's cache."""
-    folder = Path(backbone)
-    return folder if folder.is_dir() else Path(snapshot_download(backbone, local_files_only=True))
-
-
 def build_towers(config: PretrainedConfig) -> Towers:
     """Untrained towers of the given shape, whose weights are loaded or learned afterwards."""
-    _check_family("model.backbone 'model'", config)
+    check_family("model.backbone 'model'", config.model_type)
     return AutoModel.from_config(config, attn_implementation=ATTENTION)
 
 
@@ -125,22 +107,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@contextmanager
-def explain_missing_package(subject: str) -> Iterator[None]:
-    """Replace an ImportError by an error that says which package is missing.
-
-    Some checkpoints need a package that this project does not: one stored in 8 bits, or with another tokenizer.
-
-    Raises: ModelError with the first sentence of the ImportError.
-    """
-    try:
-        yield
-    except ImportError as error:
-        reason = " ".join(str(error).split()).partition(". ")[0].removesuffix(".")
-        raise ModelError(f"{subject}: need a Python package to read it, got none: {reason}. Install that package, or "
-                         f"choose another checkpoint.") from error
-
-
 def check_loaded(subject: str, problems: dict, next_step: str) -> None:
     """Refuse weights that do not fit, from the loading information that `from_pretrained` returns.
 
@@ -154,28 +120,11 @@ def check_loaded(subject: str, problems: dict, next_step: str) -> None:
             raise ModelError(f"{subject}, tensor {name}: {words}. {next_step}")
 
 
-def _check_name(name: str, backbone: str) -> None:
-    """Try once to get the smallest file: without a network, `from_pretrained` retries for 23 s."""
-    known = f"Known: scratch, a folder, {', '.join(BACKBONES)}"
-    or_scratch = ", or set model.backbone to scratch"
-    if not name.startswith("model.backbone"):
-        known, or_scratch = known.replace("scratch, ", ""), ""
-    try:
-        snapshot_download(backbone, allow_patterns=["config.json"])
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(f"{name}: need a folder or the name of a checkpoint, got neither. {known}.") from error
-    except Exception as error:      # no network, a proxy, a broken answer: raised by libraries below huggingface_hub
-        if (found := system_error(error)) is not None and found.errno in WRITING:
-            raise machine_error("the cache of model.backbone", "to write it", found) from error
-        raise ModelError(f"{name}: need a network to download it or a copy in this machine's "
-                         f"cache, got neither. Download it elsewhere and give its folder{or_scratch}. {known}."
-                         ) from error
-
-
-def _check_family(name: str, config: PretrainedConfig) -> None:
-    if config.model_type not in FAMILIES:
+def check_family(name: str, model_type: Any) -> None:
+    """Raises: ModelError when `model_type` of a config.json is none of FAMILIES."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelError(f"{name}: need a dual tower of family {' or '.join(FAMILIES)}, "
-                         f"got {config.model_type!r}. Choose a CLIP or SigLIP checkpoint.")
+                         f"got {model_type!r}. Choose a CLIP or SigLIP checkpoint.")
 
 
 def _stretch_text_positions(towers: Towers, length: int) -> None:

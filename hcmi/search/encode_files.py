@@ -17,7 +17,7 @@ import torch
 
 from hcmi.config import WindowsConfig
 from hcmi.errors import DecodeError
-from hcmi.model import HcmiModel, encode_features
+from hcmi.model import HcmiModel, check_finite, encode_features
 from hcmi.progress import track
 from hcmi.types import Clip, VideoTokens
 from hcmi.video import (
@@ -184,8 +184,8 @@ def _features(model: HcmiModel, decoded: Decoded) -> torch.Tensor:
     """[N, D] of every frame, on the CPU; each goes through the towers once."""
     parts = decoded.frames[None]
     at_once = TOWER_FRAMES // (model.frames_together or 1) * (model.frames_together or 1)
-    return torch.cat([encode_features(model, parts[:, start:start + at_once])[0].cpu()
-                      for start in range(0, parts.shape[1], at_once)])
+    return check_finite(torch.cat([encode_features(model, parts[:, start:start + at_once])[0].cpu()
+                                   for start in range(0, parts.shape[1], at_once)]))
 
 
 def _before_repeats(frames: np.ndarray) -> int:

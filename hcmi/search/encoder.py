@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hcmi.errors import DataError, DecodeError
-from hcmi.model import encode_frames, encode_texts, load_retriever
+from hcmi.model import check_finite, encode_frames, encode_texts, load_retriever
 from hcmi.video import Decoded, DecodeJob, DecoderPool
 
 BATCH = 16
@@ -48,7 +48,7 @@ class Encoder:
             clips = _decoded(decoders, jobs)
             while batch := list(islice(clips, BATCH)):
                 tokens = encode_frames(self.model, np.stack([clip.frames for _, clip in batch])).to("cpu")
-                vectors_VD[[row for row, _ in batch]] = tokens.video_BD.numpy()
+                vectors_VD[[row for row, _ in batch]] = check_finite(tokens.video_BD).numpy()
         return vectors_VD
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:

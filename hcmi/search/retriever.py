@@ -159,12 +159,11 @@ class Retriever:
     def encode_query(self, query: str) -> TextTokens:
         """The tokens of one query, which is checked first. Only the text tower runs.
 
-        Raises: ConfigError when the query cannot be understood.
+        Raises: ConfigError when the query cannot be understood; ModelError when its tokens are not finite.
         """
-        ids_BW, mask_BW = self.model.processor.texts([check_query(query)])
-        check_words(query, self.model)
-        with torch.inference_mode(), one_thread():
-            return self.model.encode_texts(ids_BW, mask_BW)
+        check_words(check_query(query), self.model)
+        with one_thread():
+            return encode_texts(self.model, [query])
 
     def query_notes(self, query: str) -> list[str]:
         """What the user should know about how the query is understood, one line each."""

@@ -3,10 +3,13 @@
 import importlib.util
 import json
 import sys
+from contextlib import nullcontext
 
 import pytest
+import torch
 from checkpoint_world import CHECKPOINTS, OPEN_CLIP
-from model_world import section
+from model_world import save_small_clip, section
+from safetensors.torch import load_file
 
 from hcmi.errors import ModelError
 from hcmi.model import load_retriever, new_retriever, shards_square
@@ -103,3 +106,91 @@ def test_frames_of_another_number_of_pixels_are_named(tmp_path):
     config = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps(config | {"size": {"height": 40, "width": 40}}))
     assert "need preprocessor_config.json to make the 32 pixels of config.json, got 40" in refused(folder)
+
+
+# files that are broken, or not what they are called
+
+def rewritten(folder, file, change) -> None:
+    (folder / file).write_text(json.dumps(change(json.loads((folder / file).read_text()))))
+
+
+@pytest.mark.parametrize(("file", "change", "message"), [
+    ("config.json", lambda own: own | {"text_config": own["text_config"] | {"num_attention_heads": 7}},
+     "transformers can read, got: .+ not a multiple of the number of attention heads"),
+    ("config.json", lambda own: own | {"text_config": own["text_config"] | {"hidden_size": "big"}},
+     "transformers can read, got: .+ 'hidden_size' expected int, got str"),
+    ("config.json", lambda own: own | {"text_config": own["text_config"] | {"hidden_act": "nope"}},
+     "transformers can read, got: KeyError: 'nope'. Copy or download it again."),
+    ("config.json", lambda own: [], "need a model that `hcmi train` saved, got: .+ Train again"),
+    ("config.json", lambda own: {}, "need a dual tower of family .+, got None"),
+    ("preprocessor_config.json", lambda own: [], "need its preprocessor_config.json, .+ Copy all files"),
+    ("tokenizer_config.json", lambda own: own | {"pad_token": None},
+     "need its tokenizer and preprocessor files, got: the tokenizer has no pad_token. Copy all files")])
+def test_file_of_another_content_is_one_line(tmp_path, file, change, message):
+    rewritten(save_small_clip(tmp_path), file, change)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_retriever(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", None])
+def test_weights_are_no_other_file_when_they_are_a_bin(tmp_path, content):
+    weights = load_file(save_small_clip(tmp_path) / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    load_retriever(tmp_path)
+    if content is None:
+        torch.save(torch.nn.Linear(1, 1), tmp_path / "pytorch_model.bin")       # a pickled model
+    else:
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+    assert refused(tmp_path) == (
+        f"model '{tmp_path}': need a file of weights alone, got another: a pointer of Git LFS, a part of a file, or a "
+        f"pickled model. Run `git lfs pull` or download the weights again.")
+
+
+def test_tokenizer_is_refused_when_it_has_tokens_that_the_text_tower_lacks(tmp_path):
+    (tmp_path / "other").mkdir()
+    size = CHECKPOINTS["siglip_2"](tmp_path) and load_retriever(tmp_path).towers.config.text_config.vocab_size
+    save_small_clip(tmp_path / "other")         # of 514 tokens, two of them special
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "other" / file).replace(tmp_path / file)
+    assert f"need a tokenizer of at most {size} tokens, as many as the text tower has, got token 513" in refused(
+        tmp_path)
+
+
+# code of a checkpoint's own
+
+@pytest.mark.parametrize(("file", "names", "message"), [
+    ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}},
+     "need a dual tower of family .+, got 'own'"),
+    ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}},
+     ""),       # tokenizer.json is enough
+    ("preprocessor_config.json", {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}},
+     "got ones that need Python code of their own, which is never run. Choose another checkpoint.")])
+def test_own_code_is_neither_run_nor_asked_for(tmp_path, monkeypatch, file, names, message):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
+    rewritten(save_small_clip(tmp_path), file, lambda own: own | names)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(ModelError, match=message) if message else nullcontext():
+        load_retriever(tmp_path)
+    assert not asked
+    assert not (tmp_path / "ran").exists()
+
+
+@needs_library
+def test_open_clip_reads_a_folder_when_its_config_json_is_of_a_model_that_transformers_lacks(tmp_path):
+    CHECKPOINTS["dfn"](tmp_path)
+    own = load_retriever(tmp_path).fingerprint
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    assert load_retriever(tmp_path).fingerprint == own
+
+
+@needs_library
+@pytest.mark.parametrize("null", [{"preprocess_cfg": None}, {"preprocess_cfg": {"mean": None, "std": None}}])
+def test_open_clip_null_in_its_preprocessing_is_the_librarys_default(tmp_path, null):
+    CHECKPOINTS["dfn"](tmp_path)
+    rewritten(tmp_path, "open_clip_config.json", lambda own: own | {"preprocess_cfg": {}})
+    own = load_retriever(tmp_path).processor.describe()
+    rewritten(tmp_path, "open_clip_config.json", lambda own: own | null)
+    assert load_retriever(tmp_path).processor.describe() == own

@@ -1,15 +1,16 @@
 """What one family of towers computes, and that another family is one row of the table."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
-from checkpoint_world import CHECKPOINTS, OPEN_CLIP, TEXTS, own_outputs
+from checkpoint_world import CHECKPOINTS, OPEN_CLIP, SHAPE, TEXTS, own_outputs, save_open_clip_model
 from model_world import pictures, randomised, save_small_clip, section
 from PIL import Image
-from transformers import ChineseCLIPConfig, ChineseCLIPModel
+from transformers import BertConfig, BertTokenizer, ChineseCLIPConfig, ChineseCLIPModel
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
 from hcmi.errors import ModelError
@@ -233,3 +234,39 @@ def test_a_new_family_is_read_when_its_text_attends_in_both_directions(tmp_path,
     long_BW = torch.arange(3, 15)[None]     # 12 tokens, more than its 8 positions
     longer = load_towers(str(tmp_path), 12).eval()
     assert text_features(longer, long_BW, long_BW > 0)[0].shape == (1, 12, 24)
+
+
+# other ways to say the same
+
+def test_frames_are_squashed_when_they_are_then_cropped_to_the_size_that_they_have(tmp_path):
+    folder, side = save_small_clip(tmp_path), {"height": 32, "width": 32}
+    own = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(own | {"size": side, "crop_size": side}))
+    processor = load_retriever(folder).processor
+    assert processor.square == ("squash", "BICUBIC")
+    for found, needed in zip(frames_of(photographs(), processor), own_outputs(folder, photographs(), TEXTS).pixels,
+                             strict=True):
+        assert torch.equal(found, needed)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(importlib.util.find_spec("open_clip") is None, reason="open_clip is not installed")
+def test_open_clip_model_needs_no_other_folder_when_its_text_tower_is_of_transformers(tmp_path):
+    bert, folder = tmp_path / "bert", tmp_path / "checkpoint"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
+    BertConfig(vocab_size=len(words), max_position_embeddings=64, **SHAPE).save_pretrained(bert)
+    text = {"hf_model_name": str(bert), "hf_tokenizer_name": str(bert), "hf_proj_type": "mlp", "context_length": 32,
+            "hf_pooler_type": "cls_last_hidden_state_pooler"}
+    save_open_clip_model(folder, {"embed_dim": 24, "text_cfg": text, "vision_cfg": OPEN_CLIP["dfn"][0]["vision_cfg"]},
+                         {})
+    model = load_retriever(folder)
+    model.save_pretrained(tmp_path / "saved")
+    bert.rename(tmp_path / "gone")
+    with pytest.raises(ModelError, match=r"need config.json of its text tower '.+bert' \(text_cfg.hf_model_name"):
+        load_retriever(folder)
+    again = load_retriever(tmp_path / "saved")
+    ids_BW, mask_BW = model.processor.texts(TEXTS)
+    for found, needed in zip(text_features(again.towers, ids_BW, mask_BW.bool()),
+                             text_features(model.towers, ids_BW, mask_BW.bool()), strict=True):
+        assert torch.equal(found, needed)

@@ -267,6 +267,6 @@ def test_frames_are_refused_when_their_size_is_another(scratch):
 def test_from_backbone_names_what_is_missing_when_there_is_no_preprocessor(tmp_path):
     folder = save_small_clip(tmp_path)
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(ModelError, match=r"need its tokenizer and preprocessor files, got: .+ Download the") as caught:
+    with pytest.raises(ModelError, match=r"need its tokenizer and preprocessor files, got: .+\. Copy all") as caught:
         HcmiProcessor.from_backbone(str(folder), 32, 32)
     assert "\n" not in str(caught.value)

@@ -1,16 +1,14 @@
 """Towers against `transformers`' own forward passes, on CLIP and SigLIP with random weights, saved like checkpoints."""
 
 import json
-import time
 
 import pytest
 import torch
 from model_world import pictures, randomised, save_small_clip, save_small_siglip
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertConfig, CLIPConfig, CLIPModel
+from transformers import AutoModel, CLIPConfig, CLIPModel
 
 from hcmi.errors import ModelError
-from hcmi.model.families import FAMILIES
 from hcmi.model.towers import drop_vision_tower, embedding_dim, frame_features, load_towers, text_features
 
 
@@ -154,8 +152,8 @@ def test_load_towers_names_tensor_and_both_shapes_when_one_does_not_fit(tmp_path
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError) as caught:
         load_towers(str(folder), 32)
-    assert str(caught.value) == (f"model.backbone '{folder}', tensor text_projection.weight: need shape (20, 40), "
-                                 f"got (24, 40). Choose a complete checkpoint.")
+    assert str(caught.value) == ("model.backbone, tensor text_projection.weight: need shape (20, 40), got (24, 40). "
+                                 "Choose a complete checkpoint.")
 
 
 def test_load_towers_names_the_tensor_when_one_is_missing(tmp_path):
@@ -173,33 +171,6 @@ def test_load_towers_says_what_is_wrong_when_the_weights_are_cut_short(tmp_path)
     (folder / "model.safetensors").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ModelError, match=r"need a CLIP or SigLIP checkpoint that transformers can read, got: .+ Copy"):
         load_towers(str(folder), 32)
-
-
-def test_load_towers_names_the_families_when_it_is_no_dual_tower(tmp_path):
-    BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ModelError) as caught:
-        load_towers(str(tmp_path), 32)
-    assert str(caught.value) == (f"model.backbone '{tmp_path}': need a dual tower of family {' or '.join(FAMILIES)}, "
-                                 f"got 'bert'. Choose a CLIP or SigLIP checkpoint.")
-
-
-def test_load_towers_fails_at_once_and_lists_known_ones_when_there_is_no_network(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")     # no server listens there
-    started = time.monotonic()
-    with pytest.raises(ModelError) as caught:
-        load_towers("hcmi-tests/no-such-checkpoint", 32)
-    assert time.monotonic() - started < 10
-    assert str(caught.value) == (
-        "model.backbone 'hcmi-tests/no-such-checkpoint': need a network to download it or a copy in this machine's "
-        "cache, got neither. Download it elsewhere and give its folder, or set model.backbone to scratch. "
-        "Known: scratch, a folder, openai/clip-vit-base-patch32, openai/clip-vit-base-patch16, "
-        "openai/clip-vit-large-patch14, google/siglip-base-patch16-224, google/siglip2-base-patch16-224.")
-
-
-def test_load_towers_lists_known_ones_when_the_name_cannot_be_one():
-    with pytest.raises(ModelError, match=r"'/no/such/folder': need a folder or the name of a checkpoint, got neither\. "
-                                         r"Known: scratch, a folder, openai/clip-vit-base-patch32, "):
-        load_towers("/no/such/folder", 32)
 
 
 @torch.no_grad()

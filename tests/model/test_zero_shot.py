@@ -249,3 +249,9 @@ def test_description_fits_one_screen(folder):
     assert len(lines) <= 15
     assert f"{'score':12} video-sentence x 1" in lines
     assert any("not trained by hcmi" in line for line in lines)
+
+
+def test_description_leaves_patches_out_when_the_configuration_does_not_say_them(folder):
+    found = describe_model(folder)
+    assert ", patches of 8" in description_text(found)
+    assert "patches" not in description_text(found | {"patch": None})

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from model_world import save_small_clip
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from search_world import call_hcmi, write_grey_videos
 from transformers import BertConfig
 from video_files import claim_seconds, write_grey, write_no_frames
 
 from hcmi import Encoder, Retriever
-from hcmi.errors import DataError, DecodeError, SearchIndexError
+from hcmi.errors import DataError, DecodeError, ModelError, SearchIndexError
 from hcmi.model import load_retriever
 from hcmi.search.folder_index import index_folder
 
@@ -140,6 +141,20 @@ def test_model_says_what_the_checkpoint_holds(run, world):
     assert "not trained by hcmi" in text
     assert json.loads(run("model", world / "clip", "--json").stdout)["family"] == "clip"
     assert "need config.json, found none" in run("model", "nowhere", code=1).stderr
+
+
+@pytest.mark.parametrize("tower", ["visual_projection", "text_projection"])
+def test_search_says_that_the_model_is_broken_when_its_vectors_are_no_numbers(run, world, tmp_path, tower):
+    shutil.copytree(world / "clip", tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights[f"{tower}.weight"].fill_(float("nan"))
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    broken = "model: need finite vectors of videos and texts, got NaN or infinity"
+    assert broken in search(run, world, model=tmp_path / "broken", code=1).stderr
+    encoder = Encoder(tmp_path / "broken")
+    with pytest.raises(ModelError, match=broken):
+        (encoder.encode_texts if tower == "text_projection" else encoder.encode_videos)(
+            sorted((world / "videos").glob("*.mp4")) if tower == "visual_projection" else ["one"])
 
 
 # from Python
