@@ -166,7 +166,8 @@ def _levels(axes: Axes, explanation: Explanation) -> None:
     bars.barh(range(len(names)), values, height=0.55, color=HEAT(0.75))
     bars.set_yticks(range(len(names)), [name.replace("_", " – ") for name in names], fontsize=9, color=INK)
     bars.set_ylim(max(len(names), 3) - 0.5, -0.5)
-    bars.set_xlim(min(0.0, *values), max(LEAST_COSINE, *values) * 1.25)
+    bars.set_xlim(min(0.0, *values) * 1.25, max(LEAST_COSINE, *values) * 1.25)
+    bars.vlines(0.0, -0.5, len(names) - 0.5, color=SOFT, linewidth=0.8)
     for row, (name, value) in enumerate(zip(names, values, strict=True)):
         weight = explanation.level_weights[name]
         times = "" if weight == 1 else f"  × {weight:g}"

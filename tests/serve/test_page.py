@@ -286,7 +286,7 @@ def test_why_says_that_the_last_row_is_against_other_videos_when_there_are_enoug
         tab.goto("/?q=a+red+ring")
         tab.locator(".why").first.click()
         tab.wait_for_selector(".reason table")
-        assert tab.locator(".reason .together th").inner_text() == "all words, against other videos"
+        assert tab.locator(".reason .together th").inner_text() == "above others"
         assert "The last row: standard deviations above other videos." in tab.inner_text(".legend")
 
 

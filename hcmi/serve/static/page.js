@@ -271,11 +271,10 @@ function heat(item, hit, found) {
   };
   const most = Math.max(...found.word_weights);
   const amounts = [found.word_weights, shares].filter(numbers => numbers.length);
-  const query = whole(found) ? "the query" : "all words";
-  found.words.forEach((word, at) => line(whole(found) ? query : word, found.frame_word.map(row => row[at]), amounts.map(numbers => numbers[at]),
+  found.words.forEach((word, at) => line(whole(found) ? "the query" : word, found.frame_word.map(row => row[at]), amounts.map(numbers => numbers[at]),
                                          found.word_weights[at] / most, found.word_frames[at]));
-  const together = found.baseline ? `${query}, against other videos` : query;
-  if (found.baseline || !whole(found)) line(together, found.relevance, amounts.map(total)).className = "together";
+  if (found.baseline || !whole(found))
+    line(found.baseline ? "above others" : "all words", found.relevance, amounts.map(total)).className = "together";
   return table;
 }
 
