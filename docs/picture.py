@@ -25,16 +25,16 @@ def take(address: str, query: str, path: str) -> None:
         tab.locator(".why").first.click()
         tab.wait_for_selector(".reason table")
         tab.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.readyState >= 2)")
-        tab.evaluate("""() => {
+        best = tab.request.get(f"{address}/api/search", params={"q": query}).json()["hits"][0]
+        tab.evaluate("""middle => {
             const video = document.querySelector('video');
-            const [from, to] = document.querySelector('.time').textContent.split('–').map(parseFloat);
             document.querySelector('.why').blur();
             return new Promise(done => {
                 video.pause();
                 video.onseeked = () => setTimeout(done, 200);
-                video.currentTime = (from + to) / 2;
+                video.currentTime = middle;
             });
-        }""")
+        }""", (best["start_s"] + best["end_s"]) / 2)
         tab.screenshot(path=path)
         browser.close()
 

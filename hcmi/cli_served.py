@@ -62,6 +62,8 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     if explain is not None:
         searching.check_explanation_path(explain, "--explain")
     wanted = searching.parse_tags(tags, "--tag")
+    searching.check_number(min_seconds, "--min-seconds")
+    searching.check_number(max_seconds, "--max-seconds")
     retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap, shots,
                                          query=query)
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds)

@@ -10,12 +10,12 @@ from hcmi.search.command import open_retriever
 from hcmi.search.encoder import Encoder
 from hcmi.search.moments import BASELINE_VIDEOS, find_moment, measure_baseline
 from hcmi.search.mteb_model import MtebModel
-from hcmi.search.query import check_query, check_top, parse_tags
+from hcmi.search.query import check_number, check_query, check_top, parse_tags
 from hcmi.search.retriever import Retriever
 from hcmi.search.times import span_text, time_text
 
 __all__ = [
-    "BASELINE_VIDEOS", "Encoder", "MtebModel", "Retriever", "check_explanation_path", "check_query", "check_top",
-    "find_moment", "hit_record", "hits_text", "measure_baseline", "missing_files", "open_retriever", "parse_tags",
-    "span_text", "time_text", "write_explanation",
+    "BASELINE_VIDEOS", "Encoder", "MtebModel", "Retriever", "check_explanation_path", "check_number",
+    "check_query", "check_top", "find_moment", "hit_record", "hits_text", "measure_baseline", "missing_files",
+    "open_retriever", "parse_tags", "span_text", "time_text", "write_explanation",
 ]

@@ -49,7 +49,8 @@ class Explanation:
     marks_share: float              # the same for the marks at the start and the end of the text, which are tokens too
     times_s: np.ndarray             # [T] seconds into the file
     frame_word_TW: np.ndarray       # cosines
-    relevance_T: np.ndarray         # of each frame to the query, above the baseline; the moment is found in it
+    relevance_T: np.ndarray         # of each frame to the query; the moment is found in it
+    baseline: bool                  # whether that is in standard deviations above other videos, and no cosine
     phrases: tuple[PhraseMatch, ...]
 
     def record(self) -> dict[str, Any]:
@@ -58,7 +59,8 @@ class Explanation:
                  if isinstance(value, np.ndarray)}
         hit = asdict(self.hit) | {"path": path_text(self.hit.path)}
         return {"query": self.query, "hit": hit, "level_weights": self.level_weights, "words": self.words, **lists,
-                "marks_share": self.marks_share, "phrases": [vars(phrase) for phrase in self.phrases]}
+                "marks_share": self.marks_share, "baseline": self.baseline,
+                "phrases": [vars(phrase) for phrase in self.phrases]}
 
 
 def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, times_T: np.ndarray, model: HcmiModel,
@@ -73,7 +75,8 @@ def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, time
     if not model.uses_words:
         cosines_T1 = frame_relevance(text, video, by_words=False)[valid_T][:, None]
         return Explanation(query, hit, model.level_weights, (query,), np.ones(1), cosines_T1.argmax(0),
-                           cosines_T1.max(0), np.zeros(0), 0.0, times_T[valid_T], cosines_T1, relevance_T, ())
+                           cosines_T1.max(0), np.zeros(0), 0.0, times_T[valid_T], cosines_T1, relevance_T,
+                           baseline is not None, ())
     words = query_words(model.processor.tokenizer, model.processor.known(query)[0], model.processor.num_words)
     cosines_TN = frame_word_matrix(text, video).float().numpy()[valid_T]    # of each token
     weights_N = text.word_weights_BW[0].float().numpy()
@@ -90,7 +93,7 @@ def explain_hit(query: str, hit: Hit, text: TextTokens, video: VideoTokens, time
         marks_share = float(shares_N.sum() - shares_W.sum())
     return Explanation(
         query, hit, level_weights, tuple(word for word, _ in words), weights_W, frame_word_TW.argmax(0), cosines_W,
-        shares_W, marks_share, times_T[valid_T], frame_word_TW, relevance_T,
+        shares_W, marks_share, times_T[valid_T], frame_word_TW, relevance_T, baseline is not None,
         _phrase_matches(text, video, times_T, words, level_weights.get("clip_phrase", 0.0)))
 
 

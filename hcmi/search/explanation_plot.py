@@ -20,7 +20,7 @@ HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fafc", "#cfe3f1", "#7fb2d9
 COLUMNS = 0.12, 0.66, 1.32      # inches to the right of the heat map: cosine, weight, share
 RIGHT = 1.85                    # inches of the margin that holds them
 LABEL = 20                      # characters of a word that fit the left margin
-LEAST_RELEVANCE = 0.2           # cosine; the scale of relevance reaches at least this far
+LEAST_COSINE = 0.2              # the scales of relevance and of the levels reach at least this far
 FRAME_PIXELS = 160
 TIMEOUT_S = 20.0
 
@@ -47,7 +47,7 @@ def draw_explanation(explanation: Explanation, path: str | Path, frames_THXC: np
     _curve(axes[2], explanation, chosen_T)
     _levels(axes[3], explanation)
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix[1:].lower())
+        figure.savefig(temporary, format=Path(path).suffix[1:].lower(), bbox_inches="tight", pad_inches=0.2)
 
 
 def read_frames(explanation: Explanation) -> np.ndarray:
@@ -113,7 +113,8 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
     if abs(explanation.marks_share) >= 0.005:
         _columns(axes, len(explanation.words), "start and end", "", f"{explanation.marks_share:.2f}", color=SOFT)
     axes.set_xticks([])
-    labels = [word if len(word) <= LABEL else word[:LABEL - 1] + "…" for word in explanation.words]
+    words = ["the query"] if explanation.words == (explanation.query,) else explanation.words     # it is the title
+    labels = [word if len(word) <= LABEL else word[:LABEL - 1] + "…" for word in words]
     axes.set_yticks(range(len(labels)), labels, fontsize=10.5)
     most = max(float(explanation.word_weights_W.max()), 1e-9)
     for label, weight in zip(axes.get_yticklabels(), explanation.word_weights_W, strict=True):
@@ -141,15 +142,15 @@ def _curve(axes: Axes, explanation: Explanation, chosen_T: np.ndarray) -> None:
     """Relevance of each frame to the whole query, as bars from zero on a scale that noise does not fill."""
     places, relevance_T = np.arange(len(explanation.times_s)), explanation.relevance_T
     axes.set_xlim(-0.5, len(places) - 0.5)
-    axes.set_ylim(1.1 * min(-LEAST_RELEVANCE / 2, float(relevance_T.min())),
-                  1.1 * max(LEAST_RELEVANCE, float(relevance_T.max())))
+    axes.set_ylim(1.1 * min(-LEAST_COSINE / 2, float(relevance_T.min())),
+                  1.1 * max(LEAST_COSINE, float(relevance_T.max())))
     for first, last in _runs(chosen_T):
         axes.axvspan(first - 0.5, last + 0.5, color=MOMENT, alpha=0.13, linewidth=0)
     axes.bar(places, relevance_T, width=0.6, color=INK)
     axes.axhline(0.0, color=SOFT, linewidth=0.8)
     axes.set_yticks([])
-    axes.set_ylabel("the query, against\nother videos", rotation=0, ha="right", va="center", fontsize=9, color=SOFT,
-                    labelpad=8)
+    axes.set_ylabel("the query" + ", against\nother videos" * explanation.baseline, rotation=0, ha="right", va="center",
+                    fontsize=9, color=SOFT, labelpad=8)
     axes.set_xticks(places, list(map(time_text, explanation.times_s)), fontsize=8.5, color=SOFT)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
@@ -164,8 +165,9 @@ def _levels(axes: Axes, explanation: Explanation) -> None:
     values = [explanation.hit.levels[name] for name in names]
     bars.barh(range(len(names)), values, height=0.55, color=HEAT(0.75))
     bars.set_yticks(range(len(names)), [name.replace("_", " – ") for name in names], fontsize=9, color=INK)
-    bars.invert_yaxis()
-    bars.set_xlim(min(0.0, *values), max(1e-6, *values) * 1.25)
+    bars.set_ylim(max(len(names), 3) - 0.5, -0.5)
+    bars.set_xlim(min(0.0, *values) * 1.25, max(LEAST_COSINE, *values) * 1.25)
+    bars.vlines(0.0, -0.5, len(names) - 0.5, color=SOFT, linewidth=0.8)
     for row, (name, value) in enumerate(zip(names, values, strict=True)):
         weight = explanation.level_weights[name]
         times = "" if weight == 1 else f"  × {weight:g}"
@@ -181,7 +183,7 @@ def _levels(axes: Axes, explanation: Explanation) -> None:
     for row, match in enumerate(matches):
         y = 0.60 - 0.72 * row / 4
         axes.text(0.53, y, " … ".join(match.words), fontsize=9.5, color=INK, va="center", parse_math=False)
-        axes.text(0.80, y, f"clip {match.clip + 1}, at {match.time_s:.1f} s", fontsize=9.5, color=INK, va="center")
+        axes.text(0.80, y, f"clip {match.clip + 1}, at {time_text(match.time_s)}", fontsize=9.5, color=INK, va="center")
         _columns(axes, y, f"{match.cosine:.2f}", f"{match.weight:.2f}", f"{match.share:.2f}")
 
 

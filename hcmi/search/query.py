@@ -1,10 +1,12 @@
-"""Checks of what is asked for: the query, the number of answers and the tags.
+"""Checks of what is asked for: the query, the number of answers, the tags and the lengths.
 
 `name` is what a message calls a value: the parameter's name, or the flag that the user typed.
 """
 
+import math
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 
 from hcmi.errors import ConfigError, shown
 from hcmi.model import HcmiModel, is_foreign
@@ -55,10 +57,25 @@ def check_top(top: int, name: str = "top") -> int:
 
 
 def parse_tags(tags: Sequence[str], name: str = "tag") -> dict[str, str]:
-    """Tags given as NAME=VALUE. Raises: ConfigError when one is not."""
+    """Tags given as NAME=VALUE. Raises: ConfigError when one is not, or a name has two values."""
+    values: dict[str, str] = {}
     for tag in tags:
-        if not tag.partition("=")[0] or "=" not in tag:
+        key, equals, value = tag.partition("=")
+        if not key or not equals:
             raise ConfigError(f"{name}: need NAME=VALUE, got {tag!r}. For example {name} place=beach.")
         if not is_text(tag):
             raise ConfigError(f"{name}: need text in UTF-8, got {shown(tag)}. Correct it.")
-    return {tag.partition("=")[0]: tag.partition("=")[2] for tag in tags}
+        if values.setdefault(key, value) != value:
+            raise ConfigError(f"{name}: need one value of {key}, got {values[key]!r} and {value!r}. Leave one out.")
+    return values
+
+
+def check_number(value: str | float | None, name: str) -> float | None:
+    """The value as a number; None when it is not given. Raises: ConfigError when it is not a finite number."""
+    if value is None or value == "":
+        return None
+    with suppress(ValueError):
+        number = float(value)
+        if math.isfinite(number):
+            return number
+    raise ConfigError(f"{name}: need a number, got {value!r}. Correct it or leave it out.")

@@ -16,7 +16,7 @@ from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encode
 from hcmi.runtime import one_thread
 from hcmi.search.explain import Explanation, explain_hit
 from hcmi.search.moments import BASELINE_VIDEOS, Baseline, find_moment, measure_baseline
-from hcmi.search.query import check_query, check_top, check_words
+from hcmi.search.query import check_number, check_query, check_top, check_words
 from hcmi.types import Clip, Hit, Moment, TextTokens, VideoTokens
 
 CANDIDATES = 200
@@ -86,10 +86,10 @@ class Retriever:
 
         Clips and windows of one file are one answer. Up to MOMENTS moments of it are given that share no second.
         The query may describe a part of a video: what else the video shows does not lower its score.
-        Raises: ConfigError when the query cannot be understood or `top` is out of range.
+        Raises: ConfigError when the query cannot be understood, `top` is out of range, or a length is no number.
         """
-        text = self.encode_query(query)
-        return self.rank(text, check_top(top), Filter(tuple((tags or {}).items()), min_seconds, max_seconds))
+        where = _filter(tags, min_seconds, max_seconds)
+        return self.rank(self.encode_query(query), check_top(top), where)
 
     def similar(self, video_id: str, top: int = 10, tags: dict[str, str] | None = None,
                 min_seconds: float | None = None, max_seconds: float | None = None) -> list[Hit]:
@@ -97,15 +97,16 @@ class Retriever:
 
         Other clips or windows of its own file are left out.
 
-        Raises: ConfigError when `top` is out of range; DataError when no such video is indexed.
+        Raises: ConfigError when `top` is out of range or a length is no number; DataError when no such video is
+        indexed.
         """
         check_top(top)
+        where = _filter(tags, min_seconds, max_seconds)
         index = self._newest()
         row = _row_of(index, video_id)
         video, own = index.tokens(row), index.clips(row)[0]
         text = TextTokens(video.video_BD, video.frames_BTD, video.clips_BCD, video.frame_weights_BT,
                           video.clip_weights_BC)
-        where = Filter(tuple((tags or {}).items()), min_seconds, max_seconds)
         hits = self._rank(index, text, top + 1, where)
         others = [hit for hit in hits if hit.path != self.file_of(own.path)][:top]
         return [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, 1)]
@@ -271,6 +272,11 @@ def _apart(moments: Iterable[Moment]) -> list[Moment]:
             if len(kept) == MOMENTS:
                 break
     return kept
+
+
+def _filter(tags: dict[str, str] | None, min_seconds: float | None, max_seconds: float | None) -> Filter:
+    return Filter(tuple((tags or {}).items()), check_number(min_seconds, "min_seconds"),
+                  check_number(max_seconds, "max_seconds"))
 
 
 def _start(text: str, length: int = 60) -> str:

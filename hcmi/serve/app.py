@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hcmi.errors import ConfigError, DataError, HcmiError, MachineError, SearchIndexError, file_of, machine_error, shown
 from hcmi.index import MilvusIndex, SearchIndex
-from hcmi.search import Retriever, check_query, hit_record, parse_tags, span_text, time_text
+from hcmi.search import Retriever, check_number, check_query, hit_record, parse_tags, span_text, time_text
 from hcmi.serve.following import FollowingRetriever
 from hcmi.types import Hit
 from hcmi.video import EncodeJob, check_file, encode_job, run_one
@@ -42,7 +42,7 @@ from hcmi.wording import plural
 
 STATIC = Path(__file__).with_name("static")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
-EXAMPLES = 3                    # captions of the index that the empty page suggests
+EXAMPLES, EXAMPLE_CHARS = 3, 200        # captions of the index that the empty page suggests, and their greatest length
 FRAME_PIXELS, FRAME_QUALITY, FRAME_TIMEOUT_S = 320, 85, 20.0
 HEADERS = {"content-security-policy": "default-src 'self'; frame-ancestors 'none'", "x-content-type-options": "nosniff",
            "referrer-policy": "no-referrer"}
@@ -91,7 +91,7 @@ class Page:
         return FileResponse(await run_in_threadpool(self._path, request.path_params["video_id"]))
 
     async def frame(self, request: Request) -> Response:
-        start_s, end_s = (_number(request.query_params, name) for name in ("start_s", "end_s"))
+        start_s, end_s = (check_number(request.query_params.get(name), name) for name in ("start_s", "end_s"))
         path = await run_in_threadpool(self._path, request.path_params["video_id"])
         async with self._decoding:
             jpeg = await run_in_threadpool(read_frame, path, start_s or 0.0, end_s)
@@ -105,7 +105,8 @@ class Page:
         index = retriever.index
         rows = index.some_rows(EXAMPLES)
         clips = index.clips(rows) if len(rows) else []
-        examples = [min(clip.captions, key=len) for clip in clips if clip.captions]
+        shortest = [min(clip.captions, key=len) for clip in clips if clip.captions]
+        examples = [caption for caption in shortest if len(caption) <= EXAMPLE_CHARS]
         return {"videos": len(index), "holds": _held(index), "examples": examples, "notes": retriever.notes,
                 "level_weights": retriever.model.level_weights}
 
@@ -113,8 +114,9 @@ class Page:
         return self._hits(retriever, query), retriever.query_notes(query.get("q", ""))
 
     def _hits(self, retriever: Retriever, query: QueryParams) -> list[Hit]:
-        filters = (_whole(query, "top", 10), parse_tags(query.getlist("tag")), _number(query, "min_seconds"),
-                   _number(query, "max_seconds"))
+        filters = (_whole(query, "top", 10), parse_tags(query.getlist("tag")),
+                   check_number(query.get("min_seconds"), "min_seconds"),
+                   check_number(query.get("max_seconds"), "max_seconds"))
         if "like" in query:
             return retriever.similar(query["like"], *filters)
         return retriever.search(check_query(query.get("q", "")), *filters)
@@ -219,20 +221,9 @@ class _Headers:
         await self.app(scope, receive, with_headers)
 
 
-def _number(query: QueryParams, name: str) -> float | None:
-    """The value, or None when it is not given. Raises: ConfigError when it is not a finite number."""
-    if not query.get(name):
-        return None
-    with suppress(ValueError):
-        value = float(query[name])
-        if abs(value) < float("inf"):
-            return value
-    raise ConfigError(f"{name}: need a number, got {query[name]!r}. Correct it or leave it out.")
-
-
 def _whole(query: QueryParams, name: str, default: int) -> int:
     """The value, or `default` when it is not given. Raises: ConfigError when it is not a whole number."""
-    value = _number(query, name)
+    value = check_number(query.get(name), name)
     if value is not None and value != int(value):
         raise ConfigError(f"{name}: need a whole number, got {query[name]!r}. Correct it or leave it out.")
     return default if value is None else int(value)

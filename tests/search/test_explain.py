@@ -8,11 +8,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from model_world import shake
-from search_world import T, searchable_model, times, video_tokens
+from PIL import Image
+from search_world import T, clips, searchable_model, times, video_tokens
 
+from hcmi.index import add_videos, create_index, model_card
 from hcmi.model import encode_texts
-from hcmi.search import explain, explanation_plot
-from hcmi.search.explain import explain_hit
+from hcmi.search import Retriever, explain, explanation_plot
+from hcmi.search.explain import PhraseMatch, explain_hit
 from hcmi.types import Hit, VideoTokens
 
 QUERY = "a red ring slides left"
@@ -150,9 +152,60 @@ def test_record_is_ready_for_json_and_has_no_weights_of_frames():
     why = explained(searchable_model(), padded_video())
     record = json.loads(json.dumps(why.record()))
     assert set(record) == {"query", "hit", "level_weights", "words", "word_weights", "word_frames", "word_cosines",
-                           "word_shares", "marks_share", "times_s", "frame_word", "relevance", "phrases"}
+                           "word_shares", "marks_share", "times_s", "frame_word", "relevance", "baseline", "phrases"}
     assert record["word_frames"] == why.word_frames_W.tolist()
     assert set(record["phrases"][0]) == {"words", "weight", "clip", "time_s", "cosine", "share"}
+
+
+@pytest.mark.parametrize(("videos", "label"), [(59, "the query, against\nother videos"), (9, "the query")])
+def test_picture_names_the_relevance_by_what_it_is(model, tmp_path, videos, label):
+    """With few videos nothing is known of the others, and the relevance is a cosine."""
+    create_index(tmp_path / "index", model_card(model))
+    add_videos(tmp_path / "index", clips([f"v{n}" for n in range(videos)]),
+               [(video_tokens(videos, np.random.default_rng(0)), times(videos))])
+    retriever = Retriever(model, tmp_path / "index")
+    why = retriever.explain(QUERY, retriever.search(QUERY)[0])
+    assert why.record()["baseline"] == (videos >= 32)
+    axes = Figure().subplots()
+    explanation_plot._curve(axes, why, np.zeros(len(why.times_s), bool))
+    assert axes.get_ylabel() == label
+
+
+def sentence_alone(query: str, level: float):
+    """Why a checkpoint's answer with this score was found."""
+    model = searchable_model(head="mean_pool")
+    why = explained(model, padded_video(), query)
+    return replace(why, hit=replace(why.hit, levels={"video_sentence": level}))
+
+
+def test_picture_has_a_short_bar_left_of_zero_when_the_level_is_negative():
+    axes = Figure().subplots()
+    explanation_plot._levels(axes, sentence_alone(QUERY, -0.06))
+    bars, = axes.child_axes
+    bar, = bars.patches
+    left, right = bars.get_xlim()
+    assert bar.get_width() == pytest.approx(-0.06)
+    assert abs(bar.get_width()) < 0.3 * (right - left)
+
+
+def test_picture_calls_a_whole_query_so_and_times_are_those_of_a_player():
+    axes = Figure().subplots(2)
+    why = sentence_alone("a red ring slides left, then a blue square grows", 0.3)
+    explanation_plot._heat(axes[0], why)
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["the query"]
+    phrase = PhraseMatch(("red", "ring"), 0.5, 1, 1284.0, 0.4, 0.2)
+    explanation_plot._levels(axes[1], replace(why, phrases=(phrase,)))
+    assert "clip 2, at 21:24.0" in [text.get_text() for text in axes[1].texts]
+
+
+def test_picture_shows_a_word_to_its_first_letter_when_it_is_wide(tmp_path):
+    """The column left of the label is blank: nothing runs out of the picture."""
+    why = explained(searchable_model(), padded_video())
+    why = replace(why, words=("W" * explanation_plot.LABEL, *why.words[1:]),
+                  hit=replace(why.hit, levels=dict.fromkeys(why.level_weights, 0.5)))
+    explanation_plot.draw_explanation(why, tmp_path / "why.png", np.zeros((T - 2, 8, 8, 3), np.uint8))
+    with Image.open(tmp_path / "why.png") as picture:
+        assert np.asarray(picture.convert("L"))[:, :8].min() == 255
 
 
 def test_dollars_in_query_and_name_are_no_mathematics(tmp_path):

@@ -6,7 +6,7 @@ from search_world import clips, searchable_model, times, video_tokens
 
 from hcmi.errors import ConfigError
 from hcmi.index import add_videos, create_index, model_card
-from hcmi.search import Retriever, check_top, parse_tags
+from hcmi.search import Retriever, check_number, check_top, parse_tags
 
 QUERY = "a red ring slides left"
 
@@ -66,6 +66,26 @@ def test_messages_name_the_flag_that_the_user_typed():
 def test_tag_that_is_no_text_is_refused_in_one_line():
     with pytest.raises(ConfigError, match=r"^--tag: need text in UTF-8, got place=caf\\xe9\. Correct it\.$"):
         parse_tags(["place=caf\udce9"], "--tag")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "nan", "inf", "three"])
+def test_length_is_refused_when_it_is_no_finite_number(world, value):
+    message = rf"^min_seconds: need a number, got {value!r}\. Correct it or leave it out\.$"
+    for ask in (lambda: world[0].search(QUERY, min_seconds=value), lambda: world[0].similar("v0", min_seconds=value)):
+        with pytest.raises(ConfigError, match=message):
+            ask()
+    with pytest.raises(ConfigError, match=r"^max_seconds: need a number"):
+        world[0].search(QUERY, max_seconds=value)
+
+
+def test_number_is_none_when_it_is_not_given():
+    assert [check_number(value, "n") for value in (None, "", "1e-1", 0)] == [None, None, 0.1, 0.0]
+
+
+def test_tag_is_refused_when_its_name_has_two_values():
+    with pytest.raises(ConfigError, match=r"^--tag: need one value of a, got '1' and '2'\. Leave one out\.$"):
+        parse_tags(["a=1", "b=1", "a=2"], "--tag")
+    assert parse_tags(["a=1", "a=1"]) == {"a": "1"}
 
 
 def test_tags_are_split_at_the_first_equals_sign():

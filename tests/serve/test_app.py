@@ -16,10 +16,11 @@ import pytest
 import uvicorn
 from click.testing import CliRunner
 from PIL import Image
-from search_world import write_video
+from search_world import clips, searchable_model, times, video_tokens, write_video
 from serve_world import served
 
 from hcmi.cli import main
+from hcmi.index import add_videos, create_index, model_card
 from hcmi.search import Retriever, hit_record
 from hcmi.serve.app import STATIC, serve
 
@@ -64,6 +65,16 @@ def test_search_takes_filters_and_another_video(page, retriever):
     assert [hit["video_id"] for hit in alike] == [hit.video_id for hit in retriever.similar(own)]
 
 
+def test_about_offers_only_captions_that_can_be_asked_for(tmp_path):
+    model = searchable_model()
+    create_index(tmp_path / "index", model_card(model))
+    tokens = video_tokens(1, np.random.default_rng(0)), times(1)
+    for name, captions in {"short": ("a red ring", "x" * 2700), "long": ("a red ring " * 250,)}.items():
+        add_videos(tmp_path / "index", clips([name], captions=captions), [tokens])
+    with served(Retriever(model, tmp_path / "index")) as address:
+        assert httpx.get(f"{address}/api/about", timeout=60).json()["examples"] == ["a red ring"]
+
+
 def test_address_of_an_earlier_version_answers_as_without_its_unknown_parameter(page):
     """`part=1` was a box of the page."""
     for path, query in (("/api/search", {"q": "a red ring"}), ("/api/explain", {"q": "a red ring", "video_id": ""})):
@@ -90,6 +101,8 @@ def test_explain_gives_what_the_retriever_explains(page, retriever):
     ("/api/search?q=ring&top=1.5", 400, "top: need a whole number, got '1.5'"),
     ("/api/search?q=ring&max_seconds=nan", 400, "max_seconds: need a number, got 'nan'"),
     ("/api/search?q=ring&tag=place", 400, "tag: need NAME=VALUE, got 'place'"),
+    ("/api/search?q=ring&tag=a%3D1&tag=a%3D2", 400, "tag: need one value of a, got '1' and '2'"),
+    ("/api/search?q=ring&min_seconds=inf", 400, "min_seconds: need a number, got 'inf'"),
     ("/api/search?like=nobody", 404, "need the video_id of an indexed video"),
     ("/api/explain?q=ring&video_id=nobody", 404, "need one of the answers to a query"),
     ("/video/nobody", 404, "need the video_id of an indexed video"),

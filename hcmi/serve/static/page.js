@@ -2,10 +2,13 @@
 
 const $ = (selector, inside = document) => inside.querySelector(selector);
 const WAIT_MS = 250;                // from the last key to the start of a search
+const SLOW_MS = 300;                // after which a search says that it is running
+const NOTES = 3;                    // about the index; there is one for each file that cannot be read
 const PHRASES = 4;                  // shown one by one; the share of the others is shown as a sum
 const STILL = matchMedia("(prefers-reduced-motion: reduce)").matches;
 let asked = new AbortController();  // of the running search
-let about = {level_weights: {}};    // until the server has answered
+let about = {level_weights: {}, holds: "", notes: []};     // until the server has answered
+let learnt;                         // the promise of that answer
 
 function make(name, className = "", text = "") {
   const element = document.createElement(name);
@@ -28,14 +31,47 @@ const query = () => new URLSearchParams(location.search);
 function ask(changes, typing = false) {
   const next = new URLSearchParams();
   for (const [name, value] of Object.entries(changes)) if (String(value).trim()) next.set(name, value);
-  if (String(next) === String(query())) return;
-  const same = typing && query().has("q");      // one entry for Back, not one for each pause in typing
+  if (String(next) === String(query())) {
+    if (typing) return;
+    learnt = undefined;     // Search and Enter ask for everything again: after an error, or when videos were added
+    return show();
+  }
+  // One entry for Back, not one for each pause in typing.
+  const same = typing && (query().has("q") || next.has("like"));
   history[same ? "replaceState" : "pushState"](null, "", String(next) ? `?${next}` : location.pathname);
   show(typing);
 }
 
 const fields = [...$("#ask").elements].filter(field => field.name);
-const typed = () => Object.fromEntries(new FormData($("#ask")));
+
+// What the form asks for. A Similar page goes on until a query is typed. A tag that is still being typed does not count.
+function typed(typing = false) {
+  const values = Object.fromEntries(new FormData($("#ask")));
+  if (typing && !/.=./.test(values.tag)) values.tag = "";
+  return values.q.trim() ? values : {...values, like: query().get("like") ?? ""};
+}
+
+function learn() {
+  learnt ??= get("api/about", "").then(found => {
+    about = found;
+    $("#examples").replaceChildren(...about.examples.map(caption => {
+      const example = make("button", "", caption);
+      example.type = "button";
+      example.addEventListener("click", () => ask({...typed(true), q: caption}));
+      return example;
+    }));
+  }).catch(error => {
+    learnt = undefined;
+    fail(error);
+  });
+  return learnt;
+}
+
+function say(...texts) {
+  const more = about.notes.length - NOTES;
+  const notes = more > 0 ? [...about.notes.slice(0, NOTES), `and ${more} more`] : about.notes;
+  $("#status").textContent = [...texts, ...notes].filter(Boolean).join(" · ");
+}
 
 async function show(typing = false) {
   asked.abort();
@@ -47,30 +83,35 @@ async function show(typing = false) {
   $("#error").hidden = true;
   const empty = !now.get("q") && !now.get("like");
   $("#start").hidden = !empty;
+  $("#hits").setAttribute("aria-busy", String(!empty));
+  const known = learn();
   if (empty) {
     $("#hits").replaceChildren();
-    await aboutLoaded;
-    if (!signal.aborted) $("#status").textContent = about.holds ?? "";
+    await known;
+    if (!signal.aborted) say(about.holds);
     return;
   }
-  $("#hits").setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => { if (!signal.aborted) $("#status").textContent = "Searching…"; }, SLOW_MS);
   try {
     const {hits, notes, seconds} = await get("api/search", now, signal);
-    await aboutLoaded;
+    await known;
     if (signal.aborted) return;
     $("#hits").replaceChildren(...hits.map(card));
     const like = now.get("like") ? ` like ${now.get("like")}` : "";
     const count = hits.length ? `${hits.length} answer${hits.length === 1 ? "" : "s"}${like} in ${Math.max(1, Math.round(1000 * seconds))} ms`
       : "Nothing found: the index is empty, or no video passes the filters.";
-    $("#status").textContent = [count, ...notes].join(" · ");
+    clearTimeout(slow);
+    say(count, ...notes);
     if (hits.length && !STILL) $("#hits .play").click();
   } catch (error) {
     if (error.name === "AbortError") return;
     $("#hits").replaceChildren();
     $("#status").textContent = "";
     fail(error);
+  } finally {
+    clearTimeout(slow);
   }
-  $("#hits").removeAttribute("aria-busy");
+  $("#hits").setAttribute("aria-busy", "false");
 }
 
 function fail(error) {
@@ -100,7 +141,7 @@ function card(hit) {
   }
   part(".why").hidden = query().has("like");
   part(".why").addEventListener("click", () => why(item, hit));
-  part(".like").addEventListener("click", () => ask({like: hit.video_id}));
+  part(".like").addEventListener("click", () => ask({...typed(true), q: "", like: hit.video_id}));
   return item;
 }
 
@@ -132,13 +173,13 @@ function player(item, hit) {
     video.play().catch(() => {});       // refused or aborted: the first frame stays
   };
   const place = () => {
-    const share = seconds => `${100 * Math.min(1, seconds / video.duration)}%`;
+    const share = seconds => 100 * Math.min(1, seconds / video.duration);
     for (const [{start_s, end_s}, mark] of marks) {
-      mark.style.left = share(start_s);
-      mark.style.width = share(end_s - start_s);
+      mark.style.left = `${share(start_s)}%`;
+      mark.style.width = `${share(end_s) - share(start_s)}%`;
       mark.classList.toggle("other", start_s !== moment.start_s);
     }
-    $(".now", item).style.left = share(video.currentTime);
+    $(".now", item).style.left = `${share(video.currentTime)}%`;
     if (only && !video.paused && video.currentTime >= moment.end_s) video.currentTime = moment.start_s;
   };
   for (const event of ["loadedmetadata", "timeupdate", "seeked"]) video.addEventListener(event, place);
@@ -156,9 +197,11 @@ function player(item, hit) {
     for (const name of [".play", ".whole", ".line"]) $(name, item).hidden = true;
   });
   $(".play", item).addEventListener("click", () => item.dispatchEvent(new CustomEvent("play-moment", {detail: hit})));
-  $(".whole", item).addEventListener("click", () => go(0, false));
+  // A second click pauses, because the keyboard has no other way.
+  $(".whole", item).addEventListener("click", () => only || video.paused ? go(0, false) : video.pause());
   line.addEventListener("click", event => go(event.offsetX / line.clientWidth * video.duration, false));
   item.addEventListener("play-moment", ({detail}) => {
+    if (only && detail === moment && !video.paused) return video.pause();
     moment = detail;
     go(moment.start_s, true);
   });
@@ -170,7 +213,7 @@ async function why(item, hit) {
   reason.hidden = !open;
   item.classList.toggle("open", open);
   $(".why", item).setAttribute("aria-expanded", String(open));
-  if (!open || reason.childElementCount) return;
+  if (!open || $("table", reason)) return;
   const wanted = query();
   wanted.set("video_id", hit.video_id);
   try {
@@ -189,18 +232,20 @@ function sum(hit, found) {
 }
 
 // A model that compares sentences alone has no words: its only row is the query.
-const whole = found => found.words.length === 1 && found.words[0] === found.query;
+const whole = found => found.words.length === 1 && found.words[0] === found.query && !found.word_shares.length;
 const matches = found => `How well each frame matches ${whole(found) ? "the query" : "each word"}`;
-const legend = found => `${matches(found)} (cosine). The times of the moment have a border; click one to play from there. The best `
-  + `frame of ${whole(found) ? "the query" : "each word"} has a border too.`;
+const legend = found => `${matches(found)} (cosine). The times of the moment are orange; click a time to play from there. The best `
+  + `frame of ${whole(found) ? "the query" : "each word"} has a border.`
+  + (found.baseline ? " The last row: standard deviations above other videos." : "");
 const COUNTS = " A word's share of the score is what it adds in that frame. When the query tells a whole video, the frames whose "
   + "best word it is add to the share too.";
 
-// Rows are words, columns are frames. The last row is the whole query: its frames are compared with other videos.
+// Rows are words, columns are frames. The last row is the whole query: its frames are compared with other videos, where there
+// are enough of them.
 function heat(item, hit, found) {
   const table = make("table"), head = table.createTHead().insertRow(), body = table.createTBody();
   table.ariaLabel = matches(found);
-  head.append(make("th"));
+  head.insertCell();
   found.times_s.forEach((time, at) => {
     const cell = make("th", time >= hit.start_s && time <= hit.end_s ? "in" : ""), button = make("button", "", found.times[at]);
     button.type = "button";
@@ -213,13 +258,12 @@ function heat(item, hit, found) {
   const line = (name, values, amounts, strength = 1, best = -1) => {
     const row = body.insertRow(), label = make("th", "", name);
     label.scope = "row";
-    label.style.opacity = .45 + .55 * strength;
+    label.style.opacity = .7 + .3 * strength;       // a paler one would be hard to read
     row.append(label);
     values.forEach((value, at) => {
       const cell = row.insertCell(), heat = Math.min(1, Math.max(0, value));     // a fixed scale: noise stays pale
       cell.textContent = value.toFixed(2);
       cell.style.background = `rgb(var(--heat) / ${heat.toFixed(3)})`;
-      cell.classList.toggle("strong", heat > .75);      // where both text colours have the same contrast
       cell.classList.toggle("best", at === best);
     });
     for (const value of amounts) row.append(make("td", "amount", value.toFixed(2)));
@@ -227,10 +271,10 @@ function heat(item, hit, found) {
   };
   const most = Math.max(...found.word_weights);
   const amounts = [found.word_weights, shares].filter(numbers => numbers.length);
-  found.words.forEach((word, at) => line(word, found.frame_word.map(row => row[at]), amounts.map(numbers => numbers[at]),
+  found.words.forEach((word, at) => line(whole(found) ? "the query" : word, found.frame_word.map(row => row[at]), amounts.map(numbers => numbers[at]),
                                          found.word_weights[at] / most, found.word_frames[at]));
-  const together = whole(found) ? "against other videos" : "all words";
-  line(together, found.relevance, amounts.map(total)).className = "together";
+  if (found.baseline || !whole(found))
+    line(found.baseline ? "above others" : "all words", found.relevance, amounts.map(total)).className = "together";
   return table;
 }
 
@@ -250,7 +294,7 @@ function rest(found) {
 let timer;
 $("#ask").addEventListener("input", () => {
   clearTimeout(timer);
-  timer = setTimeout(() => ask(typed(), true), WAIT_MS);
+  timer = setTimeout(() => ask(typed(true), true), WAIT_MS);
 });
 $("#ask").addEventListener("submit", event => {
   event.preventDefault();
@@ -265,14 +309,5 @@ addEventListener("keydown", event => {
   }
 });
 
-const aboutLoaded = get("api/about", "").then(found => {
-  about = found;
-  for (const caption of about.examples) {
-    const example = make("button", "", caption);
-    example.type = "button";
-    example.addEventListener("click", () => ask({q: caption}));
-    $("#examples").append(example);
-  }
-}).catch(fail);
-if ($("#q").value && !query().has("q")) ask(typed(), true);     // typed before this script was loaded
+if ($("#q").value && !query().has("q")) ask(typed(true), true);     // typed before this script was loaded
 else show();
