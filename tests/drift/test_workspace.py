@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -44,6 +45,18 @@ def test_snapshot_holds_evidentlys_presets_descriptors_and_tests_and_opens_on_th
     for said in ("Drift is detected for ", "Under the limit of 1", "Mean value of 'found first'", "caption length"):
         assert any(said in one for one in shown), said
     assert not [one for one in shown if "Index binned" in one]
+
+
+def test_clips_without_a_caption_have_no_length_of_it_when_others_of_the_batch_have_captions():
+    """They ended the run in a division by zero inside Evidently."""
+    reference, generator = MadeReference(100), np.random.default_rng(5)
+    sample = made_sample(40, generator)
+    some = replace(sample, captioned=np.arange(20), captions=[caption[:9] for caption in sample.captions[:20]],
+                   texts=sample.texts[np.arange(20)])
+    report = reference.judge(some, generator)
+    _add_evidently(report, reference)
+    assert "Minimal value of 'caption length': current: 9.000" in report.evidently_snapshot
+    assert report.evidently_snapshot.count('"Column \'caption length\' missing values"') == 1
 
 
 @pytest.fixture(scope="module")
