@@ -84,7 +84,7 @@ class BatchReport:
             "weak_slices": [{"name": some.name, "captions": some.captions, "recall_at_1": _round(some.recall),
                              "rest": _round(some.rest)} for some in self.slices],
             "shifts": [{"name": shift.name, "distance": _round(shift.distance, 6), "limit": _round(shift.threshold, 6),
-                        "distance_over_limit": _round(shift.ratio, 4),
+                        "distance_over_limit": _round(shift.ratio, 4), "limit_raised": _round(shift.raised, 4),
                         "p_value": _round(shift.p_value, 6), "drifted": shift.drifted,
                         "reference_median": _round(shift.reference, 6), "batch_median": _round(shift.batch, 6)}
                        for shift in self.shifts],

@@ -17,6 +17,7 @@ import pandas as pd
 from hcmi.config import Params
 from hcmi.dataset import table_cells
 from hcmi.drift.batches import find_batches
+from hcmi.drift.history import newest_records
 from hcmi.drift.judging import judge
 from hcmi.drift.learned import Learned, learn
 from hcmi.drift.page import render
@@ -51,18 +52,23 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
     reports: list[BatchReport] = []
     card: dict[str, Any] = {"clips": 0, "captioned": 0}
     reference = None
-    learned = learn(learn_from, accepted) if learn_from is not None else Learned()
+    learned = Learned()
+    if learn_from is not None:
+        newest_records(learn_from)          # before the long work: a mistyped folder is refused
     if folders:
         tune_allocator()
         model = load_retriever(model_dir, pick_device("auto"))
         reference = Reference(model, export_dir, shards_dir, np.random.default_rng(params.drift.seed))
         card = reference.card
+        if learn_from is not None:
+            learned = learn(learn_from, accepted, card["model"])
         for folder in track(folders, "drift", unit="batch"):
             reports.append(judge(folder, reference, params, shards_dir, learned))
             _add_evidently(reports[-1], reference)
+    taught = [learned.without(report.name) for report in reports]
     result = {"verdicts": {report.name: report.verdict for report in reports},
               "false_alarm_rate": params.drift.false_alarm_rate, "seed": params.drift.seed, "reference": card,
-              "learned_from": learned.batches if learned.limits else 0,
+              "learned_from": max((len(some.batches) for some in taught if some.factors), default=0),
               "batches": [report.to_record() for report in reports]}
     page = render(result, reports, reference.profile if reference else None,
                   _pictures(reports, reference, params, out_dir), _evidently_library(reports), str(incoming_dir),

@@ -56,7 +56,6 @@ def test_clips_without_a_caption_have_no_length_of_it_when_others_of_the_batch_h
     report = reference.judge(some, generator)
     _add_evidently(report, reference)
     assert "Minimal value of 'caption length': current: 9.000" in report.evidently_snapshot
-    assert report.evidently_snapshot.count('"Column \'caption length\' missing values"') == 1
 
 
 @pytest.fixture(scope="module")
