@@ -32,7 +32,7 @@ from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import MAX_CLIPS, count_reasons, read_batch, unreadable
 from hcmi.drift.severity import WITHOUT_WRONG, Severity, estimated, measure
 from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
-from hcmi.drift.verdict import MACHINE, TOO_FEW, UNREADABLE, decide
+from hcmi.drift.verdict import MACHINE, NO_GALLERY, NO_TEST_CAPTIONS, TOO_FEW, UNREADABLE, decide
 from hcmi.errors import DataError, MachineError, shown
 from hcmi.types import Skip, path_text
 from hcmi.video import MACHINE_REASONS, find_videos
@@ -123,6 +123,7 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
     assert sample is not None
     assert report.profile is not None
     if known is None or len(known) < MIN_CLIPS:
+        report.unmeasured = NO_GALLERY if reference.gallery is None else NO_TEST_CAPTIONS
         return None
     if batch is None or len(batch) < MIN_CLIPS:
         report.severity = _estimate(report, reference)

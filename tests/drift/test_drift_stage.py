@@ -91,6 +91,14 @@ def test_export_of_another_model_is_refused_and_nothing_is_written(world):
     assert not (root / "refused").exists()
 
 
+def test_a_mistyped_folder_of_batches_is_refused_and_the_report_that_was_there_stays(world, result):
+    page = world[0] / "reports" / "drift" / "index.html"
+    before = page.stat()
+    with pytest.raises(DriftError, match=r"incomming: need a folder that holds a folder for each batch, got none\."):
+        run(world, "reports/drift", incoming="incomming")
+    assert page.stat() == before
+
+
 def test_batch_is_judged_when_odd_files_are_among_its_videos(world):
     """Names in other encodings, of the batch too; pipes, dead links, folders called like videos."""
     root, _ = world
@@ -178,11 +186,14 @@ def test_exchanged_captions_are_named_and_search_is_not_hurt():
 
 def test_recall_is_left_out_when_there_are_few_captions_or_no_gallery():
     generator = np.random.default_rng(2)
-    for batch, reference in ((scores(9, generator), scores(50, generator)), (scores(50, generator), None),
-                             (None, scores(50, generator))):
+    for batch, reference, advice in (
+            (scores(9, generator), scores(50, generator), "Write captions for the clips in captions_to_write.csv"),
+            (scores(50, generator), None, "Give the data set clips"),
+            (scores(50, generator), scores(9, generator), "Give the data set clips"),
+            (None, scores(50, generator), "Write captions for the clips in captions_to_write.csv")):
         report = quality(batch, reference)
         assert (report.measured, report.severity, report.estimate) == (None, None, None)
-        assert report.advice.startswith("Write captions")
+        assert report.advice.startswith(advice)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -130,6 +131,20 @@ def test_of_two_reports_on_a_batch_the_newer_one_is_taken_and_an_undated_name_ge
     assert find_snapshots([tmp_path]) == [
         (datetime.fromtimestamp(1_100_000_000, UTC), tmp_path / "b" / "films.evidently.json"),
         (datetime(2026, 11, 20, tzinfo=UTC), tmp_path / "b" / "2026-11-20.evidently.json")]
+
+
+def test_what_a_killed_run_left_is_passed_over_and_a_broken_snapshot_is_named(reports, tmp_path, capsys):
+    """A half-written snapshot in the temporary folder of a report ended `make drift-ui` in a traceback."""
+    shutil.copytree(reports[0], tmp_path / "watch")
+    one = next(tmp_path.glob("watch/*_same/*.json"))
+    for number, text in enumerate(("{", "[]", '{"a": 1}')):
+        (tmp_path / "watch" / f"odd_{number}").mkdir()
+        (tmp_path / "watch" / f"odd_{number}" / f"odd_{number}.evidently.json").write_text(text)
+    (tmp_path / "watch" / ".x.abcd1234.tmp").mkdir()
+    (tmp_path / "watch" / ".x.abcd1234.tmp" / "x.evidently.json").write_text(one.read_text(encoding="utf-8"))
+    assert build_workspace([tmp_path / "watch"], tmp_path / "out") == 3
+    notes = capsys.readouterr().err.splitlines()
+    assert [f"odd_{number}.evidently.json: need a snapshot" in note for number, note in enumerate(notes)] == [True] * 3
 
 
 def test_no_reports_is_one_line(tmp_path):
