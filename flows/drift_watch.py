@@ -138,7 +138,7 @@ def verdicts_text(verdicts: dict[str, Verdict], growing: list[str]) -> str:
 
 def todo(verdicts: dict[str, Verdict]) -> list[str]:
     """What a person may do about these batches."""
-    return [f"`{name}`: {verdict.action.todo.format(batch=name)}" for name, verdict in verdicts.items()
+    return [f"`{name}`: {verdict.action.todo_for(name)}" for name, verdict in verdicts.items()
             if verdict.action.todo]
 
 

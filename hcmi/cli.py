@@ -265,7 +265,11 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
         return
     result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
                  params=load_params(params), batches=batches, learn_from=learn_from)
-    show(result if as_json else {"report": f"{out}/index.html", **result["verdicts"]}, as_json)
+    if as_json:
+        show(result, as_json)
+        return
+    show({"report": f"{out}/index.html"}, as_json)
+    show(result["verdicts"], as_json)       # apart: a batch may be called `report`
 
 
 @main.command()

@@ -225,7 +225,9 @@ class WindowsConfig(Section):
 
 
 class DriftConfig(Section):
-    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]     # of batches that have not drifted
+    # Share of batches without a change for which a comparison is beyond its limit. 10 / rate random splits of all clips
+    # are drawn at once: 0.0001 takes several GB, and 0.000001 would take hundreds.
+    false_alarm_rate: Annotated[float, Field(ge=0.0001, lt=1)]
     seed: int
 
 

@@ -42,3 +42,10 @@ def test_stdout_is_json_and_nothing_else_when_json_is_asked_for(project, tmp_pat
     found = json.loads(done.stdout)
     assert found
     assert isinstance(found, list if verb == "search" else dict)
+
+
+def test_drift_says_where_its_report_is_when_a_batch_is_called_report(monkeypatch, repo_root):
+    monkeypatch.chdir(repo_root)
+    monkeypatch.setattr("hcmi.drift.drift", lambda **_: {"verdicts": {"report": "ok", "b": "changed"}})
+    done = CliRunner().invoke(main, ["drift", "--out", "reports/watch/all"])
+    assert done.stdout.splitlines() == ["report: reports/watch/all/index.html", "report: ok", "b: changed"]

@@ -87,6 +87,8 @@ def test_load_reads_yaml_1_2_when_numbers_have_exponents_and_words_look_like_ans
      "train.captions_per_clip: need greater than 0, got 0. Correct the value."),
     ("train.loss.level_weights", "level_weights: {frame_word: 0, clip_phrase: 0, video_sentence: 0}",
      "train.loss.level_weights: need at least one level with a weight above 0, got none. Correct the value."),
+    ("drift.false_alarm_rate", "false_alarm_rate: 0.000001",        # it asked for 32.5 GiB
+     "drift.false_alarm_rate: need greater than or equal to 0.0001, got 1e-06. Correct the value."),
     ("model.head", "head: clip4clip", "model.head: need '"),
     ("model.num_clips", "num_clips: 99", "model: num_clips: need at most num_frames="),
     ("model.num_phrases", "num_phrases: 99", "model: num_phrases: need at most num_words="),

@@ -9,7 +9,7 @@ from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotatio
 from hcmi.dataset.build_clips import check_split
 from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.expected_splits import expected_splits
-from hcmi.dataset.folder import NothingUsableError, locate_in, read_folder
+from hcmi.dataset.folder import NothingUsableError, locate_in, read_folder, table_cells, videos_folder
 from hcmi.dataset.manifest import (
     read_manifest,
     read_manifest_table,
@@ -40,6 +40,8 @@ __all__ = [
     "read_manifest",
     "read_manifest_table",
     "sample_captions",
+    "table_cells",
+    "videos_folder",
     "write_manifest",
     "write_skipped",
 ]

@@ -10,12 +10,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from hcmi.config import DatasetConfig, WindowsConfig
-from hcmi.dataset.build_clips import build_clips
+from hcmi.dataset.build_clips import build_clips, clip_id
 from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.near_duplicates import NearDuplicate
 from hcmi.errors import DataError
 from hcmi.files import project_path
-from hcmi.types import Clip, Skip
+from hcmi.types import Clip, Skip, path_text
 from hcmi.video import find_videos, is_text, names_below, refusal
 
 Found = Iterator[Clip | Skip | NearDuplicate]
@@ -41,7 +41,7 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: need a folder with videos/ and captions.csv, found none. Correct dataset.path.")
-    videos = folder / "videos" if os.path.isdir(folder / "videos") else folder       # doctor looks there too
+    videos = videos_folder(folder)
     rows: Iterable[CaptionRow] = ()
     if captions_required or os.path.isfile(folder / "captions.csv"):
         rows = read_captions(folder / "captions.csv")
@@ -50,6 +50,23 @@ def iter_folder(folder: str | Path, config: DatasetConfig, captions_required: bo
     if not captions_required:
         rows = chain(rows, _uncaptioned(videos))
     return build_clips(rows, locate_in(videos), config, windows=windows)
+
+
+def videos_folder(folder: Path) -> Path:
+    """Where the videos of a folder in the `folder` format lie: names in its captions.csv are relative to it."""
+    return folder / "videos" if os.path.isdir(folder / "videos") else folder
+
+
+def table_cells(clip: Clip, folder: Path) -> tuple[str, str, str]:
+    """The cells video, start and end with which a captions.csv in `folder` names this clip of it.
+
+    Start and end are empty where the file's are meant. A clip does not know how long its file is, but its id names a
+    part that ends before the file does.
+    """
+    name = os.path.relpath(clip.path, videos_folder(folder))
+    if clip.video_id.startswith(clip_id(path_text(name), clip.start_s, clip.end_s)):
+        return name, str(clip.start_s), str(clip.end_s)
+    return name, str(clip.start_s) if clip.start_s else "", ""
 
 
 def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:

@@ -17,6 +17,7 @@ from hcmi.dataset import (
     locate_in,
     read_annotations,
     read_captions,
+    videos_folder,
 )
 from hcmi.errors import DataError, DecodeError
 from hcmi.video import DecoderPool, EncodeJob, Measured, find_videos, measure_job, names_below
@@ -60,7 +61,7 @@ def read_videos(folder: Path, config: DatasetConfig) -> Listing:
         got = "a file" if os.path.exists(folder) else "nothing there"
         raise DataError(f"{folder}: need a folder of videos, got {got}. Name the folder that holds videos/ and "
                         f"captions.csv.")
-    inside = folder / "videos" if os.path.isdir(folder / "videos") else folder
+    inside = videos_folder(folder)
     captions: Captions = defaultdict(lambda: defaultdict(list))
     splits: dict[str, str] = {}
     said: dict[str, str] = {}

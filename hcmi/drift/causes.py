@@ -45,7 +45,7 @@ def unknown_share(caption: str, known: Collection[str]) -> float:
     return sum(word not in known for word in words) / max(len(words), 1)
 
 
-def _enough(count: int, total: int, usual: float = 0.0) -> bool:
+def enough(count: int, total: int, usual: float = 0.0) -> bool:
     """Whether `count` of `total` is a cause. `usual`: the share among the tested clips."""
     expected = usual * total
     return count >= max(FEWEST, LEAST_SHARE * total) and count > expected + 3 * (expected + 1) ** 0.5 * (usual > 0)
@@ -80,7 +80,7 @@ def copies_within(clips: Sequence[Clip], rows_VD: np.ndarray, frames: Sequence[n
                   ) -> Cause | None:
     """Clips that show the same as an earlier one of the batch. `usual`: the share of as many of the tested clips."""
     rows = repeats(clips, rows_VD, frames, limit)
-    if not _enough(len(rows), len(clips), usual):
+    if not enough(len(rows), len(clips), usual):
         return None
     return Cause("copies within the batch", f"{plural(len(rows), 'clip')} of {len(clips)} repeat another clip of the "
                  "batch", "Remove the copies: they count several times in every figure here.", len(rows), len(clips),
@@ -91,7 +91,7 @@ def copies_of_known(clips: Sequence[Clip], nearest_V: np.ndarray, known: Collect
                     usual: float) -> Cause | None:
     """Clips that the index has already. `known`: sha256 of its files. `usual`: the share of the tested clips."""
     rows = [row for row, clip in enumerate(clips) if clip.sha256 in known or nearest_V[row] > limit]
-    if not _enough(len(rows), len(clips), usual):
+    if not enough(len(rows), len(clips), usual):
         return None
     return Cause("copies of known clips", f"{plural(len(rows), 'clip')} of {len(clips)} are in the index already",
                  "Leave the copies out: they teach the model nothing, and search would answer with both.",
@@ -102,7 +102,7 @@ def wrong_captions(scores: Scores, captioned: np.ndarray, captions: Sequence[str
                    temperature: float) -> tuple[Cause | None, np.ndarray]:
     """The cause, and the captions that it is about: each finds another clip of the batch instead of its own."""
     found = exchanged_captions(scores, temperature)
-    if not _enough(len(found), len(scores)):
+    if not enough(len(found), len(scores)):
         return None, found[:0]
     said = [f"{captions[row]}" for row in found[:SHOWN_WORDS]]
     return Cause("wrong captions", f"{plural(len(found), 'caption')} of {len(scores)} probably "
@@ -128,7 +128,7 @@ def unknown_words(captioned: np.ndarray, captions: Sequence[str], known: Collect
     rows = [row for row, words in enumerate(new) if words]
     shares = [unknown_share(caption, known) for caption in captions]
     foreign = float(np.median(shares)) > 0.5 and usual < 0.9
-    if not foreign and not _enough(len(rows), len(captions), usual):
+    if not foreign and not enough(len(rows), len(captions), usual):
         return None
     counts = Counter(word for words in new for word in words)
     top = [f"{word} ({count})" for word, count in counts.most_common(SHOWN_WORDS)]
@@ -144,7 +144,7 @@ def empty_captions(skipped: Sequence[Skip], num_captions: int) -> Cause | None:
     """Rows of captions.csv without a caption."""
     empty = [skip for skip in skipped if skip.reason == "empty_caption"]
     total = len(empty) + num_captions
-    if not _enough(len(empty), total):
+    if not enough(len(empty), total):
         return None
     which = "All" if not num_captions else f"{len(empty)} of {total}"
     return Cause("empty captions", f"{which} captions are empty",

@@ -29,6 +29,7 @@ class Shift:
     p_value: float          # adjusted: how often the largest of all comparisons is this large without drift
     reference: float        # median of the column, or mean of MEANS; NaN for embeddings
     batch: float
+    raised: float = 1.0     # `threshold` divided by what it is without accepted batches (learned.py)
 
     @property
     def ratio(self) -> float:

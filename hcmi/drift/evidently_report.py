@@ -152,10 +152,13 @@ def _dataset(profile: Profile, captions: list[str], shifts: list[Shift], with_ca
     numbers = list(frame.columns)
     if not with_captions:
         return Dataset.from_pandas(frame, data_definition=DataDefinition(numerical_columns=numbers))
-    frame[CAPTION] = captions
+    frame[CAPTION] = [caption or None for caption in captions]      # Evidently divides by the length of a text
     descriptors = [make(CAPTION, alias=name) for name, make in CAPTION_COLUMNS.items()]
     definition = DataDefinition(numerical_columns=numbers, text_columns=[CAPTION])
-    return Dataset.from_pandas(frame, data_definition=definition, descriptors=descriptors)
+    dataset = Dataset.from_pandas(frame, data_definition=definition, descriptors=descriptors)
+    found = dataset.as_dataframe()
+    found[list(CAPTION_COLUMNS)] = found[list(CAPTION_COLUMNS)].where(found[CAPTION].notna())   # Evidently's are 0
+    return dataset
 
 
 def _label(shift: Shift) -> str:

@@ -21,7 +21,8 @@ from scipy.stats import binom, hypergeom, norm
 
 from hcmi.drift.severity import LABEL_FREE
 from hcmi.drift.workspace import date_of
-from hcmi.files import atomic_file
+from hcmi.errors import DriftError
+from hcmi.files import atomic_file, is_passed_over
 from hcmi.wording import plural
 
 SLOW_CHANCE, COUNT_CHANCE = 0.02, 0.01      # of saying anything about a quiet history: of each figure, of the alarms
@@ -45,29 +46,38 @@ class Point:
     tested: int
     shared: float           # part of a comparison's variance that comes from the tested clips, which batches share
     model: str
+    is_query_log: bool = False
 
 
 def newest_records(folder: str | Path) -> dict[str, tuple[float, dict[str, Any]]]:
     """Batch -> the time of its newest report, and its record there, for all reports in `folder`.
 
-    `reference` in a record is the report's.
+    `reference` in a record is the report's. Raises: DriftError when there is no such folder.
     """
     newest: dict[str, tuple[float, dict[str, Any]]] = {}
+    if not Path(folder).is_dir():
+        raise DriftError(f"{folder}: need a folder of drift reports, got none. Correct the name.")
     for path in sorted(Path(folder).glob("*/report.json")):
+        if is_passed_over(path.parent.name):
+            continue        # left by a killed run
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            batches = report["batches"]
-        except (OSError, ValueError, KeyError):
+            batches = {record["batch"]: record | {"reference": report.get("reference", {})}
+                       for record in report["batches"]}
+        except (OSError, ValueError, KeyError, TypeError):
             continue        # a report that is being written; the next history has it
         seconds = path.stat().st_mtime
-        for record in batches:
-            if record["batch"] not in newest or seconds > newest[record["batch"]][0]:
-                newest[record["batch"]] = seconds, record | {"reference": report.get("reference", {})}
+        for name, record in batches.items():
+            if name not in newest or seconds > newest[name][0]:
+                newest[name] = seconds, record
     return newest
 
 
 def read_history(folder: str | Path) -> list[Point]:
-    """Every judged batch once, oldest first: of two reports on a batch the newer one counts."""
+    """Every batch that was compared once, oldest first: of two reports on a batch the newer one counts.
+
+    One that could not be compared (`cannot tell`) has no figures, and is left out.
+    """
     points = [point_of(record, date_of(record["batch"], seconds).date().isoformat())
               for seconds, record in newest_records(folder).values() if record["shifts"]]
     return sorted(points, key=lambda point: (point.date, point.batch))
@@ -84,12 +94,18 @@ def point_of(record: dict[str, Any], date: str) -> Point:
                  max(shift["distance_over_limit"] for shift in record["shifts"]),
                  min(shift["p_value"] for shift in record["shifts"]),
                  round(severity.get("captions", 0) * batch_share),
-                 round(reference.get("captioned", 0) * known_share), size / (size + known), reference.get("model", ""))
+                 round(reference.get("captioned", 0) * known_share), size / (size + known), reference.get("model", ""),
+                 bool(record["queries"]))
+
+
+def comparable(points: Sequence[Point]) -> list[Point]:
+    """The batches of clips that the newest model judged. Distances of query logs are other figures than those of clips.
+    """
+    return [point for point in points if point.model == points[-1].model and not point.is_query_log]
 
 
 def slow_changes(points: Sequence[Point]) -> dict[str, str]:
-    """Figure -> the batch since which it has probably changed, for figures that have. Only the newest model counts."""
-    points = [point for point in points if point.model == points[-1].model]
+    """Figure -> the batch since which it has probably changed, for figures that have. `points`: `comparable` ones."""
     measured = [point for point in points if point.captions and point.tested]
     found = {}
     for name, some, p_values in (("R@1", measured, _fewer_found(measured)), ("distance", points, _farther(points))):
@@ -174,12 +190,18 @@ def most_by_chance(points: Sequence[Point], false_alarm_rate: float) -> int:
 
 
 def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]:
-    """Write history.json and history.html into `folder`, and return what the former holds."""
+    """Write history.json and history.html into `folder`, and return what the former holds.
+
+    Raises: DriftError when `folder` holds no report.
+    """
+    if not newest_records(folder):
+        raise DriftError(f"{folder}: need folders with a report.json in it, got none. Name the folder of all reports.")
     points = read_history(folder)
-    slow = slow_changes(points)
-    alarms = sum(point.verdict not in ("ok", "cannot tell") for point in points)
-    most = most_by_chance(points, false_alarm_rate)
-    result = {"batches": [{"batch": point.batch, "date": point.date, "verdict": point.verdict,
+    some = comparable(points)
+    slow = slow_changes(some)
+    alarms = sum(point.verdict not in ("ok", "cannot tell") for point in some)
+    most = most_by_chance(some, false_alarm_rate)
+    result = {"batches": [{"batch": point.batch, "date": point.date, "verdict": point.verdict, "model": point.model,
                            "recall_at_1": point.recall, "largest_distance_over_limit": round(point.ratio, 3)}
                           for point in points],
               "alarms": alarms, "most_alarms_by_chance": most,
@@ -196,18 +218,20 @@ def _page(points: list[Point], slow: dict[str, str], alarms: int, most: int) -> 
 
     said = [f"{name} has changed slowly, probably since {batch}, though no single batch need have shown it."
             for name, batch in slow.items()]
+    some = comparable(points)
     if alarms > most:
-        said.insert(0, f"{alarms} of {plural(len(points), 'batch', 'batches')} changed; by chance at most {most} do.")
+        said.insert(0, f"{alarms} of {plural(len(some), 'batch', 'batches')} changed; by chance at most {most} do.")
     lead = " ".join(said) or "No slow change over these batches."
     recalls = [(point.recall, point.reference) for point in points if point.recall is not None]
     lines = _line("R@1, per cent (mark: tested clips)", [now for now, _ in recalls],
                   recalls[-1][1] if recalls else None, 100) if recalls else ""
-    lines += _line("Largest distance, in units of its limit", [point.ratio for point in points], 1.0, None)
-    rows = "".join(f'<tr><td><span class="date">{escape(point.date)}</span></td><td>{escape(point.batch)}</td>'
-                   f"<td>{escape(point.verdict)}</td>"
+    lines += _line("Largest distance of clips, in units of its limit",
+                   [point.ratio for point in points if not point.is_query_log], 1.0, None)
+    rows = "".join(f'{_new_model(before, point)}<tr><td><span class="date">{escape(point.date)}</span></td>'
+                   f"<td>{escape(point.batch)}</td><td>{escape(point.verdict)}</td>"
                    f"<td>{'' if point.recall is None else f'{point.recall:.0f}&nbsp;%'}</td>"
                    f"<td>{point.ratio:.2f}</td></tr>"
-                   for point in points)
+                   for before, point in zip([*points[:1], *points], points, strict=False))
     style = (STATIC / "page.css").read_text(encoding="utf-8")
     return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
             f'content="width=device-width, initial-scale=1"><title>Drift history</title><style>{style}</style>'
@@ -215,6 +239,13 @@ def _page(points: list[Point], slow: dict[str, str], alarms: int, most: int) -> 
             f"<section>{lines}"
             '<div class="wide"><table><tr><th>date</th><th>batch</th><th>verdict</th><th>R@1</th>'
             f"<th>largest distance</th></tr>{rows}</table></div></section></main></body></html>\n")
+
+
+def _new_model(before: Point, point: Point) -> str:
+    """A row of the table where another model judges from here on."""
+    if point.model == before.model:
+        return ""
+    return f'<tr><th colspan="5">judged by model {escape(point.model)} from here on</th></tr>'
 
 
 def _line(title: str, values: list[float], limit: float | None, top: float | None) -> str:

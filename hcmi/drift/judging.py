@@ -29,10 +29,10 @@ from hcmi.drift.queries import LOG, judge_queries
 from hcmi.drift.recall_from_clips import Clips
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
-from hcmi.drift.sample import count_reasons, read_batch, unreadable
+from hcmi.drift.sample import MAX_CLIPS, count_reasons, read_batch, unreadable
 from hcmi.drift.severity import WITHOUT_WRONG, Severity, estimated, measure
 from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
-from hcmi.drift.verdict import MACHINE, TOO_FEW, UNREADABLE, decide
+from hcmi.drift.verdict import MACHINE, NO_GALLERY, NO_TEST_CAPTIONS, TOO_FEW, UNREADABLE, decide
 from hcmi.errors import DataError, MachineError, shown
 from hcmi.types import Skip, path_text
 from hcmi.video import MACHINE_REASONS, find_videos
@@ -66,23 +66,32 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     except MachineError as error:
         report.reason, report.trouble = MACHINE, str(error)
         return report
-    failed = unreadable(report.skipped)
-    limit = params.shards.max_skip_fraction
-    if report.sample is None or len(failed) > limit * report.num_found:
-        if failed:
-            report.reason, report.trouble = why_unreadable(failed, report.num_found, limit)
+    trouble = why_unreadable(unreadable(report.skipped), report.num_found, params.shards.max_skip_fraction)
+    if trouble is not None:
+        report.reason, report.trouble = trouble
+    if trouble is not None or report.sample is None:
         return report
     report.profile, scores = reference.profile_of(report.sample)
     conclude(report, scores, reference, params.drift.false_alarm_rate, generator, learned)
     return report
 
 
-def why_unreadable(failed: list[Skip], num_found: int, limit: float) -> tuple[str, str]:
-    """The reason of `cannot tell`, and a sentence for it: the machine's fault or the files'."""
+def why_unreadable(failed: list[Skip], num_found: int, limit: float) -> tuple[str, str] | None:
+    """The reason of `cannot tell`, and a sentence for it: the machine's fault or the files'; None where few failed.
+
+    All files were listed, but at most `MAX_CLIPS` of the clips were decoded, and stand for the others.
+    """
+    decoding = sum(skip.stage == "shards" for skip in failed)
+    listed = num_found - (len(failed) - decoding)
+    drawn = min(listed, MAX_CLIPS)
+    expected = num_found - listed + decoding * listed / max(drawn, 1)
+    if not failed or expected <= limit * num_found:
+        return None
     busy = sum(skip.reason in MACHINE_REASONS for skip in failed) > len(failed) / 2
+    about, of = ("", "") if drawn == listed or not decoding else ("About ", f" of {drawn} that were drawn at random")
     return MACHINE if busy else UNREADABLE, (
-        f"{len(failed)} of {plural(num_found, 'clip')} cannot be {'read in time' if busy else 'read'} "
-        f"({count_reasons(failed)}); at most {limit:.0%} may fail. The first: {failed[0].detail}")
+        f"{about}{expected:,.0f} of {plural(num_found, 'clip')} cannot be {'read in time' if busy else 'read'} "
+        f"({count_reasons(failed)}{of}); at most {limit:.0%} may fail. The first: {failed[0].detail}")
 
 
 def conclude(report: BatchReport, scores: Scores | None, reference: Reference, false_alarm_rate: float,
@@ -96,8 +105,8 @@ def conclude(report: BatchReport, scores: Scores | None, reference: Reference, f
         report.reason, report.trouble = TOO_FEW, (f"{who} has {plural(smallest, 'clip')}; a verdict needs "
                                                   f"{MIN_CLIPS}.")
         return
-    report.shifts = (learned or Learned()).widen(compare(reference.profile, report.profile, false_alarm_rate,
-                                                         generator))
+    report.shifts = (learned or Learned()).without(report.name).widen(
+        compare(reference.profile, report.profile, false_alarm_rate, generator))
     wrong = _measure(report, scores, reference)
     report.causes = [_with_recall(cause, report.slices) for cause in (wrong, *_other_causes(report, reference))
                      if cause is not None]
@@ -114,6 +123,7 @@ def _measure(report: BatchReport, batch: Scores | None, reference: Reference) ->
     assert sample is not None
     assert report.profile is not None
     if known is None or len(known) < MIN_CLIPS:
+        report.unmeasured = NO_GALLERY if reference.gallery is None else NO_TEST_CAPTIONS
         return None
     if batch is None or len(batch) < MIN_CLIPS:
         report.severity = _estimate(report, reference)

@@ -8,6 +8,7 @@ slowly raise these limits with them, which the history of all batches shows and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from hcmi.dataset import read_accepted
 from hcmi.drift.compare import Shift
 from hcmi.drift.history import newest_records
+from hcmi.errors import shown
 
 FEWEST = 8              # accepted batches; the spread of fewer is chance [ours]
 SPREADS = 3.0           # standard deviations above the mean, as NannyML's default limits
@@ -22,27 +24,44 @@ SPREADS = 3.0           # standard deviations above the mean, as NannyML's defau
 
 @dataclass(frozen=True)
 class Learned:
-    """What `batches` accepted batches allow: comparison -> the largest usual distance. No batches allow nothing."""
+    """What accepted batches allow: batch -> comparison -> its distance divided by its limit without learning.
 
-    batches: int = 0
-    limits: dict[str, float] = field(default_factory=dict)
+    Distances of small batches are larger by chance alone, and so are their limits.
+    """
+
+    batches: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def without(self, batch: str) -> "Learned":
+        """What the others allow: a batch is no evidence that it is usual itself."""
+        return Learned({name: ratios for name, ratios in self.batches.items() if name != batch})
+
+    @cached_property
+    def factors(self) -> dict[str, float]:
+        """Comparison -> by how much its limit may be multiplied: the mean plus `SPREADS` standard deviations.
+
+        A comparison that fewer than `FEWEST` of the batches have is left out.
+        """
+        found: dict[str, list[float]] = {}
+        for ratios in self.batches.values():
+            for name, ratio in ratios.items():
+                found.setdefault(name, []).append(ratio)
+        return {name: float(np.mean(some) + SPREADS * np.std(some, ddof=1)) for name, some in found.items()
+                if len(some) >= FEWEST}
 
     def widen(self, shifts: Sequence[Shift]) -> list[Shift]:
         """The comparisons with no limit below the learned one."""
-        return [replace(shift, threshold=max(shift.threshold, self.limits.get(shift.name, 0.0))) for shift in shifts]
+        factors = [max(1.0, self.factors.get(shift.name, 1.0)) for shift in shifts]
+        return [replace(shift, threshold=shift.threshold * factor, raised=factor)
+                for shift, factor in zip(shifts, factors, strict=True)]
 
 
-def learn(reports_dir: str | Path, accepted: str | Path) -> Learned:
-    """The limits from the reports in `reports_dir` on batches that the list `accepted` names.
+def learn(reports_dir: str | Path, accepted: str | Path, model: str) -> Learned:
+    """What the reports in `reports_dir` by `model` show of the batches that the list `accepted` names.
 
-    Each is the mean plus `SPREADS` standard deviations of a comparison's distances. A comparison that fewer than
-    `FEWEST` of the batches have keeps its own limit. Raises: DataError when the list is broken.
+    Raises: DataError when the list is broken; DriftError when there is no such folder.
     """
-    names = {entry.batch for entry in read_accepted(accepted)}
-    records = [record for name, (_, record) in newest_records(reports_dir).items() if name in names]
-    distances: dict[str, list[float]] = {}
-    for record in records:
-        for shift in record["shifts"]:
-            distances.setdefault(shift["name"], []).append(shift["distance"])
-    return Learned(len(records), {name: float(np.mean(found) + SPREADS * np.std(found, ddof=1))
-                                  for name, found in distances.items() if len(found) >= FEWEST})
+    names = {shown(entry.batch) for entry in read_accepted(accepted)}
+    return Learned({name: {shift["name"]: shift["distance_over_limit"] * shift.get("limit_raised", 1.0)
+                           for shift in record["shifts"]}
+                    for name, (_, record) in newest_records(reports_dir).items()
+                    if name in names and record["reference"].get("model") == model})

@@ -68,7 +68,8 @@ def _intro(result: dict[str, Any], incoming_dir: str, named: Sequence[str]) -> s
                 f"<code>{escape(incoming_dir)}</code>, with or without a <code>captions.csv</code>, and run "
                 "<code>hcmi drift --batch NAME --out reports/watch/NAME</code>.")
     return (f"Each batch is compared with {plural(result['reference']['clips'], 'held-out clip')} that the model was "
-            f"tested on. Of batches that have not changed, {result['false_alarm_rate']:.1%} are reported as changed. "
+            f"tested on. For {result['false_alarm_rate']:.1%} of batches that have not changed, a comparison is beyond "
+            "its limit by chance; R@1 and the named causes are judged apart. "
             "Clips that are near copies of each other, or cut from one file, count as one: it is assumed that "
             "everything else in a batch arrived independently." + _learned(result.get("learned_from", 0)))
 

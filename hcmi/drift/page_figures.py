@@ -31,7 +31,7 @@ def strips(title: str, clips: list[dict], css: str) -> str:
     cells = []
     for clip in clips:
         frames = "".join(f'<img src="{frame}" alt="">' for frame in clip["frames"])
-        link = f'<a href="{escape(clip["path"], quote=True)}">{escape(clip["video_id"])}</a>'
+        link = f'<a href="{clip["href"]}">{escape(clip["video_id"])}</a>'
         note = f'<em>{escape(clip["note"])}</em> ' if clip.get("note") else ""
         cells.append(f'<div><div class="strip">{frames}</div><p>{note}{escape(clip["caption"])} <small>{link}</small>'
                      "</p></div>")

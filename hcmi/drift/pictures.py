@@ -1,16 +1,19 @@
 """What the page draws: frames of example clips, a map of the embeddings, and histograms."""
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 from hcmi.drift.report import BatchReport
 from hcmi.drift.sample import Sample
-from hcmi.types import Clip, path_text
+from hcmi.types import Clip
 from hcmi.video import Decoded, DecodeJob, DecoderPool
 
 NUM_EXAMPLES, NUM_LOST = 5, 3
@@ -28,8 +31,11 @@ class Example:
     middle_frame: np.ndarray | None = None
 
 
-def draw(examples: Sequence[Sequence[Example]], timeout_s: float) -> list[list[dict]]:
-    """For each list: {"caption", "video_id", "path", "note", "frames": data URIs, first to last} of each clip."""
+def draw(examples: Sequence[Sequence[Example]], timeout_s: float, page_dir: str | Path) -> list[list[dict]]:
+    """For each list: {"caption", "video_id", "href", "note", "frames": data URIs, first to last} of each clip.
+
+    `href`: the link to its file in a page that lies in `page_dir`.
+    """
     jobs = []
     for number, some in enumerate(examples):
         for place, example in enumerate(some):
@@ -38,17 +44,18 @@ def draw(examples: Sequence[Sequence[Example]], timeout_s: float) -> list[list[d
             jobs.append(DecodeJob((number, place), clip.path, FRAMES_EACH, SIZE, clip.start_s, end_s))
     with DecoderPool(0, timeout_s) as pool:
         found = {job.key: clip.frames for job, clip in pool.map(jobs) if isinstance(clip, Decoded)}
-    drawn = [[_drawn(example, found.get((number, place))) for place, example in enumerate(some)]
+    drawn = [[_drawn(example, found.get((number, place)), page_dir) for place, example in enumerate(some)]
              for number, some in enumerate(examples)]
     return [[one for one in some if one["frames"]] for some in drawn]
 
 
-def _drawn(example: Example, frames_THXC: np.ndarray | None) -> dict:
+def _drawn(example: Example, frames_THXC: np.ndarray | None, page_dir: str | Path) -> dict:
     if frames_THXC is None:
         frames = [] if example.middle_frame is None else [example.middle_frame]
     else:
         frames = list(frames_THXC)
-    return {"caption": example.caption, "video_id": example.clip.video_id, "path": path_text(example.clip.path),
+    href = quote(os.fsencode(os.path.relpath(example.clip.path, page_dir)))     # a name may have any bytes
+    return {"caption": example.caption, "video_id": example.clip.video_id, "href": href,
             "note": example.note, "frames": [_data_uri(frame) for frame in frames]}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hcmi.drift.causes import Cause, unknown_share, unknown_words
+from hcmi.drift.causes import Cause, enough, unknown_share, unknown_words
 from hcmi.drift.compare import compare
 from hcmi.drift.profile import MIN_CLIPS, Profile, query_columns
 from hcmi.drift.reference import Reference
@@ -21,7 +21,6 @@ from hcmi.video import is_text
 from hcmi.wording import plural
 
 LOG = "queries.jsonl"
-LEAST_NOTHING = 0.03        # share of queries without an answer that is worth a word [ours]
 
 
 def read_queries(path: Path) -> list[dict[str, Any]]:
@@ -40,7 +39,7 @@ def read_queries(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} row {number}: need JSON, got: {error}. Correct it.") from error
         query = row.get("query") if isinstance(row, dict) else None
         if not isinstance(query, str) or not query.strip() or not is_text(query):
@@ -56,6 +55,7 @@ def judge_queries(report: BatchReport, path: Path, reference: Reference, false_a
 
     Equal queries hang together. Raises: DataError when the log is wrong.
     """
+    report.is_query_log = True
     rows = read_queries(path)
     report.num_found = report.num_queries = len(rows)
     known = reference.sample.texts
@@ -92,7 +92,7 @@ def _profile(queries: list[str], texts: TextTokens, gallery_NG: np.ndarray, refe
 
 def _nothing_found(rows: list[dict[str, Any]]) -> Cause | None:
     empty = [" ".join(row["query"].split()) for row in rows if row.get("found") == 0]
-    if len(empty) <= LEAST_NOTHING * len(rows):
+    if not enough(len(empty), len(rows)):
         return None
     return Cause("nothing found", f"{len(empty)} of {plural(len(rows), 'query', 'queries')} found nothing",
                  "Look at these queries: add such clips, or train with such words.", len(empty), len(rows), [],

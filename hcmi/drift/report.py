@@ -16,6 +16,7 @@ from hcmi.drift.slices import Slice
 from hcmi.drift.summary import changes
 from hcmi.drift.verdict import (
     MACHINE,
+    NO_CAPTIONS,
     UNKNOWN,
     UNREADABLE,
     advise,
@@ -37,13 +38,15 @@ class BatchReport:
     reason: str = UNREADABLE            # of the verdict "cannot tell"; "" for the others
     trouble: str = ""                   # the sentence for it
     num_found: int = 0                  # clips, readable or not; or queries
-    num_queries: int = 0                # of a query log; such a batch has no clips
+    is_query_log: bool = False          # such a batch has no clips
+    num_queries: int = 0
     skipped: list[Skip] = field(default_factory=list)
     sample: Sample | None = None
     profile: Profile | None = None
     shifts: list[Shift] = field(default_factory=list)
     severity: Severity | None = None
     causes: list[Cause] = field(default_factory=list)
+    unmeasured: str = NO_CAPTIONS       # why `severity` is None
     measured: Severity | None = None    # with all captions, right or wrong
     estimate: Estimate | None = None    # without using which caption belongs to which clip
     gallery: int = 0                    # number of other clips that each caption's clip competes with
@@ -58,17 +61,18 @@ class BatchReport:
 
     @property
     def why(self) -> str:
-        if self.num_queries:
+        if self.is_query_log:
             return summary_of_queries(self.verdict, self.changes, self.causes, self.num_queries, self.trouble)
         said = changes(self.shifts, with_scores=not self.causes)        # a named cause explains the scores
-        return summary(self.verdict, self.severity, said, self.causes, len(self.sample or ()),
-                       0 if self.reason in (UNREADABLE, MACHINE) else len(unreadable(self.skipped)), self.trouble)
+        left_out = 0 if self.reason in (UNREADABLE, MACHINE) else len(unreadable(self.skipped))
+        return summary(self.verdict, self.severity, said, self.causes, len(self.sample or ()), left_out, self.trouble,
+                       self.unmeasured)
 
     @property
     def advice(self) -> str:
-        if self.num_queries:
+        if self.is_query_log:
             return advise_on_queries(self.verdict, self.causes)
-        return advise(self.verdict, self.severity, self.causes, self.reason)
+        return advise(self.verdict, self.severity, self.causes, self.reason, self.unmeasured)
 
     def to_record(self) -> dict[str, Any]:
         """The batch's entry in report.json."""
@@ -84,7 +88,7 @@ class BatchReport:
             "weak_slices": [{"name": some.name, "captions": some.captions, "recall_at_1": _round(some.recall),
                              "rest": _round(some.rest)} for some in self.slices],
             "shifts": [{"name": shift.name, "distance": _round(shift.distance, 6), "limit": _round(shift.threshold, 6),
-                        "distance_over_limit": _round(shift.ratio, 4),
+                        "distance_over_limit": _round(shift.ratio, 4), "limit_raised": _round(shift.raised, 4),
                         "p_value": _round(shift.p_value, 6), "drifted": shift.drifted,
                         "reference_median": _round(shift.reference, 6), "batch_median": _round(shift.batch, 6)}
                        for shift in self.shifts],

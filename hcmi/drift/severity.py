@@ -12,6 +12,7 @@ from hcmi.evaluate import difference_of_rates, wilson
 # `search hurt` in 4 % of batches of 60 and 8 % of 30 (docs/decisions/0025-hurt-without-captions.md). [ours]
 TOLERATED = 1.0
 TOLERATED_ESTIMATE = 0.25   # from the clips alone, where a fifth of the fall of unknown shapes is estimated [ours]
+VAGUE = 10.0                # points of R@1: an interval that may hide such a fall has too few captions [ours]
 MEASURED, WITHOUT_WRONG, LABEL_FREE = "measured", "measured without wrong captions", "label-free"
 
 
@@ -33,6 +34,12 @@ class Severity:
     def is_hurt(self) -> bool:
         """Even the upper end of the interval is a fall that is worth acting on."""
         return self.change_high <= -(TOLERATED_ESTIMATE if self.how == LABEL_FREE else TOLERATED)
+
+    @property
+    def is_vague(self) -> bool:
+        """No fall was shown, but a large one may be hidden by how few captions there are. An estimate is always wide.
+        """
+        return self.how != LABEL_FREE and not self.is_hurt and self.change_low < -VAGUE
 
     @property
     def sentence(self) -> str:

@@ -42,10 +42,13 @@ def weak_slices(hits_N: np.ndarray, captions: Sequence[str], tags: Sequence[dict
     """
     parts = marked | {f"{key} = {value}": np.array([tag.get(key) == value for tag in tags])
                       for key, value in sorted({pair for tag in tags for pair in tag.items()})}
-    count = min(len(hits_N) // CLUSTER_SIZE, MOST_CLUSTERS)
+    rounded_ND = vectors_ND.round(4)        # clips that show the same have one vector, and cannot be divided
+    count = min(len(hits_N) // CLUSTER_SIZE, MOST_CLUSTERS, len(np.unique(rounded_ND, axis=0)))
     if count >= 2:
-        places_N = KMeans(count, n_init=4, random_state=0).fit_predict(vectors_ND)
-        parts |= {f"clips with {_words(captions, places_N == place)}": places_N == place for place in range(count)}
+        places_N = KMeans(count, n_init=4, random_state=0).fit_predict(rounded_ND)
+        clusters = [places_N == place for place in range(count)]
+        parts |= {f"clips with {_words(captions, inside_N)}": inside_N for inside_N in clusters
+                  if 0 < inside_N.sum() < len(inside_N)}
     found = []
     for name, inside_N in parts.items():
         size, others = int(inside_N.sum()), int((~inside_N).sum())

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from hcmi.config import Params
+from hcmi.dataset import table_cells
 from hcmi.drift.batches import find_batches
+from hcmi.drift.history import newest_records
 from hcmi.drift.judging import judge
 from hcmi.drift.learned import Learned, learn
 from hcmi.drift.page import render
@@ -23,12 +25,11 @@ from hcmi.drift.pictures import at_random, draw, farthest, lost
 from hcmi.drift.reference import Reference
 from hcmi.drift.report import BatchReport
 from hcmi.drift.verdict import CHANGED, HURT
-from hcmi.errors import ConfigError
-from hcmi.files import ask_to_write, atomic_dir
+from hcmi.errors import ConfigError, shown
+from hcmi.files import ask_to_write, atomic_dir, is_passed_over
 from hcmi.model import load_retriever
 from hcmi.progress import track
 from hcmi.runtime import pick_device, tune_allocator
-from hcmi.types import path_text
 
 MAX_TO_WRITE = 50           # clips in captions_to_write.csv [ours]
 
@@ -44,42 +45,56 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
     Raises: ModelError, DriftError, DataError or SearchIndexError when the model, the export, the shards or `batches`
     are wrong; MachineError when `out_dir` cannot be written, which is checked first.
     """
-    if Path(out_dir, "judged.json").exists():
-        raise ConfigError(f"{out_dir}: need a folder for this report, which is replaced, got the one of all reports. "
-                          f"Name a folder in it, such as {Path(out_dir, *batches[:1] or ['BATCH'])}.")
+    _check_is_no_folder_of_reports(Path(out_dir), batches)
     ask_to_write(folders={out_dir: "report.json"})
     os.environ.setdefault("DO_NOT_TRACK", "1")      # Evidently's usage statistics
     folders = find_batches(incoming_dir, batches)
     reports: list[BatchReport] = []
     card: dict[str, Any] = {"clips": 0, "captioned": 0}
     reference = None
-    learned = learn(learn_from, accepted) if learn_from is not None else Learned()
+    learned = Learned()
+    if learn_from is not None:
+        newest_records(learn_from)          # before the long work: a mistyped folder is refused
     if folders:
         tune_allocator()
         model = load_retriever(model_dir, pick_device("auto"))
         reference = Reference(model, export_dir, shards_dir, np.random.default_rng(params.drift.seed))
         card = reference.card
+        if learn_from is not None:
+            learned = learn(learn_from, accepted, card["model"])
         for folder in track(folders, "drift", unit="batch"):
             reports.append(judge(folder, reference, params, shards_dir, learned))
             _add_evidently(reports[-1], reference)
+    taught = [learned.without(report.name) for report in reports]
     result = {"verdicts": {report.name: report.verdict for report in reports},
               "false_alarm_rate": params.drift.false_alarm_rate, "seed": params.drift.seed, "reference": card,
-              "learned_from": learned.batches if learned.limits else 0,
+              "learned_from": max((len(some.batches) for some in taught if some.factors), default=0),
               "batches": [report.to_record() for report in reports]}
-    page = render(result, reports, reference.profile if reference else None, _pictures(reports, reference, params),
-                  _evidently_library(reports), str(incoming_dir), batches)
-    with atomic_dir(out_dir) as folder:
-        (folder / "report.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / "index.html").write_text(page, encoding="utf-8")
-        for report in reports:
-            _write_captions_to_write(report, folder)
+    page = render(result, reports, reference.profile if reference else None,
+                  _pictures(reports, reference, params, out_dir), _evidently_library(reports), str(incoming_dir),
+                  batches)
+    with atomic_dir(out_dir) as out:
+        (out / "report.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (out / "index.html").write_text(page, encoding="utf-8")
+        for folder, report in zip(folders, reports, strict=True):
+            _write_captions_to_write(report, folder, out)
             if report.evidently_snapshot:
-                (folder / f"{report.name}.evidently.json").write_text(report.evidently_snapshot, encoding="utf-8")
+                (out / f"{report.name}.evidently.json").write_text(report.evidently_snapshot, encoding="utf-8")
     return result
 
 
-def _pictures(reports: list[BatchReport], reference: Reference | None,
-              params: Params) -> dict[str, dict[str, list[dict]]]:
+def _check_is_no_folder_of_reports(out_dir: Path, batches: Sequence[str]) -> None:
+    """A report has no folders in it; one that was written into the folder of all reports does not change that."""
+    names = sorted(path.name for path in out_dir.iterdir() if path.is_dir() and not is_passed_over(path.name)) \
+        if out_dir.is_dir() else []
+    if names or (out_dir / "judged.json").exists():
+        raise ConfigError(f"{out_dir}: need a folder for this report, which is replaced, got one with "
+                          f"{shown(names[0]) if names else 'judged.json'} in it. Name a folder in it, such as "
+                          f"{out_dir / (batches[0] if batches else 'BATCH')}.")
+
+
+def _pictures(reports: list[BatchReport], reference: Reference | None, params: Params,
+              page_dir: str | Path) -> dict[str, dict[str, list[dict]]]:
     """Batch name -> kind -> examples; the reference's are under ""."""
     if reference is None:
         return {}
@@ -90,7 +105,7 @@ def _pictures(reports: list[BatchReport], reference: Reference | None,
             wanted[report.name, "random"] = at_random(report.sample, generator)
             wanted[report.name, "far"] = farthest(report)
             wanted[report.name, "lost"] = lost(report, reference.gallery_clips)
-    drawn = draw(list(wanted.values()), params.shards.decode_timeout_s)
+    drawn = draw(list(wanted.values()), params.shards.decode_timeout_s, page_dir)
     found: dict[str, dict[str, list[dict]]] = {}
     for (name, kind), some in zip(wanted, drawn, strict=True):
         found.setdefault(name, {})[kind] = some
@@ -112,10 +127,10 @@ def _add_evidently(report: BatchReport, reference: Reference) -> None:
     report.evidently_page, report.evidently_snapshot = found.page, found.snapshot
 
 
-def _write_captions_to_write(report: BatchReport, folder: Path) -> None:
+def _write_captions_to_write(report: BatchReport, batch: Path, out: Path) -> None:
     """<batch>.captions_to_write.csv: the clips whose captions would teach the model most, those that lost first.
 
-    A caption that is known is filled in. It is in the format of a captions.csv.
+    A caption that is known is filled in. It can be the captions.csv of the folder `batch` as it is.
     """
     sample, profile = report.sample, report.profile
     if report.verdict not in (HURT, CHANGED) or sample is None or profile is None:
@@ -124,11 +139,13 @@ def _write_captions_to_write(report: BatchReport, folder: Path) -> None:
     row_of = {clip.video_id: row for row, clip in enumerate(sample.clips)}
     rows = dict.fromkeys([*(row_of[one["video_id"]] for one in report.lost), *np.argsort(nearest_V).tolist()])
     captions = dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
-    with open(folder / f"{report.name}.captions_to_write.csv", "w", encoding="utf-8", newline="") as file:
+    with open(out / f"{report.name}.captions_to_write.csv", "w", encoding="utf-8", errors="surrogateescape",
+              newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("video", "caption"))
-        writer.writerows((path_text(Path(sample.clips[row].path).name), captions.get(row, ""))
-                         for row in list(rows)[:MAX_TO_WRITE])
+        writer.writerow(("video", "caption", "start", "end"))
+        for row in list(rows)[:MAX_TO_WRITE]:
+            name, start, end = table_cells(sample.clips[row], batch)
+            writer.writerow((name, captions.get(row, ""), start, end))
 
 
 def _evidently_library(reports: list[BatchReport]) -> str:

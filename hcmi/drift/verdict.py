@@ -11,6 +11,16 @@ OK, CHANGED, HURT, UNKNOWN = "ok", "changed", "search hurt", "cannot tell"
 TOO_FEW, MACHINE, UNREADABLE = "too few", "machine", "unreadable"
 NO_NEWS = "Nothing to do."
 MEASURE_IT = "Write captions for the clips in captions_to_write.csv and run again: then search can be measured."
+MORE_CAPTIONS = "More clips with captions would tell whether search suffers."
+# Why R@1 of a batch is not known, as the end of a sentence -> what can be done about it.
+NO_CAPTIONS = "fewer than 10 of these clips have captions"
+NO_TEST_CAPTIONS = "fewer than 10 of the model's own test clips have captions"
+NO_GALLERY = "the data set has no clips of another split, among which the captions would be ranked"
+UNMEASURED = {NO_CAPTIONS: MEASURE_IT,
+              NO_TEST_CAPTIONS: "Write captions for the test clips of the data set and run the pipeline again: then "
+                                "search can be measured.",
+              NO_GALLERY: "Give the data set clips for training too and run the pipeline again: then search can be "
+                          "measured."}
 COMMON = ("wrong captions", "copies within the batch", "copies of known clips", "empty captions")
 
 
@@ -22,8 +32,9 @@ def decide(drifted: bool, severity: Severity | None, causes: Sequence[Cause]) ->
 
 
 def summary(verdict: str, severity: Severity | None, changes: Sequence[str], causes: Sequence[Cause], num_clips: int,
-            num_skipped: int, why: str) -> str:
-    """What happened, in at most four sentences: the search first, then the cause."""
+            num_skipped: int, why: str, unmeasured: str = NO_CAPTIONS) -> str:
+    """What happened, in at most four sentences: the search first, then the cause. `unmeasured`: why `severity` is None.
+    """
     left_out = f" {plural(num_skipped, 'more clip')} could not be read." if num_skipped else ""
     if verdict == UNKNOWN:
         return why + left_out
@@ -33,19 +44,30 @@ def summary(verdict: str, severity: Severity | None, changes: Sequence[str], cau
     measured = "" if severity is None else severity.sentence
     if verdict == OK:
         parts = [f"{plural(num_clips, 'clip')} like those that the model was tested on.",
-                 measured or "Without captions, search cannot be measured on them."]
+                 measured or f"Search cannot be measured on them, because {unmeasured}.",
+                 _too_few(severity)]
     elif verdict == HURT:
         guess = severity is not None and severity.how == LABEL_FREE
         parts = [f"Search {'probably ' if guess else ''}finds fewer of these clips.", measured, *said[:2]]
     else:
         part_is_lost = any(cause.advice == TRAIN_WITH for cause in causes)      # and its sentence says how much
-        parts = [*said[:2], "" if part_is_lost else _harmless(severity), measured]
+        parts = [*said[:2], "" if part_is_lost else _harmless(severity, unmeasured), measured]
     return " ".join(filter(None, parts)) + left_out
 
 
-def _harmless(severity: Severity | None) -> str:
+def _too_few(severity: Severity | None) -> str:
+    if severity is None or not severity.is_vague:
+        return ""
+    if severity.change_high < 0:
+        return "Search finds fewer of these clips; there are too few captions to tell how many fewer."
+    return "There are too few captions to tell whether search finds these clips as well as before."
+
+
+def _harmless(severity: Severity | None, unmeasured: str) -> str:
     if severity is None:
-        return "Nobody can say whether search suffers: there are no captions to measure it with."
+        return f"Nobody can say whether search suffers, because {unmeasured}."
+    if severity.is_vague:
+        return _too_few(severity)
     if severity.how == WITHOUT_WRONG:
         return "Search finds the clips with right captions as well as before."
     if severity.how == LABEL_FREE:
@@ -57,10 +79,12 @@ def _harmless(severity: Severity | None) -> str:
     return "Search finds these clips as well as before."
 
 
-def advise(verdict: str, severity: Severity | None, causes: Sequence[Cause], reason: str) -> str:
-    """What to do, in one or two sentences."""
+def advise(verdict: str, severity: Severity | None, causes: Sequence[Cause], reason: str,
+           unmeasured: str = NO_CAPTIONS) -> str:
+    """What to do, in one or two sentences. `unmeasured`: why `severity` is None."""
+    vague = severity is not None and severity.is_vague
     if verdict == OK:
-        return NO_NEWS
+        return f"Nothing to do now. {MORE_CAPTIONS}" if vague else NO_NEWS
     if verdict == UNKNOWN:
         return {TOO_FEW: "Collect more clips and run again.",
                 MACHINE: "The batch is not at fault. Run again when the machine is less busy."}.get(
@@ -74,7 +98,9 @@ def advise(verdict: str, severity: Severity | None, causes: Sequence[Cause], rea
     if causes:
         return " ".join(cause.advice for cause in causes[:2])
     if severity is None:
-        return MEASURE_IT
+        return UNMEASURED[unmeasured]
+    if vague:
+        return f"{MORE_CAPTIONS} If you expect more clips like these, add some to the training data."
     return "Nothing needs to be done now. If you expect more clips like these, add some to the training data."
 
 

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hcmi.errors import DriftError, HcmiError
-from hcmi.files import ask_to_write, atomic_dir
+from hcmi.errors import DriftError, HcmiError, shown
+from hcmi.files import ask_to_write, atomic_dir, is_passed_over
 
 NAME = "HCMI drift"
 ENDING = ".evidently.json"
@@ -39,6 +39,8 @@ def find_snapshots(folders: Sequence[str | Path]) -> list[tuple[datetime, Path]]
     newest: dict[str, Path] = {}
     for folder in map(Path, folders):
         for path in [*folder.glob("*" + ENDING), *folder.glob("*/*" + ENDING)]:
+            if any(map(is_passed_over, path.relative_to(folder).parts)):
+                continue        # left by a killed run
             if path.name not in newest or path.stat().st_mtime > newest[path.name].stat().st_mtime:
                 newest[path.name] = path
     return sorted(((date_of(path.name, path.stat().st_mtime), path) for path in newest.values()),
@@ -59,31 +61,46 @@ def date_of(name: str, seconds: float) -> datetime:
 def build_workspace(folders: Sequence[str | Path], out: str | Path) -> int:
     """Write the workspace to `out`, completely or not at all. Returns the number of batches in it.
 
+    A snapshot that cannot be read, such as one that was cut off, is named and left out.
     Raises: DriftError when no report has a snapshot; ConfigError when `out` has files and is no workspace.
     """
     ask_to_write(folders={out: SIGN})
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("EVIDENTLY_TYPE_PREFIXES", "hcmi.")       # Evidently loads no other classes than its own
-    found = find_snapshots(folders)
+    found = _readable(find_snapshots(folders))
     if not found:
         raise DriftError(f"{', '.join(map(str, folders))}: need a drift report of a batch, got none. Run "
                          f"`hcmi drift` or `python -m flows.drift_watch`.")
-    from evidently.core.report import Snapshot
     from evidently.ui.workspace import Workspace
-
-    import hcmi.drift.evidently_report  # noqa: F401 - its metric and method, which the snapshots name
 
     with atomic_dir(out) as folder:
         workspace = Workspace.create(str(folder))
         project = workspace.create_project(NAME, "New batches, compared with the clips that the model was tested on")
-        for date, path in found:
-            snapshot = Snapshot.load_dict({**json.loads(path.read_text(encoding="utf-8")),
-                                           "timestamp": date.isoformat()})
-            workspace.add_run(project.id, snapshot, name=path.name.removesuffix(ENDING))
+        for name, snapshot in found:
+            workspace.add_run(project.id, snapshot, name=name)
         _add_dashboard(project)
         (folder / SIGN).write_text("Drift reports for Evidently's own interface. `make drift-ui` replaces this "
                                    "folder.\n", encoding="utf-8")
     return len(found)
+
+
+def _readable(found: Sequence[tuple[datetime, Path]]) -> list[tuple[str, Any]]:
+    """The batches' names and their snapshots, with the batches' dates."""
+    from evidently.core.report import Snapshot
+
+    import hcmi.drift.evidently_report  # noqa: F401 - its metric and method, which the snapshots name
+
+    snapshots = []
+    for date, path in found:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            snapshot = Snapshot.load_dict({**content, "timestamp": date.isoformat()})
+        except (OSError, ValueError, KeyError, TypeError):
+            print(f"note: {shown(path)}: need a snapshot of Evidently, got none that can be read. It is left out.",
+                  file=sys.stderr)
+            continue
+        snapshots.append((path.name.removesuffix(ENDING), snapshot))
+    return snapshots
 
 
 def _add_dashboard(project: Any) -> None:

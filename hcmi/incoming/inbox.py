@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hcmi.dataset import CaptionRow, read_captions
+from hcmi.dataset import CaptionRow, read_captions, videos_folder
 from hcmi.errors import DataError, DecodeError, shown
 from hcmi.files import atomic_dir, atomic_file, lock
 from hcmi.incoming.batches import OWN
@@ -76,7 +76,7 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
 def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: float,
              wait: Callable[[float], object]) -> Collected:
     notes = _Notes(incoming)
-    videos = inbox / "videos" if (inbox / "videos").is_dir() else inbox
+    videos = videos_folder(inbox)
     whole, waiting = _whole_files(videos, inbox / CAPTIONS, quiet_s, wait)
     found = Collected(waiting=waiting)
     if CAPTIONS in waiting:

@@ -1,5 +1,6 @@
 """What follows from a verdict of the drift report: the state in which a flow ends, and what is done with the batch."""
 
+import shlex
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -40,6 +41,10 @@ class Action:
     search: bool = False
     train: bool = False
     retrain: bool = False
+
+    def todo_for(self, batch: str) -> str:
+        """What a person may do about this batch: its commands can be pasted into a shell."""
+        return self.todo.format(batch=shlex.quote(batch))
 
 
 # The one table. Later rows are worse: a run ends with the state of its worst batch.

@@ -97,4 +97,4 @@ def _said(batch: str, verdict: Verdict) -> str:
     if not verdict.final:
         return f"{verdict.word}: {verdict.why} It is judged again the next time."
     action = verdict.action
-    return " ".join(filter(None, [f"{verdict.word}: {action.said}. {verdict.why}", action.todo.format(batch=batch)]))
+    return " ".join(filter(None, [f"{verdict.word}: {action.said}. {verdict.why}", action.todo_for(batch)]))

@@ -1,17 +1,19 @@
 """People's own videos with a captions.csv: what is read, what is left out, what is refused."""
 
+import csv
 import hashlib
 import json
 import os
 import shutil
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from dataset_world import CONFIG, found_in
 
 from hcmi.config import WindowsConfig
-from hcmi.dataset import read_folder
+from hcmi.dataset import read_folder, table_cells
 from hcmi.dataset.folder import iter_folder
 from hcmi.errors import DataError
 from hcmi.types import Clip, Skip
@@ -248,6 +250,23 @@ def test_long_video_without_captions_is_divided_into_clips(folder, film):
         ("b", 0.0, 2.0, ("a cat asleep",))]
     assert len({clip.split for clip in clips if clip.video_id.startswith("a")}) == 1
     assert len(read_folder(root, CONFIG, captions_required=False)[0]) == 2
+
+
+@pytest.mark.parametrize("videos", ["videos", "."])
+def test_a_table_of_their_cells_gives_the_same_clips_when_they_are_parts_in_sub_folders(tmp_path, film, videos):
+    for name in ("far/b, c.mp4", "a_0-800.mp4", "caf\udce9/d.mp4"):
+        (tmp_path / videos / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(film, tmp_path / videos / name)
+    windows = WindowsConfig(cut="fixed", seconds=0.8, overlap_seconds=0.2, whole_seconds=1.0)
+    parts, whole = (read_folder(tmp_path, CONFIG, captions_required=False, windows=some)[0]
+                    for some in (windows, None))
+    assert (len(parts), len(whole)) == (9, 3)
+    for clips in (parts, whole):
+        with open(tmp_path / "captions.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file).writerows([("video", "start", "end", "caption"),
+                                        *((*table_cells(clip, tmp_path), "a cat") for clip in clips)])
+        again, _ = read_folder(tmp_path, CONFIG)
+        assert [replace(clip, captions=()) for clip in again] == clips
 
 
 def test_video_that_claims_twelve_hours_is_left_out_when_long_videos_are_divided(folder, film, monkeypatch):

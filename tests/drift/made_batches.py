@@ -106,6 +106,11 @@ def copies(sample: Sample, share: float) -> Sample:
     rows = np.arange(len(sample))
     odd = round(share * len(sample))
     rows[-odd:] = np.arange(odd)
+    return repeated(sample, rows)
+
+
+def repeated(sample: Sample, rows: np.ndarray) -> Sample:
+    """The clips `rows` under the names of all, encoded anew."""
     assert sample.texts is not None
     return replace(sample, videos=video_tokens(sample.videos.video_BD.numpy()[rows]),
                    texts=text_tokens(sample.texts.sentence_BD.numpy()[rows]),

@@ -44,10 +44,11 @@ def test_a_cause_is_said_once_unless_it_has_details():
 
 
 def test_no_batches_make_a_report_that_says_so(world):
-    assert run(world, "nothing", incoming="not_there")["verdicts"] == {}
+    (world[0] / "to_come").mkdir()
+    assert run(world, "nothing", incoming="to_come")["verdicts"] == {}
     page = (world[0] / "nothing/index.html").read_text(encoding="utf-8")
     assert "Drift report: No new batches" in page
-    assert re.search(r"no videos in <code>\S+/not_there</code>\. Put a folder of videos into", page)
+    assert re.search(r"no videos in <code>\S+/to_come</code>\. Put a folder of videos into", page)
 
 
 def test_page_names_the_batches_that_were_asked_for_when_they_are_empty(world):

@@ -1,7 +1,9 @@
 """The stage on real mp4 files: an unchanged batch passes, a brighter one does not, broken ones get a line each."""
 
+import csv
 import re
 import shutil
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from hcmi.drift.evidently_report import report_with_evidently
 from hcmi.drift.judging import _measure
 from hcmi.drift.profile import fit_temperature
 from hcmi.drift.verdict import CHANGED, HURT, decide
-from hcmi.errors import DriftError
+from hcmi.errors import ConfigError, DriftError
 from hcmi.types import Clip
 
 
@@ -87,6 +89,14 @@ def test_export_of_another_model_is_refused_and_nothing_is_written(world):
         drift(incoming_dir=root / "incoming", model_dir=root / "other", export_dir=root / "export",
               shards_dir=root / "shards", out_dir=root / "refused", params=params)
     assert not (root / "refused").exists()
+
+
+def test_a_mistyped_folder_of_batches_is_refused_and_the_report_that_was_there_stays(world, result):
+    page = world[0] / "reports" / "drift" / "index.html"
+    before = page.stat()
+    with pytest.raises(DriftError, match=r"incomming: need a folder that holds a folder for each batch, got none\."):
+        run(world, "reports/drift", incoming="incomming")
+    assert page.stat() == before
 
 
 def test_batch_is_judged_when_odd_files_are_among_its_videos(world):
@@ -176,8 +186,65 @@ def test_exchanged_captions_are_named_and_search_is_not_hurt():
 
 def test_recall_is_left_out_when_there_are_few_captions_or_no_gallery():
     generator = np.random.default_rng(2)
-    for batch, reference in ((scores(9, generator), scores(50, generator)), (scores(50, generator), None),
-                             (None, scores(50, generator))):
+    for batch, reference, advice in (
+            (scores(9, generator), scores(50, generator), "Write captions for the clips in captions_to_write.csv"),
+            (scores(50, generator), None, "Give the data set clips"),
+            (scores(50, generator), scores(9, generator), "Give the data set clips"),
+            (None, scores(50, generator), "Write captions for the clips in captions_to_write.csv")):
         report = quality(batch, reference)
         assert (report.measured, report.severity, report.estimate) == (None, None, None)
-        assert report.advice.startswith("Write captions")
+        assert report.advice.startswith(advice)
+
+
+@pytest.fixture(scope="module")
+def films(world):
+    """Four bright films of 3 seconds in a sub-folder, divided into windows: `run`, the report and its folder."""
+    root, params = world
+    windows = params.windows.model_copy(update={"seconds": 0.5, "overlap_seconds": 0.0, "whole_seconds": 1.0})
+    shorter = root, params.model_copy(update={"windows": windows})
+    for number in range(4):
+        write_video(root / "films" / "batch" / "videos" / "far #1?" / f"100 %2F{number}.mp4", 200 + 9 * number, 3.0)
+    return shorter, run(shorter, "films_report/deep", incoming="films"), root / "films_report" / "deep"
+
+
+def test_windows_can_be_measured_when_the_captions_to_write_are_written(films):
+    """The table named each film six times without saying which part: the batch then had 4 clips."""
+    shorter, first, out = films
+    assert (first["verdicts"], of(first, "batch")["clips"]) == ({"batch": "changed"}, 24)
+    with open(out / "batch.captions_to_write.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted((row["video"], row["start"], row["end"]) for row in rows)[:6] == [
+        ("far #1?/100 %2F0.mp4", start, end) for start, end in (("0.0", "0.5"), ("0.5", "1.0"), ("1.0", "1.5"),
+                                                               ("1.5", "2.0"), ("2.0", "2.5"), ("2.5", ""))]
+    table = shorter[0] / "films" / "batch" / "captions.csv"
+    with open(table, "w", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"caption": f"a ring {number}"} for number, row in enumerate(rows))
+    batch = of(run(shorter, "films_again", incoming="films"), "batch")
+    table.unlink()
+    assert (batch["captioned"], batch["severity"]["how"]) == (24, "measured")
+    assert batch["verdict"] != "cannot tell"
+
+
+def test_links_lead_from_the_page_to_the_files_whatever_their_names(films):
+    _, _, out = films
+    links = re.findall(r'<small><a href="(.*?)"', (out / "index.html").read_text(encoding="utf-8"))
+    files = {(out / unquote(urlsplit(link).path)).resolve() for link in links}
+    assert any("100 %2F" in file.name for file in files)
+    assert all(file.is_file() for file in files)
+
+
+def test_a_folder_of_reports_is_not_replaced_by_one_of_them(world, tmp_path):
+    """`--out reports/watch` deleted the reports on all batches, and with judged.json what had been judged."""
+    (tmp_path / "watch" / "b").mkdir(parents=True)
+    for told in ("b/report.json", "report.json", "judged.json"):
+        (tmp_path / "watch" / told).write_text("{}")
+        with pytest.raises(ConfigError, match=r"watch: need a folder for this report, .* with b in it\. Name a folder "
+                                              r"in it, such as .*watch/same\."):
+            run(world, str(tmp_path / "watch"), "same")
+    assert (tmp_path / "watch" / "b" / "report.json").exists()
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "judged.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"with judged.json in it\. Name a folder in it, such as .*/same\."):
+        run(world, str(tmp_path / "alone"), "same")

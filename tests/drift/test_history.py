@@ -11,12 +11,14 @@ from hcmi.drift.history import (
     Point,
     _farther,
     _fewer_found,
+    comparable,
     first_change,
     most_by_chance,
     read_history,
     slow_changes,
     write_history,
 )
+from hcmi.errors import DriftError
 
 
 def point(name: str, recall: float = 97.0, p_value: float = 0.5, captions: int = 100, model: str = "m") -> Point:
@@ -111,8 +113,48 @@ def test_ranks_of_distances_by_hand():
 
 def test_only_batches_that_the_newest_model_judged_are_compared():
     points = [point(f"b{number:02d}", 85.0, model="old") for number in range(10)] + [point("new")]
-    assert slow_changes(points[:10])
-    assert slow_changes(points) == {}
+    assert slow_changes(comparable(points[:10]))
+    assert slow_changes(comparable(points)) == {}
+
+
+def test_alarms_of_older_models_and_of_query_logs_are_not_counted(tmp_path):
+    """A history of quiet batches beside query logs that changed was said to have changed; so was one after a new model.
+    """
+    for day in range(10, 16):
+        write(tmp_path / f"old-{day}", record(f"2026-11-{day}", "changed", 0.001), model="old")
+        write(tmp_path / f"log-{day}", record(f"2026-12-{day}", "changed", 0.001) | {
+            "queries": 40, "clips": 0, "severity": None})
+        write(tmp_path / f"new-{day}", record(f"2026-12-{day}_films"))
+    result = write_history(tmp_path, 0.01)
+    assert (len(result["batches"]), result["alarms"], result["slow_changes"]) == (18, 0, {})
+    assert [batch["model"] for batch in result["batches"]] == ["old"] * 6 + ["m"] * 12
+    page = (tmp_path / "history.html").read_text(encoding="utf-8")
+    assert "No slow change over these batches." in page
+    assert page.count("judged by model") == page.count("judged by model m from here on") == 1
+    assert page.index("2026-11-15") < page.index("judged by model m") < page.index("2026-12-10")
+    for day in range(10, 16):
+        write(tmp_path / f"worse-{day}", record(f"2026-12-{day}_worse", "changed", 0.001))
+    write_history(tmp_path, 0.01)
+    assert "6 of 12 batches changed; by chance at most" in (tmp_path / "history.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("made", "message"), [
+    ([], "need a folder of drift reports, got none"), (["watch"], "need folders with a report.json in it, got none")])
+def test_history_of_a_mistyped_folder_is_refused_and_nothing_is_written(tmp_path, made, message):
+    for name in made:
+        (tmp_path / name).mkdir()
+    with pytest.raises(DriftError, match=rf"watch: {message}"):
+        write_history(tmp_path / "watch", 0.01)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == made
+
+
+def test_what_is_no_report_or_was_left_by_a_killed_run_is_passed_over(tmp_path):
+    write(tmp_path / "b", record("2026-11-20"))
+    write(tmp_path / ".c.abcd1234.tmp", record("2026-11-21"))
+    for number, text in enumerate(("[]", "3", '{"batches": 3}', '{"batches": [3]}', '{"batches": [[]]}', "{")):
+        (tmp_path / f"odd_{number}").mkdir()
+        (tmp_path / f"odd_{number}" / "report.json").write_text(text)
+    assert [point.batch for point in read_history(tmp_path)] == ["2026-11-20"]
 
 
 def test_most_alarms_by_hand():

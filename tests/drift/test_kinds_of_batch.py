@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_batches import MadeReference, copies, made_sample, new_shapes, scaled, wrong_captions
+from made_batches import MadeReference, copies, made_sample, new_shapes, repeated, scaled, wrong_captions
 
 from hcmi.drift import Sample
 
@@ -88,4 +88,19 @@ def test_nothing_is_said_of_search_when_no_clip_has_a_caption_and_nothing_estima
     generator = np.random.default_rng(4)
     report = reference.judge(without_captions(scaled(made_sample(100, generator), brightness=0.8)), generator)
     assert (report.verdict, report.severity) == ("changed", None)
-    assert "Nobody can say whether search suffers" in report.why
+    assert "Nobody can say whether search suffers, because fewer than 10 of these clips have captions." in report.why
+
+
+def test_captions_of_the_test_clips_are_asked_for_when_these_have_none(monkeypatch, reference):
+    generator = np.random.default_rng(4)
+    monkeypatch.setattr(reference, "scores", None)
+    report = reference.judge(scaled(made_sample(100, generator), brightness=0.8), generator)
+    assert (report.verdict, report.severity) == ("changed", None)
+    assert report.advice.startswith("Write captions for the test clips of the data set and run the pipeline again")
+
+
+def test_clips_that_all_show_the_same_are_named_as_copies_when_each_has_a_caption(reference):
+    """60 black clips ended the whole run in a division by zero."""
+    generator = np.random.default_rng(3)
+    report = reference.judge(repeated(made_sample(60, generator), np.zeros(60, int)), generator)
+    assert report.causes[0].sentence == "59 clips of 60 repeat another clip of the batch"

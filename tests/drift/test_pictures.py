@@ -45,10 +45,10 @@ def test_examples_are_clips_of_the_sample_and_show_the_middle_frame_when_a_file_
     moved = root / "raw" / "moved"
     (root / "raw" / "videos").rename(moved)
     try:
-        [missing] = draw([at_random(sample, np.random.default_rng(1))], 20.0)
+        [missing] = draw([at_random(sample, np.random.default_rng(1))], 20.0, root)
     finally:
         moved.rename(root / "raw" / "videos")
-    [found] = draw([at_random(sample, np.random.default_rng(1))], 20.0)
+    [found] = draw([at_random(sample, np.random.default_rng(1))], 20.0, root)
     assert [len(example["frames"]) for example in missing] == [1] * NUM_EXAMPLES
     assert [len(example["frames"]) for example in found] == [FRAMES_EACH] * NUM_EXAMPLES
     greys = {clip.video_id: clip.captions[0].split()[5] for clip in sample.clips}

@@ -8,7 +8,7 @@ from search_world import searchable_model
 
 from hcmi.drift import BatchReport, Reference
 from hcmi.drift.judging import judge
-from hcmi.drift.queries import judge_queries, read_queries
+from hcmi.drift.queries import _nothing_found, judge_queries, read_queries
 from hcmi.errors import DataError
 
 
@@ -43,6 +43,21 @@ def test_other_words_and_unanswered_queries_are_named(tmp_path, reference):
     assert "Translate" in report.advice
 
 
+@pytest.mark.parametrize(("unanswered", "causes"), [(2, []), (3, ["nothing found"])])
+def test_nothing_found_needs_three_queries_as_every_cause_does(unanswered, causes):
+    found = _nothing_found([{"query": "a", "found": 0 if row < unanswered else 3} for row in range(12)])
+    assert [cause.name for cause in [found] if cause] == causes
+
+
+def test_a_log_without_a_line_is_told_to_collect_queries(tmp_path, world, reference):
+    root, params = world
+    (tmp_path / "queries.jsonl").write_text("\n")
+    report = judge(tmp_path, reference, params, root / "shards")
+    assert (report.verdict, report.advice) == (
+        "cannot tell", "Correct what the report names, or collect more queries, and run again.")
+    assert report.why.startswith("The log has 0 queries; a verdict needs 10")
+
+
 def test_few_queries_give_no_verdict(tmp_path, reference):
     report = judged(tmp_path, reference, [{"query": "a ring"}] * 3)
     assert (report.verdict, report.reason) == ("cannot tell", "too few")
@@ -50,6 +65,7 @@ def test_few_queries_give_no_verdict(tmp_path, reference):
 
 @pytest.mark.parametrize(("text", "message"), [
     ('{"query": "a"}\n{"words": "b"}\n', r'row 2: need \{"query": "\.\.\."\}, got'), ("no json\n", "row 1: need JSON"),
+    ('{"query": "a"}\n' + "[" * 200_000 + "\n", "row 2: need JSON, got: maximum recursion depth exceeded"),
     ('\n{"query": "half an emoji \\ud83d"}\n', "row 2: need"),
     ('{"query": "\udce9"}\n', "need a readable file in UTF-8")])
 def test_broken_logs_get_one_line(tmp_path, text, message):

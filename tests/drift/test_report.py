@@ -16,6 +16,7 @@ def test_record_is_json_when_a_figure_is_missing_or_not_a_number():
     assert record["recall_at_1"] is None
     assert record["severity"] is None
     assert record["shifts"] == [{"name": "video_embedding", "distance": 0.5, "limit": 0.2, "distance_over_limit": 2.5,
+                                 "limit_raised": 1.0,
                                  "p_value": 0.001, "drifted": True, "reference_median": None, "batch_median": None}]
 
 

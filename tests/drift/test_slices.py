@@ -1,6 +1,9 @@
 """Parts of a batch that are found less: by tag, by what the clips show, and none where nothing differs."""
 
+import warnings
+
 import numpy as np
+import pytest
 
 from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
 
@@ -51,3 +54,16 @@ def test_captions_with_unknown_words_are_a_part():
     hits = np.where(new & (np.arange(100) % 2 == 0), 0.0, 1.0)
     found = weak_slices(hits, captions, [{}] * 100, vectors, {NEW_WORDS: new})
     assert [some for some in found if some.name == NEW_WORDS] == [Slice(NEW_WORDS, 20, 50.0, 100.0)]
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_clusters_are_no_more_than_the_looks_when_clips_are_alike(looks):
+    """240 clips ask for 8 clusters. Of one look there is none; the vectors of one look differ by rounding."""
+    row = np.arange(240)
+    vectors = np.eye(8)[row % looks] + 1e-7 * np.random.default_rng(0).normal(size=(240, 8))
+    hits = (row % looks != 0).astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = weak_slices(hits, [f"a look{place % looks} b{place}" for place in row], [{}] * 240, vectors, {})
+    assert [(some.captions, some.recall, some.rest) for some in found] == [(240 // looks, 0.0, 100.0)] * (looks > 1)
+    assert all("look0" in some.name for some in found)

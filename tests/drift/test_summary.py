@@ -7,7 +7,21 @@ from hcmi.drift.compare import CLASSIFIER, Shift
 from hcmi.drift.profile import CLIP_COLUMNS, EMBEDDINGS, QUERY_COLUMNS
 from hcmi.drift.severity import LABEL_FREE, MEASURED, WITHOUT_WRONG, Severity
 from hcmi.drift.summary import COLUMNS, change, changes
-from hcmi.drift.verdict import CHANGED, HURT, MACHINE, OK, TOO_FEW, UNKNOWN, UNREADABLE, advise, decide, summary
+from hcmi.drift.verdict import (
+    CHANGED,
+    HURT,
+    MACHINE,
+    NO_GALLERY,
+    NO_TEST_CAPTIONS,
+    OK,
+    TOO_FEW,
+    UNKNOWN,
+    UNREADABLE,
+    advise,
+    decide,
+    summary,
+)
+from hcmi.evaluate import difference_of_rates
 from hcmi.wording import plural
 
 SAME = Severity(97.0, 93.0, 99.0, 97.5, -0.5, -4.0, 2.0, MEASURED, 200)
@@ -92,6 +106,35 @@ def test_advice_depends_on_why_nobody_can_tell(reason, advice):
 def test_without_captions_the_advice_is_to_write_some():
     assert "Nobody can say" in summary(CHANGED, None, ["clips are darker"], [], 20, 0, "")
     assert advise(CHANGED, None, [], "").startswith("Write captions for the clips in captions_to_write.csv")
+
+
+@pytest.mark.parametrize(("unmeasured", "what"), [
+    (NO_TEST_CAPTIONS, "Write captions for the test clips of the data set"), (NO_GALLERY, "Give the data set clips")])
+def test_advice_can_be_followed_when_it_is_not_the_batch_that_lacks_something(unmeasured, what):
+    """Captions of the batch were asked for, however many it had, where the test clips had none."""
+    assert advise(CHANGED, None, [], "", unmeasured).startswith(what)
+    assert f"Nobody can say whether search suffers, because {unmeasured}." in summary(
+        CHANGED, None, ["clips are darker"], [], 20, 0, "", unmeasured)
+    assert f"Search cannot be measured on them, because {unmeasured}." in summary(OK, None, [], [], 20, 0, "",
+                                                                                  unmeasured)
+
+
+def test_a_wide_interval_is_said_to_be_too_few_captions():
+    """12 captions, 8 of which find their clip, against 86 % of 300: from 46 points less to 2 more by chance."""
+    low, high = difference_of_rates(258, 300, 8, 12)
+    few = Severity(66.7, 39.1, 86.2, 86.0, -19.3, 100 * low, 100 * high, MEASURED, 12)
+    assert few.is_vague
+    for verdict, changed in ((OK, []), (CHANGED, ["clips are darker"])):
+        said = summary(verdict, few, changed, [], 12, 0, "")
+        assert "There are too few captions to tell whether search finds these clips as well as before." in said
+        assert "slightly" not in said
+        assert "More clips with captions would tell whether search suffers." in advise(verdict, few, [], "")
+    less = Severity(66.7, 39.1, 86.2, 86.0, -19.3, -45.0, -0.2, MEASURED, 12)
+    assert "Search finds fewer of these clips; there are too few captions to tell how many fewer." in summary(
+        CHANGED, less, ["clips are darker"], [], 12, 0, "")
+    assert not Severity(96.9, 60.0, 97.9, 97.0, -0.1, -37.0, 0.9, LABEL_FREE, 0).is_vague
+    assert not SAME.is_vague
+    assert not WORSE.is_vague
 
 
 def test_singular_and_plural():

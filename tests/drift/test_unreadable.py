@@ -1,6 +1,7 @@
 """Batches that cannot be read: what is said depends on whether the files, the table or the machine is at fault."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,23 @@ def test_reason_is_the_machine_when_most_files_failed_in_it():
     assert (reason, why) == ("machine", "3 of 40 clips cannot be read in time (1 timeout, 1 crashed, 1 no_frames); at "
                                         "most 5% may fail. The first: v0.mp4: need a video, got none.")
     assert why_unreadable(skips("timeout", "no_frames"), 2, 0.05)[0] == "unreadable"
+
+
+def test_clips_that_were_drawn_stand_for_all_when_a_batch_is_large():
+    """480 of the 600 that were drawn timed out, but only 8 % of the 6,000 that were found did.
+    """
+    drawn = [replace(skip, stage="shards") for skip in skips(*["timeout"] * 480)]
+    reason, why = why_unreadable(drawn, 6_000, 0.1)
+    assert (reason, why.split(";")[0]) == (
+        "machine", "About 4,800 of 6,000 clips cannot be read in time (480 timeout of 600 that were drawn at random)")
+    listed = skips(*["no_frames"] * 60)         # of 600, and 27 of the other 540, which is 5 % of them: 87 of 600
+    both = listed + drawn[:27]
+    assert why_unreadable(both, 600, 0.14)[1].startswith("87 of 600 clips cannot be read (60 no_frames, 27 timeout)")
+    assert why_unreadable(both, 600, 0.145) is None
+    # 600 of 6,000, and 30 of 600 that were drawn of the other 5,400, which is 270 of them
+    assert why_unreadable(skips(*["no_frames"] * 600) + drawn[:30], 6_000, 0.146) is None
+    assert why_unreadable(skips(*["no_frames"] * 600) + drawn[:30], 6_000, 0.144)[1].startswith("About 870 of 6,000")
+    assert why_unreadable([], 6_000, 0.0) is None
 
 
 @pytest.mark.parametrize("error", [

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -44,6 +46,17 @@ def test_snapshot_holds_evidentlys_presets_descriptors_and_tests_and_opens_on_th
     for said in ("Drift is detected for ", "Under the limit of 1", "Mean value of 'found first'", "caption length"):
         assert any(said in one for one in shown), said
     assert not [one for one in shown if "Index binned" in one]
+
+
+def test_clips_without_a_caption_have_no_length_of_it_when_others_of_the_batch_have_captions():
+    """They ended the run in a division by zero inside Evidently."""
+    reference, generator = MadeReference(100), np.random.default_rng(5)
+    sample = made_sample(40, generator)
+    some = replace(sample, captioned=np.arange(20), captions=[caption[:9] for caption in sample.captions[:20]],
+                   texts=sample.texts[np.arange(20)])
+    report = reference.judge(some, generator)
+    _add_evidently(report, reference)
+    assert "Minimal value of 'caption length': current: 9.000" in report.evidently_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +131,20 @@ def test_of_two_reports_on_a_batch_the_newer_one_is_taken_and_an_undated_name_ge
     assert find_snapshots([tmp_path]) == [
         (datetime.fromtimestamp(1_100_000_000, UTC), tmp_path / "b" / "films.evidently.json"),
         (datetime(2026, 11, 20, tzinfo=UTC), tmp_path / "b" / "2026-11-20.evidently.json")]
+
+
+def test_what_a_killed_run_left_is_passed_over_and_a_broken_snapshot_is_named(reports, tmp_path, capsys):
+    """A half-written snapshot in the temporary folder of a report ended `make drift-ui` in a traceback."""
+    shutil.copytree(reports[0], tmp_path / "watch")
+    one = next(tmp_path.glob("watch/*_same/*.json"))
+    for number, text in enumerate(("{", "[]", '{"a": 1}')):
+        (tmp_path / "watch" / f"odd_{number}").mkdir()
+        (tmp_path / "watch" / f"odd_{number}" / f"odd_{number}.evidently.json").write_text(text)
+    (tmp_path / "watch" / ".x.abcd1234.tmp").mkdir()
+    (tmp_path / "watch" / ".x.abcd1234.tmp" / "x.evidently.json").write_text(one.read_text(encoding="utf-8"))
+    assert build_workspace([tmp_path / "watch"], tmp_path / "out") == 3
+    notes = capsys.readouterr().err.splitlines()
+    assert [f"odd_{number}.evidently.json: need a snapshot" in note for number, note in enumerate(notes)] == [True] * 3
 
 
 def test_no_reports_is_one_line(tmp_path):

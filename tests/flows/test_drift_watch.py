@@ -111,6 +111,7 @@ def test_page_says_what_a_person_may_do_and_names_no_report_that_is_not_there():
     todo = drift_watch.todo(verdicts)
     assert [line[:4] for line in todo] == ["`b`:", "`c`:"]
     assert "`hcmi add --batch b`" in todo[0]
+    assert "`hcmi add --batch 'cam 2; x'`" in drift_watch.todo({"cam 2; x": said("cannot tell")})[0]
     assert drift_watch.outcome(verdicts, []).message.startswith("c: no report. It is broken.; a: ok. So it is. ")
     assert what_now(todo[:1]).splitlines() == ["**What now?**", "", f"- {todo[0]}"]
     assert what_now([]) == "**What now?** Nothing has to be done."
