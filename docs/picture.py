@@ -15,7 +15,7 @@ SIZE = {"width": 1180, "height": 800}
 
 
 def take(address: str, query: str, path: str) -> None:
-    """Save a picture of the page when every video shows a frame; the first shows the middle of its moment."""
+    """Save a picture of the page when every video shows a frame; the first shows the frame that fits best."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -26,15 +26,17 @@ def take(address: str, query: str, path: str) -> None:
         tab.wait_for_selector(".reason table")
         tab.wait_for_function("() => [...document.querySelectorAll('video')].every(video => video.readyState >= 2)")
         best = tab.request.get(f"{address}/api/search", params={"q": query}).json()["hits"][0]
-        tab.evaluate("""middle => {
+        why = tab.request.get(f"{address}/api/explain", params={"q": query, "video_id": best["video_id"]}).json()
+        shown = max(zip(why["relevance"], why["times_s"], strict=True))[1]
+        tab.evaluate("""shown => {
             const video = document.querySelector('video');
             document.querySelector('.why').blur();
             return new Promise(done => {
                 video.pause();
                 video.onseeked = () => setTimeout(done, 200);
-                video.currentTime = middle;
+                video.currentTime = shown;
             });
-        }""", (best["start_s"] + best["end_s"]) / 2)
+        }""", shown)
         tab.screenshot(path=path)
         browser.close()
 
