@@ -160,9 +160,11 @@ def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
     At most one in `cool_down_hours`; batches that arrive earlier are waited for by the next. Returns what was done.
     """
     path = REPORTS / "retrain.json"
+    hurt = [entry for entry in judged_batches(INCOMING, Ledger(REPORTS)) if action(entry.verdict).retrain]
+    if not hurt:
+        return ""
     done = _without_failed(_read(path))
-    hurt = [entry for entry in judged_batches(INCOMING, Ledger(REPORTS))
-            if action(entry.verdict).retrain and entry.content not in done["contents"]]
+    hurt = [entry for entry in hurt if entry.content not in done["contents"]]
     if not hurt:
         return ""
     names = ", ".join(entry.batch for entry in hurt)
@@ -172,8 +174,7 @@ def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
                f"{cool_down_hours:g} hours ago"
     if get_current_settings().api.url is None:
         return f"retrain for {names}: need a server, got none. Run `python -m flows.pipeline`, then `hcmi promote`"
-    wanted = [ACCEPTED, *(INCOMING / f"{entry.batch}.dvc" for entry in hurt)]
-    if deployment != RETRAIN and (missing := not_in_git(wanted)):
+    if deployment != RETRAIN and (missing := not_in_git({entry.batch: entry.content for entry in hurt})):
         return f"retrain for {names}: another machine trains on what is in git; commit and push " \
                f"{', '.join(f'`{file}`' for file in missing)}, then it is started"
     contents = sorted(entry.content for entry in hurt)
@@ -194,25 +195,42 @@ def _without_failed(done: dict[str, Any]) -> dict[str, Any]:
 
     One that a person has cancelled stays done.
     """
-    if not done["run"] or get_current_settings().api.url is None:
+    try:
+        run = UUID(done["run"])
+    except ValueError:      # none, or the file is damaged
+        return done
+    if get_current_settings().api.url is None:
         return done
     with get_client(sync_client=True) as client:
         try:
-            state = client.read_flow_run(UUID(done["run"])).state
-        except (ObjectNotFound, ValueError):
+            state = client.read_flow_run(run).state
+        except ObjectNotFound:
             return done
     if state is None or not (state.is_failed() or state.is_crashed()):
         return done
     return {**done, "contents": [one for one in done["contents"] if one not in done["run_contents"]]}
 
 
-def not_in_git(files: list[Path]) -> list[Path]:
-    """Those of these files that are not the same in the branch that this one is pushed to; all where there is none."""
-    def pushed(file: Path) -> bytes | None:
-        found = subprocess.run(["git", "show", f"@{{upstream}}:./{file.as_posix()}"], capture_output=True)
+def not_in_git(batches: dict[str, str]) -> list[Path]:
+    """The files that another machine needs for these batches (name -> content), and that git has not, or not like this.
+
+    Such a machine takes the newest commit of `origin` (prefect.remote.yaml); `@{upstream}` stands for it where git does
+    not know which branch that is.
+    """
+    def git(*words: str) -> bytes | None:
+        found = subprocess.run(["git", *words], capture_output=True)
         return found.stdout if found.returncode == 0 else None
 
-    return [file for file in files if file.exists() and pushed(file) != file.read_bytes()]
+    newest = "origin/HEAD" if git("rev-parse", "--verify", "--quiet", "origin/HEAD") is not None else "@{upstream}"
+    made = outs_of_stages()
+    files = [INCOMING / f"{batch}.dvc" for batch in batches if str(INCOMING / batch) not in made]
+    missing = [file for file in files
+               if not file.exists() or git("show", f"{newest}:./{file.as_posix()}") != file.read_bytes()]
+    try:        # other batches may have been accepted since
+        known = {entry["content"] for entry in json.loads(git("show", f"{newest}:./{ACCEPTED.as_posix()}") or b"[]")}
+    except (ValueError, KeyError, TypeError):
+        known = set()
+    return missing if known.issuperset(batches.values()) else [ACCEPTED, *missing]
 
 
 def _read(path: Path) -> dict[str, Any]:

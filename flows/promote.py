@@ -13,7 +13,7 @@ from prefect.states import Completed, State
 
 from flows.artifacts import show, table, what_now
 from flows.child import ChildError, end_with_make_flows, run_for_json
-from flows.server import check_server, run_name
+from flows.server import check_project, check_server, run_name
 from flows.stages import wait_for_pipeline
 
 STATES = {"promoted": "Promoted", "refused": "Refused", "unchanged": "Completed"}
@@ -67,6 +67,7 @@ def page(found: dict[str, Any]) -> tuple[str, ...]:
 
 if __name__ == "__main__":
     try:
+        check_project()
         check_server()
         end = promote("--not-worse" in sys.argv[1:], return_state=True)
         if end.is_failed():

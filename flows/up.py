@@ -29,8 +29,7 @@ START_SECONDS = 600       # a busy machine loads the server for minutes
 
 def main(port: int, gpus: int) -> None:
     """Serve until stopped. Exits with one line when the port is in use or a part does not start."""
-    for name in ("no_proxy", "NO_PROXY"):       # a proxy does not know this machine's own server
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST, "localhost"]))
+    ask_directly()
     home = Path(os.environ.setdefault("PREFECT_HOME", str(Path(".hcmi/prefect").resolve())))
     home.mkdir(parents=True, exist_ok=True)     # SQLite does not make the folder of its file
     signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts background jobs with Ctrl-C ignored
@@ -44,6 +43,13 @@ def main(port: int, gpus: int) -> None:
                  "Stop that one, or set PREFECT_HOME to another folder.")
     except KeyboardInterrupt:
         print("make flows: stopped", flush=True)
+
+
+def ask_directly() -> None:
+    """Let no proxy come between this machine and its own server, here and in what is started from here."""
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if direct.strip() != "*":
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [direct, HOST, "localhost"]))
 
 
 def _serve(port: int, gpus: int) -> None:

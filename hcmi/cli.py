@@ -276,7 +276,7 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 @click.argument("path")
 @json_option
 def model(path: str, as_json: bool) -> None:
-    """Say what PATH holds: the folder of a trained model, or the folder or name of a CLIP or SigLIP checkpoint.
+    """Say what PATH holds: the folder of a trained model, or the folder or name of a pretrained checkpoint.
 
     Example: hcmi model models/hcmi
     """

@@ -85,7 +85,7 @@ def ask_to_write(*, folders: Mapping[Path | str, str | None] | None = None, file
             if names:
                 more = f" and {len(names) - 1} more" if names[1:] else ""
                 raise ConfigError(f"{folder}: need a folder that may be replaced, which is empty or has {sign}, got "
-                                  f"one with {names[0]}{more}. Name another folder.")
+                                  f"one with {names[0]}{more}. Move it away, or name another folder.")
         _try_to_write(folder)
     for file in map(Path, files):
         if file.is_dir():

@@ -7,8 +7,8 @@ import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 model_option = click.option("--model", default="models/hcmi", show_default=True, help="Folder of a trained model, or "
-                            "the folder or name of a CLIP or SigLIP checkpoint.")
-served_option = click.option("--model", help="Folder of a trained model, or the folder or name of a CLIP or SigLIP "
+                            "the folder or name of a pretrained checkpoint.")
+served_option = click.option("--model", help="Folder of a trained model, or the folder or name of a pretrained "
                              "checkpoint.  [default: the current release, or models/hcmi]")
 precision_option = click.option("--precision", default="float32", show_default=True, help="What the model's towers are "
                                 "stored in; the last two take half the memory.",

@@ -160,7 +160,7 @@ def test_asking_refuses_a_folder_when_a_person_would_lose_files(tmp_path):
     for name in ("thesis.txt", "b"):
         (tmp_path / "mine" / name).touch()
     with pytest.raises(ConfigError, match=r"mine: need a folder that may be replaced, which is empty or has run.json, "
-                                          r"got one with b and 1 more. Name another folder"):
+                                          r"got one with b and 1 more. Move it away, or name"):
         ask_to_write(folders={tmp_path / "mine": "run.json"})
     assert names(tmp_path / "mine") == ["b", "thesis.txt"]
 

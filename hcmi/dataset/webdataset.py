@@ -101,7 +101,7 @@ def _extract(tars: list[str], generated_dir: Path) -> Iterator[CaptionRow | Skip
                 for row in rows:
                     if isinstance(row, CaptionRow):
                         line = {"video": row.video, "caption": row.caption, "where": row.where}
-                        annotation.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        annotation.write(json.dumps(line) + "\n")     # a caption may hold half a character
                     yield row
 
 
@@ -121,7 +121,8 @@ def _extract_sample(sample: dict[str, Any], tar: str, videos: Path) -> Iterator[
                                                     f"{key}.{ending} too. Give it a name of its own before the first "
                                                     f"dot.")
         else:
-            yield _extract_video({**sample, **own}, ending, tar, videos)
+            rest = {name: part for name, part in sample.items() if not own or name not in ("txt", "json")}
+            yield _extract_video({**rest, **own}, ending, tar, videos)
 
 
 def _extract_video(sample: dict[str, Any], ending: str, tar: str, videos: Path) -> CaptionRow | Skip:

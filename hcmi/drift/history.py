@@ -88,14 +88,14 @@ def point_of(record: dict[str, Any], date: str) -> Point:
     severity, reference = record["severity"] or {}, record.get("reference", {})
     if severity.get("how") == LABEL_FREE:
         severity = {}       # the line of R@1 shows what was measured
-    size, known = max(record["clips"] or record["queries"], 1), max(reference.get("clips", 0), 1)
+    size, known = max(record["clips"] or record.get("queries", 0), 1), max(reference.get("clips", 0), 1)
     batch_share, known_share = record.get("independent", 0) / size, reference.get("independent", 0) / known
     return Point(record["batch"], date, record["verdict"], severity.get("recall_at_1"), severity.get("reference"),
                  max(shift["distance_over_limit"] for shift in record["shifts"]),
                  min(shift["p_value"] for shift in record["shifts"]),
                  round(severity.get("captions", 0) * batch_share),
                  round(reference.get("captioned", 0) * known_share), size / (size + known), reference.get("model", ""),
-                 bool(record["queries"]))
+                 bool(record.get("queries")))
 
 
 def comparable(points: Sequence[Point]) -> list[Point]:

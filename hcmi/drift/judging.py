@@ -66,7 +66,8 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     except MachineError as error:
         report.reason, report.trouble = MACHINE, str(error)
         return report
-    trouble = why_unreadable(unreadable(report.skipped), report.num_found, params.shards.max_skip_fraction)
+    limit = params.shards.max_skip_fraction if report.sample is not None else 0.0       # nothing was read
+    trouble = why_unreadable(unreadable(report.skipped), report.num_found, limit)
     if trouble is not None:
         report.reason, report.trouble = trouble
     if trouble is not None or report.sample is None:

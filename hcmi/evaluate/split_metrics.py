@@ -53,7 +53,7 @@ class SplitMetrics:
         """
         order = np.argsort(self.caption_video, kind="stable")
         starts = np.searchsorted(self.caption_video[order], self.captioned)
-        best_CC = np.maximum.reduceat(sims_VQ[self.captioned][:, order], starts, axis=1)
+        best_CC = np.stack([np.maximum.reduceat(sims_VQ[row][order], starts) for row in self.captioned])
         return ranks(best_CC, np.arange(len(best_CC)))
 
     def t2v_summary(self, found: Ranks) -> dict:

@@ -39,6 +39,7 @@ from hcmi.model.open_clip_towers import OpenClipConfig, OpenClipTowers, load_ope
 from hcmi.model.processor import HcmiProcessor
 from hcmi.model.towers import build_towers, check_family, check_loaded, load_towers, quiet, scratch_config
 
+SENTINEL = re.compile(r"▁?<extra_id_\d+>")      # of T5's vocabulary, which multilingual SigLIP has: no text has them
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)    # open_clip's default
 
 
@@ -185,7 +186,8 @@ def _check_vocabulary(name: str, processor: HcmiProcessor, size: int) -> None:
     tokenizer = processor.tokenizer
     never = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     largest = max(*processor.tokens("a", special=True), processor.pad_id,
-                  *(number for number in tokenizer.get_vocab().values() if number not in never))
+                  *(number for piece, number in tokenizer.get_vocab().items()
+                    if number not in never and not SENTINEL.fullmatch(piece)))
     if largest >= size:
         raise ModelError(f"{name}: need a tokenizer of at most {size:,} tokens, as many as the text tower has, got "
                          f"token {largest:,}. Copy the tokenizer and the weights from one checkpoint.")

@@ -176,7 +176,7 @@ FAMILIES = {
     # Its text positions are sinusoids, which cannot be stretched: the table of tokens always is long enough.
     "videoprism": Family(clip_vectors, text_vectors, lambda config: config.text_config.hidden_size,
                          ("video_model",), text_positions="token_embedding", clean="videoprism", whole_clips=True),
-    "open_clip": Family(_open_clip_image, _open_clip_text, lambda config: config.model["embed_dim"], ("vision",)),
+    "open_clip": Family(_open_clip_image, _open_clip_text, lambda own: own.model["embed_dim"], ("vision",)),
 }
 
 

@@ -168,6 +168,7 @@ BAD = {
     "no json": ({"mp4": 20, "txt": b"x", "json": b"{"}, "broken_sample", "need JSON in its .json, got: Expecting"),
     "json list": ({"mp4": 20, "txt": b"x", "json": b"[]"}, "broken_sample", "need an object in its .json, got list"),
     "no text": ({"mp4": 20, "txt": b"caf\xe9"}, "bad_caption", "need UTF-8 in its .txt, got the byte 0xe9"),
+    "half a character": ({"mp4": 20, "json": b'{"caption": "smile \\ud83d"}'}, "bad_caption", "need a caption of text"),
     "no time": ({"mp4": 20, "txt": b"x", "json": b'{"start": "soon"}'}, "bad_segment",
                 "need start and end in seconds from 0, got 'soon' to None"),
     "huge time": ({"mp4": 20, "txt": b"x", "json": b'{"start": 1' + b"0" * 400 + b"}"}, "bad_segment",
@@ -220,7 +221,7 @@ def test_samples_are_found_when_a_tar_was_made_of_a_whole_folder(tmp_path, film)
 
 
 def test_each_video_of_a_sample_is_a_clip_when_it_has_a_text_and_is_named_when_not(write, tmp_path):
-    write("a.tar", ("a", {"1.mp4": 20, "1.txt": b"one", "2.mp4": 21, "2.txt": b"two"}),
+    write("a.tar", ("a", {"1.mp4": 20, "1.txt": b"one", "2.mp4": 21, "2.json": b'{"caption": "two"}', "txt": b"a"}),
           ("b", {"left.mp4": 22, "right.mp4": 23, "txt": b"both"}))
     _, clips, (skip,) = build(tmp_path / "a.tar", tmp_path)
     assert {name: clip.captions for name, clip in clips.items()} == {

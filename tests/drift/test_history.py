@@ -182,7 +182,8 @@ def test_each_batch_is_there_once_with_its_newest_report_in_order_of_its_date(tm
 
 
 def test_reports_of_earlier_versions_are_shown_and_not_tested(tmp_path):
-    old = {key: value for key, value in record("2026-11-20", change=-20).items() if key != "independent"}
+    old = {key: value for key, value in record("2026-11-20", change=-20).items()
+           if key not in ("independent", "queries")}
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "report.json").write_text(json.dumps({"batches": [old], "reference": {"clips": 600}}))
     assert [(point.recall, point.captions) for point in read_history(tmp_path)] == [(77.0, 0)]

@@ -51,6 +51,13 @@ def test_videos_that_cannot_be_read_are_counted_and_no_table_is_blamed(world, tr
     assert "film_2.mp4</code> not_a_video" in page
 
 
+def test_batch_without_a_readable_clip_says_why_when_every_clip_may_fail(world, troubled):
+    root, params = world
+    lenient = params.model_copy(update={"shards": params.shards.model_copy(update={"max_skip_fraction": 1.0})})
+    batch = of(run((root, lenient), "lenient", "unread", incoming="troubled"), "unread")
+    assert batch["why"].startswith("3 of 3 clips cannot be read (3 not_a_video)")
+
+
 def test_folder_without_videos_is_told_to_add_one(troubled):
     batch = of(troubled, "notes")
     assert (batch["verdict"], batch["reason"]) == ("cannot tell", "unreadable")

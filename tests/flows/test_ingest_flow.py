@@ -136,7 +136,11 @@ def test_retrain_on_another_machine_waits_until_git_has_the_batch(started, monke
     git("init", "-q", "--bare", "origin.git")
     git("remote", "add", "origin", "origin.git")
     judged("a", "search hurt")
-    Path("data/accepted.json").write_text("[]\n")
+    monkeypatch.setattr(ingest, "outs_of_stages", lambda: {"data/incoming/scenes_same"})
+    content = Ledger(ingest.REPORTS).content(Path("data/incoming/a"), look(Path("data/incoming/a")))
+    Path("data/accepted.json").write_text(json.dumps([{"content": content}]))
+    asked = "commit and push `data/accepted.json`, `data/incoming/a.dvc`, then it is started"
+    assert ingest.start_retrain(0, "pipeline/retrain-elsewhere").endswith(asked)
     Path("data/incoming/a.dvc").write_text("outs:\n")
     asked = "commit and push `data/accepted.json`, `data/incoming/a.dvc`, then it is started"
     assert ingest.start_retrain(0, "pipeline/retrain-elsewhere").endswith(asked)
@@ -144,9 +148,10 @@ def test_retrain_on_another_machine_waits_until_git_has_the_batch(started, monke
     git("commit", "-qm", "batch")
     assert ingest.start_retrain(0, "pipeline/retrain-elsewhere").endswith(asked)
     git("push", "-q", "-u", "origin", "main")
-    Path("data/accepted.json").write_text("[1]\n")
-    assert "push `data/accepted.json`, then" in ingest.start_retrain(0, "pipeline/retrain-elsewhere")
-    git("commit", "-qam", "more")
+    Path("data/accepted.json").write_text(json.dumps([{"content": content}, {"content": "of a later batch"}]))
+    Path("data/incoming/a.dvc").write_text("outs: grown\n")
+    assert "push `data/incoming/a.dvc`, then" in ingest.start_retrain(0, "pipeline/retrain-elsewhere")
+    git("commit", "-qm", "more", "data/incoming/a.dvc")
     git("push", "-q")
     assert ingest.start_retrain(0, "pipeline/retrain-elsewhere").endswith("started, [its page](/runs/flow-run/7)")
 

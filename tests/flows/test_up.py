@@ -1,6 +1,7 @@
 """`make flows` for real: a server and a worker on the loopback address, prefect.yaml runs started and killed."""
 
 import fcntl
+import os
 import signal
 import socket
 import subprocess
@@ -48,6 +49,18 @@ def test_any_number_of_runs_come_and_go_and_those_that_are_left_notice_the_end(m
     assert run.poll() is None
     alive.close()
     assert run.wait(60) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ({}, "127.0.0.1,localhost"), ({"NO_PROXY": "minio.internal"}, "minio.internal,127.0.0.1,localhost"),
+    ({"no_proxy": "a", "NO_PROXY": "b"}, "a,127.0.0.1,localhost"), ({"no_proxy": "*"}, "*")])
+def test_this_machines_server_is_asked_directly_and_what_else_was_still_is(monkeypatch, before, after):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    up.ask_directly()
+    assert os.environ["no_proxy"] == after
 
 
 @pytest.mark.timeout(600)

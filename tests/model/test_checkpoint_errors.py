@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from hcmi.errors import ModelError
 from hcmi.model import load_retriever, new_retriever, shards_square
+from hcmi.model.checkpoint import SENTINEL
 
 needs_library = pytest.mark.skipif(importlib.util.find_spec("open_clip") is None,
                                    reason="open_clip is not installed: pip install 'hcmi[open_clip]'")
@@ -156,6 +157,26 @@ def test_tokenizer_is_refused_when_it_has_tokens_that_the_text_tower_lacks(tmp_p
         (tmp_path / "other" / file).replace(tmp_path / file)
     assert f"need a tokenizer of at most {size} tokens, as many as the text tower has, got token 513" in refused(
         tmp_path)
+
+
+def test_tokenizer_may_have_pieces_of_t5_that_no_text_has(tmp_path):
+    """Multilingual SigLIP has the vocabulary of mT5: its 100 sentinels lie beyond the vectors of the text tower."""
+    assert SENTINEL.fullmatch("▁<extra_id_99>")
+    assert SENTINEL.fullmatch("<extra_id_0>")
+    assert not SENTINEL.fullmatch("extra")
+    CHECKPOINTS["siglip_2"](tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    size = load_retriever(tmp_path).towers.config.text_config.vocab_size
+    vocabulary = tokenizer["model"]["vocab"]
+    for number in range(3):
+        piece = f"▁<extra_id_{number}>"
+        if isinstance(vocabulary, dict):
+            vocabulary[piece] = size + number
+        else:
+            vocabulary.append([piece, 0.0])
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    load_retriever(tmp_path)
 
 
 # code of a checkpoint's own
