@@ -46,7 +46,7 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
     if not videos:
         return without_videos(folder, params)
     present = sorted(name for name, path in videos.items() if os.path.exists(path) and name not in listing.outside)
-    missing = sorted(set(videos) - set(present))
+    missing = sorted(set(videos) - set(present) - listing.outside)
     if not present:
         raise DataError(f"{folder}: need at least one video file, got {len(missing)} names without a file"
                         f"{' in this folder, to which links lead' if listing.outside else ''}. Correct the folder or "
@@ -61,7 +61,7 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
         "projected": _project(examined, num_clips),
         "reasons": dict(Counter(error.reason for error in examined.bad.values())),
         "decoders": dict(Counter(one.decoder for one in examined.good.values())),
-        "worst": _worst_files(missing, examined),
+        "worst": _worst_files(missing, listing.outside, examined),
         "machine": describe_machine(), "memory_needed_gb": None}
     report["problems"] = folder_problems(report, videos, shards, listing.outside)
     if params and report["captions"]:
@@ -104,11 +104,12 @@ def _caption_figures(captions: Captions, params: Params | None) -> dict[str, Any
             "words": _spread([len(text.split()) for text in texts]), **({"note": note} if note else {})}
 
 
-def _worst_files(missing: list[str], sample: Sample) -> list[dict[str, str]]:
-    """The files to look at first: those that fail, then those that are missing, then the slowest."""
+def _worst_files(missing: list[str], outside: set[str], sample: Sample) -> list[dict[str, str]]:
+    """The files to look at first: those that fail, are missing, or are links out of the folder; then the slowest."""
     slowest = sorted(sample.good, key=lambda name: -sample.good[name].seconds)
     rows = [{"file": name, "why": error.reason} for name, error in sample.bad.items()]
     rows += [{"file": name, "why": "missing"} for name in missing]
+    rows += [{"file": name, "why": "outside"} for name in sorted(outside)]
     rows += [{"file": name, "why": f"{sample.good[name].seconds:.2f} s to decode"} for name in slowest]
     return [{"file": shown(row["file"]), "why": row["why"]} for row in rows[:WORST]]
 

@@ -168,7 +168,7 @@ def test_plan_of_frozen_towers_says_what_is_computed_once_and_what_is_ignored(fe
 def test_plan_names_a_backbone_that_cannot_be_loaded_and_a_head_that_ignores_the_loss(few, tmp_path):
     plan = plan_training(shards_dir=few, model_config=section(backbone=str(tmp_path), head="wti"),
                          config=train_config())
-    assert plan["problems"][0].startswith(f"model.backbone '{tmp_path}': need a")
+    assert plan["problems"][0].startswith(f"model.backbone '{tmp_path}': need config.json")
     assert "train.loss.margin: model.head is wti" in plan["ignored"]
     assert plan_text(plan).splitlines()[-1].startswith("problem: model.backbone")
 
