@@ -88,21 +88,22 @@ def end_with_make_flows() -> None:
 
 
 def _end_when_closed(port: int) -> None:
-    while True:
-        try:
-            connection = socket.create_connection(("127.0.0.1", port))
-            break
-        except (ConnectionRefusedError, ConnectionResetError):      # nobody listens any more
-            connection = None
-            break
-        except OSError:     # such as no room for a connection: that says nothing of `make flows`
-            time.sleep(1)
-    if connection is not None:
-        with connection, suppress(OSError):
-            connection.recv(1)      # nothing is ever sent
+    with suppress(OSError), _connected(port) as connection:
+        connection.recv(1)      # nothing is ever sent
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(2 * GRACE_SECONDS)       # Prefect's engine has ended the stage by then
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _connected(port: int) -> socket.socket:
+    """A connection to `make flows`. Raises: ConnectionError when nobody listens any more."""
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionError:
+            raise
+        except OSError:     # such as no room for a connection: that says nothing of `make flows`
+            time.sleep(1)
 
 
 def end_group(process: subprocess.Popen, grace_seconds: float = GRACE_SECONDS) -> None:
