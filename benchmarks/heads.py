@@ -5,7 +5,7 @@ clips of up to 6 events (32 frames, captions in paragraphs). On `event`, R@1 is 
 answer shows the event; a second table has R@10 and mAP too. `moments` is R@1 at IoU 0.5 (moments.py). Intervals are
 Student's t over seeds; differences are paired by seed. HCMI is trained as in params.yaml, the peers with the plain
 loss, as in their papers. The last rows are HCMI without marginal sample enhancement and without the balance of videos,
-on the standard set.
+on the standard set. A third table is of version 2 of Scenes: HCMI and the strongest peer, trained in the same way.
 
 Writes results/heads.json, heads.md and heads.png; with --so-far too, and heads.json says how many runs of each head
 there are. Finished runs are kept in results/runs.jsonl and never made twice: after an interruption, start the script
@@ -45,6 +45,7 @@ QUICK = {"train.epochs": 6}
 # are the exception, because half as many steps are too few: there `wti` has 84 with batches of 64 and 81 with 128.
 RANDOM_BATCHES = {"train.batch_size": 128}
 EVENT_FIGURES = {"r1": "R@1", "r10": "R@10", "map": "mAP"}      # name in a record -> in the table
+SECOND_GALLERIES = GALLERIES["version_2"]
 LEADS = ("event", "attribute", "long")      # beside `main`, where heads.json has hcmi's lead over the best other head
 
 
@@ -59,6 +60,12 @@ def specs(quick: bool, seeds: int) -> dict[str, list[Spec]]:
             wanted[f"hcmi, {part} off"] = [Spec("standard", seed, {"model.head": "hcmi", **changes})
                                            for seed in range(seeds)]
     return wanted
+
+
+def second_specs(seeds: int) -> dict[str, list[Spec]]:
+    """The runs on version 2 of Scenes: of HCMI and of the peer that is the strongest on version 1."""
+    return {head: [Spec("version_2", seed, {"model.head": head, **batches}) for seed in range(seeds)]
+            for head, batches in (("hcmi", {}), ("wti", RANDOM_BATCHES))}
 
 
 def compare(records: Mapping[str, Sequence[dict]], gallery: str) -> list[tuple]:
@@ -116,6 +123,17 @@ def headline(records: Mapping[str, Sequence[dict]]) -> dict[str, Figure]:
     return figures | {f"cpu_minutes_{head}": cpu_minutes(standard.get(head, [])) for head in ("hcmi", *PEERS)}
 
 
+def second_headline(records: Mapping[str, Sequence[dict]]) -> dict[str, Figure]:
+    """The figures of heads.json that come from the runs on version 2, gallery by gallery."""
+    figures: dict[str, Figure] = {f"version_2_runs_{name}": len(runs) for name, runs in records.items()}
+    for gallery in SECOND_GALLERIES:
+        if comparable(records, gallery):
+            figures[f"version_2_{gallery}_r1"] = mean_r1(records["hcmi"], gallery)
+            _, figures[f"version_2_{gallery}_best_other"], lead, lead_ci = lead_over_best(records, gallery)
+            figures |= {f"version_2_gain_{gallery}": lead, f"version_2_gain_{gallery}_ci95": lead_ci}
+    return figures
+
+
 def step_costs(device: str, towers: str, rounds: int) -> dict[str, float]:
     """Ratios of CPU (or GPU) time and peak memory of a training step, hcmi over mean_pool, measured in turn."""
     times: dict[str, list[float]] = {"hcmi": [], "mean_pool": []}
@@ -155,21 +173,24 @@ def main() -> None:
     shown = [name for name in GALLERIES["standard"] if split_of(name)[1] == "test"]
     galleries = [name for name in (*shown, "moments", "long") if measured_on(name, records)]
     rows = [row for gallery in galleries for row in compare(records, gallery)]
-    headers = ["gallery", "head", "runs", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
-    single_rows, single_headers = event_rows(records), ["head on event", "runs", *EVENT_FIGURES.values()]
-    print(table(headers, rows), table(single_headers, single_rows), sep="\n\n")
+    headers = ["head", "runs", "R@1", "95 % interval", "hcmi's lead", "its 95 % interval"]
+    second = {} if options.quick else records_of(second_specs(options.seeds), options)
+    tables = [(["gallery", *headers], rows),
+              (["head on event", "runs", *EVENT_FIGURES.values()], event_rows(records)),
+              (["gallery of version 2", *headers], [row for name in SECOND_GALLERIES for row in compare(second, name)])]
+    tables = [(names, found) for names, found in tables if found]
+    print(*(table(*each) for each in tables), sep="\n\n")
     if options.so_far and not comparable(records, "main"):
         return
     print(f"\nbest other head on main: {lead_over_best(records, 'main')[0]}")
-    figures = headline(records)
+    figures = headline(records) | second_headline(second)
     figures |= step_costs(options.device, "small", 1 if options.quick else 5)
     if not (options.quick or options.so_far):       # many minutes on a CPU
         figures |= step_costs(options.device, "vit", 3)
     print(table(["figure", "value"], figures.items()))
     path = write_result("heads", figures, options.quick)
     if not options.quick:
-        result_file("heads.md").write_text(markdown(headers, rows) + "\n" + markdown(single_headers, single_rows),
-                                          encoding="utf-8")
+        result_file("heads.md").write_text("\n".join(markdown(*each) for each in tables), encoding="utf-8")
         draw(rows, result_file("heads.png"))
     print(path)
 

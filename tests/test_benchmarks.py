@@ -133,6 +133,19 @@ def test_headline_has_each_figure_from_the_runs_that_were_measured_so(benchmarks
     assert not {"order_r1", "gain_attribute", "gain_long"} & figures.keys(), "no run was measured there"
 
 
+def test_figures_of_version_2_are_of_its_own_runs(benchmarks):
+    heads, _ = benchmarks
+    runs = {"hcmi": [record(0, main=70.0, number=50.0), record(1, main=74.0, number=54.0)],
+            "wti": [record(1, main=60.0)]}
+    assert heads.second_headline(runs) == {
+        "version_2_runs_hcmi": 2, "version_2_runs_wti": 1, "version_2_main_r1": 72.0,
+        "version_2_main_best_other": 60.0, "version_2_gain_main": 14.0, "version_2_gain_main_ci95": None}
+    assert heads.second_headline({}) == {}
+    folders = {spec.folder("main") for specs in heads.second_specs(1).values() for spec in specs}
+    assert len(folders) == 1
+    assert not folders & {spec.folder("main") for spec in heads.specs(False, 1)["wti"]}
+
+
 @pytest.mark.parametrize("found", [{}, {"wti": [{**record(0, main=85.0), "r10": {}, "map": {}}]}])
 def test_so_far_prints_what_there_is_and_writes_nothing_when_hcmi_was_not_run(benchmarks, monkeypatch, capsys, found):
     heads, _ = benchmarks
@@ -263,7 +276,8 @@ def test_benchmarks_ask_for_parameters_that_there_are(benchmarks):
     heads, _ = benchmarks
     import ablation
 
-    wanted = [heads.specs(False, 1), heads.specs(True, 1), ablation.variant_specs(1), ablation.noise_specs(1)]
+    wanted = [heads.specs(False, 1), heads.specs(True, 1), heads.second_specs(1), ablation.variant_specs(1),
+              ablation.noise_specs(1)]
     for spec in chain(*(specs for by_name in wanted for specs in by_name.values())):
         assert spec.resolved().train.seed == 0
 
