@@ -29,7 +29,7 @@ def benchmarks(monkeypatch):
     import runs
 
     yield heads, runs
-    for name in ("ablation", "balance", "heads", "moments", "runs", "common"):
+    for name in ("ablation", "balance", "tuning", "heads", "moments", "runs", "common"):
         sys.modules.pop(name, None)
 
 
@@ -94,6 +94,20 @@ def test_weight_of_the_balance_is_the_least_that_finds_enough_orders_on_validati
         (0.0, 80.0, 99.0, 1), (0.01, pytest.approx(93.4), 94.0, 2), (0.02, 93.5, 80.0, 1), (0.03, 97.0, 97.0, 1)]
     assert balance.chosen(found) == 0.02
     assert balance.chosen({0.0: found[0.0]}) is None
+
+
+def test_best_setting_of_a_head_is_that_of_validation_and_counts_from_the_shipped_one(benchmarks):
+    import tuning
+    def run(val, main):
+        return record(3, **dict.fromkeys(tuning.CHOICE, val), **dict.fromkeys(tuning.SHOWN, main))
+    shipped, other, slow, fast = tuning.settings("wti", 0.004)
+    assert (shipped, other, slow, fast) == (("wti", 128, 0.004), ("wti", 64, 0.004), ("wti", 128, 0.002),
+                                            ("wti", 128, 0.008))
+    found = tuning.rows({("hcmi", 64, 0.004): [run(90.0, 90.0)], ("hcmi", 128, 0.004): [run(80.0, 99.0)],
+                         shipped: [run(60.0, 99.0)], other: [record(3, main=99.0)], slow: [run(63.5, 20.0)]})
+    assert other not in found, "it was not measured on validation"
+    assert tuning.headline(found) == {"hcmi_best_batch": 64, "hcmi_best_lr": 0.004, "hcmi_gain_of_best": 0.0,
+                                      "wti_best_batch": 128, "wti_best_lr": 0.002, "wti_gain_of_best": 3.5}
 
 
 def test_galleries_of_the_same_films_share_their_folder(benchmarks):
@@ -275,11 +289,12 @@ def test_code_identity_changes_with_the_code_and_not_with_its_comments(benchmark
 def test_benchmarks_ask_for_parameters_that_there_are(benchmarks):
     heads, _ = benchmarks
     import ablation
+    import tuning
 
     wanted = [heads.specs(False, 1), heads.specs(True, 1), heads.second_specs(1), ablation.variant_specs(1),
-              ablation.noise_specs(1)]
+              ablation.noise_specs(1), tuning.specs(1)]
     for spec in chain(*(specs for by_name in wanted for specs in by_name.values())):
-        assert spec.resolved().train.seed == 0
+        assert spec.resolved().train.seed == spec.seed
 
 
 def test_committed_results_are_replaced_only_when_that_is_asked_for(benchmarks, tmp_path, monkeypatch):
