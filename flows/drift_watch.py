@@ -101,7 +101,8 @@ def drift_watch(batches: list[str] | None = None, quiet_seconds: float = QUIET_S
     end_with_make_flows()
     with lock(REPORTS / ".lock"):         # two watches at once would judge a batch twice: the second one waits
         verdicts, growing = judge(batches or [], quiet_seconds)
-    waiting = ["The flow `ingest`, or `hcmi add`, acts on these verdicts."] if verdicts else []
+    clips = [batch for batch, verdict in verdicts.items() if not verdict.is_query_log]
+    waiting = ["The flow `ingest`, or `hcmi add`, acts on these verdicts."] if clips else []
     show("drift-watch", "New batches", what_now([*waiting, *todo(verdicts)]), verdicts_text(verdicts, growing))
     return outcome(verdicts, growing)
 

@@ -1,6 +1,25 @@
-"""Words as people write them, for messages, reports and pages."""
+"""Words as people write them, for messages, reports, pages and pictures."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def plural(count: int, one: str, many: str = "") -> str:
     """`1 clip`, `2 clips`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+@contextmanager
+def missing_letters_noted(name: str) -> Iterator[None]:
+    """Warn once of letters that the font does not have and the picture `name` shows as boxes, and not once a letter."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield
+    boxes = {str(one.message) for one in found if "missing from font" in str(one.message)}
+    for one in found:
+        if str(one.message) not in boxes:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if boxes:
+        warnings.warn(f"{name}: {plural(len(boxes), 'different letter')} drawn as boxes, because the font of pictures "
+                      "does not have such letters.", stacklevel=4)

@@ -81,6 +81,7 @@ class BatchReport:
             "severity": self._severity_record(), "changes": self.changes,
             "causes": [cause.to_record() for cause in self.causes],
             "clips": len(self.sample or ()), "found": self.num_found, "queries": self.num_queries,
+            "is_query_log": self.is_query_log,
             "captioned": len(self.sample.captioned) if self.sample else 0,
             "groups": 0 if self.profile is None else len(np.unique(self.profile.units)),
             "independent": 0.0 if self.profile is None else _round(independent(self.profile.units)),

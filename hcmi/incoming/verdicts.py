@@ -19,7 +19,8 @@ class Verdict(NamedTuple):
     def of(cls, report: dict[str, Any], batch: str) -> "Verdict":
         """The verdict on `batch` in the content of a report.json, which has its name as `shown`."""
         record = next(record for record in report["batches"] if record["batch"] == shown(batch))
-        return cls(record["verdict"], record["why"], record["reason"] != "machine", bool(record.get("queries")))
+        return cls(record["verdict"], record["why"], record["reason"] != "machine",
+                   record.get("is_query_log", bool(record.get("queries"))))      # earlier reports have the number only
 
     @property
     def action(self) -> "Action":

@@ -14,6 +14,7 @@ from hcmi.files import atomic_file
 from hcmi.search.explain import Explanation
 from hcmi.search.times import span_text, time_text
 from hcmi.video import DecodeJob, run_one
+from hcmi.wording import missing_letters_noted
 
 INK, SOFT, MOMENT = "#22303c", "#8795a1", "#d9822b"
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fafc", "#cfe3f1", "#7fb2d9", "#1b6ca8", "#0b3558"])
@@ -46,7 +47,7 @@ def draw_explanation(explanation: Explanation, path: str | Path, frames_THXC: np
     _heat(axes[1], explanation)
     _curve(axes[2], explanation, chosen_T)
     _levels(axes[3], explanation)
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, missing_letters_noted(Path(path).name):
         figure.savefig(temporary, format=Path(path).suffix[1:].lower(), bbox_inches="tight", pad_inches=0.2)
 
 

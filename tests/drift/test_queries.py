@@ -10,6 +10,7 @@ from hcmi.drift import BatchReport, Reference
 from hcmi.drift.judging import judge
 from hcmi.drift.queries import _nothing_found, judge_queries, read_queries
 from hcmi.errors import DataError
+from hcmi.incoming import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,8 @@ def test_a_log_without_a_line_is_told_to_collect_queries(tmp_path, world, refere
     assert (report.verdict, report.advice) == (
         "cannot tell", "Correct what the report names, or collect more queries, and run again.")
     assert report.why.startswith("The log has 0 queries; a verdict needs 10")
+    action = Verdict.of({"batches": [report.to_record()]}, report.name).action
+    assert (action.todo, "it is a query log" in action.said) == ("", True), "it said how to add the log to the index"
 
 
 def test_few_queries_give_no_verdict(tmp_path, reference):

@@ -208,6 +208,15 @@ def test_picture_shows_a_word_to_its_first_letter_when_it_is_wide(tmp_path):
         assert np.asarray(picture.convert("L"))[:, :8].min() == 255
 
 
+def test_letters_without_a_font_give_one_note_a_picture(tmp_path):
+    why = explained(searchable_model(), padded_video())
+    why = replace(why, query="红色 圈", hit=replace(why.hit, levels=dict.fromkeys(why.level_weights, 0.5)))
+    with pytest.warns(UserWarning, match="letter") as found:
+        explanation_plot.draw_explanation(why, tmp_path / "why.png", np.zeros((T - 2, 8, 8, 3), np.uint8))
+    assert [str(one.message) for one in found] == [
+        "why.png: 3 different letters drawn as boxes, because the font of pictures does not have such letters."]
+
+
 def test_dollars_in_query_and_name_are_no_mathematics(tmp_path):
     model, video = searchable_model(), padded_video()
     query = "a red circle of $5_$ or a {$x$"
