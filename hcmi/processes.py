@@ -109,8 +109,9 @@ def _messages(count: int, device: str, run: Callable[..., Any], options: dict[st
             for rank in range(count):
                 here, there = context.Pipe()
                 arguments = (there, rank, count, store, device, threads, warnings.formatwarning, run, options)
-                processes.append(context.Process(target=_one_rank, args=arguments, name=f"rank {rank}"))
-                processes[-1].start()
+                process = context.Process(target=_one_rank, args=arguments, name=f"rank {rank}")
+                process.start()
+                processes.append(process)
                 there.close()
                 ends.append(here)
             waiting = dict(enumerate(ends))

@@ -10,6 +10,12 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def shortened(text: str, length: int) -> str:
+    """The text on one line, or its first characters with an ellipsis: `length` in all."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[:length - 1]}…"
+
+
 @contextmanager
 def missing_letters_noted(name: str) -> Iterator[None]:
     """Warn once of letters that the font does not have and the picture `name` shows as boxes, and not once a letter."""

@@ -51,7 +51,7 @@ def compare_text(found: dict, path_a: str | Path, path_b: str | Path) -> str:
 
 
 def _load(path: Path) -> tuple[dict, dict, pd.DataFrame]:
-    report = path
+    report = path.absolute()        # a bare name has no folder above its own
     if path.is_dir():
         report = next((file for file in (path / "metrics" / "evaluate.json", path / "evaluate.json") if file.exists()),
                       path / "metrics" / "evaluate.json")

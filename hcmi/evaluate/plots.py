@@ -14,6 +14,7 @@ from hcmi.encode import EncodedSplit
 from hcmi.evaluate.drawing import save_figure, style_axes
 from hcmi.evaluate.metrics import Ranks, bootstrap_interval
 from hcmi.shards import ShardReader, pick_frames
+from hcmi.wording import shortened
 
 COLOURS = {"t2v": "#1b6ca8", "v2t": "#d9822b", "right": "#2e8b57", "wrong": "#c0392b"}
 NAMES = {"t2v": "text to video", "v2t": "video to text"}
@@ -126,7 +127,7 @@ def slice_table(reader: ShardReader, encoded: EncodedSplit, found: dict[str, Ran
 
 def _in_order(value: str) -> tuple:
     head = value.removeprefix("over ").partition("-")[0]
-    return (0, float(head), value) if head.replace(".", "", 1).isdigit() else (1, 0.0, value)
+    return (0, float(head), value) if head.replace(".", "", 1).isdecimal() else (1, 0.0, value)
 
 
 def _slice_row(name: str, value: str, direction: str, found: Ranks, groups: NDArray | None) -> dict:
@@ -194,11 +195,11 @@ def draw_worst_queries(worst: pd.DataFrame, reader: ShardReader, encoded: Encode
     rows = {video_id: row for row, video_id in enumerate(encoded.video_ids)}
     for number, query in enumerate(worst.to_dict("records")):
         bottom = inches - QUERY_INCHES * number - TITLE_INCHES
-        title = textwrap.wrap(f"“{textwrap.shorten(query['text'], 200)}”", 105)
+        title = textwrap.wrap(f"“{shortened(query['text'], 200)}”", 105)
         figure.text(0.01, bottom / inches, "\n".join(title), fontsize=10, fontweight="bold", va="bottom",
                     parse_math=False)       # matplotlib would read what is between two dollars as mathematics
         first = reader.clips[rows[query["first"]]]
-        caption = textwrap.shorten(first.captions[0], 100) if first.captions else "no caption"
+        caption = shortened(first.captions[0], 100) if first.captions else "no caption"
         strips = (("right", query["video_id"], f"right, rank {query['rank']:g}: {query['video_id']}"),
                   ("wrong", query["first"], f"came first: {query['first']}, “{caption}”"))
         for kind, video_id, label in strips:

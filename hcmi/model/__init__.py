@@ -6,7 +6,7 @@ folder: configuration, weights, tokenizer and preprocessing. A checkpoint of CLI
 """
 
 from hcmi.model.checkpoint import is_trained, load_retriever, new_retriever, zero_shot_retriever
-from hcmi.model.cut import cut_note, words_read
+from hcmi.model.cut import cut_note, unread
 from hcmi.model.describe import describe_model, description_text
 from hcmi.model.encode import (
     bucketed_similarities,
@@ -36,5 +36,5 @@ __all__ = [
     "description_text", "encode_batches", "encode_features", "encode_frames", "encode_precision", "encode_texts",
     "encode_videos", "is_foreign", "is_trained", "load_retriever", "load_text_encoder", "multiply_patches",
     "new_retriever", "score", "shards_square", "similarity_blocks", "tiled_similarities", "token_states", "towers_hash",
-    "warn_of_foreign", "words_read", "zero_shot_retriever",
+    "unread", "warn_of_foreign", "zero_shot_retriever",
 ]

@@ -11,15 +11,18 @@ from hcmi.model.processor import HcmiProcessor
 
 SAMPLE = 20_000         # captions that are looked at
 SEED = 0
+LONGEST_WORD = 30       # characters; what is longer is text without spaces, such as Chinese, and is cut inside [ours]
 
 
-def words_read(text: str, processor: HcmiProcessor) -> int | None:
-    """How many of the words of `text`, as white space divides them, are read; None when all are."""
+def unread(text: str, processor: HcmiProcessor) -> str:
+    """The end of `text` that is not read, from the start of a word; empty where all is read."""
+    text = " ".join(text.split())
     if len(processor.tokens(text, special=True)) <= processor.num_words:
-        return None
-    words = text.split()
-    return bisect_right(range(1, len(words) + 1), processor.num_words,
-                        key=lambda count: len(processor.tokens(" ".join(words[:count]), special=True)))
+        return ""
+    end = bisect_right(range(1, len(text) + 1), processor.num_words,
+                       key=lambda length: len(processor.tokens(text[:length], special=True)))
+    word = text.rfind(" ", 0, end + 1) + 1
+    return text[word if end - word <= LONGEST_WORD else end:]
 
 
 def share_cut(captions: Sequence[str], config: ModelConfig) -> float | None:

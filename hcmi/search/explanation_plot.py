@@ -14,7 +14,7 @@ from hcmi.files import atomic_file
 from hcmi.search.explain import Explanation
 from hcmi.search.times import span_text, time_text
 from hcmi.video import DecodeJob, run_one
-from hcmi.wording import missing_letters_noted
+from hcmi.wording import missing_letters_noted, shortened
 
 INK, SOFT, MOMENT = "#22303c", "#8795a1", "#d9822b"
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fafc", "#cfe3f1", "#7fb2d9", "#1b6ca8", "#0b3558"])
@@ -67,9 +67,8 @@ def read_frames(explanation: Explanation) -> np.ndarray:
 
 def _title(figure: Figure, explanation: Explanation, left: float, width: float, height: float) -> None:
     hit = explanation.hit
-    query = explanation.query if len(explanation.query) <= 90 else explanation.query[:89] + "…"
-    figure.text(left, 1 - 0.38 / height, f"“{query}”", fontsize=15, color=INK, weight="bold", va="center",
-                parse_math=False)       # matplotlib would read what is between two dollars as mathematics
+    figure.text(left, 1 - 0.38 / height, f"“{shortened(explanation.query, 90)}”", fontsize=15, color=INK, weight="bold",
+                va="center", parse_math=False)       # matplotlib would read what is between two dollars as mathematics
     below = 1 - 0.70 / height
     figure.text(left, below, f"{shown(Path(hit.path).name)}    rank {hit.rank}    score {hit.score:.3f}", fontsize=9.5,
                 color=SOFT, va="center", parse_math=False)
@@ -115,7 +114,7 @@ def _heat(axes: Axes, explanation: Explanation) -> None:
         _columns(axes, len(explanation.words), "start and end", "", f"{explanation.marks_share:.2f}", color=SOFT)
     axes.set_xticks([])
     words = ["the query"] if explanation.words == (explanation.query,) else explanation.words     # it is the title
-    labels = [word if len(word) <= LABEL else word[:LABEL - 1] + "…" for word in words]
+    labels = [shortened(word, LABEL) for word in words]
     axes.set_yticks(range(len(labels)), labels, fontsize=10.5)
     most = max(float(explanation.word_weights_W.max()), 1e-9)
     for label, weight in zip(axes.get_yticklabels(), explanation.word_weights_W, strict=True):

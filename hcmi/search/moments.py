@@ -7,6 +7,7 @@ single words. Frames are then compared with the sentence (`by_words` is False).
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hcmi.types import TextTokens, VideoTokens
@@ -34,15 +35,20 @@ class Baseline:
 
 
 def measure_baseline(text: TextTokens, videos: VideoTokens, by_words: bool = True) -> Baseline | None:
-    """The baseline of one text over `videos`; None when there are fewer than MIN_BASELINE_VIDEOS."""
+    """The baseline of one text over `videos`; None when there are fewer than MIN_BASELINE_VIDEOS.
+
+    A position at which fewer of them have a frame has the baseline of all frames.
+    """
     if len(videos) < MIN_BASELINE_VIDEOS:
         return None
     mask_VT = videos.frame_weights_BT > 0
     sims_VT = (videos.frames_BTD @ _asked(text, by_words)).float()
-    count_T = mask_VT.sum(0).clamp(min=1)
+    count_T = mask_VT.sum(0)
     mean_T = (sims_VT * mask_VT).sum(0) / count_T
     variance_T = ((sims_VT - mean_T).square() * mask_VT).sum(0) / count_T
-    return Baseline(mean_T.numpy(), variance_T.sqrt().clamp(min=1e-6).numpy())
+    every, few_T = sims_VT[mask_VT], count_T < MIN_BASELINE_VIDEOS
+    return Baseline(torch.where(few_T, every.mean(), mean_T).numpy(),
+                    torch.where(few_T, every.std(correction=0), variance_T.sqrt()).clamp(min=1e-6).numpy())
 
 
 def frame_word_matrix(text: TextTokens, video: VideoTokens) -> Tensor:

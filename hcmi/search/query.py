@@ -11,6 +11,7 @@ from contextlib import suppress
 from hcmi.errors import ConfigError, shown
 from hcmi.model import HcmiModel, is_foreign
 from hcmi.video import is_text
+from hcmi.wording import shortened
 
 # Control characters, halves of characters, private ones. What Python does not know (Cn) may be a newer emoji.
 UNREADABLE = ("Cc", "Cs", "Co")
@@ -26,10 +27,10 @@ def check_query(query: str) -> str:
     if not query.strip():
         raise ConfigError("query: need some words, got none. Say what the video shows.")
     if any(unicodedata.category(char) in UNREADABLE and char not in "\t\n\r" for char in query):
-        raise ConfigError(f"query {_shorten(query)!r}: need readable text in UTF-8, got control characters or bytes "
+        raise ConfigError(f"query {_short(query)}: need readable text in UTF-8, got control characters or bytes "
                           "that are not text. Say what the video shows in words.")
     if len(query) > MAX_QUERY_CHARS:
-        raise ConfigError(f"query {_shorten(query)!r}: need at most {MAX_QUERY_CHARS} characters, got {len(query)}. "
+        raise ConfigError(f"query {_short(query)}: need at most {MAX_QUERY_CHARS} characters, got {len(query)}. "
                           "Say it in a sentence or two.")
     return query
 
@@ -38,15 +39,15 @@ def check_words(query: str, model: HcmiModel) -> None:
     """Raises: ConfigError when the model knows none of the query's words, or not its language."""
     processor = model.processor
     if is_foreign(processor.tokenizer, processor.clean(query)):
-        raise ConfigError(f"query {_shorten(query)!r}: need words of a language the model knows, got text its "
+        raise ConfigError(f"query {_short(query)}: need words of a language the model knows, got text its "
                           "tokenizer can only spell byte by byte. Ask in a language that it was trained on.")
     if not processor.known(query)[0]:
-        raise ConfigError(f"query {_shorten(query)!r}: need a word that a training caption has, got none. "
+        raise ConfigError(f"query {_short(query)}: need a word that a training caption has, got none. "
                           "Ask in the words of the training captions.")
 
 
-def _shorten(text: str, length: int = 40) -> str:
-    return text if len(text) <= length else text[:length] + "…"
+def _short(query: str) -> str:
+    return repr(shortened(query, 40))
 
 
 def check_top(top: int, name: str = "top") -> int:

@@ -12,12 +12,13 @@ from hcmi.config import WindowsConfig
 from hcmi.errors import DataError, shown
 from hcmi.files import from_project, project_of
 from hcmi.index import Filter, MilvusIndex, SearchIndex, is_milvus
-from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder, words_read
+from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encoder, unread
 from hcmi.runtime import one_thread
 from hcmi.search.explain import Explanation, explain_hit
 from hcmi.search.moments import BASELINE_VIDEOS, Baseline, find_moment, measure_baseline
 from hcmi.search.query import check_number, check_query, check_top, check_words
 from hcmi.types import Clip, Hit, Moment, TextTokens, VideoTokens
+from hcmi.wording import shortened
 
 CANDIDATES = 200
 MORE, MOST = 25, 10_000     # times as many candidates, and at most this many, among which other files are looked for
@@ -120,6 +121,8 @@ class Retriever:
         """
         check_top(top)
         index = self._newest()
+        if isinstance(captions, str):
+            raise DataError(f"captions: need a list of captions, got the text {captions[:40]!r}. Put it into a list.")
         if captions is None:
             captions = index.captions()
         if not captions:
@@ -171,9 +174,9 @@ class Retriever:
         known, unknown = self.model.processor.known(query)
         words = [word for word in unknown if any(char.isalnum() for char in word)]
         notes = [f"left out, since no training caption has them: {', '.join(words)}."] if words else []
-        if (count := words_read(known, self.model.processor)) is not None:
+        if rest := unread(known, self.model.processor):
             notes.append(f"left out, since the model reads {self.model.processor.num_words} tokens: "
-                         f"{_start(' '.join(known.split()[count:]))}")
+                         f"{shortened(f'{rest}.', 60)}")
         return notes
 
     def as_loaded(self) -> "Retriever":
@@ -277,10 +280,6 @@ def _apart(moments: Iterable[Moment]) -> list[Moment]:
 def _filter(tags: dict[str, str] | None, min_seconds: float | None, max_seconds: float | None) -> Filter:
     return Filter(tuple((tags or {}).items()), check_number(min_seconds, "min_seconds"),
                   check_number(max_seconds, "max_seconds"))
-
-
-def _start(text: str, length: int = 60) -> str:
-    return f"{text[:length]}…" if len(text) > length else f"{text}."
 
 
 def _row_of(index: Index, video_id: str) -> np.ndarray:

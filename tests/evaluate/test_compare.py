@@ -68,6 +68,12 @@ def test_compare_takes_the_json_file_or_one_folder_for_all(tmp_path):
     assert compare_runs(a / "metrics" / "evaluate.json", flat) == compare_runs(a, a)
 
 
+def test_compare_finds_the_plots_beside_the_folder_that_it_is_called_in(tmp_path, monkeypatch):
+    a = write_run(tmp_path / "a", 0.5)
+    monkeypatch.chdir(a / "metrics")
+    assert compare_runs("evaluate.json", "evaluate.json") == compare_runs(a, a)
+
+
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda b: (b / "plots" / "ranks.parquet").unlink(), r"need evaluate.json with the folder plots/ .*no .*ranks"),
     (lambda b: shutil.rmtree(b), r"need evaluate.json with the folder plots/"),

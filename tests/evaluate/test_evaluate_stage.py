@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from matplotlib.figure import Figure
 from model_world import make_shards, save_small_clip
 from PIL import Image
 from search_world import searchable_model
@@ -20,7 +21,7 @@ from hcmi.config import load_params
 from hcmi.errors import ConfigError, DataError
 from hcmi.evaluate import evaluate, report_text, stage
 from hcmi.evaluate.metrics import RECALL_AT
-from hcmi.evaluate.plots import draw_worst_queries
+from hcmi.evaluate.plots import _in_order, draw_worst_queries
 from hcmi.evaluate.split_metrics import SplitMetrics
 from hcmi.evaluate.stage import split_sha256
 from hcmi.model import encode_texts, encode_videos, load_retriever, score
@@ -315,6 +316,21 @@ def test_dollars_in_captions_are_drawn_as_they_are(world, tmp_path):
     encoded = SimpleNamespace(video_ids=[clip.video_id for clip in reader.clips])
     draw_worst_queries(worst, reader, encoded, tmp_path / "worst.png")
     assert (tmp_path / "worst.png").stat().st_size > 1000
+
+
+def test_pictures_show_the_start_of_a_caption_without_spaces(world, tmp_path, monkeypatch):
+    """A long caption in Chinese was drawn as [...]."""
+    reader = ShardReader(world[0] / "shards", "test")
+    name = reader.clips[0].video_id
+    drawn = []
+    monkeypatch.setattr(Figure, "text", lambda self, x, y, text, **_: drawn.append(text))
+    worst = pd.DataFrame([{"text": "狗跳进水里" * 60, "video_id": name, "first": name, "rank": 2}])
+    draw_worst_queries(worst, reader, SimpleNamespace(video_ids=[name]), tmp_path / "worst.png")
+    assert drawn[0].replace("\n", "").startswith("“" + "狗跳进水里" * 39)
+
+
+def test_values_of_a_tag_are_in_the_order_of_their_numbers():
+    assert sorted(["①", "over 10", "²", "5-10", "9", "0-5"], key=_in_order) == ["0-5", "5-10", "9", "over 10", "²", "①"]
 
 
 def test_split_sha256_changes_when_a_caption_does(world, tmp_path):

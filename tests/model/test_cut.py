@@ -3,18 +3,33 @@
 from model_world import section
 from search_world import CAPTIONS, searchable_model
 
-from hcmi.model import cut_note, words_read
+from hcmi.model import cut_note, unread
 from hcmi.model.cut import share_cut
 
 LONG = " ".join(["a red ring slides left"] * 12)
 
 
-def test_words_are_counted_up_to_the_last_that_fits():
+def test_end_that_is_not_read_begins_with_the_first_word_that_does_not_fit():
     processor = searchable_model().processor
     room = processor.num_words - 2      # tokens beside start and end; each word of this text is one
-    assert words_read(" ".join(["ring"] * room), processor) is None
-    assert words_read(" ".join(["ring"] * (room + 1)), processor) == room
-    assert words_read("ring, " * room, processor) == room // 2      # the comma is a token too
+    assert unread(" ".join(["ring"] * room), processor) == ""
+    assert unread(" ".join(["ring"] * (room + 2)), processor) == "ring ring"
+    words = unread("ring,\n" * room, processor).split()      # the comma is a token too
+    assert words == ["ring,"] * (room - room // 2)
+
+
+def test_end_of_a_text_without_spaces_is_a_part_of_it():
+    """A query in Chinese was said to be left out as a whole, though the model reads the first half of it."""
+    class OneTokenEach:
+        num_words = 50
+
+        def tokens(self, text: str, special: bool) -> list[int]:
+            return [0] * (len(text.replace(" ", "")) + 2 * special)
+
+    text = "一只狗跳进水里" * 20
+    assert unread(text, OneTokenEach()) == text[48:]
+    assert unread("狗 " + text, OneTokenEach()) == text[47:]
+    assert unread("一" * 40 + " " + "二" * 20, OneTokenEach()) == "二" * 20, "as long as a word may be"
 
 
 def test_share_is_of_the_captions_that_are_cut():

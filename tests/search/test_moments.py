@@ -60,12 +60,14 @@ def test_moment_leaves_padding_frames_out():
 
 def test_baseline_is_the_mean_and_spread_of_relevance_over_other_videos_when_worked_by_loops():
     generator = np.random.default_rng(5)
-    text, videos = text_tokens(1, generator), video_tokens(40, generator)
-    videos.frame_weights_BT[:30, 4:] = 0        # padding
+    text, videos = text_tokens(1, generator), video_tokens(72, generator)
+    videos.frame_weights_BT[:40, 4:] = 0        # padding: 32 videos are left there, and one at the last position
+    videos.frame_weights_BT[:71, 5:] = 0
     found = measure_baseline(text, videos)
-    relevance_VT = np.stack([frame_relevance(text, videos[row:row + 1]) for row in range(40)])
+    relevance_VT = np.stack([frame_relevance(text, videos[row:row + 1]) for row in range(72)])
+    every = np.concatenate([relevance_VT[:, :4].ravel(), relevance_VT[40:, 4], relevance_VT[71:, 5]])
     for at in range(T):
-        valid = relevance_VT[30:, at] if at >= 4 else relevance_VT[:, at]
+        valid = every if at == 5 else relevance_VT[40:, at] if at == 4 else relevance_VT[:, at]
         assert found.mean_T[at] == pytest.approx(valid.mean(), abs=1e-5)
         assert found.std_T[at] == pytest.approx(valid.std(), abs=1e-5)
     expected_T = (relevance_VT[0] - found.mean_T) / found.std_T

@@ -118,6 +118,8 @@ def test_captions_are_ranked_for_a_video(model, world):
     got = retriever.rank_captions("v3", texts, top=2)
     assert [text for text, _ in got] == [texts[at] for at in scores_Q.argsort(descending=True)[:2].tolist()]
     assert len(retriever.rank_captions("v3", top=100)) == 60
+    with pytest.raises(DataError, match="need a list of captions, got the text 'a red ring'"):
+        retriever.rank_captions("v3", "a red ring")
 
 
 def test_words_no_training_caption_has_change_nothing_and_are_named(world):
@@ -136,7 +138,7 @@ def test_end_of_a_query_is_named_when_the_model_does_not_read_it(world):
     (note,) = retriever.query_notes(" ".join(["ring"] * 13 + ["red", "slides", "left"]))
     assert note == "left out, since the model reads 16 tokens: slides left."
     assert retriever.query_notes("ring " * 14) == []
-    assert retriever.query_notes("ring " * 99)[0].endswith("ring ring …")
+    assert retriever.query_notes("ring " * 99)[0].endswith("ring ring…")
 
 
 @pytest.mark.parametrize("query", [

@@ -1,12 +1,14 @@
 """Two processes train as one does, with real gloo ranks on the processor, and end together."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import psutil
@@ -127,6 +129,16 @@ def test_train_joins_the_processes_that_torchrun_has_started(films, two, tmp_pat
 def test_the_error_of_the_rank_that_failed_is_reported(how, kind, words):
     with pytest.raises(kind, match=words):
         in_processes(2, "cpu", two_ranks.failing, {"rank": 1, "how": how})
+
+
+def test_what_keeps_a_process_from_starting_is_reported(monkeypatch):
+    """The end of the others asked for the id of one that never began."""
+    def refuse(process):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "start", refuse)
+    with pytest.raises(OSError, match="Resource temporarily unavailable"):
+        in_processes(2, "cpu", two_ranks.failing, {"rank": 1, "how": "error"})
 
 
 def test_things_come_from_each_process_until_one_fails():
