@@ -51,17 +51,7 @@ from flows.stages import kept_sizes, outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
 from hcmi.files import atomic_file, lock
-from hcmi.incoming import (
-    SEARCHED,
-    Collected,
-    Ledger,
-    Verdict,
-    accept_judged,
-    action,
-    collect,
-    judged_batches,
-    look,
-)
+from hcmi.incoming import SEARCHED, Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches, look
 from hcmi.releases import Releases
 from hcmi.wording import plural
 

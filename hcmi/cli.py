@@ -13,12 +13,7 @@ import click
 
 from hcmi import __version__, cli_served
 from hcmi.errors import HcmiError, MachineError, file_of, machine_error, shown, system_error
-from hcmi.options import (
-    json_option,
-    model_option,
-    params_option,
-    show,
-)
+from hcmi.options import json_option, model_option, params_option, show
 
 STOPPED = 130       # the shell's exit code for Ctrl-C
 
