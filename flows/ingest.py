@@ -50,7 +50,7 @@ from flows.server import check_project, check_server, run_name
 from flows.stages import kept_sizes, outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import HcmiError
-from hcmi.files import atomic_file, lock
+from hcmi.files import lock, write_json
 from hcmi.incoming import SEARCHED, Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches, look
 from hcmi.releases import Releases
 from hcmi.wording import plural
@@ -173,10 +173,8 @@ def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
         run: Any = run_deployment(deployment, timeout=0, idempotency_key=key, as_subflow=False)
     except ObjectNotFound:
         return f"retrain for {names}: need the deployment {deployment}, got none. Start `make flows`"
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps({"contents": [*done["contents"], *contents],
-                                         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-                                         "run": str(run.id), "run_contents": contents}, indent=1))
+    write_json(path, {"contents": [*done["contents"], *contents], "run": str(run.id), "run_contents": contents,
+                      "when": datetime.now(UTC).isoformat(timespec="seconds")})
     return f"retrain for {names}: started, [its page](/runs/flow-run/{run.id})"     # it gets another name when it runs
 
 
