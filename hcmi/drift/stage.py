@@ -51,17 +51,15 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
     folders = find_batches(incoming_dir, batches)
     reports: list[BatchReport] = []
     card: dict[str, Any] = {"clips": 0, "captioned": 0}
-    reference = None
-    learned = Learned()
-    if learn_from is not None:
-        newest_records(learn_from)          # before the long work: a mistyped folder is refused
+    reference, learned = None, Learned()
+    known = None if learn_from is None else newest_records(learn_from)  # before the long work: a wrong name is refused
     if folders:
         tune_allocator()
         model = load_retriever(model_dir, pick_device("auto"))
         reference = Reference(model, export_dir, shards_dir, np.random.default_rng(params.drift.seed))
         card = reference.card
-        if learn_from is not None:
-            learned = learn(learn_from, accepted, card["model"])
+        if known is not None:
+            learned = learn(known, accepted, card["model"])
         for folder in track(folders, "drift", unit="batch"):
             reports.append(judge(folder, reference, params, shards_dir, learned))
             _add_evidently(reports[-1], reference)
