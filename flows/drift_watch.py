@@ -17,7 +17,7 @@ from prefect.states import Completed, Failed, State
 
 from flows.artifacts import show, what_now
 from flows.child import ChildError, end_with_make_flows, run_in_child
-from flows.server import check_project, check_server, run_name
+from flows.server import run, run_name
 from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
 from hcmi.files import lock
 from hcmi.incoming import Ledger, Verdict, arrivals, find_batches, judge_new, worst
@@ -162,12 +162,4 @@ def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str, failed
 
 
 if __name__ == "__main__":
-    try:
-        check_project()
-        check_server()
-        end = drift_watch(sys.argv[1:], return_state=True)
-        if end.is_failed():
-            end.result()
-        print(end.message)
-    except (ChildError, WatchError) as error:
-        sys.exit(f"flows.drift_watch: {error}")
+    print(run(drift_watch, sys.argv[1:]).message)

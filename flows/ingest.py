@@ -33,35 +33,14 @@ from prefect.states import State
 
 from flows.artifacts import show, what_now
 from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
-from flows.drift_watch import (
-    INCOMING,
-    ON_PROCESSOR,
-    QUIET_SECONDS,
-    REPORTS,
-    WatchError,
-    judge,
-    outcome,
-    todo,
-    verdicts_text,
-)
+from flows.drift_watch import INCOMING, ON_PROCESSOR, QUIET_SECONDS, REPORTS, judge, outcome, todo, verdicts_text
 from flows.remote import DVC, push
 from flows.repair import free_dead_locks
-from flows.server import check_project, check_server, run_name
+from flows.server import run, run_name
 from flows.stages import kept_sizes, outs_of_stages
 from hcmi.dataset import read_accepted
-from hcmi.errors import HcmiError
-from hcmi.files import atomic_file, lock
-from hcmi.incoming import (
-    SEARCHED,
-    Collected,
-    Ledger,
-    Verdict,
-    accept_judged,
-    action,
-    collect,
-    judged_batches,
-    look,
-)
+from hcmi.files import lock, write_json
+from hcmi.incoming import SEARCHED, Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches, look
 from hcmi.releases import Releases
 from hcmi.wording import plural
 
@@ -183,10 +162,8 @@ def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
         run: Any = run_deployment(deployment, timeout=0, idempotency_key=key, as_subflow=False)
     except ObjectNotFound:
         return f"retrain for {names}: need the deployment {deployment}, got none. Start `make flows`"
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps({"contents": [*done["contents"], *contents],
-                                         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-                                         "run": str(run.id), "run_contents": contents}, indent=1))
+    write_json(path, {"contents": [*done["contents"], *contents], "run": str(run.id), "run_contents": contents,
+                      "when": datetime.now(UTC).isoformat(timespec="seconds")})
     return f"retrain for {names}: started, [its page](/runs/flow-run/{run.id})"     # it gets another name when it runs
 
 
@@ -267,12 +244,4 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
 
 
 if __name__ == "__main__":
-    try:
-        check_project()
-        check_server()
-        end = ingest(*sys.argv[1:2], return_state=True)
-        if end.is_failed():
-            sys.exit(f"flows.ingest: {end.message}")
-        print(end.message)
-    except (ChildError, WatchError, HcmiError) as error:
-        sys.exit(f"flows.ingest: {error}")
+    print(run(ingest, *sys.argv[1:2]).message)

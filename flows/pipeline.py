@@ -15,10 +15,10 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, State
 
 from flows.artifacts import Progress, show, table, what_now
-from flows.child import ChildError, end_with_make_flows, run_in_child
+from flows.child import end_with_make_flows, run_in_child
 from flows.promote import page, promote, said
 from flows.remote import RemoteError, fetch, push
-from flows.server import check_project, check_server, run_name
+from flows.server import run, run_name
 from flows.stages import is_stale, plan, remote, running
 
 GPU_TAG = "gpu"
@@ -115,11 +115,5 @@ def in_one_line(outcome: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        check_project()
-        check_server()
-        done: Any = pipeline()
-        for name, what in done.items():
-            print(f"{name}: {what}")
-    except ChildError as error:
-        sys.exit(f"flows.pipeline: {error}")
+    for name, what in run(pipeline).result().items():
+        print(f"{name}: {what}")

@@ -12,8 +12,8 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, State
 
 from flows.artifacts import show, table, what_now
-from flows.child import ChildError, end_with_make_flows, run_for_json
-from flows.server import check_project, check_server, run_name
+from flows.child import end_with_make_flows, run_for_json
+from flows.server import run, run_name
 from flows.stages import wait_for_pipeline
 
 STATES = {"promoted": "Promoted", "refused": "Refused", "unchanged": "Completed"}
@@ -66,12 +66,4 @@ def page(found: dict[str, Any]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    try:
-        check_project()
-        check_server()
-        end = promote("--not-worse" in sys.argv[1:], return_state=True)
-        if end.is_failed():
-            sys.exit(f"flows.promote: {end.message}")
-        print(end.message)
-    except ChildError as error:
-        sys.exit(f"flows.promote: {error}")
+    print(run(promote, "--not-worse" in sys.argv[1:]).message)

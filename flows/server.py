@@ -1,4 +1,4 @@
-"""What both flows need from Prefect at their start: a server that answers, and names for runs."""
+"""What the flows need at their start: a project, a server that answers, and names for runs."""
 
 import sys
 import urllib.error
@@ -6,10 +6,25 @@ import urllib.request
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from prefect import Flow, State
 from prefect.settings import get_current_settings
 
 from hcmi.config import NO_PARAMS
+
+
+def run(flow: Flow, *arguments: Any) -> State:
+    """Run a flow as a command, `python -m flows.<its name>`. Returns how it ended.
+
+    When it cannot start, or fails, this ends the process with one line and exit code 1.
+    """
+    check_project()
+    check_server()
+    end: Any = flow(*arguments, return_state=True)
+    if end.is_failed():
+        sys.exit(f"flows.{flow.name.replace('-', '_')}: {end.result(raise_on_failure=False)}")
+    return end
 
 
 def check_project() -> None:

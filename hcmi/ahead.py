@@ -3,10 +3,11 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:           # who reads files ahead starts without torch
+    import torch
+    from torch import Tensor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,8 +33,8 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int,
                 future.cancel()
 
 
-def on_device(batches: Iterable[tuple[Any, Tensor, Tensor]], device: torch.device
-              ) -> Iterator[tuple[Any, Tensor, Tensor]]:
+def on_device(batches: "Iterable[tuple[Any, Tensor, Tensor]]", device: "torch.device"
+              ) -> "Iterator[tuple[Any, Tensor, Tensor]]":
     """Each batch, which is anything and two tensors, with its tensors on the device.
 
     For a GPU the next batch is copied while this one is used: a thread moves it to pinned memory, and the copy has a
@@ -42,9 +43,11 @@ def on_device(batches: Iterable[tuple[Any, Tensor, Tensor]], device: torch.devic
     if device.type != "cuda":
         yield from batches
         return
+    import torch
+
     stream = torch.cuda.Stream(device)
 
-    def copied(batch: tuple[Any, Tensor, Tensor]) -> tuple[Any, list[Tensor], torch.cuda.Event]:
+    def copied(batch: "tuple[Any, Tensor, Tensor]") -> "tuple[Any, list[Tensor], torch.cuda.Event]":
         name, *tensors = batch
         with torch.cuda.stream(stream):
             there = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong use, 130 stopped by C
 imported inside the verbs, so that `hcmi --help` answers at once.
 """
 
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -13,12 +12,7 @@ import click
 
 from hcmi import __version__, cli_served
 from hcmi.errors import HcmiError, MachineError, file_of, machine_error, shown, system_error
-from hcmi.options import (
-    json_option,
-    model_option,
-    params_option,
-    show,
-)
+from hcmi.options import json_option, model_option, params_option, show
 
 STOPPED = 130       # the shell's exit code for Ctrl-C
 
@@ -160,7 +154,7 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, plan: bool, par
     config = load_params(params)
     if plan:
         found = plan_training(shards_dir=shards, model_config=config.model, config=config.train)
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else plan_text(found))
+        show(found, as_json, plan_text)
         if found["problems"]:
             sys.exit(1)
         return
@@ -194,16 +188,14 @@ def evaluate(model: str, shards: str, out: str, plots: str, encoded: str | None,
     if compare:
         from hcmi.evaluate import compare_runs, compare_text
 
-        found = compare_runs(*compare)
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else compare_text(found, *compare))
+        show(compare_runs(*compare), as_json, lambda found: compare_text(found, *compare))
         return
     from hcmi.config import load_params
     from hcmi.evaluate import evaluate as run
     from hcmi.evaluate import report_text
 
-    report = run(model_dir=model, shards_dir=shards, out_json=out, plots_dir=plots, params=load_params(params),
-                 encoded_file=encoded)
-    click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
+    show(run(model_dir=model, shards_dir=shards, out_json=out, plots_dir=plots, params=load_params(params),
+             encoded_file=encoded), as_json, report_text)
 
 
 @main.command()
@@ -265,11 +257,8 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
         return
     result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
                  params=load_params(params), batches=batches, learn_from=learn_from)
-    if as_json:
-        show(result, as_json)
-        return
-    show({"report": f"{out}/index.html"}, as_json)
-    show(result["verdicts"], as_json)       # apart: a batch may be called `report`
+    verdicts = [f"{batch}: {verdict}" for batch, verdict in result["verdicts"].items()]
+    show(result, as_json, lambda _: "\n".join([f"report: {out}/index.html", *verdicts]))
 
 
 @main.command()
@@ -282,8 +271,7 @@ def model(path: str, as_json: bool) -> None:
     """
     from hcmi.model import describe_model, description_text
 
-    found = describe_model(path)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else description_text(found))
+    show(describe_model(path), as_json, description_text)
 
 
 @main.command()
@@ -322,7 +310,7 @@ def doctor(data: str | None, sample: int, seconds: float, params: str, as_json: 
 
     known = load_params(params) if params != "params.yaml" or Path(params).exists() else None
     report = run(data or (known.dataset.path if known else "."), known, sample, seconds)
-    click.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else report_text(report))
+    show(report, as_json, report_text)
     if report["problems"]:
         sys.exit(1)
 

@@ -1,8 +1,5 @@
 """The verbs about what is searched and served; `hcmi/cli.py` adds them to the command."""
 
-import json
-import sys
-
 import click
 
 from hcmi.errors import shown
@@ -14,6 +11,7 @@ from hcmi.options import (
     precision_option,
     served_option,
     shots_option,
+    show,
     window_option,
 )
 
@@ -69,11 +67,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
     for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)
-    if as_json:
-        json.dump([searching.hit_record(hit) for hit in hits], sys.stdout, indent=2, ensure_ascii=False)
-        click.echo()
-    else:
-        click.echo(searching.hits_text(hits))
+    show([searching.hit_record(hit) for hit in hits], as_json, lambda _: searching.hits_text(hits))
     if explain and hits:
         searching.write_explanation(retriever.explain(query, hits[0]), explain)
 
@@ -141,7 +135,7 @@ def add(folder: str | None, batches: tuple[str, ...], accepted_only: bool, quiet
 
     found = run(folder=folder, batches=batches, incoming_dir=incoming, reports_dir=reports, releases_dir=releases_dir,
                 accepted=accepted, params=load_params(params), quiet_s=quiet_seconds, judge=not accepted_only)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else added_text(found, reports, incoming))
+    show(found, as_json, lambda found: added_text(found, reports, incoming))
 
 
 @click.command()
@@ -170,7 +164,7 @@ def promote(model: str, export: str, metrics: str, plots: str, shards: str, rele
     found = run(model_dir=model, export_dir=export, metrics=metrics, plots_dir=plots, shards_dir=shards,
                 releases_dir=releases_dir, accepted=accepted, incoming_dir=incoming, params=load_params(params),
                 must_be_better=not not_worse, again=again)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else decision_text(found))
+    show(found, as_json, decision_text)
 
 
 @click.command()
@@ -185,8 +179,7 @@ def rollback(version: str | None, releases_dir: str, as_json: bool) -> None:
     from hcmi.promote import decision_text
     from hcmi.promote import rollback as run
 
-    found = run(releases_dir=releases_dir, version=version)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else decision_text(found))
+    show(run(releases_dir=releases_dir, version=version), as_json, decision_text)
 
 
 @click.command()
@@ -201,7 +194,7 @@ def releases(releases_dir: str, as_json: bool) -> None:
 
     table = Releases(releases_dir).table()
     found = {"current": next((row["version"] for row in table if row["current"]), None), "releases": table}
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else releases_text(table))
+    show(found, as_json, lambda _: releases_text(table))
 
 
 COMMANDS = (search, serve, add, promote, rollback, releases)

@@ -1,6 +1,7 @@
 """Writing outputs: each appears whole or not at all, and what keeps it from being written is reported in one line."""
 
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from hcmi.errors import WRITING, ConfigError, HcmiError, MachineError, file_of, machine_error, system_error
 
@@ -156,6 +158,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Replace `path` with `content` as JSON for people and programs; names of files in it may have any bytes.
+
+    Raises: MachineError when it cannot be written; `path` is then unchanged.
+    """
+    with atomic_file(path) as temporary:        # a byte that is no UTF-8 becomes JSON's own escape for it
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8",
+                             errors="backslashreplace")
 
 
 @contextmanager

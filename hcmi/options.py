@@ -1,7 +1,8 @@
 """Options that several verbs of the command line share, and how a verb shows what it made."""
 
 import json
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -22,10 +23,9 @@ shots_option = click.option("--shots", is_flag=True, help="Divide long videos wh
 params_option = click.option("--params", default="params.yaml", show_default=True, help="Parameter file.")
 
 
-def show(summary: dict, as_json: bool) -> None:
+def show(found: Any, as_json: bool, text: Callable[[Any], str] | None = None) -> None:
+    """Print what a verb made: as JSON, or as `text` writes it for people, by default a line for each key."""
     if as_json:
-        json.dump(summary, sys.stdout, indent=2, ensure_ascii=False)
-        click.echo()
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        for key, value in summary.items():
-            click.echo(f"{key}: {value}")
+        click.echo(text(found) if text else "\n".join(f"{key}: {value}" for key, value in found.items()))

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from hcmi.errors import ConfigError
@@ -146,7 +147,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 def free_memory_bytes() -> int:
     """Memory that processes can still take: the machine's, or that of a container with a lower limit."""
-    free = [_machine_memory_bytes()]
+    free = [psutil.virtual_memory().available]
     for place, limit, used in (("", "memory.max", "memory.current"),                                # cgroup 2
                                ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")):       # cgroup 1
         folder = Path("/sys/fs/cgroup", place)
@@ -160,22 +161,9 @@ def free_memory_bytes() -> int:
     return max(min(free), 0)
 
 
-def _machine_memory_bytes() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def own_memory_bytes() -> int:
     """Memory that this process holds."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    return psutil.Process().memory_info().rss
 
 
 def seed_everything(seed: int) -> None:

@@ -1,6 +1,7 @@
 """Outputs appear whole or not at all, also when the process is killed while it writes."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import hcmi.files
 from hcmi.errors import ConfigError, MachineError
-from hcmi.files import ask_to_write, atomic_dir, atomic_file, folders_with_files
+from hcmi.files import ask_to_write, atomic_dir, atomic_file, folders_with_files, write_json
 from hcmi.types import path_of_text, path_text
 
 
@@ -46,6 +47,13 @@ def test_atomic_file_keeps_the_old_one_when_the_block_fails(tmp_path):
         write_half(atomic_file, target)
     assert target.read_text() == "old"
     assert names(tmp_path) == ["out.txt"]
+
+
+def test_json_reads_back_as_it_was_and_people_can_read_it(tmp_path):
+    content = {"é": 1, "caf\udce9.mp4": [0.5, None]}
+    write_json(tmp_path / "out.json", content)
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == content
+    assert (tmp_path / "out.json").read_text(encoding="utf-8").splitlines()[1] == ' "é": 1,'
 
 
 def test_atomic_dir_takes_the_old_ones_place_when_the_block_ends(tmp_path):

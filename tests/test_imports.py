@@ -20,7 +20,7 @@ OWNERS: dict[str, set[str]] = {
     "huggingface_hub": {"model", "promote"},
     "matplotlib": {"evaluate", "train", "search"}, "numpy": {"runtime", *ROOMS}, "pandas": {"evaluate", "drift"},
     "peft": {"train"},
-    "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows"},
+    "PIL": {"video", "drift"}, "prefect": {"flows"}, "psutil": {"flows", "runtime"},
     "pyarrow": {"types", "dataset", "shards", "index", "export", "drift"}, "pydantic": {"config"},
     "mteb": {"search"}, "open_clip": {"model"}, "pymilvus": {"index"},
     "ray": {"video"}, "ruamel": {"config"}, "safetensors": {"model", "train", "encode"},

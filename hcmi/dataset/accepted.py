@@ -21,7 +21,7 @@ from hcmi.dataset.build_clips import LONGEST_ID
 from hcmi.dataset.folder import NothingUsableError, read_folder
 from hcmi.dataset.manifest import write_manifest
 from hcmi.errors import DataError, DecodeError
-from hcmi.files import atomic_file
+from hcmi.files import write_json
 from hcmi.types import Clip, Skip
 from hcmi.video import find_videos, sha256
 
@@ -75,9 +75,7 @@ def accept(path: str | Path, entry: Accepted, kept: Collection[str] = ()) -> boo
     if entry.content in {old.content for old in known}:
         return False
     entries = [*(old for old in known if old.batch != entry.batch or old.content in kept), entry]
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps([asdict(one) for one in entries], indent=1, ensure_ascii=False) + "\n",
-                             encoding="utf-8")
+    write_json(path, [asdict(one) for one in entries])
     return True
 
 

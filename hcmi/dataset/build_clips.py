@@ -8,13 +8,12 @@ import math
 import re
 import sqlite3
 import unicodedata
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import groupby
 from operator import itemgetter
 
+from hcmi.ahead import ahead
 from hcmi.config import DatasetConfig, WindowsConfig
 from hcmi.dataset.captions import CaptionRow
 from hcmi.dataset.near_duplicates import NearDuplicate, near_duplicates
@@ -192,7 +191,7 @@ def _inspect(db: sqlite3.Connection) -> Iterator[Skip]:
 def _probe_jobs(db: sqlite3.Connection, bar) -> Iterator[ProbeJob]:
     """A job for each file that could be hashed; the others go to the table `unreadable`, however many they are."""
     videos = db.execute("SELECT name, path FROM videos ORDER BY name")
-    for name, path, found in _hashed((name, path_of_text(path)) for name, path in videos):
+    for name, path, found in ahead(_hash, ((name, path_of_text(path)) for name, path in videos), depth=8, threads=2):
         if isinstance(found, DecodeError):
             bar.update(1)
             db.execute("INSERT INTO unreadable VALUES (?, ?, ?, ?)",
@@ -201,19 +200,9 @@ def _probe_jobs(db: sqlite3.Connection, bar) -> Iterator[ProbeJob]:
             yield ProbeJob((name, found), path)
 
 
-def _hashed(videos: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str | DecodeError]]:
-    """Name, path, and the SHA-256 of each file or what keeps it from being read."""
-    window: deque = deque()
-    with ThreadPoolExecutor(2) as threads:
-        for name, path in videos:
-            window.append(threads.submit(_hash, name, path))
-            if len(window) > 8:
-                yield window.popleft().result()
-        for future in window:
-            yield future.result()
-
-
-def _hash(name: str, path: str) -> tuple[str, str, str | DecodeError]:
+def _hash(video: tuple[str, str]) -> tuple[str, str, str | DecodeError]:
+    """Name, path, and the SHA-256 of the file or what keeps it from being read."""
+    name, path = video
     try:
         return name, path, sha256(path)
     except DecodeError as error:

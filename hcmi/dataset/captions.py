@@ -59,16 +59,12 @@ def read_captions(path: str | Path) -> Iterator[CaptionRow]:
 
 def _rows(reader, path: Path) -> Iterator[tuple[int, list[str]]]:
     number = 0
-    while True:
-        number += 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{path} row {number}: need comma-separated cells with closed double quotes, got: {error}. "
-                            f"Close the quote, and double the quotes inside a caption.") from error
-        yield number, row
+    try:
+        for number, row in enumerate(reader, start=1):
+            yield number, row
+    except csv.Error as error:
+        raise DataError(f"{path} row {number + 1}: need comma-separated cells with closed double quotes, got: {error}. "
+                        f"Close the quote, and double the quotes inside a caption.") from error
 
 
 def _check_text(where: str, cell: str, column: str) -> None:
@@ -127,7 +123,8 @@ def _row(where: str, columns: list[str], cells: list[str]) -> CaptionRow:
     if split and split not in SPLITS:
         raise DataError(f"{where}: need a split of {', '.join(SPLITS)} or none, got {_short(split)}. Correct the cell.")
     start_s, end_s = (_seconds(where, name, values.get(name, "")) for name in ("start", "end"))
-    check_segment(where, start_s, end_s)
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise DataError(f"{where}: need end after start, got {start_s or 0.0:g} to {end_s:g}. Correct the two cells.")
     return CaptionRow(video, " ".join(values["caption"].split()), start_s, end_s, split or None, where)
 
 
@@ -147,12 +144,6 @@ def _seconds(where: str, name: str, cell: str) -> float | None:
     if not 0 <= value < math.inf:
         raise DataError(f"{where}: need {name} in seconds from 0, got {_short(cell)}. Correct the cell or empty it.")
     return value
-
-
-def check_segment(where: str, start_s: float | None, end_s: float | None) -> None:
-    """Raises: DataError when a part of a video does not end after it starts."""
-    if end_s is not None and end_s <= (start_s or 0.0):
-        raise DataError(f"{where}: need end after start, got {start_s or 0.0:g} to {end_s:g}. Correct the two cells.")
 
 
 def _short(text: str) -> str:

@@ -60,8 +60,6 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
     Raises: DataError or ConfigError when the data set or its parameters are wrong, MachineError when an output cannot
     be written. The old manifest is then still there.
     """
-    if config.name not in DATASETS:
-        raise DataError(f"dataset.name: need one of {', '.join(DATASETS)}, got {config.name!r}. Correct params.yaml.")
     batches = [Path(incoming_dir) / batch for batch in BATCHES]
     for folder in (manifest_dir, generated_dir, *batches):
         if config.name != "scenes" and Path(config.path).resolve().is_relative_to(Path(folder).resolve()):

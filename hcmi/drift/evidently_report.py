@@ -98,23 +98,23 @@ def report_with_evidently(name: str, verdict: str, reference: Profile, batch: Pr
     with_captions = any(captions[0]) and any(captions[1])
     data = [_dataset(profile, texts, columns, with_captions) for profile, texts in
             zip((reference, batch), captions, strict=True)]
-    data[1].metadata.update({_label(shift): shift.ratio for shift in others})
+    data[1].metadata.update({_label(shift.name): shift.ratio for shift in others})
     metrics: list = [DatasetStats()]
     if columns:
-        metrics.append(DataDriftPreset(columns=[_label(shift) for shift in columns], num_method=METHOD,
+        metrics.append(DataDriftPreset(columns=[_label(shift.name) for shift in columns], num_method=METHOD,
                                        num_threshold=1.0))
-    metrics += [DistanceOverLimit(label=_label(shift), tests=[lt(1.0)]) for shift in others]
+    metrics += [DistanceOverLimit(label=_label(shift.name), tests=[lt(1.0)]) for shift in others]
     if severity is not None and "rank" in batch.columns:
         known = (reference.columns["rank"] == 1).sum() / max(reference.columns["rank"].notna().sum(), 1)
         metrics += [MeanValue(column=FOUND, tests=[gte(max(0.0, known - 0.05))]),
-                    QuantileValue(column=_label_of("rank"), quantile=0.9)]
+                    QuantileValue(column=_label("rank"), quantile=0.9)]
     if with_captions:
         metrics.append(TextEvals(columns=list(CAPTION_COLUMNS)))
     with _limits_of(columns), np.errstate(invalid="ignore", divide="ignore"):     # correlations of constant columns
         snapshot = Report(metrics, include_tests=True).run(data[1], data[0], timestamp=NO_DATE, name=name,
                                                            tags=[name, verdict], metadata={"verdict": verdict})
     failed = _over(snapshot)
-    over = {shift.name for shift in shifts if _label(shift) in failed}
+    over = {shift.name for shift in shifts if _label(shift.name) in failed}
     page = _repeatable(snapshot.get_html_str(as_iframe=False).replace(library(), LIBRARY_MARK))
     return EvidentlyReport(over, page, _repeatable(snapshot.dumps()))
 
@@ -128,7 +128,7 @@ def _over(snapshot: Any) -> set[str]:
 
 @contextmanager
 def _limits_of(shifts: list[Shift]) -> Iterator[None]:
-    token = _limits.set({_label(shift): shift.threshold for shift in shifts})
+    token = _limits.set({_label(shift.name): shift.threshold for shift in shifts})
     try:
         yield
     finally:
@@ -144,11 +144,11 @@ def library() -> str:
 def _dataset(profile: Profile, captions: list[str], shifts: list[Shift], with_captions: bool) -> Dataset:
     """The compared columns by label. Coordinates are left out: Evidently would spend seconds on the statistics of each.
     """
-    frame = pd.DataFrame({_label(shift): profile.columns[shift.name].to_numpy() for shift in shifts})
+    frame = pd.DataFrame({_label(shift.name): profile.columns[shift.name].to_numpy() for shift in shifts})
     if "rank" in profile.columns:
         rank = profile.columns["rank"]
         frame[FOUND] = np.where(rank.notna(), (rank == 1).astype(float), np.nan)
-        frame[_label_of("rank")] = rank.to_numpy()
+        frame[_label("rank")] = rank.to_numpy()
     numbers = list(frame.columns)
     if not with_captions:
         return Dataset.from_pandas(frame, data_definition=DataDefinition(numerical_columns=numbers))
@@ -161,11 +161,7 @@ def _dataset(profile: Profile, captions: list[str], shifts: list[Shift], with_ca
     return dataset
 
 
-def _label(shift: Shift) -> str:
-    return _label_of(shift.name)
-
-
-def _label_of(name: str) -> str:
+def _label(name: str) -> str:
     return COLUMNS[name].label
 
 

@@ -22,13 +22,14 @@ from scipy.stats import binom, hypergeom, norm
 from hcmi.drift.severity import LABEL_FREE
 from hcmi.drift.workspace import date_of
 from hcmi.errors import DriftError
-from hcmi.files import atomic_file, is_passed_over
+from hcmi.files import atomic_file, is_passed_over, write_json
 from hcmi.wording import plural
 
 SLOW_CHANCE, COUNT_CHANCE = 0.02, 0.01      # of saying anything about a quiet history: of each figure, of the alarms
 SHIFT = 0.75                # standard deviations by which a slow change moves a batch [ours]
 MOST_SIGNAL = 3.0           # of one batch: its own verdict says more, and one alone must not be a slow change [ours]
 WIDTH, HEIGHT = 560, 90
+Records = dict[str, tuple[float, dict[str, Any]]]        # batch -> the time of its newest report, and its record there
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Point:
     is_query_log: bool = False
 
 
-def newest_records(folder: str | Path) -> dict[str, tuple[float, dict[str, Any]]]:
-    """Batch -> the time of its newest report, and its record there, for all reports in `folder`.
+def newest_records(folder: str | Path) -> Records:
+    """Those of all reports in `folder`. `reference` in a record is the report's.
 
-    `reference` in a record is the report's. Raises: DriftError when there is no such folder.
+    Raises: DriftError when there is no such folder.
     """
-    newest: dict[str, tuple[float, dict[str, Any]]] = {}
+    newest: Records = {}
     if not Path(folder).is_dir():
         raise DriftError(f"{folder}: need a folder of drift reports, got none. Correct the name.")
     for path in sorted(Path(folder).glob("*/report.json")):
@@ -73,13 +74,10 @@ def newest_records(folder: str | Path) -> dict[str, tuple[float, dict[str, Any]]
     return newest
 
 
-def read_history(folder: str | Path) -> list[Point]:
-    """Every batch that was compared once, oldest first: of two reports on a batch the newer one counts.
-
-    One that could not be compared (`cannot tell`) has no figures, and is left out.
-    """
+def points_of(records: Records) -> list[Point]:
+    """Every batch that was compared, oldest first; one that was not (`cannot tell`) has no figures."""
     points = [point_of(record, date_of(record["batch"], seconds).date().isoformat())
-              for seconds, record in newest_records(folder).values() if record["shifts"]]
+              for seconds, record in records.values() if record["shifts"]]
     return sorted(points, key=lambda point: (point.date, point.batch))
 
 
@@ -194,9 +192,10 @@ def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]
 
     Raises: DriftError when `folder` holds no report.
     """
-    if not newest_records(folder):
+    records = newest_records(folder)
+    if not records:
         raise DriftError(f"{folder}: need folders with a report.json in it, got none. Name the folder of all reports.")
-    points = read_history(folder)
+    points = points_of(records)
     some = comparable(points)
     slow = slow_changes(some)
     alarms = sum(point.verdict not in ("ok", "cannot tell") for point in some)
@@ -204,12 +203,10 @@ def write_history(folder: str | Path, false_alarm_rate: float) -> dict[str, Any]
     result = {"batches": [{"batch": point.batch, "date": point.date, "verdict": point.verdict, "model": point.model,
                            "recall_at_1": point.recall, "largest_distance_over_limit": round(point.ratio, 3)}
                           for point in points],
-              "alarms": alarms, "most_alarms_by_chance": most,
-              "slow_changes": slow}
-    for name, text in (("history.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n"),
-                       ("history.html", _page(points, slow, alarms, most))):
-        with atomic_file(Path(folder) / name) as path:
-            path.write_text(text, encoding="utf-8")
+              "alarms": alarms, "most_alarms_by_chance": most, "slow_changes": slow}
+    write_json(Path(folder) / "history.json", result)
+    with atomic_file(Path(folder) / "history.html") as path:
+        path.write_text(_page(points, slow, alarms, most), encoding="utf-8")
     return result
 
 

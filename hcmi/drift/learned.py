@@ -15,7 +15,7 @@ import numpy as np
 
 from hcmi.dataset import read_accepted
 from hcmi.drift.compare import Shift
-from hcmi.drift.history import newest_records
+from hcmi.drift.history import Records
 from hcmi.errors import shown
 
 FEWEST = 8              # accepted batches; the spread of fewer is chance [ours]
@@ -55,13 +55,13 @@ class Learned:
                 for shift, factor in zip(shifts, factors, strict=True)]
 
 
-def learn(reports_dir: str | Path, accepted: str | Path, model: str) -> Learned:
-    """What the reports in `reports_dir` by `model` show of the batches that the list `accepted` names.
+def learn(records: Records, accepted: str | Path, model: str) -> Learned:
+    """What `records` by `model` show of the batches that the list `accepted` names.
 
-    Raises: DataError when the list is broken; DriftError when there is no such folder.
+    Raises: DataError when the list is broken.
     """
     names = {shown(entry.batch) for entry in read_accepted(accepted)}
     return Learned({name: {shift["name"]: shift["distance_over_limit"] * shift.get("limit_raised", 1.0)
                            for shift in record["shifts"]}
-                    for name, (_, record) in newest_records(reports_dir).items()
+                    for name, (_, record) in records.items()
                     if name in names and record["reference"].get("model") == model})

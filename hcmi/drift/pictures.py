@@ -87,8 +87,7 @@ def lost(report: BatchReport, gallery: Sequence[Clip]) -> list[Example]:
 
 
 def _example(sample: Sample, row: int, note: str = "") -> Example:
-    captions = dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
-    return Example(sample.clips[row], captions.get(row, ""), note, sample.middle_frames[row])
+    return Example(sample.clips[row], sample.caption_of.get(row, ""), note, sample.middle_frames[row])
 
 
 def _data_uri(frame_HXC: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @cached_property
+    def caption_of(self) -> dict[int, str]:
+        """Row of a clip -> its caption, for the clips that have one."""
+        return dict(zip(self.captioned.tolist(), self.captions, strict=True))
 
 
 def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, shards_dir: str | Path,

@@ -51,17 +51,15 @@ def drift(*, incoming_dir: str | Path, model_dir: str | Path, export_dir: str | 
     folders = find_batches(incoming_dir, batches)
     reports: list[BatchReport] = []
     card: dict[str, Any] = {"clips": 0, "captioned": 0}
-    reference = None
-    learned = Learned()
-    if learn_from is not None:
-        newest_records(learn_from)          # before the long work: a mistyped folder is refused
+    reference, learned = None, Learned()
+    known = None if learn_from is None else newest_records(learn_from)  # before the long work: a wrong name is refused
     if folders:
         tune_allocator()
         model = load_retriever(model_dir, pick_device("auto"))
         reference = Reference(model, export_dir, shards_dir, np.random.default_rng(params.drift.seed))
         card = reference.card
-        if learn_from is not None:
-            learned = learn(learn_from, accepted, card["model"])
+        if known is not None:
+            learned = learn(known, accepted, card["model"])
         for folder in track(folders, "drift", unit="batch"):
             reports.append(judge(folder, reference, params, shards_dir, learned))
             _add_evidently(reports[-1], reference)
@@ -118,10 +116,8 @@ def _add_evidently(report: BatchReport, reference: Reference) -> None:
     from hcmi.drift.evidently_report import report_with_evidently
 
     assert report.profile is not None
-    captions = [dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
-                for sample in (reference.sample, report.sample)]
-    texts = [[some.get(row, "") for row in range(len(profile))]
-             for some, profile in zip(captions, (reference.profile, report.profile), strict=True)]
+    texts = [[sample.caption_of.get(row, "") for row in range(len(sample))]
+             for sample in (reference.sample, report.sample)]
     found = report_with_evidently(report.name, report.verdict, reference.profile, report.profile,
                                   (texts[0], texts[1]), report.shifts, report.severity)
     report.evidently_page, report.evidently_snapshot = found.page, found.snapshot
@@ -138,14 +134,13 @@ def _write_captions_to_write(report: BatchReport, batch: Path, out: Path) -> Non
     nearest_V = profile.columns.get("nearest_known", pd.Series(np.zeros(len(sample)))).to_numpy()
     row_of = {clip.video_id: row for row, clip in enumerate(sample.clips)}
     rows = dict.fromkeys([*(row_of[one["video_id"]] for one in report.lost), *np.argsort(nearest_V).tolist()])
-    captions = dict(zip(sample.captioned.tolist(), sample.captions, strict=True))
     with open(out / f"{report.name}.captions_to_write.csv", "w", encoding="utf-8", errors="surrogateescape",
               newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("video", "caption", "start", "end"))
         for row in list(rows)[:MAX_TO_WRITE]:
             name, start, end = table_cells(sample.clips[row], batch)
-            writer.writerow((name, captions.get(row, ""), start, end))
+            writer.writerow((name, sample.caption_of.get(row, ""), start, end))
 
 
 def _evidently_library(reports: list[BatchReport]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hcmi.dataset import Accepted, accept, file_contents, read_accepted
 from hcmi.errors import DataError
-from hcmi.files import atomic_file
+from hcmi.files import write_json
 from hcmi.incoming.batches import Ledger, arrivals, find_batches, is_query_log, look
 from hcmi.incoming.verdicts import action
 
@@ -87,9 +87,7 @@ def _accept(path: str | Path, incoming: Path, ledger: Ledger, entry: Accepted, s
     if ledger.content(folder, look(folder)) != entry.content:
         return False
     if wanted:
-        with atomic_file(Path(path).with_name(SEARCHED)) as temporary:
-            temporary.write_text(json.dumps(known | {entry.content: entry.batch}, indent=1, ensure_ascii=False) + "\n",
-                                 encoding="utf-8")
+        write_json(Path(path).with_name(SEARCHED), known | {entry.content: entry.batch})
     return accept(path, entry, () if searched else known) or wanted
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hcmi.files import atomic_file, folders_with_files
+from hcmi.files import folders_with_files, write_json
 from hcmi.scenes import BATCHES
 from hcmi.video import find_videos
 
@@ -102,8 +102,7 @@ class Ledger:
         self._write()
 
     def _write(self) -> None:
-        with atomic_file(self.path) as path:
-            path.write_text(json.dumps({"verdicts": self.verdicts, "looks": self.looks}, indent=1), encoding="utf-8")
+        write_json(self.path, {"verdicts": self.verdicts, "looks": self.looks})
 
 
 def _digest(batch: Path, names: list[bytes]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hcmi.errors import DataError
-from hcmi.files import atomic_file
+from hcmi.files import write_json
 from hcmi.video import VIDEO_ENDINGS
 
 NOTES = "bucket.json"           # address of the bucket -> name of an object -> its version
@@ -35,16 +35,14 @@ def fetched(address: str, incoming: Path) -> Iterator[Path]:
     """
     folder, notes = incoming / FETCHED, _read(incoming / NOTES)
     shutil.rmtree(folder, ignore_errors=True)
-    known = notes.setdefault(address, {})
+    known = notes.get(address, {})
     try:
         there = _fetch(address, known, folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if there != known:
-        notes[address] = there
-        with atomic_file(incoming / NOTES) as path:
-            path.write_text(json.dumps(notes, indent=1), encoding="utf-8")
+        write_json(incoming / NOTES, notes | {address: there})
 
 
 def _fetch(address: str, known: dict[str, str], folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hcmi.dataset import CaptionRow, read_captions, videos_folder
 from hcmi.errors import DataError, DecodeError, shown
-from hcmi.files import atomic_dir, atomic_file, lock
+from hcmi.files import atomic_dir, atomic_file, lock, write_json
 from hcmi.incoming.batches import OWN
 from hcmi.incoming.bucket import CAPTIONS, fetched, is_address
 from hcmi.progress import note
@@ -124,8 +124,7 @@ class _Notes:
             self.contents |= dict.fromkeys(names, batch.name)
 
     def write(self) -> None:
-        with atomic_file(self.path) as path:
-            path.write_text(json.dumps({"contents": self.contents, "seen": self.seen}, indent=1), encoding="utf-8")
+        write_json(self.path, {"contents": self.contents, "seen": self.seen})
 
     def refuse(self, file: Path, content: str, reason: str) -> None:
         self.contents[content] = QUARANTINED

@@ -22,24 +22,7 @@ from hcmi.index.store import (
 from hcmi.index.writer import add_videos, create_index, model_card, remove_videos
 
 __all__ = [
-    "VIDEOS_SCHEMA",
-    "Filter",
-    "MilvusIndex",
-    "SearchIndex",
-    "TokenStore",
-    "TokenWriter",
-    "add_videos",
-    "create_index",
-    "is_milvus",
-    "model_card",
-    "push_export",
-    "read_catalog",
-    "read_texts",
-    "read_videos",
-    "remove_videos",
-    "round_trip",
-    "table_clips",
-    "videos_table",
-    "write_parquet",
-    "write_texts",
+    "VIDEOS_SCHEMA", "Filter", "MilvusIndex", "SearchIndex", "TokenStore", "TokenWriter", "add_videos", "create_index",
+    "is_milvus", "model_card", "push_export", "read_catalog", "read_texts", "read_videos", "remove_videos",
+    "round_trip", "table_clips", "videos_table", "write_parquet", "write_texts",
 ]

@@ -10,15 +10,7 @@ from hcmi.config import Params
 from hcmi.drift import drift
 from hcmi.errors import ReleaseError, shown
 from hcmi.files import ask_to_write, lock
-from hcmi.incoming import (
-    Ledger,
-    Verdict,
-    accept_judged,
-    accept_named,
-    arrivals,
-    collect,
-    judge_new,
-)
+from hcmi.incoming import Ledger, Verdict, accept_judged, accept_named, arrivals, collect, judge_new
 from hcmi.ingest.fill import fill, missing_batches, reader
 from hcmi.releases import Release, Releases
 from hcmi.wording import plural

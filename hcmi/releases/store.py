@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.errors import ReleaseError
-from hcmi.files import ask_to_write, atomic_dir, atomic_file, lock, writing
+from hcmi.files import ask_to_write, atomic_dir, lock, write_json, writing
 
 ROOT = "releases"
 CURRENT = "current"
@@ -80,7 +80,7 @@ class Release:
     def note_batch(self, content: str) -> None:
         """Remember that the index holds the batch with this content."""
         if content not in self.batches:
-            _write(self.folder / "batches.json", [*self.batches, content])
+            write_json(self.folder / "batches.json", [*self.batches, content])
 
 
 class Releases:
@@ -152,7 +152,7 @@ class Releases:
 
     def withdraw(self, release: Release, why: str) -> None:
         """Mark a release, so that the same model is not promoted again by itself."""
-        _write(release.folder / "withdrawn.json", {"when": now(), "why": why})
+        write_json(release.folder / "withdrawn.json", {"when": now(), "why": why})
 
     def reinstate(self, release: Release) -> None:
         """Undo `withdraw`."""
@@ -205,11 +205,6 @@ def copy_folder(source: Path, target: Path) -> None:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _write(path: Path, content: Any) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> Any:

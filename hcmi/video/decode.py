@@ -14,6 +14,7 @@ import os
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -103,24 +104,9 @@ def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: f
         except (RuntimeError, ImportError, OSError) as error:
             if decoder == "decord":
                 raise refusal("no_frames", path, str(error).strip().splitlines()[-1]) from error
-    return _decode_with_pyav(path, pick, finish, start_s, end_s, scan)
-
-
-def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
-    """Raises: RuntimeError, ImportError, OSError."""
-    picked = pick(scan.times_s(range(len(scan.pts))))
-    pictures, width, height = _decord_pictures(path, sorted(set(picked)), len(scan.pts), finish)
-    return _clip(pictures, picked, scan.times_s(picked), "decord", len(scan.pts), width, height)
-
-
-def _decode_with_pyav(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None,
-                      scan: PacketScan) -> Decoded[tuple]:
-    """Raises: DecodeError."""
     if scan.pts and scan.trusted:
-        try:
+        with suppress(_UnexpectedFrameError):
             return _decode_by_jumping(path, pick, finish, scan)
-        except _UnexpectedFrameError:
-            pass
     return _decode_by_reading_all(path, pick, finish, start_s, end_s, scan)
 
 
@@ -180,10 +166,11 @@ def _suits_decord(container, stream) -> bool:
             and pixels is not None and all(part.bits == 8 for part in pixels.components))
 
 
-def _decord_pictures(path: str | Path, indices: list[int], expected: int, finish: Keep) -> tuple[dict, int, int]:
-    """Finished pictures by index, and the upright width and height. Raises: RuntimeError, ImportError, OSError."""
+def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
+    """Raises: RuntimeError, ImportError, OSError."""
     import decord
 
+    picked, expected = pick(scan.times_s(range(len(scan.pts)))), len(scan.pts)
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
@@ -191,7 +178,7 @@ def _decord_pictures(path: str | Path, indices: list[int], expected: int, finish
             raise RuntimeError(f"decord sees {len(reader)} frames where there are {expected}")
         pictures: dict[int, Any] = {}
         waiting: dict[int, np.ndarray] = {}
-        for index in indices:
+        for index in sorted(set(picked)):
             # get_batch is no faster and hangs on some files (dmlc/decord issues 269, 373, 375)
             frame = reader[index].asnumpy()
             if frame.shape[2] != 3:     # decord divides the bytes of a padded row by the width
@@ -204,7 +191,7 @@ def _decord_pictures(path: str | Path, indices: list[int], expected: int, finish
         pictures |= {i: finish(frame) for i, frame in waiting.items()}
     except (decord.DECORDError, UnicodeEncodeError) as error:       # it takes only names in UTF-8
         raise RuntimeError(str(error)) from error
-    return pictures, frame.shape[1], frame.shape[0]
+    return _clip(pictures, picked, scan.times_s(picked), "decord", expected, frame.shape[1], frame.shape[0])
 
 
 # --------------------------------------------------------------------------------------------------------------- PyAV

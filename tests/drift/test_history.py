@@ -14,7 +14,8 @@ from hcmi.drift.history import (
     comparable,
     first_change,
     most_by_chance,
-    read_history,
+    newest_records,
+    points_of,
     slow_changes,
     write_history,
 )
@@ -154,7 +155,7 @@ def test_what_is_no_report_or_was_left_by_a_killed_run_is_passed_over(tmp_path):
     for number, text in enumerate(("[]", "3", '{"batches": 3}', '{"batches": [3]}', '{"batches": [[]]}', "{")):
         (tmp_path / f"odd_{number}").mkdir()
         (tmp_path / f"odd_{number}" / "report.json").write_text(text)
-    assert [point.batch for point in read_history(tmp_path)] == ["2026-11-20"]
+    assert [point.batch for point in points_of(newest_records(tmp_path))] == ["2026-11-20"]
 
 
 def test_most_alarms_by_hand():
@@ -175,7 +176,7 @@ def test_each_batch_is_there_once_with_its_newest_report_in_order_of_its_date(tm
     os.utime(tmp_path / "old" / "report.json", (1, 1))
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "report.json").write_text("{")
-    found = read_history(tmp_path)
+    found = points_of(newest_records(tmp_path))
     assert [(point.batch, point.date, point.verdict) for point in found] == [
         ("2026-11-20", "2026-11-20", "ok"), ("2026-11-23", "2026-11-23", "changed")]
     assert (found[0].captions, found[0].tested, found[0].model) == (200, 600, "m")
@@ -186,7 +187,7 @@ def test_reports_of_earlier_versions_are_shown_and_not_tested(tmp_path):
            if key not in ("independent", "queries")}
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "report.json").write_text(json.dumps({"batches": [old], "reference": {"clips": 600}}))
-    assert [(point.recall, point.captions) for point in read_history(tmp_path)] == [(77.0, 0)]
+    assert [(point.recall, point.captions) for point in points_of(newest_records(tmp_path))] == [(77.0, 0)]
     assert write_history(tmp_path, 0.01)["slow_changes"] == {}
 
 

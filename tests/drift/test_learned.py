@@ -7,6 +7,7 @@ from drift_world import drift, of
 
 from hcmi.dataset import Accepted, accept
 from hcmi.drift.compare import Shift
+from hcmi.drift.history import newest_records
 from hcmi.drift.learned import Learned, learn
 from hcmi.errors import DriftError
 
@@ -32,7 +33,8 @@ def test_factor_is_the_mean_plus_three_standard_deviations_of_accepted_batches_b
     write(tmp_path / "watch", "before", 99.0, model="old")
     write(tmp_path / "watch", "rare", 1.0, "motion")
     names = [f"b{row}" for row in range(8)]
-    found = learn(tmp_path / "watch", accepted(tmp_path / "accepted.json", *names, "before", "rare"), "m")
+    found = learn(newest_records(tmp_path / "watch"),
+                  accepted(tmp_path / "accepted.json", *names, "before", "rare"), "m")
     assert set(found.batches) == {*names, "rare"}
     assert found.factors == {"brightness": pytest.approx(0.5 + 3 * (2 / 7) ** 0.5)}
 
@@ -40,17 +42,19 @@ def test_factor_is_the_mean_plus_three_standard_deviations_of_accepted_batches_b
 def test_distances_count_as_they_are_when_their_limits_had_been_raised(tmp_path):
     for number in range(8):
         write(tmp_path / "watch", f"b{number}", 0.5, raised=4.0)
-    found = learn(tmp_path / "watch", accepted(tmp_path / "a.json", *(f"b{row}" for row in range(8))), "m")
+    found = learn(newest_records(tmp_path / "watch"),
+                  accepted(tmp_path / "a.json", *(f"b{row}" for row in range(8))), "m")
     assert found.factors == {"brightness": 2.0}
 
 
 def test_seven_batches_and_the_batch_itself_teach_nothing(tmp_path):
     for number in range(8):
         write(tmp_path / "watch", f"b{number}", 2.0)
-    found = learn(tmp_path / "watch", accepted(tmp_path / "a.json", *(f"b{row}" for row in range(8))), "m")
+    found = learn(newest_records(tmp_path / "watch"),
+                  accepted(tmp_path / "a.json", *(f"b{row}" for row in range(8))), "m")
     assert found.factors == {"brightness": 2.0}
     assert found.without("b3").factors == {}
-    assert learn(tmp_path / "watch", tmp_path / "no.json", "m").factors == {}
+    assert learn(newest_records(tmp_path / "watch"), tmp_path / "no.json", "m").factors == {}
 
 
 def test_a_mistyped_folder_is_refused(world, tmp_path):

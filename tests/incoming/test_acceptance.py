@@ -206,3 +206,11 @@ def test_query_log_is_reported_and_nothing_follows(tmp_path):
 def test_batch_is_found_in_its_report_when_its_name_cannot_be_printed():
     record = {"batch": "caf\\xe9", "verdict": "ok", "why": "", "reason": ""}
     assert Verdict.of({"batches": [record]}, "caf\udce9").word == "ok"
+
+
+def test_batch_is_accepted_when_its_name_is_no_utf8(tmp_path):
+    incoming, ledger = tmp_path / "incoming", Ledger(tmp_path)
+    put(incoming, "caf\udce9", "a film")
+    judge(incoming, ledger, **{"caf\udce9": "ok"})
+    assert [entry.batch for entry in accept_judged(incoming, ledger, tmp_path / "accepted.json")] == ["caf\udce9"]
+    assert listed(tmp_path / "accepted.json") == [("caf\udce9", True)]
