@@ -23,7 +23,8 @@ def run(flow: Flow, *arguments: Any) -> State:
     check_server()
     end: Any = flow(*arguments, return_state=True)
     if end.is_failed():
-        sys.exit(f"flows.{flow.name.replace('-', '_')}: {end.result(raise_on_failure=False)}")
+        why = end.result(raise_on_failure=False) or end.message     # the error; a flow that returned Failed has none
+        sys.exit(f"flows.{flow.name.replace('-', '_')}: {why}")
     return end
 
 
