@@ -44,6 +44,8 @@ QUICK = {"train.epochs": 6}
 # HCMI's batches (64 clips, params.yaml) hold similar clips; random batches do better with more negatives. Long clips
 # are the exception, because half as many steps are too few: there `wti` has 84 with batches of 64 and 81 with 128.
 RANDOM_BATCHES = {"train.batch_size": 128}
+# What else tuning.py chose for a head on validation, in place of params.yaml.
+TUNED: dict[str, dict] = {"wti": {"train.lr": 8e-3, "train.backbone_lr": 8e-3}}
 EVENT_FIGURES = {"r1": "R@1", "r10": "R@10", "map": "mAP"}      # name in a record -> in the table
 SECOND_GALLERIES = GALLERIES["version_2"]
 LEADS = ("event", "attribute", "long")      # beside `main`, where heads.json has hcmi's lead over the best other head
@@ -52,9 +54,8 @@ LEADS = ("event", "attribute", "long")      # beside `main`, where heads.json ha
 def specs(quick: bool, seeds: int) -> dict[str, list[Spec]]:
     """Name in the table -> the runs to make."""
     data: dict[str, dict] = {"quick": QUICK} if quick else {"standard": {}, "long": {"train.epochs": LONG_EPOCHS}}
-    heads: dict[str, dict] = {"hcmi": {}, **dict.fromkeys(PEERS, RANDOM_BATCHES)}
-    wanted = {head: [Spec(name, seed, {**more, "model.head": head, **(batches if name != "long" else {})})
-                     for name, more in data.items() for seed in range(seeds)] for head, batches in heads.items()}
+    wanted = {head: [Spec(name, seed, {**more, "model.head": head, **(settings(head) if name != "long" else {})})
+                     for name, more in data.items() for seed in range(seeds)] for head in ("hcmi", *PEERS)}
     if not quick:
         for part, changes in (("MSE", MSE_OFF), ("balance", BALANCE_OFF)):
             wanted[f"hcmi, {part} off"] = [Spec("standard", seed, {"model.head": "hcmi", **changes})
@@ -62,10 +63,15 @@ def specs(quick: bool, seeds: int) -> dict[str, list[Spec]]:
     return wanted
 
 
+def settings(head: str) -> dict:
+    """How the training of a head differs from params.yaml."""
+    return {} if head == "hcmi" else {**RANDOM_BATCHES, **TUNED.get(head, {})}
+
+
 def second_specs(seeds: int) -> dict[str, list[Spec]]:
     """The runs on version 2 of Scenes: of HCMI and of the peer that is the strongest on version 1."""
-    return {head: [Spec("version_2", seed, {"model.head": head, **batches}) for seed in range(seeds)]
-            for head, batches in (("hcmi", {}), ("wti", RANDOM_BATCHES))}
+    return {head: [Spec("version_2", seed, {"model.head": head, **settings(head)}) for seed in range(seeds)]
+            for head in ("hcmi", "wti")}
 
 
 def compare(records: Mapping[str, Sequence[dict]], gallery: str) -> list[tuple]:
