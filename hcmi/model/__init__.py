@@ -20,7 +20,7 @@ from hcmi.model.encode import (
     encode_videos,
     score,
 )
-from hcmi.model.geometry import CLIP_SQUARE, check_square, shards_square
+from hcmi.model.geometry import CLIP_SQUARE, Square, check_square, shards_square
 from hcmi.model.heads import GAIN
 from hcmi.model.interaction import TOLD_SHARE
 from hcmi.model.languages import is_foreign, warn_of_foreign
@@ -31,7 +31,7 @@ from hcmi.model.text_encoder import load_text_encoder
 from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
-    "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "HeadOnFeatures",
+    "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "HeadOnFeatures", "Square",
     "bucketed_similarities", "check_finite", "check_square", "concatenate", "cut_note", "describe_model",
     "description_text", "encode_batches", "encode_features", "encode_frames", "encode_precision", "encode_texts",
     "encode_videos", "is_foreign", "is_trained", "load_retriever", "load_text_encoder", "multiply_patches",

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from hcmi.config import ModelConfig, TrainConfig
-from hcmi.errors import ModelError
-from hcmi.model import HcmiModel, HeadOnFeatures, new_retriever
+from hcmi.model import HcmiModel, HeadOnFeatures
 from hcmi.runtime import free_memory_bytes, own_memory_bytes, pick_device, pick_precision, seed_everything
 from hcmi.shards import ShardReader, TrainBatch, TrainLoader
 from hcmi.train.feature_files import features_folder
@@ -19,7 +18,7 @@ from hcmi.train.kept_features import encoding_seconds, missing_features
 from hcmi.train.memory import FLOAT
 from hcmi.train.preflight import RunData, check_run, count_weights
 from hcmi.train.step import training_step
-from hcmi.train.tower_training import add_adapters, optimizers_of
+from hcmi.train.tower_training import optimizers_of
 
 TIMED_SECONDS = 5.0         # a step of as many clips is timed as take about this long
 FORWARD_SHARE = 1 / 3       # of the time of a step, which validation takes for as many clips
@@ -37,26 +36,17 @@ def plan_training(*, shards_dir: str | Path, model_config: ModelConfig, config: 
     Raises: DataError for missing or broken shards; ConfigError for a device that is not there.
     """
     readers = [ShardReader(shards_dir, split) for split in ("train", "val")]
-    captions = [caption for clip in readers[0].clips for caption in clip.captions]
-    image_size = readers[0].frame_shape[0]
-    data = RunData({reader.split: len(reader) for reader in readers}, captions, image_size)
+    data = RunData.of(readers)
     device = pick_device(config.device)
     plan: dict[str, Any] = {"device": str(device), "precision": pick_precision(config.precision, device),
-                            "clips": dict(data.clips), "ignored": ignored_settings(model_config, config)}
+                            "clips": data.clips, "ignored": ignored_settings(model_config, config)}
     seed_everything(config.seed)
-    try:
-        model = new_retriever(model_config, image_size, captions)
-        if config.towers == "lora":
-            add_adapters(model, config.lora)
-    except ModelError as error:
-        return plan | {"warnings": [], "problems": [str(error)]}
-    if config.activation_checkpointing:
-        model.checkpoint_activations()
-    torch.nn.Module.to(model, device)
-    found = check_run(data, model_config, config, model)
-    plan |= {"weights": count_weights(model), "warnings": found.warnings, "problems": found.problems}
-    if found.memory is None:
+    found = check_run(data, model_config, config)
+    plan |= {"warnings": found.warnings, "problems": found.problems}
+    model = found.model
+    if model is None or found.memory is None:
         return plan
+    plan["weights"] = count_weights(model)
     gigabytes = {part: round(size / 1e9, 2) for part, size in asdict(found.memory).items()}
     plan["memory_gb"] = {**gigabytes, "total": round(found.memory.total / 1e9, 2),
                          "free": round((free_memory_bytes() + own_memory_bytes()) / 1e9, 2)}

@@ -1,5 +1,6 @@
 """What would end or spoil a training run, found before it: one check for `hcmi doctor`, `hcmi train` and its plan.
 
+    data = RunData.of([train_reader, val_reader])
     found = check_run(data, model_config, config)
     found.problems      # training refuses to start
     found.warnings      # training says so and goes on
@@ -7,13 +8,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
+import torch
 from torch import nn
 
 from hcmi.config import ModelConfig, TrainConfig
 from hcmi.errors import ConfigError, HcmiError
-from hcmi.model import HcmiModel, new_retriever
+from hcmi.model import CLIP_SQUARE, HcmiModel, Square, multiply_patches, new_retriever, warn_of_foreign
 from hcmi.runtime import free_memory_bytes, own_memory_bytes, pick_device, pick_precision
+from hcmi.shards import ShardReader
 from hcmi.train.memory import Memory, training_memory
 from hcmi.train.tower_training import add_adapters, optimizers_of
 
@@ -29,25 +33,60 @@ LAPTOP = "presets/laptop.yaml trains on a pretrained checkpoint"
 class RunData:
     """What is known of the data before a run."""
 
-    clips: Mapping[str, int]            # split -> clips that have a file
-    captions: Sequence[str]             # of the training clips
-    image_size: int                     # of the shards
+    captions: Mapping[str, Sequence[Sequence[str]]]     # split -> those of each clip that has a file
+    image_size: int                     # of the shards ...
+    square: Square = CLIP_SQUARE        # ... and how their frames became square
     files: int = 0                      # videos that are there ...
     missing: int = 0                    # ... and that are named but not there
+
+    @classmethod
+    def of(cls, readers: Sequence[ShardReader]) -> "RunData":
+        return cls({reader.split: [clip.captions for clip in reader.clips] for reader in readers},
+                   readers[0].frame_shape[0], readers[0].square)
+
+    @property
+    def clips(self) -> dict[str, int]:
+        """Split -> clips that have a file."""
+        return {split: len(clips) for split, clips in self.captions.items()}
+
+    @property
+    def texts(self) -> list[str]:
+        """The captions of the training clips."""
+        return list(chain.from_iterable(self.captions.get("train", ())))
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found. `memory` is None where there is no model to ask."""
+    """What was found. `model` and `memory` are None where a problem keeps the model from being made."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    model: HcmiModel | None = None
     memory: Memory | None = None
+
+
+def model_of_run(data: RunData, model_config: ModelConfig, config: TrainConfig, device: torch.device) -> HcmiModel:
+    """The model that a run begins with, on the device. It warns of frames and captions that are not the backbone's.
+
+    Raises: ModelError when the backbone cannot be read or cannot see such frames; ConfigError without what adapters
+    need.
+    """
+    model = new_retriever(model_config, data.image_size, data.texts, data.square)
+    if model_config.backbone != "scratch":
+        warn_of_foreign(model.processor.tokenizer, data.texts, model_config.backbone)
+    if config.activation_checkpointing:
+        model.checkpoint_activations()
+    if device.type == "cuda":
+        multiply_patches(model)
+    if config.towers == "lora":
+        add_adapters(model, config.lora)
+    nn.Module.to(model, device)
+    return model
 
 
 def check_run(data: RunData, model_config: ModelConfig, config: TrainConfig, model: HcmiModel | None = None
               ) -> Preflight:
-    """Everything that can be said before a run. Without `model` one is made, as the run would make it.
+    """Everything that can be said before a run. Without `model`, that of the run is made.
 
     Nothing is written, and of the model only `requires_grad` is set. It takes about the memory and time that loading
     the backbone takes.
@@ -58,21 +97,17 @@ def check_run(data: RunData, model_config: ModelConfig, config: TrainConfig, mod
     try:
         device = pick_device(config.device)
         if model is None and not problems:
-            model = new_retriever(model_config, data.image_size, list(data.captions))
-            if config.towers == "lora":
-                add_adapters(model, config.lora)
-            if config.activation_checkpointing:
-                model.checkpoint_activations()
+            model = model_of_run(data, model_config, config, device)
         if model is not None and not problems:
             optimizers_of(model, config)        # it says which weights learn
             warnings += _frame_size(model, data.image_size)
             fitted = config.model_copy(update={"batch_size": min(config.batch_size, data.clips["train"])})
-            memory = training_memory(model, fitted, data.image_size, data.captions,
+            memory = training_memory(model, fitted, data.image_size, data.texts,
                                      pick_precision(config.precision, device))
             problems += _memory_problems(memory, config, device.type)
     except HcmiError as error:
         problems.append(str(error))
-    return Preflight(problems, warnings, memory)
+    return Preflight(problems, warnings, model, memory)
 
 
 def refuse(found: Preflight) -> None:
@@ -92,7 +127,7 @@ def _data_problems(data: RunData) -> list[str]:
         problems.append(f"videos: need at least {1 - MOST_MISSING:.0%} of the {named:,} that the captions name, got "
                         f"{data.files:,}; {data.missing:,} are missing. Put their files into the folder, or remove "
                         f"their captions.")
-    if data.clips.get("train") and not data.captions:
+    if data.clips.get("train") and not data.texts:
         problems.append("captions: need some to train with, got none. Write captions.csv, or search without training: "
                         f"{ZERO_SHOT}.")
     return problems

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
@@ -22,7 +22,7 @@ from hcmi.errors import ConfigError, DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, multiply_patches, new_retriever, score, towers_hash, warn_of_foreign
+from hcmi.model import HcmiModel, score, towers_hash
 from hcmi.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
 from hcmi.progress import note, track
 from hcmi.ranks import ALONE, Ranks
@@ -38,12 +38,12 @@ from hcmi.train.objective import group_size, loss_weights
 from hcmi.train.optimizers import set_learning_rate
 from hcmi.train.parts import Parts, pick_parts
 from hcmi.train.peak import clip_operations, matrix_peak
-from hcmi.train.preflight import RunData, check_run, count_weights, refuse
+from hcmi.train.preflight import RunData, check_run, count_weights, model_of_run, refuse
 from hcmi.train.readback import LOWER, LossError, Readback, check_finite
 from hcmi.train.speed import Speed, epoch_line, write_speed
 from hcmi.train.state import Progress, StepResult
 from hcmi.train.step import training_step
-from hcmi.train.tower_training import add_adapters, merge_adapters, optimizers_of
+from hcmi.train.tower_training import merge_adapters, optimizers_of
 from hcmi.train.zero_shot import keep_zero_shot
 
 
@@ -86,9 +86,10 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     precision = pick_precision(config.precision, device)
     seed_everything(config.seed)
     train_reader, val_reader = ShardReader(shards_dir, "train"), ShardReader(shards_dir, "val")
-    model = whole = model_to_train(model_config, config, train_reader, device)
+    data = RunData.of([train_reader, val_reader])
+    model = whole = model_of_run(data, model_config, config, device)
     ranks.copy_weights(model)
-    ranks.from_first(partial(check_and_say, train_reader, val_reader, model_config, config, model))
+    ranks.from_first(partial(check_and_say, data, val_reader, model_config, config, model))
     if config.towers == "frozen":
         model, (train_reader, val_reader) = keep_features(whole, [train_reader, val_reader], precision, ranks)
     loader = TrainLoader(train_reader, config.batch_size, model_config.num_frames, seed=config.seed, rank=ranks.rank,
@@ -204,29 +205,10 @@ def train_epoch(run: Run, epoch: int, bar: Any) -> dict[str, float]:
     return speed.figures()
 
 
-def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: ShardReader, device: torch.device
-                   ) -> HcmiModel:
-    """An untrained model on the device."""
-    captions = [caption for clip in reader.clips for caption in clip.captions]
-    model = new_retriever(model_config, reader.frame_shape[0], captions, reader.square)
-    if model_config.backbone != "scratch":
-        warn_of_foreign(model.processor.tokenizer, captions, model_config.backbone)
-    if config.activation_checkpointing:
-        model.checkpoint_activations()
-    if device.type == "cuda":
-        multiply_patches(model)
-    if config.towers == "lora":
-        add_adapters(model, config.lora)
-    nn.Module.to(model, device)
-    return model
-
-
-def check_and_say(train_reader: ShardReader, val_reader: ShardReader, model_config: ModelConfig, config: TrainConfig,
+def check_and_say(data: RunData, val_reader: ShardReader, model_config: ModelConfig, config: TrainConfig,
                   model: HcmiModel) -> None:
     """Raises: ConfigError for what would end the run, DataError for a split `val` without captions. What would spoil
     the run becomes a warning."""
-    data = RunData({"train": len(train_reader), "val": len(val_reader)},
-                   [caption for clip in train_reader.clips for caption in clip.captions], train_reader.frame_shape[0])
     found = check_run(data, model_config, config, model)
     for warning in found.warnings:
         warnings.warn(warning, stacklevel=2)

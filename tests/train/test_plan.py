@@ -2,19 +2,22 @@
 
 import contextlib
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_world import save_siglip_2_naflex
 from click.testing import CliRunner
-from model_world import FRAMES, SIZE, changed, section, tiny_model, train_config
+from model_world import FRAMES, PARAMS, SIZE, changed, save_small_siglip, section, tiny_model, train_config
 from ruamel.yaml import YAML
 from step_world import random_batch
 from train_world import run
 
 from hcmi.cli import main
 from hcmi.errors import ConfigError
-from hcmi.model import new_retriever
+from hcmi.model import new_retriever, shards_square
+from hcmi.shards import write_shards
 from hcmi.train import memory, plan_text, plan_training, preflight
 from hcmi.train import stage as subject
 from hcmi.train.memory import training_memory
@@ -23,6 +26,7 @@ from hcmi.train.step import batch_loss
 from hcmi.train.tower_training import optimizers_of
 
 CAPTIONS = ["a red film then blue", "a much longer caption of a green film and then of a blue one"]
+DATA = {"captions": {"train": [CAPTIONS] * 3, "val": [CAPTIONS]}, "image_size": SIZE}
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +94,7 @@ def test_check_leaves_the_models_random_numbers_as_they_are():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    check_run(RunData({"train": 3, "val": 1}, CAPTIONS, SIZE), section(), train_config(), model)
+    check_run(RunData(**DATA), section(), train_config(), model)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -123,12 +127,11 @@ def test_training_warns_of_rates_and_of_few_clips(few, clip, tmp_path, monkeypat
 
 def test_problems_name_each_kind_of_missing_data(monkeypatch):
     def problem(**changes) -> str:
-        data = {"clips": {"train": 3, "val": 1}, "captions": CAPTIONS, "image_size": SIZE, **changes}
-        found, = check_run(RunData(**data), section(), train_config()).problems
+        found, = check_run(RunData(**{**DATA, **changes}), section(), train_config()).problems
         return found
 
-    assert problem(clips={"train": 3, "val": 0}).startswith("split val: need at least one clip, got none.")
-    assert problem(captions=[]).startswith("captions: need some to train with, got none.")
+    assert problem(captions={"train": [CAPTIONS]}).startswith("split val: need at least one clip, got none.")
+    assert problem(captions={"train": [[]], "val": [CAPTIONS]}).startswith("captions: need some to train with, got")
     assert problem(files=14, missing=9986).startswith(
         "videos: need at least 50% of the 10,000 that the captions name, got 14; 9,986 are missing.")
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 0)
@@ -163,6 +166,20 @@ def test_plan_of_frozen_towers_says_what_is_computed_once_and_what_is_ignored(fe
     assert not (tmp_path / "cache").exists()
     run(few, tmp_path, model_config, towers="frozen", batch_size=3, epochs=1)
     assert plan_training(shards_dir=few, model_config=model_config, config=config)["features_s"] == 0
+
+
+@pytest.mark.parametrize(("save", "size"), [(save_siglip_2_naflex, 128), (save_small_siglip, 32)])
+def test_plan_says_nothing_of_frames_when_they_are_as_the_backbone_has_them(few, tmp_path, save, size):
+    """Whole frames and squashed ones, where CLIP's are cropped."""
+    backbone = str(save(tmp_path / "towers"))
+    write_shards(manifest_path=few.parent / "manifest.parquet", out_dir=tmp_path / "shards",
+                 config=changed(PARAMS.shards, size=size, num_frames=8, max_skip_fraction=0, num_workers=1),
+                 square=shards_square("auto", backbone))
+    with warnings.catch_warnings(record=True) as said:
+        plan = plan_training(shards_dir=tmp_path / "shards", model_config=section(backbone=backbone),
+                             config=train_config(batch_size=3, lr=1e-4, backbone_lr=1e-7))
+    assert (plan["problems"], plan["warnings"]) == ([], [])
+    assert not [str(one.message) for one in said if "frames are" in str(one.message)]
 
 
 def test_plan_names_a_backbone_that_cannot_be_loaded_and_a_head_that_ignores_the_loss(few, tmp_path):
@@ -228,6 +245,6 @@ def test_estimate_is_that_of_training_and_leaves_the_model_as_it_was(clip):
 
 
 def test_batches_that_the_clips_cannot_fill_count_as_they_are(tmp_path):
-    data = RunData({"train": 24, "val": 3}, CAPTIONS, SIZE)
+    data = RunData({"train": [CAPTIONS] * 24, "val": [CAPTIONS]}, SIZE)
     huge, fitted = (check_run(data, section(), train_config(batch_size=size)).memory for size in (1_000_000, 24))
     assert huge == fitted
