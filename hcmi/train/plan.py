@@ -11,6 +11,7 @@ import torch
 
 from hcmi.config import ModelConfig, TrainConfig
 from hcmi.model import HcmiModel, HeadOnFeatures
+from hcmi.processes import count_processes
 from hcmi.runtime import free_memory_bytes, own_memory_bytes, pick_device, pick_precision, seed_everything
 from hcmi.shards import ShardReader, TrainBatch, TrainLoader
 from hcmi.train.feature_files import features_folder
@@ -33,7 +34,8 @@ def plan_training(*, shards_dir: str | Path, model_config: ModelConfig, config: 
     """Weights, memory, time, disk space, what is ignored, and the problems that `train` would refuse to start with.
 
     The timed steps are on random frames: reading the shards, which workers do beside training, is not counted.
-    Raises: DataError for missing or broken shards; ConfigError for a device that is not there.
+    Raises: DataError for missing or broken shards; ConfigError for a device that is not there, or a batch that the
+    processes cannot share.
     """
     readers = [ShardReader(shards_dir, split) for split in ("train", "val")]
     data = RunData.of(readers)
@@ -75,7 +77,8 @@ def _time(model: HcmiModel, readers: list[ShardReader], config: TrainConfig, pre
     """Seconds of a step, of an epoch with its validation, and of the whole run."""
     train_reader, val_reader = readers
     loader = TrainLoader(train_reader, config.batch_size, model.config.num_frames,
-                         num_captions=config.captions_per_clip)
+                         num_captions=config.captions_per_clip,
+                         world_size=count_processes(config.num_processes, config.device))
     features = {"features_bytes": 0.0, "features_s": 0.0}
     learner, slots = model, train_reader.frame_shape
     longest = max((caption for clip in train_reader.clips for caption in clip.captions), key=len)

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
-from hcmi.encode import require_captions
 from hcmi.errors import ConfigError, DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
@@ -55,10 +54,9 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
     (docs/training.md). A process that is not the first one of `torchrun` returns an empty summary. With no epochs the
     pretrained backbone becomes the model as it is.
 
-    Raises: DataError for an empty split, broken shards, fewer videos than processes or clips without the tag that
-    denoising needs; ConfigError for a device that is not there, and for what would end the run (`preflight`);
-    ModelError for a backbone or checkpoint that cannot be read, or a loss that is not a number; MachineError for
-    unwritable outputs.
+    Raises: DataError for an empty split, broken shards or fewer videos than processes; ConfigError for a device that
+    is not there, and for what would end the run (`preflight`); ModelError for a backbone or checkpoint that cannot be
+    read, or a loss that is not a number; MachineError for unwritable outputs.
     """
     options: dict[str, Any] = {"shards_dir": shards_dir, "model_dir": model_dir, "metrics_dir": metrics_dir,
                                "checkpoint_dir": checkpoint_dir, "model_config": model_config, "config": config}
@@ -89,7 +87,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     data = RunData.of([train_reader, val_reader])
     model = whole = model_of_run(data, model_config, config, device)
     ranks.copy_weights(model)
-    ranks.from_first(partial(check_and_say, data, val_reader, model_config, config, model))
+    ranks.from_first(partial(check_and_say, data, model_config, config, model))
     if config.towers == "frozen":
         model, (train_reader, val_reader) = keep_features(whole, [train_reader, val_reader], precision, ranks)
     loader = TrainLoader(train_reader, config.batch_size, model_config.num_frames, seed=config.seed, rank=ranks.rank,
@@ -205,15 +203,12 @@ def train_epoch(run: Run, epoch: int, bar: Any) -> dict[str, float]:
     return speed.figures()
 
 
-def check_and_say(data: RunData, val_reader: ShardReader, model_config: ModelConfig, config: TrainConfig,
-                  model: HcmiModel) -> None:
-    """Raises: ConfigError for what would end the run, DataError for a split `val` without captions. What would spoil
-    the run becomes a warning."""
+def check_and_say(data: RunData, model_config: ModelConfig, config: TrainConfig, model: HcmiModel) -> None:
+    """Raises: ConfigError for what would end the run. What would spoil it becomes a warning."""
     found = check_run(data, model_config, config, model)
     for warning in found.warnings:
         warnings.warn(warning, stacklevel=2)
-    refuse(found)
-    require_captions(val_reader, "choose the best epoch with")
+    refuse(found.problems)
     if found.memory and model_config.backbone != "scratch":
         weights = count_weights(model)
         warnings.warn(f"{weights['trained'] / 1e6:.1f} M weights learn and {weights['frozen'] / 1e6:.1f} M do not. "

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 from checkpoint_world import save_siglip_2_naflex
-from model_world import changed, save_small_siglip
+from model_world import PARAMS, changed, save_small_siglip
 from ruamel.yaml import YAML
 from video_files import write_grey
 
@@ -102,6 +102,9 @@ CASES = [
     ({"train": {"towers": "frozen"}}, "train.towers frozen: need a pretrained model.backbone, got scratch"),
     ({"model": {"backbone": "nothing/here_at_all"}, "train": {"lr": 1e-4, "backbone_lr": 1e-7}},
      "model.backbone 'nothing/here_at_all': need a "),
+    ({"train": {"loss": {**PARAMS.train.loss.model_dump(), "denoise": "mask", "denoise_by": "tag"}}},
+     "train.loss.denoise_by tag: need the tag"),
+    ({"train": {"epochs": 0}}, "train.epochs: need 1 or more for model.backbone scratch"),
     ({"shards": {"num_frames": 5}}, "model.num_frames: need at most shards.num_frames=5, got 12."),
     ({"model": {"backbone": "clip"}, "train": {"lr": 1e-4, "backbone_lr": 4e-3}},
      "train.backbone_lr: need at most 1e-05 for pretrained towers, got 0.004: they forget what they know."),

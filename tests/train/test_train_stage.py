@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from train_world import StopError, assert_same_run, curves, run, save_after_every_step, stop_at
 
 from hcmi.cli import main
-from hcmi.errors import DataError, ModelError
+from hcmi.errors import ConfigError, DataError, ModelError
 from hcmi.model import load_retriever
 from hcmi.model.heads import HEADS
 from hcmi.shards import TrainBatch
@@ -90,14 +90,14 @@ def test_train_logs_extra_positives_when_denoising_is_on(films, tmp_path, mode, 
 
 
 def test_train_stops_in_one_line_when_known_duplicates_have_no_tag(films, tmp_path):
-    with pytest.raises(DataError, match=r"^train\.loss\.denoise_by tag: need the tag `meaning` on every training clip"):
+    with pytest.raises(ConfigError, match=r"^train\.loss\.denoise_by tag: need the tag `meaning` on every training"):
         run(films, tmp_path, denoise="mask", denoise_by="tag")
     assert not (tmp_path / "model").exists()
 
 
 def test_train_stops_before_the_first_step_when_no_validation_clip_has_a_caption(tmp_path):
     shards = make_shards(tmp_path, uncaptioned=["val"])
-    with pytest.raises(DataError, match="split val: need captions to choose the best epoch with, got 3 clips"):
+    with pytest.raises(ConfigError, match="split val: need captions to choose the best epoch with, got 3 clips"):
         run(shards, tmp_path)
     assert not (tmp_path / "model").exists()
 
