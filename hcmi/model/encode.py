@@ -79,12 +79,18 @@ def encode_batches(model: HcmiModel, batches: Iterable[tuple[Any, Tensor, Tensor
         yield before[0], _finite(before[1])
 
 
+class NotFiniteError(ModelError):
+    """A model gives vectors that are not finite."""
+
+
 def check_finite(vectors: Tensor) -> Tensor:
-    """`vectors`, on the CPU. Raises: ModelError when one is not finite: it would be like nothing, and found by nothing.
+    """`vectors`, on the CPU.
+
+    Raises: NotFiniteError when one is not finite: it would be like nothing, and found by nothing.
     """
     if not bool(vectors.isfinite().all()):
-        raise ModelError("model: need finite vectors of videos and texts, got NaN or infinity. Its weights are broken: "
-                         "copy them again, or choose another model.")
+        raise NotFiniteError("model: need finite vectors of videos and texts, got NaN or infinity. Its weights are "
+                             "broken: copy them again, or choose another model.")
     return vectors
 
 

@@ -21,7 +21,7 @@ from hcmi.errors import ConfigError, DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, score, towers_hash
+from hcmi.model import HcmiModel, NotFiniteError, score, towers_hash
 from hcmi.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
 from hcmi.progress import note, track
 from hcmi.ranks import ALONE, Ranks
@@ -38,7 +38,7 @@ from hcmi.train.optimizers import set_learning_rate
 from hcmi.train.parts import Parts, pick_parts
 from hcmi.train.peak import clip_operations, matrix_peak
 from hcmi.train.preflight import RunData, check_run, count_weights, model_of_run, refuse
-from hcmi.train.readback import LOWER, LossError, Readback, check_finite
+from hcmi.train.readback import LOWER, DivergedError, Readback, check_finite
 from hcmi.train.speed import Speed, epoch_line, write_speed
 from hcmi.train.state import Progress, StepResult
 from hcmi.train.step import training_step
@@ -56,7 +56,7 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
 
     Raises: DataError for an empty split, broken shards or fewer videos than processes; ConfigError for a device that
     is not there, and for what would end the run (`preflight`); ModelError for a backbone or checkpoint that cannot be
-    read, or a loss that is not a number; MachineError for unwritable outputs.
+    read, or a loss, gradient or vector that is not finite; MachineError for unwritable outputs.
     """
     options: dict[str, Any] = {"shards_dir": shards_dir, "model_dir": model_dir, "metrics_dir": metrics_dir,
                                "checkpoint_dir": checkpoint_dir, "model_config": model_config, "config": config}
@@ -113,7 +113,8 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
             bar.update(progress.step)
             for epoch in range(loader.epoch, config.epochs):
                 speed = train_epoch(run, epoch, bar)
-                validation = ranks.from_first(partial(validate, model, val_reader))
+                with explained(progress, train_reader, checkpoints):
+                    validation = ranks.from_first(partial(validate, model, val_reader))
                 row = progress.end_epoch(epoch, len(loader), validation, speed, len(val_reader) < FEWEST_CLIPS)
                 if log is not None:
                     log.log_epoch(row)
@@ -237,13 +238,18 @@ def open_log(folder: str | Path, history: Sequence[dict], ranks: Ranks) -> Abstr
 
 @contextmanager
 def explained(progress: Progress, reader: ShardReader, checkpoints: Checkpoints) -> Iterator[None]:
-    """Say of a loss that is not a number in which step it was, with which clips, and what is left to continue from."""
+    """Say of a loss, a gradient or vectors that are not finite in which step that was, and what is left to continue
+    from. A checkpoint of the step that gave such vectors is not good."""
     try:
         yield
-    except LossError as error:
+    except DivergedError as error:
         clips = ", ".join(reader.clips[row].video_id for row in error.rows)
-        raise ModelError(f"training, step {progress.step + 1}: need a finite loss, got {error.loss}. {LOWER} The last "
-                         f"good checkpoint is {checkpoints.last_good()}; the clips were {clips}.") from error
+        raise ModelError(f"training, step {progress.step + 1}: {error.fact}. {LOWER} The last good checkpoint is "
+                         f"{checkpoints.last_good(progress.step)}; the clips were {clips}.") from error
+    except NotFiniteError as error:
+        raise ModelError(f"training, validation after step {progress.step}: need finite vectors, got NaN or infinity. "
+                         f"{LOWER} The last good checkpoint is {checkpoints.last_good(progress.step - 1)}."
+                         ) from error
 
 
 def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiModel, config: TrainConfig,
