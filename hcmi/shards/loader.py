@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,14 @@ class TrainBatch:
     frame_mask_BT: Tensor           # bool
 
 
+def captions_taken(wanted: int, captions: Iterable[Sequence[str]]) -> int:
+    """How many captions of each clip training takes at a time: `wanted`, or fewer where no clip has so many.
+
+    `captions`: those of each clip.
+    """
+    return min(wanted, max(map(len, captions)))
+
+
 class TrainLoader:
     """Batches for contrastive training. Iterating gives the rest of the current epoch, then moves on to the next.
 
@@ -37,7 +45,8 @@ class TrainLoader:
     out, different ones each epoch. When there are fewer videos than `batch_size`, all batches are smaller: the
     attribute `batch_size` then has the smaller number, and a warning is given.
     Each epoch takes the next `num_captions` of a clip's captions, starting at a random one; a clip with fewer captions
-    gives some twice. When no clip has that many, the largest number that a clip has is taken.
+    gives some twice. When no clip has that many, the largest number that a clip has is taken; the attribute
+    `num_captions` then has it.
 
     Order, captions and frames are pure functions of (seed, epoch, batch number) and of the arguments of
     `group_marginal_clips`. They do not depend on ranks, workers, or where an earlier run stopped. Workers decode whole
@@ -63,8 +72,9 @@ class TrainLoader:
         videos = np.unique([clip.sha256 or clip.path for clip in reader.clips], return_inverse=True)[1]
         self.batch_size = self._fit(batch_size, num_videos=int(videos.max()) + 1)
         captions_N = np.array([len(clip.captions) for clip in reader.clips])
+        self.num_captions = captions_taken(num_captions, (clip.captions for clip in reader.clips))
         self._order = TrainOrder(videos, captions_N, reader.num_stored, self.batch_size, num_frames, views,
-                                 min(num_captions, int(captions_N.max())), seed)
+                                 self.num_captions, seed)
         self._epoch, self._batch, self._device = 0, 0, torch.device(device)
         self._clip_order: np.ndarray | None = None
         self._frames = FrameLoader(reader, num_workers, self.batch_size // world_size * views * num_frames)

@@ -89,17 +89,17 @@ def _time(model: HcmiModel, readers: list[ShardReader], config: TrainConfig, pre
         num_tokens = int(model.processor.texts([longest])[1].sum())
         states_ND = np.random.default_rng(0).standard_normal((num_tokens + 1, model.head.dim)).astype(np.float16)
         learner, slots = HeadOnFeatures(model, {longest: (0, num_tokens)}, [states_ND]), (2 * model.head.dim,)
-    step_s = _step_seconds(learner, slots, config, precision, loader.batch_size, longest)
+    step_s = _step_seconds(learner, slots, config, precision, loader, longest)
     validation_s = FORWARD_SHARE * step_s * len(val_reader) / loader.batch_size
     epoch_s = len(loader) * step_s + validation_s
     return {"steps_per_epoch": len(loader), "batch_size": loader.batch_size, **features, "step_s": step_s,
             "epoch_s": epoch_s, "hours": (features["features_s"] + config.epochs * epoch_s) / 3600}
 
 
-def _step_seconds(model: HcmiModel, slots: tuple[int, ...], config: TrainConfig, precision: str, batch_size: int,
+def _step_seconds(model: HcmiModel, slots: tuple[int, ...], config: TrainConfig, precision: str, loader: TrainLoader,
                   caption: str) -> float:
     """Of a whole batch, from the largest part of it that takes some seconds."""
-    optimizers = optimizers_of(model, config)
+    optimizers, batch_size = optimizers_of(model, config), loader.batch_size
     micro_batch = 0 if config.micro_batch == "auto" else int(config.micro_batch)
     model.train()
 
@@ -107,7 +107,7 @@ def _step_seconds(model: HcmiModel, slots: tuple[int, ...], config: TrainConfig,
         noise = torch.randn(1, clips, model.config.num_frames, slots[0] // 2, generator=torch.Generator().manual_seed(0)
                             ).half().view(torch.uint8) if len(slots) == 1 else torch.randint(
             0, 256, (1, clips, model.config.num_frames, *slots), dtype=torch.uint8)
-        batch = TrainBatch(list(range(clips)), [""] * clips, [[caption] * clips] * config.captions_per_clip, noise,
+        batch = TrainBatch(list(range(clips)), [""] * clips, [[caption] * clips] * loader.num_captions, noise,
                            torch.ones(clips, model.config.num_frames, dtype=torch.bool))
         started = time.perf_counter()
         training_step(model, optimizers, batch, config, "off", precision, None, micro_batch)

@@ -25,7 +25,7 @@ from hcmi.model import (
     zero_shot_retriever,
 )
 from hcmi.runtime import free_memory_bytes, own_memory_bytes, pick_device, pick_precision
-from hcmi.shards import ShardReader
+from hcmi.shards import ShardReader, captions_taken
 from hcmi.train.memory import Memory, training_memory
 from hcmi.train.tower_training import add_adapters, optimizers_of
 
@@ -123,7 +123,9 @@ def check_run(data: RunData, model_config: ModelConfig, config: TrainConfig, mod
         if model is not None and not problems and config.epochs:
             optimizers_of(model, config)        # it says which weights learn
             warnings += _frame_size(model, data.image_size)
-            fitted = config.model_copy(update={"batch_size": min(config.batch_size, data.clips["train"])})
+            fitted = config.model_copy(update={
+                "batch_size": min(config.batch_size, data.clips["train"]),
+                "captions_per_clip": captions_taken(config.captions_per_clip, data.captions["train"])})
             memory = training_memory(model, fitted, data.image_size, data.texts,
                                      pick_precision(config.precision, device))
             problems += _memory_problems(memory, config, device.type)

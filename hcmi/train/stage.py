@@ -103,7 +103,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     with Checkpoints(checkpoint_dir, identity) as checkpoints:
         if state := ranks.from_first(checkpoints.newest):
             state.restore(model, optimizers, loader, progress)
-        micro_batch = pick_micro_batch(config, model, train_reader, loader, precision, ranks)
+        micro_batch = pick_micro_batch(config, model, loader, precision, ranks)
         most = ranks.size * matrix_peak(device, precision) / clip_operations(model, config, train_reader, precision)
         run = Run(model, optimizers, loader, progress, checkpoints, config, precision, meaning_N, micro_batch, ranks,
                   most)
@@ -167,7 +167,7 @@ class Run:
 
 def try_parts(run: Run, parts: Parts) -> None:
     """Use them for a step's gradients, so that they are compiled before the first step."""
-    batch = largest_batch(run.loader.reader, run.loader, run.model.config.num_frames, run.config)
+    batch = largest_batch(run.loader, run.model.config.num_frames)
     trial(run.micro_batch, run.model, batch, run.config, run.precision, run.ranks, parts)
 
 

@@ -17,10 +17,12 @@ from train_world import run
 from hcmi.cli import main
 from hcmi.errors import ConfigError, HcmiError
 from hcmi.model import new_retriever, shards_square
-from hcmi.shards import write_shards
+from hcmi.shards import ShardReader, TrainLoader, write_shards
 from hcmi.train import memory, plan_text, plan_training, preflight
+from hcmi.train import plan as plan_module
 from hcmi.train import stage as subject
 from hcmi.train.memory import training_memory
+from hcmi.train.micro_batch import largest_batch
 from hcmi.train.preflight import RunData, check_run
 from hcmi.train.step import batch_loss
 from hcmi.train.tower_training import optimizers_of
@@ -269,7 +271,18 @@ def test_estimate_is_that_of_training_and_leaves_the_model_as_it_was(clip):
     assert not model.training
 
 
-def test_batches_that_the_clips_cannot_fill_count_as_they_are(tmp_path):
-    data = RunData({"train": [CAPTIONS] * 24, "val": [CAPTIONS]}, SIZE)
-    huge, fitted = (check_run(data, section(), train_config(batch_size=size)).memory for size in (1_000_000, 24))
+@pytest.mark.parametrize(("name", "wanted", "there"), [("batch_size", 1_000_000, 24), ("captions_per_clip", 6, 2)])
+def test_batches_that_the_clips_cannot_fill_count_as_they_are(name, wanted, there):
+    data = RunData({"train": [CAPTIONS[:1], *[CAPTIONS] * 23], "val": [CAPTIONS]}, SIZE)
+    huge, fitted = (check_run(data, section(), train_config(**{name: size})).memory for size in (wanted, there))
     assert huge == fitted
+
+
+def test_steps_are_tried_and_timed_with_the_captions_that_clips_have(films, monkeypatch):
+    """Clips have two captions, and six are asked for."""
+    loader = TrainLoader(ShardReader(films, "train"), 4, FRAMES, num_captions=6)
+    assert len(largest_batch(loader, FRAMES).captions) == len(next(iter(loader)).captions) == 2
+    timed = []
+    monkeypatch.setattr(plan_module, "training_step", lambda *args: timed.append(len(args[2].captions)))
+    plan_training(shards_dir=films, model_config=section(), config=train_config(captions_per_clip=6))
+    assert set(timed) == {2}
