@@ -75,6 +75,7 @@ class TrainLoader:
         self.num_captions = captions_taken(num_captions, (clip.captions for clip in reader.clips))
         self._order = TrainOrder(videos, captions_N, reader.num_stored, self.batch_size, num_frames, views,
                                  self.num_captions, seed)
+        self._num_batches = self._order.num_batches     # counted once: an epoch is planned for it
         self._epoch, self._batch, self._device = 0, 0, torch.device(device)
         self._clip_order: np.ndarray | None = None
         self._frames = FrameLoader(reader, num_workers, self.batch_size // world_size * views * num_frames)
@@ -92,7 +93,7 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch; the same number in each."""
-        return self._order.num_batches
+        return self._num_batches
 
     @property
     def epoch(self) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_shards import SIZE, clip_and_frame, make_shards
 
 from hcmi.errors import ConfigError, DataError
-from hcmi.shards import ShardReader, TrainLoader
+from hcmi.shards import ShardReader, TrainLoader, sampler
 
 
 def joined(lists):
@@ -27,6 +27,12 @@ def assert_same_batches(left, right):
         assert a.captions == b.captions
         assert torch.equal(a.frames_KBTHXC, b.frames_KBTHXC)
         assert torch.equal(a.frame_mask_BT, b.frame_mask_BT)
+
+
+def test_train_loader_plans_no_epoch_when_its_length_is_asked_for(shards, monkeypatch):
+    loader = TrainLoader(ShardReader(shards, "train"), batch_size=8, num_frames=3)
+    monkeypatch.setattr(sampler, "plan_epoch", lambda *_: pytest.fail("planned again"))
+    assert len(loader) == 3
 
 
 def test_train_loader_gives_the_frames_and_captions_it_names_when_iterated(shards):
