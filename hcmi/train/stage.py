@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
+from hcmi.encode import count_captioned
 from hcmi.errors import ConfigError, DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
@@ -115,7 +116,8 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
                 speed = train_epoch(run, epoch, bar)
                 with explained(progress, train_reader, checkpoints):
                     validation = ranks.from_first(partial(validate, model, val_reader))
-                row = progress.end_epoch(epoch, len(loader), validation, speed, len(val_reader) < FEWEST_CLIPS)
+                row = progress.end_epoch(epoch, len(loader), validation, speed,
+                                         count_captioned(val_reader) < FEWEST_CLIPS)
                 if log is not None:
                     log.log_epoch(row)
                     note(epoch_line(row, config.epochs))

@@ -137,6 +137,15 @@ def test_train_keeps_the_epoch_that_is_best_on_validation(films, tmp_path, monke
         assert torch.equal(weight, epochs[best][name]), name
 
 
+@pytest.mark.parametrize(("fewest", "best"), [(1, 0), (2, 1)])
+def test_train_counts_the_captioned_clips_when_epochs_are_equally_good(films, tmp_path, monkeypatch, fewest, best):
+    """One of three clips of validation has captions: with two as the fewest, the last epoch is kept."""
+    _, *others = (clip.video_id for clip in subject.ShardReader(films, "val").clips)
+    monkeypatch.setattr(subject, "FEWEST_CLIPS", fewest)
+    monkeypatch.setattr(subject, "validate", lambda *_: {"R@1": 50.0, "v2t_R@1": 0.0})
+    assert run(make_shards(tmp_path, uncaptioned=others), tmp_path, epochs=2)["best_epoch"] == best
+
+
 def test_train_runs_with_activation_checkpointing_when_towers_are_from_scratch(films, tmp_path):
     run(films, tmp_path / "plain", epochs=1)
     run(films, tmp_path / "twice", epochs=1, activation_checkpointing=True)
