@@ -23,7 +23,6 @@ class TrainBatch:
     """Captions and K views of T frames for each of B different videos. Padding frames are 0 and masked False."""
 
     rows: list[int]                 # of the reader
-    video_ids: list[str]
     captions: list[list[str]]       # of each clip one caption, then the next of each, and so on
     frames_KBTHXC: Tensor           # uint8
     frame_mask_BT: Tensor           # bool
@@ -127,8 +126,7 @@ class TrainLoader:
             clips = [self.reader.clips[row] for row in plan.rows]
             captions = [[clip.captions[number] for clip, number in zip(clips, numbers, strict=True)]
                         for numbers in plan.captions_NB]
-            yield TrainBatch(plan.rows.tolist(), [clip.video_id for clip in clips], captions, frames_KBTHXC,
-                             frame_mask_BT)
+            yield TrainBatch(plan.rows.tolist(), captions, frames_KBTHXC, frame_mask_BT)
         self._epoch, self._batch, self._clip_order = self._epoch + 1, 0, None
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,10 +27,9 @@ def pick_micro_batch(config: TrainConfig, model: HcmiModel, loader: TrainLoader,
     memory for it.
     Raises: MachineError when a single clip does not fit.
     """
-    device = next(model.parameters()).device
     if config.micro_batch != "auto":
         return int(config.micro_batch)
-    if device.type == "cpu":
+    if model.device.type == "cpu":
         return 0
     batch = largest_batch(loader, model.config.num_frames)
     size = largest_that_fits(len(batch.rows), lambda size: ranks.all_agree(_fits(size, model, batch, config, precision,
@@ -61,7 +60,7 @@ def largest_batch(loader: TrainLoader, num_frames: int) -> TrainBatch:
     clips = loader.batch_size // loader.world_size
     captions = [max((caption for clip in loader.reader.clips for caption in clip.captions), key=len)] * clips
     frames = torch.zeros((1, clips, num_frames, *loader.reader.frame_shape), dtype=torch.uint8)
-    return TrainBatch(list(range(clips)), [""] * clips, [captions] * loader.num_captions, frames,
+    return TrainBatch(list(range(clips)), [captions] * loader.num_captions, frames,
                       torch.ones(clips, num_frames, dtype=torch.bool))
 
 

@@ -66,7 +66,7 @@ def batch_loss(model: HcmiModel, batch: TrainBatch, config: TrainConfig, denoise
                ) -> tuple[Tensor, StepResult]:
     """The loss of the global batch, with gradients, and what the step is to be remembered by."""
     parts = parts or Parts.of(model)
-    device = next(model.parameters()).device
+    device = model.device
     clips, captions_each = len(batch.rows), len(batch.captions)
     rows = ranks.gather(torch.tensor(batch.rows)).tolist()
     meaning_B = None if meaning_N is None else meaning_N[batch.rows]

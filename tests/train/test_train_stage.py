@@ -42,8 +42,7 @@ def batch_of(frames: list[int], captions: list[str], longest: int = FRAMES) -> T
     pixels = torch.randint(0, 256, (1, len(frames), longest, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
     mask_BT = mask_of(frames, longest)
     pixels[0][~mask_BT] = 0
-    rows = list(range(len(frames)))
-    return TrainBatch(rows, [f"v{row}" for row in rows], [captions, captions[::-1]], pixels, mask_BT)
+    return TrainBatch(list(range(len(frames))), [captions, captions[::-1]], pixels, mask_BT)
 
 
 # learning
