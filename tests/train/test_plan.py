@@ -15,7 +15,7 @@ from step_world import random_batch
 from train_world import run
 
 from hcmi.cli import main
-from hcmi.errors import ConfigError, HcmiError
+from hcmi.errors import ConfigError
 from hcmi.model import new_retriever, shards_square
 from hcmi.shards import ShardReader, TrainLoader, write_shards
 from hcmi.train import memory, plan_text, plan_training, preflight
@@ -188,18 +188,19 @@ def test_plan_says_nothing_of_frames_when_they_are_as_the_backbone_has_them(few,
     (["val"], {}, "split val: need captions to choose the best epoch with, got 3 clips and none. Caption some"),
     ([], {"epochs": 0}, "train.epochs: need 1 or more for model.backbone scratch, whose weights are random, got 0."),
     ([], {"denoise": "positive", "denoise_by": "tag"},
-     "train.loss.denoise_by tag: need the tag `meaning` on every training clip, got 3 of 3 without. Choose text"),
-    ([], {"batch_size": 3, "num_processes": 2}, "train.batch_size: need a multiple of the 2 ranks, got 3. Try 4.")])
+     "train.loss.denoise_by tag: need the tag `meaning` on every training clip, got 3 of 3 without. Choose text")])
 def test_plan_and_training_say_the_same_when_training_refuses(tmp_path, uncaptioned, changes, message):
     shards = make_shards(tmp_path, num_train=3, uncaptioned=uncaptioned)
-    try:
-        problem, = plan_training(shards_dir=shards, model_config=section(), config=train_config(**changes))["problems"]
-    except ConfigError as error:        # of the loader, which is made after the check
-        problem = str(error)
-    with pytest.raises(HcmiError) as refused:
+    problem, = plan_training(shards_dir=shards, model_config=section(), config=train_config(**changes))["problems"]
+    with pytest.raises(ConfigError) as refused:
         run(shards, tmp_path, **changes)
     assert str(refused.value).startswith(message)
     assert problem == str(refused.value)
+
+
+def test_plan_stops_when_the_processes_cannot_share_a_batch(few):
+    with pytest.raises(ConfigError, match=r"^train\.batch_size: need a multiple of the 2 ranks, got 3\. Try 4\."):
+        plan_training(shards_dir=few, model_config=section(), config=train_config(batch_size=3, num_processes=2))
 
 
 def test_plan_of_a_checkpoint_without_epochs_is_ready_when_no_training_clip_has_a_caption(tmp_path, clip):
