@@ -76,7 +76,7 @@ def step_seconds(model, slots: tuple[int, ...], clips: int, config, precision: s
     numbers = (1, clips, NUM_FRAMES, *slots)
     frames = (torch.randn(*numbers[:-1], slots[0] // 2).half().view(torch.uint8) if len(slots) == 1 else
               torch.randint(0, 256, numbers, dtype=torch.uint8))
-    batch = TrainBatch(list(range(clips)), [""] * clips, [[TEXT] * clips], frames,
+    batch = TrainBatch(list(range(clips)), [[TEXT] * clips], frames,
                        torch.ones(clips, NUM_FRAMES, dtype=torch.bool))
     optimizers = optimizers_of(model, config)
     model.train()

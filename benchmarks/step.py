@@ -60,7 +60,7 @@ def main(head: str, device_name: str, towers: str = "small", micro_batch: str = 
     nn.Module.to(model, device)
     optimizers, precision = make_optimizers(model, params.train), pick_precision(params.train.precision, device)
     pixels = torch.randint(0, 256, (1, len(clips), frames, size, size, 3), dtype=torch.uint8)
-    given = TrainBatch(list(range(len(clips))), [clip.video_id for clip in clips], captions, pixels,
+    given = TrainBatch(list(range(len(clips))), captions, pixels,
                        torch.ones(len(clips), frames, dtype=torch.bool))
     before = resident_mb("VmRSS")
     for step in range(warm + steps):

@@ -156,7 +156,6 @@ class EvalBatch:
     """T frames of each of B clips, in the reader's order. Padding frames are 0 and masked False."""
 
     rows: list[int]
-    video_ids: list[str]
     frames_BTHXC: "Tensor"            # uint8
     frame_mask_BT: "Tensor"           # bool
 

@@ -99,8 +99,8 @@ def film_clips(folder: Path, num_train: int = 24) -> list[Clip]:
 
 
 def make_shards(folder: Path, num_train: int = 24, uncaptioned: Collection[str] = ()) -> Path:
-    """Shards of `film_clips`, made by the real stage; the clips of the splits `uncaptioned` have no captions."""
-    clips = [replace(clip, captions=()) if clip.split in uncaptioned else clip
+    """Shards of `film_clips`, made by the real stage; `uncaptioned` are splits and clips without captions."""
+    clips = [replace(clip, captions=()) if {clip.split, clip.video_id} & set(uncaptioned) else clip
              for clip in film_clips(folder / "films", num_train)]
     write_manifest(clips, folder / "manifest.parquet")
     write_shards(manifest_path=folder / "manifest.parquet", out_dir=folder / "shards",

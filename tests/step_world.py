@@ -26,14 +26,13 @@ def random_batch(clips: int, seed: int = 0) -> TrainBatch:
     names = list(COLOURS)
     captions = [[" then ".join(names[(row + turn + word) % len(names)] for word in range(1 + (row * turn) % 5))
                  for row in range(clips)] for turn in (1, 2)]
-    return TrainBatch(list(range(clips)), [f"v{row}" for row in range(clips)], captions, frames, mask_BT)
+    return TrainBatch(list(range(clips)), captions, frames, mask_BT)
 
 
 def part_of(batch: TrainBatch, rows: Sequence[int]) -> TrainBatch:
     rows = list(rows)
-    return TrainBatch([batch.rows[row] for row in rows], [batch.video_ids[row] for row in rows],
-                      [[turn[row] for row in rows] for turn in batch.captions], batch.frames_KBTHXC[:, rows],
-                      batch.frame_mask_BT[rows])
+    return TrainBatch([batch.rows[row] for row in rows], [[turn[row] for row in rows] for turn in batch.captions],
+                      batch.frames_KBTHXC[:, rows], batch.frame_mask_BT[rows])
 
 
 def wild_model(head: str) -> HcmiModel:

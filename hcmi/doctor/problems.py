@@ -3,10 +3,12 @@
 import importlib.util
 import shutil
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 from hcmi.config import Params, ShardsConfig
-from hcmi.errors import shown
+from hcmi.errors import HcmiError, shown
+from hcmi.model import shards_square
 from hcmi.runtime import count_cores, free_memory_bytes
 from hcmi.train import Preflight, RunData, check_run
 from hcmi.video import is_text
@@ -32,7 +34,11 @@ def folder_problems(report: dict[str, Any], names: Iterable[str], config: Shards
 
 def training_problems(data: RunData, params: Params) -> tuple[list[str], Preflight]:
     """The problems of training on the folder with these parameters, by the check that `hcmi train` itself makes."""
-    found = check_run(data, params.model, params.train)
+    try:
+        square = shards_square(params.shards.fit, params.model.backbone)
+        found = check_run(replace(data, square=square), params.model, params.train)
+    except HcmiError as error:      # that the stage `shards` ends with
+        found = Preflight([str(error)])
     problems = [*found.problems, *found.warnings]
     split = params.evaluate.split
     if split != "val" and not data.clips.get(split):        # the check has asked for the other splits

@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -73,17 +73,15 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
 
 
 def _run_data(listing: Listing, present: list[str], params: Params) -> RunData:
-    """What training will find, if all files that are there can be read."""
+    """What training will find, if all files that are there can be read. No clip of such a folder has tags."""
     usable = [name for name in present if is_text(name)]        # the stage `dataset` leaves the others out
     splits = expected_splits({name: listing.splits.get(name) for name in usable}, params.dataset)
-    clips: Counter[str] = Counter()
-    texts: list[str] = []
+    captions: dict[str, list[list[str]]] = defaultdict(list)
     for name in usable:
-        found = [some for some in listing.captions[name].values() if any(some)] if name in listing.captions else []
-        clips[splits[name]] += len(found)
-        if splits[name] == "train":
-            texts += [text for some in found for text in some if text]
-    return RunData(clips, texts, params.shards.size, len(present), len(listing.videos) - len(present))
+        clips = listing.captions[name].values() if name in listing.captions else ()
+        captions[splits[name]] += [list(filter(None, some)) for some in clips if any(some)]
+    return RunData(captions, params.shards.size, untagged=len(captions["train"]), files=len(present),
+                   missing=len(listing.videos) - len(present))
 
 
 def _project(sample: Sample, num_clips: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Reference:
         for row, picks, slots in zip(stored.tolist(), picks_BT.tolist(), frames_BTHXC, strict=True):
             reader.read_into(row, picks, slots)
         frames_BTHXC = damage(frames_BTHXC, kind, np.random.default_rng(0))
-        batches = [EvalBatch(part.tolist(), [], torch.from_numpy(frames_BTHXC[part]),
+        batches = [EvalBatch(part.tolist(), torch.from_numpy(frames_BTHXC[part]),
                              torch.from_numpy(picks_BT[part] >= 0))
                    for part in np.array_split(np.arange(len(rows)), max(1, len(rows) // ENCODED_AT_ONCE))]
         return round_trip(encode_videos(self.model, batches), self.precision)

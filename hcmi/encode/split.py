@@ -44,11 +44,16 @@ def captions_of(reader: ShardReader) -> list[str]:
     return [caption for clip in reader.clips for caption in clip.captions]
 
 
-def require_captions(reader: ShardReader, purpose: str) -> None:
+def count_captioned(reader: ShardReader) -> int:
+    """How many clips of the reader have a caption."""
+    return sum(bool(clip.captions) for clip in reader.clips)
+
+
+def require_captions(reader: ShardReader) -> None:
     """Raises: DataError when no clip of the reader has a caption."""
-    if not any(clip.captions for clip in reader.clips):
-        raise DataError(f"{reader.index.shards}, split {reader.split}: need captions to {purpose}, got {len(reader)} "
-                        f"clips and none. Caption some of them.")
+    if not count_captioned(reader):
+        raise DataError(f"{reader.index.shards}, split {reader.split}: need captions to measure the model with, got "
+                        f"{len(reader)} clips and none. Caption some of them.")
 
 
 def encode_split(model: HcmiModel, reader: ShardReader, batch_size: int, *, processes: int | str = 1,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hcmi.config import Params
-from hcmi.encode import EncodedSplit, captions_of, encode_split, require_captions, save_split
+from hcmi.encode import EncodedSplit, captions_of, count_captioned, encode_split, require_captions, save_split
 from hcmi.errors import ConfigError
 from hcmi.evaluate.plots import write_plots
 from hcmi.evaluate.postprocess import FEWEST_CLIPS
@@ -65,7 +65,7 @@ def evaluate(*, model_dir: str | Path, shards_dir: str | Path, out_json: str | P
     model = load_retriever(model_dir, pick_device("auto"))
     reader = ShardReader(shards_dir, params.evaluate.split)
     check_square(model.processor.square, reader.square, shards_dir)
-    require_captions(reader, "measure the model with")
+    require_captions(reader)
     if model.config.backbone != "scratch":
         warn_of_foreign(model.processor.tokenizer, captions_of(reader), model.config.backbone)
     encoded = encode_split(model, reader, params.evaluate.batch_size, processes=params.train.num_processes,
@@ -194,7 +194,7 @@ def validation_scales(model: HcmiModel, shards_dir: str | Path, bank: TextTokens
     if params.evaluate.split == SELECTION_SPLIT or not any(Path(shards_dir).glob(f"{SELECTION_SPLIT}-*.tar")):
         return None
     reader = ShardReader(shards_dir, SELECTION_SPLIT)
-    if sum(bool(clip.captions) for clip in reader.clips) < FEWEST_CLIPS:
+    if count_captioned(reader) < FEWEST_CLIPS:
         return None
     encoded = encode_split(model, reader, params.evaluate.batch_size)
     return choose_scales(encoded.caption_video, mean_scores(model, encoded.texts, encoded),

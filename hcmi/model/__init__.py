@@ -9,6 +9,7 @@ from hcmi.model.checkpoint import is_trained, load_retriever, new_retriever, zer
 from hcmi.model.cut import cut_note, unread
 from hcmi.model.describe import describe_model, description_text
 from hcmi.model.encode import (
+    NotFiniteError,
     bucketed_similarities,
     check_finite,
     concatenate,
@@ -20,7 +21,7 @@ from hcmi.model.encode import (
     encode_videos,
     score,
 )
-from hcmi.model.geometry import CLIP_SQUARE, check_square, shards_square
+from hcmi.model.geometry import CLIP_SQUARE, Square, check_square, shards_square
 from hcmi.model.heads import GAIN
 from hcmi.model.interaction import TOLD_SHARE
 from hcmi.model.languages import is_foreign, warn_of_foreign
@@ -32,9 +33,9 @@ from hcmi.model.tiles import BLOCK, similarity_blocks, tiled_similarities
 
 __all__ = [
     "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "HeadOnFeatures",
-    "bucketed_similarities", "check_finite", "check_square", "concatenate", "cut_note", "describe_model",
-    "description_text", "encode_batches", "encode_features", "encode_frames", "encode_precision", "encode_texts",
-    "encode_videos", "is_foreign", "is_trained", "load_retriever", "load_text_encoder", "multiply_patches",
-    "new_retriever", "score", "shards_square", "similarity_blocks", "tiled_similarities", "token_states", "towers_hash",
-    "unread", "warn_of_foreign", "zero_shot_retriever",
+    "NotFiniteError", "Square", "bucketed_similarities", "check_finite", "check_square", "concatenate", "cut_note",
+    "describe_model", "description_text", "encode_batches", "encode_features", "encode_frames", "encode_precision",
+    "encode_texts", "encode_videos", "is_foreign", "is_trained", "load_retriever", "load_text_encoder",
+    "multiply_patches", "new_retriever", "score", "shards_square", "similarity_blocks", "tiled_similarities",
+    "token_states", "towers_hash", "unread", "warn_of_foreign", "zero_shot_retriever",
 ]

@@ -79,12 +79,18 @@ def encode_batches(model: HcmiModel, batches: Iterable[tuple[Any, Tensor, Tensor
         yield before[0], _finite(before[1])
 
 
+class NotFiniteError(ModelError):
+    """A model gives vectors that are not finite."""
+
+
 def check_finite(vectors: Tensor) -> Tensor:
-    """`vectors`, on the CPU. Raises: ModelError when one is not finite: it would be like nothing, and found by nothing.
+    """`vectors`, on the CPU.
+
+    Raises: NotFiniteError when one is not finite: it would be like nothing, and found by nothing.
     """
     if not bool(vectors.isfinite().all()):
-        raise ModelError("model: need finite vectors of videos and texts, got NaN or infinity. Its weights are broken: "
-                         "copy them again, or choose another model.")
+        raise NotFiniteError("model: need finite vectors of videos and texts, got NaN or infinity. Its weights are "
+                             "broken: copy them again, or choose another model.")
     return vectors
 
 
@@ -111,7 +117,7 @@ def encode_texts(model: HcmiModel, texts: list[str], batch_size: int = 256) -> T
 
     Raises: ModelError when they are not finite.
     """
-    device = next(model.parameters()).device
+    device = model.device
     parts = []
     for start in range(0, len(texts), batch_size):
         ids_BW, mask_BW = model.processor.texts(texts[start:start + batch_size])
@@ -125,7 +131,7 @@ def score(model: HcmiModel, texts: TextTokens, videos: VideoTokens, part: int = 
 
     A head that `tiles` does not know is asked for `part` texts and `part` videos at a time.
     """
-    device = next(model.parameters()).device
+    device = model.device
     if model.head.scored_in_tiles:
         return tiled_similarities(texts.to(device), videos.to(device), model.head.levels)
     found = {level: torch.empty(len(texts), len(videos)) for level in model.head.levels}

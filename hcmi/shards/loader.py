@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,17 @@ class TrainBatch:
     """Captions and K views of T frames for each of B different videos. Padding frames are 0 and masked False."""
 
     rows: list[int]                 # of the reader
-    video_ids: list[str]
     captions: list[list[str]]       # of each clip one caption, then the next of each, and so on
     frames_KBTHXC: Tensor           # uint8
     frame_mask_BT: Tensor           # bool
+
+
+def captions_taken(wanted: int, captions: Iterable[Sequence[str]]) -> int:
+    """How many captions of each clip training takes at a time: `wanted`, or fewer where no clip has so many.
+
+    `captions`: those of each clip.
+    """
+    return min(wanted, max(map(len, captions)))
 
 
 class TrainLoader:
@@ -37,7 +44,8 @@ class TrainLoader:
     out, different ones each epoch. When there are fewer videos than `batch_size`, all batches are smaller: the
     attribute `batch_size` then has the smaller number, and a warning is given.
     Each epoch takes the next `num_captions` of a clip's captions, starting at a random one; a clip with fewer captions
-    gives some twice. When no clip has that many, the largest number that a clip has is taken.
+    gives some twice. When no clip has that many, the largest number that a clip has is taken; the attribute
+    `num_captions` then has it.
 
     Order, captions and frames are pure functions of (seed, epoch, batch number) and of the arguments of
     `group_marginal_clips`. They do not depend on ranks, workers, or where an earlier run stopped. Workers decode whole
@@ -63,8 +71,10 @@ class TrainLoader:
         videos = np.unique([clip.sha256 or clip.path for clip in reader.clips], return_inverse=True)[1]
         self.batch_size = self._fit(batch_size, num_videos=int(videos.max()) + 1)
         captions_N = np.array([len(clip.captions) for clip in reader.clips])
+        self.num_captions = captions_taken(num_captions, (clip.captions for clip in reader.clips))
         self._order = TrainOrder(videos, captions_N, reader.num_stored, self.batch_size, num_frames, views,
-                                 min(num_captions, int(captions_N.max())), seed)
+                                 self.num_captions, seed)
+        self._num_batches = self._order.num_batches     # counted once: an epoch is planned for it
         self._epoch, self._batch, self._device = 0, 0, torch.device(device)
         self._clip_order: np.ndarray | None = None
         self._frames = FrameLoader(reader, num_workers, self.batch_size // world_size * views * num_frames)
@@ -82,7 +92,7 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch; the same number in each."""
-        return self._order.num_batches
+        return self._num_batches
 
     @property
     def epoch(self) -> int:
@@ -116,8 +126,7 @@ class TrainLoader:
             clips = [self.reader.clips[row] for row in plan.rows]
             captions = [[clip.captions[number] for clip, number in zip(clips, numbers, strict=True)]
                         for numbers in plan.captions_NB]
-            yield TrainBatch(plan.rows.tolist(), [clip.video_id for clip in clips], captions, frames_KBTHXC,
-                             frame_mask_BT)
+            yield TrainBatch(plan.rows.tolist(), captions, frames_KBTHXC, frame_mask_BT)
         self._epoch, self._batch, self._clip_order = self._epoch + 1, 0, None
 
     def state_dict(self) -> dict[str, Any]:

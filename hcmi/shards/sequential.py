@@ -37,29 +37,30 @@ class ClipBatch:
     picked: EvalBatch
 
 
-def eval_batches(reader: ShardReader, batch_size: int, num_frames: int, rank: int = 0, world_size: int = 1
-                 ) -> Iterator[EvalBatch]:
+def eval_batches(reader: ShardReader, batch_size: int, num_frames: int) -> Iterator[EvalBatch]:
     """Each clip once, in the reader's order, the middle frame of each segment (`pick_frames`).
 
-    Rank r gets the r-th of `world_size` contiguous parts, whose sizes differ by at most one, so the ranks' clips one
-    after the other are the split. The last batch may be smaller.
-
+    The last batch may be smaller.
     Raises: DataError naming shard and clip when a shard is broken.
     """
-    for batch in clip_batches(reader.index, batch_size, num_frames, rank, world_size):
+    for batch in clip_batches(reader.index, batch_size, num_frames):
         yield batch.picked
 
 
 def clip_batches(index: SplitIndex, batch_size: int, num_frames: int, rank: int = 0, world_size: int = 1
                  ) -> Iterator[ClipBatch]:
-    """As `eval_batches`, from the index alone: the clips too are read from the tars, so these may be behind a URL."""
+    """As `eval_batches`, from the index alone: the clips too are read from the tars, so these may be behind a URL.
+
+    Rank r gets the r-th of `world_size` contiguous parts, whose sizes differ by at most one, so the ranks' clips one
+    after the other are the split.
+    """
     first, last = (len(index) * part // world_size for part in (rank, rank + 1))
     decoded = ahead(_decode, _decode_jobs(index, first, last, batch_size, num_frames), depth=2 * batch_size,
                     threads=min(count_cores(), DECODERS))
     while jobs := list(islice(decoded, batch_size)):
-        batch, rows = jobs[0].batch, [job.row for job in jobs]
+        batch = jobs[0].batch
         yield ClipBatch([job.clip for job in jobs], [job.stored for job in jobs],
-                        EvalBatch(rows, [index.video_ids[row] for row in rows], torch.from_numpy(batch.frames_BTHXC),
+                        EvalBatch([job.row for job in jobs], torch.from_numpy(batch.frames_BTHXC),
                                   torch.from_numpy(batch.picks_BT >= 0)))
 
 

@@ -119,11 +119,11 @@ class Checkpoints:
             return state
         raise ModelError(f"{refused[0]} Remove the folder {self.folder} to train from the start.")
 
-    def last_good(self) -> str:
-        """The newest checkpoint on disk, for a message."""
+    def last_good(self, step: int) -> str:
+        """The newest checkpoint on disk up to a step, for a message."""
         with suppress(HcmiError):
             self.finish()
-        return str(self.folder / self._names()[0]) if self._names() else "none"
+        return next((str(self.folder / name) for name in self._past(step)), "none")
 
     def clear(self) -> None:
         """Remove what this run has written. Checkpoints go first, so that none is left without its best weights."""

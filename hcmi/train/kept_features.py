@@ -64,8 +64,7 @@ class FeatureReader(ShardReader):
             rows = list(range(start, start + len(picks_BT)))
             for row, picks_T, slots_TN in zip(rows, picks_BT, features_BTN, strict=True):
                 self.read_into(row, picks_T.tolist(), slots_TN)
-            yield EvalBatch(rows, [self.index.video_ids[row] for row in rows], torch.from_numpy(features_BTN),
-                            torch.from_numpy(picks_BT >= 0))
+            yield EvalBatch(rows, torch.from_numpy(features_BTN), torch.from_numpy(picks_BT >= 0))
 
 
 def encode_clips(model: HcmiModel, reader: ShardReader) -> EncodedSplit:
@@ -169,9 +168,8 @@ def _states_and_anchors(model: HcmiModel, ids_BW: Tensor, mask_BW: Tensor) -> Te
 @torch.inference_mode()
 def _encoded(model: HcmiModel, precision: str, function, *inputs: Tensor) -> np.ndarray:
     """Features as float16 [N, D]. Raises: ModelError when one is not finite."""
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        found_ND = function(model, *(tensor.to(device) for tensor in inputs)).half().cpu()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        found_ND = function(model, *(tensor.to(model.device) for tensor in inputs)).half().cpu()
     if not bool(found_ND.isfinite().all()):
         raise ModelError(f"model.backbone {model.config.backbone!r}: need features that float16 holds, got larger ones "
                          f"or NaN. Set train.towers to lora or train, or choose another checkpoint.")

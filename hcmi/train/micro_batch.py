@@ -11,7 +11,7 @@ from hcmi.errors import MachineError
 from hcmi.model import HcmiModel
 from hcmi.ranks import Ranks
 from hcmi.runtime import tf32
-from hcmi.shards import ShardReader, TrainBatch, TrainLoader
+from hcmi.shards import TrainBatch, TrainLoader
 from hcmi.train.denoising import denoise_mode
 from hcmi.train.parts import Parts
 from hcmi.train.step import batch_loss
@@ -20,20 +20,18 @@ SPARE = 0.05            # of the GPU's memory that a trial leaves free: fragment
 OPTIMIZER_COPIES = 2    # of all weights that AdamW keeps, which a trial sets aside
 
 
-def pick_micro_batch(config: TrainConfig, model: HcmiModel, reader: ShardReader, loader: TrainLoader, precision: str,
-                     ranks: Ranks) -> int:
+def pick_micro_batch(config: TrainConfig, model: HcmiModel, loader: TrainLoader, precision: str, ranks: Ranks) -> int:
     """Clips of a rank that are encoded at a time; 0: all at once.
 
     `auto` means 0 on a CPU. On a GPU it tries the whole batch, then half of it and so on, until all ranks have the
     memory for it.
     Raises: MachineError when a single clip does not fit.
     """
-    device = next(model.parameters()).device
     if config.micro_batch != "auto":
         return int(config.micro_batch)
-    if device.type == "cpu":
+    if model.device.type == "cpu":
         return 0
-    batch = largest_batch(reader, loader, model.config.num_frames, config)
+    batch = largest_batch(loader, model.config.num_frames)
     size = largest_that_fits(len(batch.rows), lambda size: ranks.all_agree(_fits(size, model, batch, config, precision,
                                                                                  ranks)))
     if size and ranks.is_first:
@@ -57,12 +55,12 @@ def largest_that_fits(count: int, fits: Callable[[int], bool]) -> int:
                        "train.batch_size, or set train.activation_checkpointing to true.")
 
 
-def largest_batch(reader: ShardReader, loader: TrainLoader, num_frames: int, config: TrainConfig) -> TrainBatch:
+def largest_batch(loader: TrainLoader, num_frames: int) -> TrainBatch:
     """A rank's batch as large as any: black frames, and everywhere the longest caption."""
     clips = loader.batch_size // loader.world_size
-    captions = [max((caption for clip in reader.clips for caption in clip.captions), key=len)] * clips
-    frames = torch.zeros((1, clips, num_frames, *reader.frame_shape), dtype=torch.uint8)
-    return TrainBatch(list(range(clips)), [""] * clips, [captions] * config.captions_per_clip, frames,
+    captions = [max((caption for clip in loader.reader.clips for caption in clip.captions), key=len)] * clips
+    frames = torch.zeros((1, clips, num_frames, *loader.reader.frame_shape), dtype=torch.uint8)
+    return TrainBatch(list(range(clips)), [captions] * loader.num_captions, frames,
                       torch.ones(clips, num_frames, dtype=torch.bool))
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hcmi.config import TrainConfig
 from hcmi.model import HcmiModel
 from hcmi.ranks import ALONE
-from hcmi.shards import ShardReader, TrainBatch
+from hcmi.shards import ShardReader, TrainBatch, captions_taken
 from hcmi.train.micro_batch import trial
 
 CLIPS, PRODUCTS = 2, 10
@@ -25,9 +25,9 @@ def clip_operations(model: HcmiModel, config: TrainConfig, reader: ShardReader, 
     """
     clips = [reader.clips[number % len(reader)] for number in range(CLIPS)]
     captions = [[clip.captions[number % len(clip.captions)] for clip in clips]
-                for number in range(min(config.captions_per_clip, max(len(clip.captions) for clip in reader.clips)))]
+                for number in range(captions_taken(config.captions_per_clip, (clip.captions for clip in reader.clips)))]
     frames = torch.zeros((1, CLIPS, model.config.num_frames, *reader.frame_shape), dtype=torch.uint8)
-    batch = TrainBatch(list(range(CLIPS)), [clip.video_id for clip in clips], captions, frames,
+    batch = TrainBatch(list(range(CLIPS)), captions, frames,
                        torch.ones(frames.shape[1:3], dtype=torch.bool))
     return operations(lambda: trial(0, model, batch, config, precision, ALONE)) / CLIPS
 

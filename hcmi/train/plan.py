@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from hcmi.config import ModelConfig, TrainConfig
-from hcmi.errors import ModelError
-from hcmi.model import HcmiModel, HeadOnFeatures, new_retriever
+from hcmi.model import HcmiModel, HeadOnFeatures
+from hcmi.processes import count_processes
 from hcmi.runtime import free_memory_bytes, own_memory_bytes, pick_device, pick_precision, seed_everything
 from hcmi.shards import ShardReader, TrainBatch, TrainLoader
 from hcmi.train.feature_files import features_folder
@@ -19,7 +19,7 @@ from hcmi.train.kept_features import encoding_seconds, missing_features
 from hcmi.train.memory import FLOAT
 from hcmi.train.preflight import RunData, check_run, count_weights
 from hcmi.train.step import training_step
-from hcmi.train.tower_training import add_adapters, optimizers_of
+from hcmi.train.tower_training import optimizers_of
 
 TIMED_SECONDS = 5.0         # a step of as many clips is timed as take about this long
 FORWARD_SHARE = 1 / 3       # of the time of a step, which validation takes for as many clips
@@ -34,29 +34,21 @@ def plan_training(*, shards_dir: str | Path, model_config: ModelConfig, config: 
     """Weights, memory, time, disk space, what is ignored, and the problems that `train` would refuse to start with.
 
     The timed steps are on random frames: reading the shards, which workers do beside training, is not counted.
-    Raises: DataError for missing or broken shards; ConfigError for a device that is not there.
+    Raises: DataError for missing or broken shards; ConfigError for a device that is not there, or a batch that the
+    processes cannot share.
     """
     readers = [ShardReader(shards_dir, split) for split in ("train", "val")]
-    captions = [caption for clip in readers[0].clips for caption in clip.captions]
-    image_size = readers[0].frame_shape[0]
-    data = RunData({reader.split: len(reader) for reader in readers}, captions, image_size)
+    data = RunData.of(readers)
     device = pick_device(config.device)
     plan: dict[str, Any] = {"device": str(device), "precision": pick_precision(config.precision, device),
-                            "clips": dict(data.clips), "ignored": ignored_settings(model_config, config)}
+                            "clips": data.clips, "ignored": ignored_settings(model_config, config)}
     seed_everything(config.seed)
-    try:
-        model = new_retriever(model_config, image_size, captions)
-        if config.towers == "lora":
-            add_adapters(model, config.lora)
-    except ModelError as error:
-        return plan | {"warnings": [], "problems": [str(error)]}
-    if config.activation_checkpointing:
-        model.checkpoint_activations()
-    torch.nn.Module.to(model, device)
-    found = check_run(data, model_config, config, model)
-    plan |= {"weights": count_weights(model), "warnings": found.warnings, "problems": found.problems}
-    if found.memory is None:
+    found = check_run(data, model_config, config)
+    plan |= {"warnings": found.warnings, "problems": found.problems}
+    model = found.model
+    if model is None or found.memory is None:
         return plan
+    plan["weights"] = count_weights(model)
     gigabytes = {part: round(size / 1e9, 2) for part, size in asdict(found.memory).items()}
     plan["memory_gb"] = {**gigabytes, "total": round(found.memory.total / 1e9, 2),
                          "free": round((free_memory_bytes() + own_memory_bytes()) / 1e9, 2)}
@@ -85,7 +77,8 @@ def _time(model: HcmiModel, readers: list[ShardReader], config: TrainConfig, pre
     """Seconds of a step, of an epoch with its validation, and of the whole run."""
     train_reader, val_reader = readers
     loader = TrainLoader(train_reader, config.batch_size, model.config.num_frames,
-                         num_captions=config.captions_per_clip)
+                         num_captions=config.captions_per_clip,
+                         world_size=count_processes(config.num_processes, config.device))
     features = {"features_bytes": 0.0, "features_s": 0.0}
     learner, slots = model, train_reader.frame_shape
     longest = max((caption for clip in train_reader.clips for caption in clip.captions), key=len)
@@ -96,17 +89,17 @@ def _time(model: HcmiModel, readers: list[ShardReader], config: TrainConfig, pre
         num_tokens = int(model.processor.texts([longest])[1].sum())
         states_ND = np.random.default_rng(0).standard_normal((num_tokens + 1, model.head.dim)).astype(np.float16)
         learner, slots = HeadOnFeatures(model, {longest: (0, num_tokens)}, [states_ND]), (2 * model.head.dim,)
-    step_s = _step_seconds(learner, slots, config, precision, loader.batch_size, longest)
+    step_s = _step_seconds(learner, slots, config, precision, loader, longest)
     validation_s = FORWARD_SHARE * step_s * len(val_reader) / loader.batch_size
     epoch_s = len(loader) * step_s + validation_s
     return {"steps_per_epoch": len(loader), "batch_size": loader.batch_size, **features, "step_s": step_s,
             "epoch_s": epoch_s, "hours": (features["features_s"] + config.epochs * epoch_s) / 3600}
 
 
-def _step_seconds(model: HcmiModel, slots: tuple[int, ...], config: TrainConfig, precision: str, batch_size: int,
+def _step_seconds(model: HcmiModel, slots: tuple[int, ...], config: TrainConfig, precision: str, loader: TrainLoader,
                   caption: str) -> float:
     """Of a whole batch, from the largest part of it that takes some seconds."""
-    optimizers = optimizers_of(model, config)
+    optimizers, batch_size = optimizers_of(model, config), loader.batch_size
     micro_batch = 0 if config.micro_batch == "auto" else int(config.micro_batch)
     model.train()
 
@@ -114,7 +107,7 @@ def _step_seconds(model: HcmiModel, slots: tuple[int, ...], config: TrainConfig,
         noise = torch.randn(1, clips, model.config.num_frames, slots[0] // 2, generator=torch.Generator().manual_seed(0)
                             ).half().view(torch.uint8) if len(slots) == 1 else torch.randint(
             0, 256, (1, clips, model.config.num_frames, *slots), dtype=torch.uint8)
-        batch = TrainBatch(list(range(clips)), [""] * clips, [[caption] * clips] * config.captions_per_clip, noise,
+        batch = TrainBatch(list(range(clips)), [[caption] * clips] * loader.num_captions, noise,
                            torch.ones(clips, model.config.num_frames, dtype=torch.bool))
         started = time.perf_counter()
         training_step(model, optimizers, batch, config, "off", precision, None, micro_batch)

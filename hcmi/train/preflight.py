@@ -1,5 +1,6 @@
 """What would end or spoil a training run, found before it: one check for `hcmi doctor`, `hcmi train` and its plan.
 
+    data = RunData.of([train_reader, val_reader])
     found = check_run(data, model_config, config)
     found.problems      # training refuses to start
     found.warnings      # training says so and goes on
@@ -7,13 +8,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
+import torch
 from torch import nn
 
 from hcmi.config import ModelConfig, TrainConfig
 from hcmi.errors import ConfigError, HcmiError
-from hcmi.model import HcmiModel, new_retriever
+from hcmi.model import (
+    CLIP_SQUARE,
+    HcmiModel,
+    Square,
+    multiply_patches,
+    new_retriever,
+    warn_of_foreign,
+    zero_shot_retriever,
+)
 from hcmi.runtime import free_memory_bytes, own_memory_bytes, pick_device, pick_precision
+from hcmi.shards import ShardReader, captions_taken
 from hcmi.train.memory import Memory, training_memory
 from hcmi.train.tower_training import add_adapters, optimizers_of
 
@@ -29,77 +41,144 @@ LAPTOP = "presets/laptop.yaml trains on a pretrained checkpoint"
 class RunData:
     """What is known of the data before a run."""
 
-    clips: Mapping[str, int]            # split -> clips that have a file
-    captions: Sequence[str]             # of the training clips
-    image_size: int                     # of the shards
+    captions: Mapping[str, Sequence[Sequence[str]]]     # split -> those of each clip that has a file
+    image_size: int                     # of the shards ...
+    square: Square = CLIP_SQUARE        # ... and how their frames became square
+    untagged: int = 0                   # training clips without the tag `meaning`
     files: int = 0                      # videos that are there ...
     missing: int = 0                    # ... and that are named but not there
+
+    @classmethod
+    def of(cls, readers: Sequence[ShardReader]) -> "RunData":
+        return cls({reader.split: [clip.captions for clip in reader.clips] for reader in readers},
+                   readers[0].frame_shape[0], readers[0].square,
+                   sum(clip.tags.get("meaning") is None for reader in readers if reader.split == "train"
+                       for clip in reader.clips))
+
+    @property
+    def clips(self) -> dict[str, int]:
+        """Split -> clips that have a file."""
+        return {split: len(clips) for split, clips in self.captions.items()}
+
+    @property
+    def texts(self) -> list[str]:
+        """The captions of the training clips."""
+        return list(chain.from_iterable(self.captions.get("train", ())))
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found. `memory` is None where there is no model to ask."""
+    """What was found. `model` and `memory` are None where a problem keeps the model from being made."""
 
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    model: HcmiModel | None = None
     memory: Memory | None = None
+
+
+def model_of_run(data: RunData, model_config: ModelConfig, config: TrainConfig, device: torch.device) -> HcmiModel:
+    """The model that a run begins with, on the device; that of a run without epochs is the backbone as it is.
+
+    It warns of frames and captions that are not the backbone's.
+    Raises: ModelError when the backbone cannot be read or cannot see such frames; ConfigError without what adapters
+    need.
+    """
+    if not config.epochs:
+        model = zero_shot_retriever(model_config, data.image_size, data.square)
+        nn.Module.to(model, device)
+        return model
+    model = new_retriever(model_config, data.image_size, data.texts, data.square)
+    if model_config.backbone != "scratch":
+        warn_of_foreign(model.processor.tokenizer, data.texts, model_config.backbone)
+    if config.activation_checkpointing:
+        model.checkpoint_activations()
+    if device.type == "cuda":
+        multiply_patches(model)
+    if config.towers == "lora":
+        add_adapters(model, config.lora)
+    nn.Module.to(model, device)
+    return model
+
+
+def data_problems(data: RunData, model_config: ModelConfig, config: TrainConfig) -> list[str]:
+    """What can be said before a model is made. A run without epochs needs the split `val` alone."""
+    needed = ("train", "val") if config.epochs else ("val",)
+    return [*_split_problems(data, needed), *_caption_problems(data, config), *_tower_problems(model_config, config)]
 
 
 def check_run(data: RunData, model_config: ModelConfig, config: TrainConfig, model: HcmiModel | None = None
               ) -> Preflight:
-    """Everything that can be said before a run. Without `model` one is made, as the run would make it.
+    """Everything that can be said before a run. Without `model`, that of the run is made.
 
     Nothing is written, and of the model only `requires_grad` is set. It takes about the memory and time that loading
     the backbone takes.
     """
-    problems = [*_data_problems(data), *_tower_problems(model_config, config)]
-    warnings = [*_few_clips(data, model_config), *_rates(model_config, config)]
+    problems = data_problems(data, model_config, config)
+    warnings = [*_few_clips(data, model_config), *_rates(model_config, config)] if config.epochs else []
     memory = None
     try:
         device = pick_device(config.device)
         if model is None and not problems:
-            model = new_retriever(model_config, data.image_size, list(data.captions))
-            if config.towers == "lora":
-                add_adapters(model, config.lora)
-            if config.activation_checkpointing:
-                model.checkpoint_activations()
-        if model is not None and not problems:
+            model = model_of_run(data, model_config, config, device)
+        if model is not None and not problems and config.epochs:
             optimizers_of(model, config)        # it says which weights learn
             warnings += _frame_size(model, data.image_size)
-            fitted = config.model_copy(update={"batch_size": min(config.batch_size, data.clips["train"])})
-            memory = training_memory(model, fitted, data.image_size, data.captions,
+            fitted = config.model_copy(update={
+                "batch_size": min(config.batch_size, data.clips["train"]),
+                "captions_per_clip": captions_taken(config.captions_per_clip, data.captions["train"])})
+            memory = training_memory(model, fitted, data.image_size, data.texts,
                                      pick_precision(config.precision, device))
             problems += _memory_problems(memory, config, device.type)
     except HcmiError as error:
         problems.append(str(error))
-    return Preflight(problems, warnings, memory)
+    return Preflight(problems, warnings, model, memory)
 
 
-def refuse(found: Preflight) -> None:
+def refuse(problems: Sequence[str]) -> None:
     """Raises: ConfigError with the first problem."""
-    if found.problems:
-        more = f" ({len(found.problems) - 1} more: `hcmi train --plan` lists them.)" if len(found.problems) > 1 else ""
-        raise ConfigError(found.problems[0] + more)
+    if problems:
+        more = f" ({len(problems) - 1} more: `hcmi train --plan` lists them.)" if len(problems) > 1 else ""
+        raise ConfigError(problems[0] + more)
 
 
-def _data_problems(data: RunData) -> list[str]:
+def _split_problems(data: RunData, needed: Sequence[str]) -> list[str]:
     problems = [f"split {split}: need at least one clip, got none. Give some videos the split {split!r}, or raise "
                 f"dataset.{split}_fraction." if split != "train" else
                 "split train: need at least one clip, got none. Give more videos the split 'train'."
-                for split in ("train", "val") if not data.clips.get(split)]
+                for split in needed if not data.clips.get(split)]
     named = data.files + data.missing
     if named and data.missing / named > MOST_MISSING:
         problems.append(f"videos: need at least {1 - MOST_MISSING:.0%} of the {named:,} that the captions name, got "
                         f"{data.files:,}; {data.missing:,} are missing. Put their files into the folder, or remove "
                         f"their captions.")
-    if data.clips.get("train") and not data.captions:
+    return problems
+
+
+def _caption_problems(data: RunData, config: TrainConfig) -> list[str]:
+    problems = []
+    if (clips := data.captions.get("val")) and not any(clips):
+        purpose = "choose the best epoch with" if config.epochs else "measure the model with"
+        problems.append(f"split val: need captions to {purpose}, got {len(clips)} clips and none. Caption some "
+                        f"of them.")
+    if not config.epochs:
+        return problems
+    if data.clips.get("train") and not data.texts:
         problems.append("captions: need some to train with, got none. Write captions.csv, or search without training: "
                         f"{ZERO_SHOT}.")
+    if data.untagged and config.loss.denoise != "off" and config.loss.denoise_by == "tag":
+        problems.append(f"train.loss.denoise_by tag: need the tag `meaning` on every training clip, got "
+                        f"{data.untagged} of {data.clips['train']} without. Choose text, or tag the clips: clips with "
+                        f"equal tags count as the same.")
     return problems
 
 
 def _tower_problems(model_config: ModelConfig, config: TrainConfig) -> list[str]:
-    if model_config.backbone != "scratch" or config.towers == "train":
+    if model_config.backbone != "scratch":
+        return []
+    if not config.epochs:
+        return ["train.epochs: need 1 or more for model.backbone scratch, whose weights are random, got 0. Name a "
+                "checkpoint as model.backbone, or raise train.epochs."]
+    if config.towers == "train":
         return []
     return [f"train.towers {config.towers}: need a pretrained model.backbone, got scratch, whose towers know nothing. "
             f"Name a checkpoint, or set train.towers to train."]

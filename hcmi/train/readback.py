@@ -19,12 +19,12 @@ LAG = 2     # steps; the processor waits for the GPU when it is further ahead
 LOWER = "Lower train.lr or train.backbone_lr, or set train.precision to float32."
 
 
-class LossError(ModelError):
-    """The loss is not a finite number; `rows` are the clips of the batch."""
+class DivergedError(ModelError):
+    """The loss of a step or its gradient is not a finite number; `rows` are the clips of the batch."""
 
-    def __init__(self, loss: float, rows: list[int]):
-        super().__init__(f"training: need a finite loss, got {loss}. {LOWER}")
-        self.loss, self.rows = loss, rows
+    def __init__(self, fact: str, rows: list[int]):
+        super().__init__(f"training: {fact}. {LOWER}")
+        self.fact, self.rows = fact, rows
 
 
 class Readback:
@@ -57,10 +57,11 @@ class Readback:
 
 
 def check_finite(result: StepResult) -> None:
-    """Raises: LossError when the loss of a result, on the CPU, is not a finite number."""
-    loss = float(result.figures["loss"])
-    if not math.isfinite(loss):
-        raise LossError(loss, result.rows)
+    """Raises: DivergedError when the loss or the gradient of a result, on the CPU, is not finite."""
+    for name, figure in (("loss", "loss"), ("gradient", "gradient_norm")):
+        value = float(result.figures[figure])
+        if not math.isfinite(value):
+            raise DivergedError(f"need a finite {name}, got {value}", result.rows)
 
 
 def _copied(result: StepResult) -> tuple[StepResult, torch.cuda.Event | None]:

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hcmi.config import ModelConfig, TrainConfig
-from hcmi.encode import require_captions
+from hcmi.encode import count_captioned
 from hcmi.errors import ConfigError, DataError, ModelError
 from hcmi.evaluate import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate import ranks as ranks_of
 from hcmi.files import ask_to_write, atomic_dir
-from hcmi.model import HcmiModel, multiply_patches, new_retriever, score, towers_hash, warn_of_foreign
+from hcmi.model import HcmiModel, NotFiniteError, score, towers_hash
 from hcmi.processes import count_processes, in_processes, joined, processes_here, started_by_torchrun
 from hcmi.progress import note, track
 from hcmi.ranks import ALONE, Ranks
@@ -38,12 +38,12 @@ from hcmi.train.objective import group_size, loss_weights
 from hcmi.train.optimizers import set_learning_rate
 from hcmi.train.parts import Parts, pick_parts
 from hcmi.train.peak import clip_operations, matrix_peak
-from hcmi.train.preflight import RunData, check_run, count_weights, refuse
-from hcmi.train.readback import LOWER, LossError, Readback, check_finite
+from hcmi.train.preflight import RunData, check_run, count_weights, model_of_run, refuse
+from hcmi.train.readback import LOWER, DivergedError, Readback, check_finite
 from hcmi.train.speed import Speed, epoch_line, write_speed
 from hcmi.train.state import Progress, StepResult
 from hcmi.train.step import training_step
-from hcmi.train.tower_training import add_adapters, merge_adapters, optimizers_of
+from hcmi.train.tower_training import merge_adapters, optimizers_of
 from hcmi.train.zero_shot import keep_zero_shot
 
 
@@ -55,10 +55,9 @@ def train(*, shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | P
     (docs/training.md). A process that is not the first one of `torchrun` returns an empty summary. With no epochs the
     pretrained backbone becomes the model as it is.
 
-    Raises: DataError for an empty split, broken shards, fewer videos than processes or clips without the tag that
-    denoising needs; ConfigError for a device that is not there, and for what would end the run (`preflight`);
-    ModelError for a backbone or checkpoint that cannot be read, or a loss that is not a number; MachineError for
-    unwritable outputs.
+    Raises: DataError for an empty split, broken shards or fewer videos than processes; ConfigError for a device that
+    is not there, and for what would end the run (`preflight`); ModelError for a backbone or checkpoint that cannot be
+    read, or a loss, gradient or vector that is not finite; MachineError for unwritable outputs.
     """
     options: dict[str, Any] = {"shards_dir": shards_dir, "model_dir": model_dir, "metrics_dir": metrics_dir,
                                "checkpoint_dir": checkpoint_dir, "model_config": model_config, "config": config}
@@ -86,9 +85,10 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     precision = pick_precision(config.precision, device)
     seed_everything(config.seed)
     train_reader, val_reader = ShardReader(shards_dir, "train"), ShardReader(shards_dir, "val")
-    model = whole = model_to_train(model_config, config, train_reader, device)
+    data = RunData.of([train_reader, val_reader])
+    model = whole = model_of_run(data, model_config, config, device)
     ranks.copy_weights(model)
-    ranks.from_first(partial(check_and_say, train_reader, val_reader, model_config, config, model))
+    ranks.from_first(partial(check_and_say, data, model_config, config, model))
     if config.towers == "frozen":
         model, (train_reader, val_reader) = keep_features(whole, [train_reader, val_reader], precision, ranks)
     loader = TrainLoader(train_reader, config.batch_size, model_config.num_frames, seed=config.seed, rank=ranks.rank,
@@ -104,7 +104,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     with Checkpoints(checkpoint_dir, identity) as checkpoints:
         if state := ranks.from_first(checkpoints.newest):
             state.restore(model, optimizers, loader, progress)
-        micro_batch = pick_micro_batch(config, model, train_reader, loader, precision, ranks)
+        micro_batch = pick_micro_batch(config, model, loader, precision, ranks)
         most = ranks.size * matrix_peak(device, precision) / clip_operations(model, config, train_reader, precision)
         run = Run(model, optimizers, loader, progress, checkpoints, config, precision, meaning_N, micro_batch, ranks,
                   most)
@@ -114,8 +114,10 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
             bar.update(progress.step)
             for epoch in range(loader.epoch, config.epochs):
                 speed = train_epoch(run, epoch, bar)
-                validation = ranks.from_first(partial(validate, model, val_reader))
-                row = progress.end_epoch(epoch, len(loader), validation, speed, len(val_reader) < FEWEST_CLIPS)
+                with explained(progress, train_reader, checkpoints):
+                    validation = ranks.from_first(partial(validate, model, val_reader))
+                row = progress.end_epoch(epoch, len(loader), validation, speed,
+                                         count_captioned(val_reader) < FEWEST_CLIPS)
                 if log is not None:
                     log.log_epoch(row)
                     note(epoch_line(row, config.epochs))
@@ -167,7 +169,7 @@ class Run:
 
 def try_parts(run: Run, parts: Parts) -> None:
     """Use them for a step's gradients, so that they are compiled before the first step."""
-    batch = largest_batch(run.loader.reader, run.loader, run.model.config.num_frames, run.config)
+    batch = largest_batch(run.loader, run.model.config.num_frames)
     trial(run.micro_batch, run.model, batch, run.config, run.precision, run.ranks, parts)
 
 
@@ -204,34 +206,12 @@ def train_epoch(run: Run, epoch: int, bar: Any) -> dict[str, float]:
     return speed.figures()
 
 
-def model_to_train(model_config: ModelConfig, config: TrainConfig, reader: ShardReader, device: torch.device
-                   ) -> HcmiModel:
-    """An untrained model on the device."""
-    captions = [caption for clip in reader.clips for caption in clip.captions]
-    model = new_retriever(model_config, reader.frame_shape[0], captions, reader.square)
-    if model_config.backbone != "scratch":
-        warn_of_foreign(model.processor.tokenizer, captions, model_config.backbone)
-    if config.activation_checkpointing:
-        model.checkpoint_activations()
-    if device.type == "cuda":
-        multiply_patches(model)
-    if config.towers == "lora":
-        add_adapters(model, config.lora)
-    nn.Module.to(model, device)
-    return model
-
-
-def check_and_say(train_reader: ShardReader, val_reader: ShardReader, model_config: ModelConfig, config: TrainConfig,
-                  model: HcmiModel) -> None:
-    """Raises: ConfigError for what would end the run, DataError for a split `val` without captions. What would spoil
-    the run becomes a warning."""
-    data = RunData({"train": len(train_reader), "val": len(val_reader)},
-                   [caption for clip in train_reader.clips for caption in clip.captions], train_reader.frame_shape[0])
+def check_and_say(data: RunData, model_config: ModelConfig, config: TrainConfig, model: HcmiModel) -> None:
+    """Raises: ConfigError for what would end the run. What would spoil it becomes a warning."""
     found = check_run(data, model_config, config, model)
     for warning in found.warnings:
         warnings.warn(warning, stacklevel=2)
-    refuse(found)
-    require_captions(val_reader, "choose the best epoch with")
+    refuse(found.problems)
     if found.memory and model_config.backbone != "scratch":
         weights = count_weights(model)
         warnings.warn(f"{weights['trained'] / 1e6:.1f} M weights learn and {weights['frozen'] / 1e6:.1f} M do not. "
@@ -260,13 +240,18 @@ def open_log(folder: str | Path, history: Sequence[dict], ranks: Ranks) -> Abstr
 
 @contextmanager
 def explained(progress: Progress, reader: ShardReader, checkpoints: Checkpoints) -> Iterator[None]:
-    """Say of a loss that is not a number in which step it was, with which clips, and what is left to continue from."""
+    """Say of a loss, a gradient or vectors that are not finite in which step that was, and what is left to continue
+    from. A checkpoint of the step that gave such vectors is not good."""
     try:
         yield
-    except LossError as error:
+    except DivergedError as error:
         clips = ", ".join(reader.clips[row].video_id for row in error.rows)
-        raise ModelError(f"training, step {progress.step + 1}: need a finite loss, got {error.loss}. {LOWER} The last "
-                         f"good checkpoint is {checkpoints.last_good()}; the clips were {clips}.") from error
+        raise ModelError(f"training, step {progress.step + 1}: {error.fact}. {LOWER} The last good checkpoint is "
+                         f"{checkpoints.last_good(progress.step)}; the clips were {clips}.") from error
+    except NotFiniteError as error:
+        raise ModelError(f"training, validation after step {progress.step}: need finite vectors, got NaN or infinity. "
+                         f"{LOWER} The last good checkpoint is {checkpoints.last_good(progress.step - 1)}."
+                         ) from error
 
 
 def group_marginal_clips(loader: TrainLoader, progress: Progress, model: HcmiModel, config: TrainConfig,

@@ -98,9 +98,8 @@ class TrainingState:
         figures = dict(vars(progress))
         tensors |= {f"progress/{name}": figures.pop(name) for name in ("video_ND", "views_2ND")}
         tensors["random/torch"] = torch.get_rng_state()
-        device = next(model.parameters()).device
-        if device.type == "cuda":
-            tensors["random/cuda"] = torch.cuda.get_rng_state(device)
+        if model.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(model.device)
         kind, numbers, *rest = cast(tuple, np.random.get_state())
         values = {"loader": loader.state_dict(), "python": random.getstate(), "numpy": [kind, numbers.tolist(), *rest],
                   "progress": {**figures, "sums": dict(progress.sums), "history": list(progress.history)}}
@@ -124,9 +123,8 @@ class TrainingState:
         random.setstate((version, tuple(numbers), gauss))
         np.random.set_state(tuple(self.values["numpy"]))
         torch.set_rng_state(self.tensors["random/torch"])
-        device = next(model.parameters()).device
-        if device.type == "cuda" and "random/cuda" in self.tensors:
-            torch.cuda.set_rng_state(self.tensors["random/cuda"], device)
+        if model.device.type == "cuda" and "random/cuda" in self.tensors:
+            torch.cuda.set_rng_state(self.tensors["random/cuda"], model.device)
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}

@@ -42,23 +42,23 @@ def training_step(model: HcmiModel, optimizers: Sequence[Optimizer], batch: Trai
     `batch` is this rank's part of the global batch. `meaning_N`: equal numbers for training clips that truly show the
     same, where that is known. Denoising is measured by it. `micro_batch`: how many clips are encoded at a time; 0: all.
     `parts`: the model's own, if it is to compute with others than its plain ones.
-    Nothing is read back from a GPU, and a loss that is not a finite number is found when the result is read.
-    Raises: LossError for such a loss on a CPU; the weights have not changed then.
+    Nothing is read back from a GPU, and a loss or gradient that is not finite is found when the result is read.
+    Raises: DivergedError for such a one on a CPU; the weights have not changed then.
     """
     with tf32(precision == "bfloat16"):
         total, result = batch_loss(model, batch, config, denoise, precision, meaning_N, micro_batch, ranks, parts)
-        if total.device.type == "cpu":
-            check_finite(result)
         model.zero_grad(set_to_none=True)
         (total / ranks.size).backward()
         ranks.sum_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        result = replace(result, figures=result.figures | {"gradient_norm": norm})
+        if total.device.type == "cpu":
+            check_finite(result)
         for optimizer in optimizers:
             optimizer.step()
     group = optimizers[0].param_groups[0]
     share = group["lr"] / group["peak_lr"]
-    return replace(result, figures=result.figures | {"gradient_norm": norm},
-                   rates={"lr": share * config.lr, "backbone_lr": share * config.backbone_lr})
+    return replace(result, rates={"lr": share * config.lr, "backbone_lr": share * config.backbone_lr})
 
 
 def batch_loss(model: HcmiModel, batch: TrainBatch, config: TrainConfig, denoise: str, precision: str,
@@ -66,7 +66,7 @@ def batch_loss(model: HcmiModel, batch: TrainBatch, config: TrainConfig, denoise
                ) -> tuple[Tensor, StepResult]:
     """The loss of the global batch, with gradients, and what the step is to be remembered by."""
     parts = parts or Parts.of(model)
-    device = next(model.parameters()).device
+    device = model.device
     clips, captions_each = len(batch.rows), len(batch.captions)
     rows = ranks.gather(torch.tensor(batch.rows)).tolist()
     meaning_B = None if meaning_N is None else meaning_N[batch.rows]

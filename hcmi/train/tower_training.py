@@ -11,8 +11,8 @@ from hcmi.errors import ConfigError
 from hcmi.model import HcmiModel
 from hcmi.train.optimizers import make_optimizers
 
-LAYER = re.compile(r"(towers\..*?)\.(\d+)\.")         # the first number in a name is that of the layer
-# As transformers, open_clip and timm call what comes before the layers.
+LAYER = re.compile(r"(towers\..*?)\.(\d+)\.")         # the first number in a name is that of the layer ...
+# ... but for numbers in what comes before the layers, as transformers, open_clip and timm call it.
 BEFORE_LAYERS = re.compile(r"\.(embeddings|pre_layrnorm|conv1|class_embedding|positional_embedding|token_embedding"
                            r"|ln_pre|patch_embed|pos_embed|cls_token|reg_token|stem)(\.|$)")
 ADAPTER = "lora_"
@@ -46,7 +46,7 @@ def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
     Source: as in BEiT (arXiv 2106.08254), with the last layer at the full rate [ours].
     """
     names = [name for name, _ in model.named_parameters() if name.startswith("towers.")]
-    places = {name: (found[1], int(found[2])) for name in names if (found := LAYER.match(name))}
+    places = {name: place for name in names if (place := _layer(name))}
     layers: dict[str, int] = {}
     for tower, number in places.values():
         layers[tower] = max(layers.get(tower, 0), number + 1)
@@ -60,6 +60,12 @@ def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
             power = max((count for tower, count in layers.items() if _same_tower(tower, name)), default=0)
         factors[name] = decay ** power
     return factors
+
+
+def _layer(name: str) -> tuple[str, int] | None:
+    """What has the layer that a weight belongs to, and the layer's number; None for a weight outside of layers."""
+    found = LAYER.match(name)
+    return None if found is None or BEFORE_LAYERS.search(found[1]) else (found[1], int(found[2]))
 
 
 def _same_tower(layers: str, name: str) -> bool:
@@ -94,7 +100,7 @@ def add_adapters(model: HcmiModel, config: LoraConfig) -> None:
         raise ConfigError(f"train.towers lora: need the package peft, got none ({error}). Install it with `pip install "
                           f"'hcmi[lora]'`, or set train.towers to frozen.") from error
     layers = [name for name, module in model.towers.named_modules() if isinstance(module, nn.Linear)
-              and LAYER.match(f"towers.{name}.")
+              and _layer(f"towers.{name}.")
               and not isinstance(model.towers.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)]
     inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=layers), model.towers)
 

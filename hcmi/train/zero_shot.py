@@ -5,17 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from hcmi.config import ModelConfig, TrainConfig
-from hcmi.encode import require_captions
-from hcmi.errors import ConfigError
 from hcmi.files import atomic_dir
-from hcmi.model import HcmiModel, zero_shot_retriever
+from hcmi.model import HcmiModel
 from hcmi.runtime import pick_device
 from hcmi.shards import ShardReader
 from hcmi.train.curves import draw_curves
 from hcmi.train.log import TrainingLog
+from hcmi.train.preflight import RunData, data_problems, model_of_run, refuse
 
 
 def keep_zero_shot(shards_dir: str | Path, model_dir: str | Path, metrics_dir: str | Path, model_config: ModelConfig,
@@ -23,18 +20,15 @@ def keep_zero_shot(shards_dir: str | Path, model_dir: str | Path, metrics_dir: s
                    ) -> dict[str, Any]:
     """Write the backbone as a model folder, and its figures on the split `val` as those of epoch 0. Returns a summary.
 
-    Raises: ConfigError when the backbone is `scratch`; ModelError when it cannot be read; DataError when the split
-    `val` is empty or has no captions.
+    Raises: ConfigError when the backbone is `scratch` or the split `val` has no captions; ModelError when the backbone
+    cannot be read; DataError when the split is empty.
     """
     if int(os.environ.get("RANK", 0)):      # another process of `torchrun` than the first one
         return {}
-    if model_config.backbone == "scratch":
-        raise ConfigError("train.epochs: need 1 or more for model.backbone scratch, whose weights are random, got 0. "
-                          "Name a checkpoint as model.backbone, or raise train.epochs.")
     reader, device = ShardReader(shards_dir, "val"), pick_device(config.device)
-    require_captions(reader, "measure the model with")
-    model = zero_shot_retriever(model_config, reader.frame_shape[0], reader.square)
-    nn.Module.to(model, device)
+    data = RunData.of([reader])
+    refuse(data_problems(data, model_config, config))
+    model = model_of_run(data, model_config, config, device)
     figures = {f"val/{name}": value for name, value in validate(model, reader).items()}
     with TrainingLog(metrics_dir) as log:
         log.log_epoch(figures)

@@ -1,9 +1,11 @@
 """What would end or spoil a run, one at a time: what doctor says, and that training says the same."""
 
 import shutil
+import warnings
 
 import pytest
-from model_world import changed
+from checkpoint_world import save_siglip_2_naflex
+from model_world import PARAMS, changed, save_small_siglip
 from ruamel.yaml import YAML
 from video_files import write_grey
 
@@ -12,10 +14,10 @@ from hcmi.dataset import build_dataset
 from hcmi.doctor import doctor, report_text
 from hcmi.doctor import report as report_module
 from hcmi.doctor.examine import examine_sample
-from hcmi.doctor.problems import folder_problems
+from hcmi.doctor.problems import folder_problems, training_problems
 from hcmi.errors import HcmiError
 from hcmi.shards import write_shards
-from hcmi.train import plan_training, preflight
+from hcmi.train import RunData, plan_training, preflight
 
 REPORT = {"machine": {"disk_free_gb": 10.0, "memory_free_gb": 4.0}, "captions": {"count": 3, "empty": 0},
           "projected": {"failure_rate": 0.0, "shards_mb": 100.0}}
@@ -100,6 +102,9 @@ CASES = [
     ({"train": {"towers": "frozen"}}, "train.towers frozen: need a pretrained model.backbone, got scratch"),
     ({"model": {"backbone": "nothing/here_at_all"}, "train": {"lr": 1e-4, "backbone_lr": 1e-7}},
      "model.backbone 'nothing/here_at_all': need a "),
+    ({"train": {"loss": {**PARAMS.train.loss.model_dump(), "denoise": "mask", "denoise_by": "tag"}}},
+     "train.loss.denoise_by tag: need the tag"),
+    ({"train": {"epochs": 0}}, "train.epochs: need 1 or more for model.backbone scratch"),
     ({"shards": {"num_frames": 5}}, "model.num_frames: need at most shards.num_frames=5, got 12."),
     ({"model": {"backbone": "clip"}, "train": {"lr": 1e-4, "backbone_lr": 4e-3}},
      "train.backbone_lr: need at most 1e-05 for pretrained towers, got 0.004: they forget what they know."),
@@ -116,6 +121,18 @@ def test_doctor_says_what_would_end_or_spoil_training(good, params, checkpoint, 
         changes = {**changes, "model": {"backbone": str(checkpoint)}}
     problem, = problems(good, with_values(params, **changes))
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(("save", "size"), [(save_siglip_2_naflex, 128), (save_small_siglip, 32)])
+def test_doctor_says_nothing_of_frames_when_the_stage_makes_them_for_the_backbone(params, tmp_path, save, size):
+    tried = with_values(params, model={"backbone": str(save(tmp_path / "towers"))},
+                        train={"lr": 1e-4, "backbone_lr": 1e-7, "device": "cpu"}, shards={"size": size, "fit": "auto"})
+    data = RunData({split: [["a film"]] for split in ("train", "val", "test")}, size)
+    with warnings.catch_warnings(record=True) as said:
+        found, preflight_found = training_problems(data, tried)
+    assert found == []
+    assert preflight_found.memory is not None
+    assert not [str(one.message) for one in said if "frames are" in str(one.message)]
 
 
 @pytest.fixture(scope="module")

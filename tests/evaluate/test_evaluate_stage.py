@@ -25,7 +25,7 @@ from hcmi.evaluate.plots import _in_order, draw_worst_queries
 from hcmi.evaluate.split_metrics import SplitMetrics
 from hcmi.evaluate.stage import split_sha256
 from hcmi.model import encode_texts, encode_videos, load_retriever, score
-from hcmi.shards import ShardReader, eval_batches
+from hcmi.shards import ShardReader, clip_batches
 from hcmi.types import VideoTokens
 
 FIGURES = {*(f"R@{k}" for k in RECALL_AT), "MdR", "MnR", "n", "R@1_ci95", "R@1_tie_range"}
@@ -200,7 +200,9 @@ def test_evaluate_gives_the_same_figures_when_the_batch_size_changes(world, done
 def test_evaluate_gives_the_same_figures_when_three_processes_encode(world, done):
     """Each process encodes its part of the split (here one after the other); the parts in order are the split."""
     model, reader = load_retriever(world[0] / "model"), ShardReader(world[0] / "shards", "test")
-    parts = [encode_videos(model, eval_batches(reader, 4, model.config.num_frames, rank, 3)) for rank in range(3)]
+    frames = model.config.num_frames
+    parts = [encode_videos(model, (batch.picked for batch in clip_batches(reader.index, 4, frames, rank, 3)))
+             for rank in range(3)]
     videos = VideoTokens(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(parts[0])))
     texts = encode_texts(model, [caption for clip in reader.clips for caption in clip.captions], batch_size=3)
     sims_QV = model.combine(score(model, texts, videos)).numpy()

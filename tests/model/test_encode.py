@@ -119,7 +119,7 @@ def test_encode_videos_joins_batches_when_their_numbers_of_frames_differ():
     batches = []
     for lengths, longest in (([2, 1], 2), ([4], 4), ([3, 3, 2], 3)):
         frames = torch.from_numpy(generator.integers(0, 256, (len(lengths), longest, 16, 16, 3), np.uint8))
-        batches.append(EvalBatch(list(range(len(lengths))), ["v"] * len(lengths), frames,
+        batches.append(EvalBatch(list(range(len(lengths))), frames,
                                  model_world.mask_of(lengths, longest)))
     videos = encode_videos(model, batches)
     assert (len(videos), videos.frames_BTD.shape[1]) == (6, 4)

@@ -60,7 +60,7 @@ def assert_same(batches, oracle):
     for a, b in zip(batches, oracle, strict=True):
         assert a.clips == b.clips
         assert a.stored == b.stored
-        assert (a.picked.rows, a.picked.video_ids) == (b.picked.rows, b.picked.video_ids)
+        assert a.picked.rows == b.picked.rows
         assert torch.equal(a.picked.frames_BTHXC, b.picked.frames_BTHXC)
         assert torch.equal(a.picked.frame_mask_BT, b.picked.frame_mask_BT)
 
@@ -81,21 +81,22 @@ def test_eval_batches_give_the_frames_of_random_access(tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])
-def test_eval_batches_give_each_clip_once_in_order_when_split_over_ranks(shards, world_size):
+def test_clip_batches_give_each_clip_once_in_order_when_split_over_ranks(shards, world_size):
     reader = ShardReader(shards, "train")
-    batches = [batch for rank in range(world_size) for batch in eval_batches(reader, 4, 3, rank, world_size)]
+    found = [one for rank in range(world_size) for one in clip_batches(reader.index, 4, 3, rank, world_size)]
+    assert [clip.video_id for one in found for clip in one.clips] == [clip.video_id for clip in reader.clips]
+    batches = [one.picked for one in found]
     assert [row for batch in batches for row in batch.rows] == list(range(30))
-    assert [name for batch in batches for name in batch.video_ids] == [clip.video_id for clip in reader.clips]
     clips, frames = clip_and_frame(torch.cat([batch.frames_BTHXC for batch in batches]))
     assert (clips == np.arange(30)[:, None]).all()
     assert (frames == [1, 3, 5]).all()
     assert all(len(batch.rows) <= 4 and batch.frame_mask_BT.all() for batch in batches)
 
 
-def test_eval_batches_give_nothing_to_a_rank_when_there_are_more_ranks_than_clips(tmp_path):
+def test_clip_batches_give_nothing_to_a_rank_when_there_are_more_ranks_than_clips(tmp_path):
     reader = ShardReader(make_shards(tmp_path, ["a", "b"], split="test"), "test")
-    parts = [list(eval_batches(reader, 2, 1, rank, 3)) for rank in range(3)]
-    assert [sum(len(batch.rows) for batch in part) for part in parts] == [0, 1, 1]
+    parts = [list(clip_batches(reader.index, 2, 1, rank, 3)) for rank in range(3)]
+    assert [sum(len(batch.clips) for batch in part) for part in parts] == [0, 1, 1]
 
 
 def test_clips_are_those_of_the_reader_when_read_in_one_pass(shards):

@@ -2,27 +2,33 @@
 
 import contextlib
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_world import save_siglip_2_naflex
 from click.testing import CliRunner
-from model_world import FRAMES, SIZE, changed, section, tiny_model, train_config
+from model_world import FRAMES, PARAMS, SIZE, changed, make_shards, save_small_siglip, section, tiny_model, train_config
 from ruamel.yaml import YAML
 from step_world import random_batch
 from train_world import run
 
 from hcmi.cli import main
 from hcmi.errors import ConfigError
-from hcmi.model import new_retriever
+from hcmi.model import new_retriever, shards_square
+from hcmi.shards import ShardReader, TrainLoader, write_shards
 from hcmi.train import memory, plan_text, plan_training, preflight
+from hcmi.train import plan as plan_module
 from hcmi.train import stage as subject
 from hcmi.train.memory import training_memory
+from hcmi.train.micro_batch import largest_batch
 from hcmi.train.preflight import RunData, check_run
 from hcmi.train.step import batch_loss
 from hcmi.train.tower_training import optimizers_of
 
 CAPTIONS = ["a red film then blue", "a much longer caption of a green film and then of a blue one"]
+DATA = {"captions": {"train": [CAPTIONS] * 3, "val": [CAPTIONS]}, "image_size": SIZE}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +42,7 @@ def saved_in_a_step(model, config, captions) -> float:
     """Bytes that the backward pass of a whole batch of equal captions needs, counted in that step."""
     batch = random_batch(config.batch_size)
     texts = [[captions] * config.batch_size] * config.captions_per_clip
-    batch = type(batch)(batch.rows, batch.video_ids, texts, batch.frames_KBTHXC, batch.frame_mask_BT)
+    batch = type(batch)(batch.rows, texts, batch.frames_KBTHXC, batch.frame_mask_BT)
     return memory._saved_bytes(lambda: batch_loss(model.train(), batch, config, "off", "float32")[0], model)
 
 
@@ -90,7 +96,7 @@ def test_check_leaves_the_models_random_numbers_as_they_are():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    check_run(RunData({"train": 3, "val": 1}, CAPTIONS, SIZE), section(), train_config(), model)
+    check_run(RunData(**DATA), section(), train_config(), model)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -123,12 +129,11 @@ def test_training_warns_of_rates_and_of_few_clips(few, clip, tmp_path, monkeypat
 
 def test_problems_name_each_kind_of_missing_data(monkeypatch):
     def problem(**changes) -> str:
-        data = {"clips": {"train": 3, "val": 1}, "captions": CAPTIONS, "image_size": SIZE, **changes}
-        found, = check_run(RunData(**data), section(), train_config()).problems
+        found, = check_run(RunData(**{**DATA, **changes}), section(), train_config()).problems
         return found
 
-    assert problem(clips={"train": 3, "val": 0}).startswith("split val: need at least one clip, got none.")
-    assert problem(captions=[]).startswith("captions: need some to train with, got none.")
+    assert problem(captions={"train": [CAPTIONS]}).startswith("split val: need at least one clip, got none.")
+    assert problem(captions={"train": [[]], "val": [CAPTIONS]}).startswith("captions: need some to train with, got")
     assert problem(files=14, missing=9986).startswith(
         "videos: need at least 50% of the 10,000 that the captions name, got 14; 9,986 are missing.")
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 0)
@@ -163,6 +168,46 @@ def test_plan_of_frozen_towers_says_what_is_computed_once_and_what_is_ignored(fe
     assert not (tmp_path / "cache").exists()
     run(few, tmp_path, model_config, towers="frozen", batch_size=3, epochs=1)
     assert plan_training(shards_dir=few, model_config=model_config, config=config)["features_s"] == 0
+
+
+@pytest.mark.parametrize(("save", "size"), [(save_siglip_2_naflex, 128), (save_small_siglip, 32)])
+def test_plan_says_nothing_of_frames_when_they_are_as_the_backbone_has_them(few, tmp_path, save, size):
+    """Whole frames and squashed ones, where CLIP's are cropped."""
+    backbone = str(save(tmp_path / "towers"))
+    write_shards(manifest_path=few.parent / "manifest.parquet", out_dir=tmp_path / "shards",
+                 config=changed(PARAMS.shards, size=size, num_frames=8, max_skip_fraction=0, num_workers=1),
+                 square=shards_square("auto", backbone))
+    with warnings.catch_warnings(record=True) as said:
+        plan = plan_training(shards_dir=tmp_path / "shards", model_config=section(backbone=backbone),
+                             config=train_config(batch_size=3, lr=1e-4, backbone_lr=1e-7))
+    assert (plan["problems"], plan["warnings"]) == ([], [])
+    assert not [str(one.message) for one in said if "frames are" in str(one.message)]
+
+
+@pytest.mark.parametrize(("uncaptioned", "changes", "message"), [
+    (["val"], {}, "split val: need captions to choose the best epoch with, got 3 clips and none. Caption some"),
+    ([], {"epochs": 0}, "train.epochs: need 1 or more for model.backbone scratch, whose weights are random, got 0."),
+    ([], {"denoise": "positive", "denoise_by": "tag"},
+     "train.loss.denoise_by tag: need the tag `meaning` on every training clip, got 3 of 3 without. Choose text")])
+def test_plan_and_training_say_the_same_when_training_refuses(tmp_path, uncaptioned, changes, message):
+    shards = make_shards(tmp_path, num_train=3, uncaptioned=uncaptioned)
+    problem, = plan_training(shards_dir=shards, model_config=section(), config=train_config(**changes))["problems"]
+    with pytest.raises(ConfigError) as refused:
+        run(shards, tmp_path, **changes)
+    assert str(refused.value).startswith(message)
+    assert problem == str(refused.value)
+
+
+def test_plan_stops_when_the_processes_cannot_share_a_batch(few):
+    with pytest.raises(ConfigError, match=r"^train\.batch_size: need a multiple of the 2 ranks, got 3\. Try 4\."):
+        plan_training(shards_dir=few, model_config=section(), config=train_config(batch_size=3, num_processes=2))
+
+
+def test_plan_of_a_checkpoint_without_epochs_is_ready_when_no_training_clip_has_a_caption(tmp_path, clip):
+    shards = make_shards(tmp_path, num_train=3, uncaptioned=["train"])
+    plan = plan_training(shards_dir=shards, model_config=section(backbone=str(clip)), config=train_config(epochs=0))
+    assert (plan["problems"], plan["warnings"]) == ([], [])
+    assert plan_text(plan).endswith("ready: no problem found")
 
 
 def test_plan_names_a_backbone_that_cannot_be_loaded_and_a_head_that_ignores_the_loss(few, tmp_path):
@@ -227,7 +272,18 @@ def test_estimate_is_that_of_training_and_leaves_the_model_as_it_was(clip):
     assert not model.training
 
 
-def test_batches_that_the_clips_cannot_fill_count_as_they_are(tmp_path):
-    data = RunData({"train": 24, "val": 3}, CAPTIONS, SIZE)
-    huge, fitted = (check_run(data, section(), train_config(batch_size=size)).memory for size in (1_000_000, 24))
+@pytest.mark.parametrize(("name", "wanted", "there"), [("batch_size", 1_000_000, 24), ("captions_per_clip", 6, 2)])
+def test_batches_that_the_clips_cannot_fill_count_as_they_are(name, wanted, there):
+    data = RunData({"train": [CAPTIONS[:1], *[CAPTIONS] * 23], "val": [CAPTIONS]}, SIZE)
+    huge, fitted = (check_run(data, section(), train_config(**{name: size})).memory for size in (wanted, there))
     assert huge == fitted
+
+
+def test_steps_are_tried_and_timed_with_the_captions_that_clips_have(films, monkeypatch):
+    """Clips have two captions, and six are asked for."""
+    loader = TrainLoader(ShardReader(films, "train"), 4, FRAMES, num_captions=6)
+    assert len(largest_batch(loader, FRAMES).captions) == len(next(iter(loader)).captions) == 2
+    timed = []
+    monkeypatch.setattr(plan_module, "training_step", lambda *args: timed.append(len(args[2].captions)))
+    plan_training(shards_dir=films, model_config=section(), config=train_config(captions_per_clip=6))
+    assert set(timed) == {2}

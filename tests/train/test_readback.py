@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from model_world import train_config
+from safetensors.torch import load_file
 from step_world import random_batch, wild_model
 from torch import nn
 from train_world import assert_same_run, run, save_after_every_step
@@ -12,7 +13,7 @@ from train_world import assert_same_run, run, save_after_every_step
 from hcmi.errors import ModelError
 from hcmi.model import interaction
 from hcmi.model.heads import HEADS
-from hcmi.train import objective, readback, training_step
+from hcmi.train import objective, readback, step, training_step
 from hcmi.train import stage as subject
 from hcmi.train.stage import Checkpoints
 from hcmi.train.step import batch_loss
@@ -83,9 +84,10 @@ def test_train_has_the_same_weights_and_curves_when_results_are_read_late(films,
     assert len(late) == 9
 
 
-@pytest.mark.parametrize("broken", [1, 4, 9])
-def test_train_names_the_step_and_saves_no_broken_weights_when_a_loss_is_read_late(films, tmp_path, monkeypatch, late,
-                                                                                   broken):
+@pytest.mark.parametrize(("broken", "figure"), [(1, "loss"), (4, "loss"), (9, "loss"), (4, "gradient_norm"),
+                                                (9, "gradient_norm")])
+def test_train_names_the_step_and_saves_no_broken_weights_when_a_figure_is_read_late(films, tmp_path, monkeypatch, late,
+                                                                                     broken, figure):
     if broken != 4:         # once with checkpoints after every step, and once with those of each epoch
         save_after_every_step(monkeypatch)
     rows, saved = [], []
@@ -94,7 +96,7 @@ def test_train_names_the_step_and_saves_no_broken_weights_when_a_loss_is_read_la
         result = training_step(*args)
         rows.append(result.rows)
         if len(rows) == broken:
-            result.figures["loss"].fill_(torch.nan)
+            result.figures[figure].fill_(torch.nan)
         return result
 
     save = Checkpoints.save
@@ -103,6 +105,46 @@ def test_train_names_the_step_and_saves_no_broken_weights_when_a_loss_is_read_la
     with pytest.raises(ModelError) as caught:
         run(films, tmp_path)
     clips = ", ".join(subject.ShardReader(films, "train").clips[row].video_id for row in rows[broken - 1])
-    assert str(caught.value).startswith(f"training, step {broken}: need a finite loss, got nan.")
+    assert str(caught.value).startswith(
+        f"training, step {broken}: need a finite {figure.removesuffix('_norm')}, got nan.")
     assert str(caught.value).endswith(f"the clips were {clips}.")
     assert max(saved, default=0) == {1: 0, 4: 3, 9: 8}[broken]
+
+
+def test_train_saves_no_broken_weights_when_a_gradient_is_not_finite(films, tmp_path, monkeypatch):
+    """The loss is finite in that step, the third, and the run is stopped before its weights change."""
+    save_after_every_step(monkeypatch)
+    calls = []
+
+    def planted(*args):
+        total, result = batch_loss(*args)
+        calls.append(1)
+        if len(calls) == 3:
+            total.register_hook(lambda gradient: gradient * torch.inf)
+        return total, result
+
+    monkeypatch.setattr(step, "batch_loss", planted)
+    with pytest.raises(ModelError, match=r"^training, step 3: need a finite gradient, got nan\. Lower train\.lr"):
+        run(films, tmp_path)
+    newest, older = sorted((tmp_path / "checkpoints").glob("*/step_*"), reverse=True)
+    assert (newest.name, older.name) == ("step_00000002.safetensors", "step_00000001.safetensors")
+    assert all(tensor.isfinite().all() for name, tensor in load_file(newest).items() if name.startswith("model/"))
+
+
+def test_train_says_to_learn_slower_when_vectors_of_validation_are_not_finite(films, tmp_path, monkeypatch):
+    """The last step of the first epoch breaks the weights, with a finite loss and gradient."""
+    save_after_every_step(monkeypatch)
+    steps = []
+
+    def planted(model, *args):
+        result = training_step(model, *args)
+        steps.append(1)
+        if len(steps) == 3:
+            with torch.no_grad():
+                model.towers.visual_projection.weight.fill_(torch.nan)
+        return result
+
+    monkeypatch.setattr(subject, "training_step", planted)
+    with pytest.raises(ModelError, match=r"^training, validation after step 3: need finite vectors, got NaN or infinity"
+                                         r"\. Lower train\.lr .* The last good checkpoint is .*step_00000002\.saf"):
+        run(films, tmp_path)

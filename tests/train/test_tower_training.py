@@ -129,10 +129,20 @@ def test_factors_are_those_worked_by_hand():
     assert set(factors) == {name for name, _ in tiny_model().named_parameters() if name.startswith("towers.")}
 
 
+def test_factors_of_all_of_the_convolutions_are_those_of_what_comes_before_two_layers():
+    """The stem is a sequence of convolutions, and the class token's map is one too: their numbers are no layers'."""
+    factors = layer_factors(tiny_model(scratch={**section().scratch.model_dump(), "stem": "conv"}), 0.5)
+    before = {name: factor for name, factor in factors.items() if ".vision_model.embeddings." in name}
+    assert {name.split(".")[3] for name in before} >= {"patch_embedding", "map"}
+    assert set(before.values()) == {0.25}
+    assert factors["towers.vision_model.encoder.layers.0.mlp.fc1.weight"] == 0.5
+
+
 def test_factors_of_towers_that_have_the_names_of_open_clip():
     """An image tower of three layers as `visual`, and a text tower of two in the same module."""
     names = {f"visual.{name}": 0.125 for name in ("conv1.weight", "class_embedding", "positional_embedding",
-                                                  "ln_pre.weight", "trunk.patch_embed.proj.weight", "trunk.pos_embed")}
+                                                  "ln_pre.weight", "trunk.patch_embed.proj.weight", "trunk.pos_embed",
+                                                  "trunk.stem.0.weight", "trunk.stem.1.conv1.weight")}
     names |= {f"visual.transformer.resblocks.{layer}.mlp.weight": 0.5 ** (2 - layer) for layer in range(3)}
     names |= {"token_embedding.weight": 0.25, "positional_embedding": 0.25, "transformer.resblocks.0.mlp.weight": 0.5,
               "transformer.resblocks.1.mlp.weight": 1.0, "visual.proj": 1.0, "ln_final.weight": 1.0}

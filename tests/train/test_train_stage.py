@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from train_world import StopError, assert_same_run, curves, run, save_after_every_step, stop_at
 
 from hcmi.cli import main
-from hcmi.errors import DataError, ModelError
+from hcmi.errors import ConfigError, DataError, ModelError
 from hcmi.model import load_retriever
 from hcmi.model.heads import HEADS
 from hcmi.shards import TrainBatch
@@ -42,8 +42,7 @@ def batch_of(frames: list[int], captions: list[str], longest: int = FRAMES) -> T
     pixels = torch.randint(0, 256, (1, len(frames), longest, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
     mask_BT = mask_of(frames, longest)
     pixels[0][~mask_BT] = 0
-    rows = list(range(len(frames)))
-    return TrainBatch(rows, [f"v{row}" for row in rows], [captions, captions[::-1]], pixels, mask_BT)
+    return TrainBatch(list(range(len(frames))), [captions, captions[::-1]], pixels, mask_BT)
 
 
 # learning
@@ -90,14 +89,14 @@ def test_train_logs_extra_positives_when_denoising_is_on(films, tmp_path, mode, 
 
 
 def test_train_stops_in_one_line_when_known_duplicates_have_no_tag(films, tmp_path):
-    with pytest.raises(DataError, match=r"^train\.loss\.denoise_by tag: need the tag `meaning` on every training clip"):
+    with pytest.raises(ConfigError, match=r"^train\.loss\.denoise_by tag: need the tag `meaning` on every training"):
         run(films, tmp_path, denoise="mask", denoise_by="tag")
     assert not (tmp_path / "model").exists()
 
 
 def test_train_stops_before_the_first_step_when_no_validation_clip_has_a_caption(tmp_path):
     shards = make_shards(tmp_path, uncaptioned=["val"])
-    with pytest.raises(DataError, match="split val: need captions to choose the best epoch with, got 3 clips"):
+    with pytest.raises(ConfigError, match="split val: need captions to choose the best epoch with, got 3 clips"):
         run(shards, tmp_path)
     assert not (tmp_path / "model").exists()
 
@@ -135,6 +134,15 @@ def test_train_keeps_the_epoch_that_is_best_on_validation(films, tmp_path, monke
     assert (summary["best_epoch"], summary["val_R@1"]) == (best, recalls[best])
     for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
         assert torch.equal(weight, epochs[best][name]), name
+
+
+@pytest.mark.parametrize(("fewest", "best"), [(1, 0), (2, 1)])
+def test_train_counts_the_captioned_clips_when_epochs_are_equally_good(films, tmp_path, monkeypatch, fewest, best):
+    """One of three clips of validation has captions: with two as the fewest, the last epoch is kept."""
+    _, *others = (clip.video_id for clip in subject.ShardReader(films, "val").clips)
+    monkeypatch.setattr(subject, "FEWEST_CLIPS", fewest)
+    monkeypatch.setattr(subject, "validate", lambda *_: {"R@1": 50.0, "v2t_R@1": 0.0})
+    assert run(make_shards(tmp_path, uncaptioned=others), tmp_path, epochs=2)["best_epoch"] == best
 
 
 def test_train_runs_with_activation_checkpointing_when_towers_are_from_scratch(films, tmp_path):
