@@ -130,7 +130,7 @@ class World:
         reference = Reference(self.model, shipped("export"), shipped("data/shards"), np.random.default_rng(seed))
         row_of = {clip.video_id: row for row, clip in enumerate(self.reader.clips)}
         rows = [row_of[clip.video_id] for clip in reference.sample.clips]
-        frames = np.stack([self.reader.frames(row, pick_frames(int(self.reader.num_stored[row]), FRAMES, None))
+        frames = np.stack([self.reader.frames(row, pick_frames(int(self.reader.num_stored[row]), FRAMES))
                            for row in rows])
         pixels, _ = pixels_of(reference.sample.clips, frames)       # from the same frames as the pools'
         reference.sample = replace(reference.sample, pixels=pixels)

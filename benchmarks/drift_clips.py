@@ -43,7 +43,7 @@ def groups_of(captions: list[str]) -> np.ndarray:
 
 
 def pixels_of(clips: list[Clip], frames: np.ndarray) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    picks = pick_frames(FRAMES, 4, None)
+    picks = pick_frames(FRAMES, 4)
     rows = [{"duration_s": clip.end_s - clip.start_s, "width": 128.0, "height": 128.0, **clip_columns(some[picks])}
             for clip, some in zip(clips, frames, strict=True)]
     columns = [name for name in CLIP_COLUMNS if name in rows[0]]
@@ -76,7 +76,7 @@ def draw_clips(kind: str, seed: int, params: Params, count: int, work: Path) -> 
     write_manifest(clips, work / "manifest.parquet")
     write_shards(manifest_path=work / "manifest.parquet", out_dir=work / "shards", config=params.shards)
     reader = ShardReader(work / "shards", "test")
-    frames = [reader.frames(row, pick_frames(int(reader.num_stored[row]), FRAMES, None)) for row in range(len(reader))]
+    frames = [reader.frames(row, pick_frames(int(reader.num_stored[row]), FRAMES)) for row in range(len(reader))]
     return [clip.to_row() for clip in reader.clips], np.stack(frames)
 
 

@@ -73,7 +73,7 @@ def step_seconds(model, slots: tuple[int, ...], clips: int, config, precision: s
     from hcmi.train import training_step
     from hcmi.train.tower_training import optimizers_of
 
-    numbers = (1, clips, NUM_FRAMES, *slots)
+    numbers = (clips, NUM_FRAMES, *slots)
     frames = (torch.randn(*numbers[:-1], slots[0] // 2).half().view(torch.uint8) if len(slots) == 1 else
               torch.randint(0, 256, numbers, dtype=torch.uint8))
     batch = TrainBatch(list(range(clips)), [[TEXT] * clips], frames,

@@ -59,7 +59,7 @@ def main(head: str, device_name: str, towers: str = "small", micro_batch: str = 
         model.config.backbone = "as if pretrained"      # AdamW for the towers
     nn.Module.to(model, device)
     optimizers, precision = make_optimizers(model, params.train), pick_precision(params.train.precision, device)
-    pixels = torch.randint(0, 256, (1, len(clips), frames, size, size, 3), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (len(clips), frames, size, size, 3), dtype=torch.uint8)
     given = TrainBatch(list(range(len(clips))), captions, pixels,
                        torch.ones(len(clips), frames, dtype=torch.bool))
     before = resident_mb("VmRSS")

@@ -94,7 +94,7 @@ class Loops:
             batch = self.batches[number % len(self.batches)]
             ids_QW, mask_QW = model.processor.texts([text for texts in batch.captions for text in texts])
             with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
-                videos = model.encode_videos(model.processor.frames(batch.frames_KBTHXC[0]), batch.frame_mask_BT)
+                videos = model.encode_videos(model.processor.frames(batch.frames_BTHXC), batch.frame_mask_BT)
                 levels, sentence_QD = bucketed_similarities(model, ids_QW, mask_QW, videos)
             total, _ = total_loss(model, levels, sentence_QD, self.config, None, "off")
             model.zero_grad(set_to_none=True)

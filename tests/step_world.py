@@ -19,10 +19,10 @@ from hcmi.train.step import batch_loss
 def random_batch(clips: int, seed: int = 0) -> TrainBatch:
     """Clips of 1 to 4 random frames with two captions each, of different lengths."""
     generator = torch.Generator().manual_seed(seed)
-    blocks = torch.randint(0, 256, (1, clips, FRAMES, 4, 4, 3), dtype=torch.uint8, generator=generator)
+    blocks = torch.randint(0, 256, (clips, FRAMES, 4, 4, 3), dtype=torch.uint8, generator=generator)
     frames = blocks.repeat_interleave(SIZE // 4, -3).repeat_interleave(SIZE // 4, -2)
     mask_BT = mask_of([1 + number % FRAMES for number in range(clips)], FRAMES)
-    frames[0][~mask_BT] = 0
+    frames[~mask_BT] = 0
     names = list(COLOURS)
     captions = [[" then ".join(names[(row + turn + word) % len(names)] for word in range(1 + (row * turn) % 5))
                  for row in range(clips)] for turn in (1, 2)]
@@ -32,7 +32,7 @@ def random_batch(clips: int, seed: int = 0) -> TrainBatch:
 def part_of(batch: TrainBatch, rows: Sequence[int]) -> TrainBatch:
     rows = list(rows)
     return TrainBatch([batch.rows[row] for row in rows], [[turn[row] for row in rows] for turn in batch.captions],
-                      batch.frames_KBTHXC[:, rows], batch.frame_mask_BT[rows])
+                      batch.frames_BTHXC[rows], batch.frame_mask_BT[rows])
 
 
 def wild_model(head: str) -> HcmiModel:

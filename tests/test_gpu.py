@@ -129,9 +129,9 @@ def test_batches_are_the_same_when_they_are_copied_ahead(films, num_workers):
                    for device in ("cpu", "cuda"))
     assert len(here) == len(there) == 6
     for expected, found in zip(here, there, strict=True):
-        assert found.frames_KBTHXC.is_cuda
+        assert found.frames_BTHXC.is_cuda
         assert found.rows == expected.rows
-        assert torch.equal(found.frames_KBTHXC.cpu(), expected.frames_KBTHXC)
+        assert torch.equal(found.frames_BTHXC.cpu(), expected.frames_BTHXC)
         assert torch.equal(found.frame_mask_BT.cpu(), expected.frame_mask_BT)
 
 

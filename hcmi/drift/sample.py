@@ -77,7 +77,7 @@ def measure_clips(reader: ShardReader, rows: Sequence[int]) -> tuple[list[Clip],
     """The clips at `rows`, their CLIP_COLUMNS, and the middle frame of each."""
     clips, pixels, middle_frames = [reader.clips[row] for row in rows], [], []
     for row, clip in zip(rows, clips, strict=True):
-        picks = pick_frames(int(reader.num_stored[row]), NUM_MEASURED_FRAMES, None)
+        picks = pick_frames(int(reader.num_stored[row]), NUM_MEASURED_FRAMES)
         frames_THXC = reader.frames(row, picks)
         pixels.append({"duration_s": clip.end_s - clip.start_s, "width": reader.stored[row].width,
                        "height": reader.stored[row].height, **clip_columns(frames_THXC)})

@@ -61,5 +61,5 @@ def _encode_part(model: HcmiModel, index: SplitIndex, batch_size: int, ranks: Ra
 
 def frame_times(stored_times_s: Sequence[float], num_frames: int) -> np.ndarray:
     """[T] seconds of the frames that evaluation picks; a clip with fewer frames repeats the last one."""
-    picked = [stored_times_s[at] for at in pick_frames(len(stored_times_s), num_frames, None)]
+    picked = [stored_times_s[at] for at in pick_frames(len(stored_times_s), num_frames)]
     return np.array((picked + picked[-1:] * num_frames)[:num_frames], np.float32)

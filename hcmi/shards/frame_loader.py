@@ -36,7 +36,7 @@ class FrameLoader:
                                        collate_fn=_unchanged, generator=torch.Generator())
 
     def run(self, plans: Iterable[BatchPlan]) -> Iterator[tuple[BatchPlan, Tensor, Tensor]]:
-        """Each plan with its frames [K,B,T,H,X,3] and mask [B,T]."""
+        """Each plan with its frames [B,T,H,X,3] and mask [B,T]."""
         self._sampler.plans = plans
         for decoded in self._decoded():
             plan, buffer = self._sampler.sent.popleft()
@@ -45,10 +45,10 @@ class FrameLoader:
                     raise decoded
                 finally:
                     del decoded     # else error and frame hold each other, and stopping the workers takes 5 s each
-            frames_BKTHXC = decoded if buffer is None else self._buffers.lend(buffer, self._decoder.shape(plan))
-            assert frames_BKTHXC is not None, "a job without a buffer returns its frames"
-            yield plan, frames_BKTHXC.transpose(0, 1), torch.from_numpy(plan.frame_indices_KBT[0] >= 0)
-            del frames_BKTHXC
+            frames_BTHXC = decoded if buffer is None else self._buffers.lend(buffer, self._decoder.shape(plan))
+            assert frames_BTHXC is not None, "a job without a buffer returns its frames"
+            yield plan, frames_BTHXC, torch.from_numpy(plan.frame_indices_BT >= 0)
+            del frames_BTHXC
 
     def _decoded(self) -> Iterator:
         if self._workers is None:
@@ -92,7 +92,7 @@ class _SharedBuffers:
 
 
 class _PlanDecoder(Dataset):
-    """What runs in a worker: decodes a plan's frames into a buffer, or without one into a new tensor [B,K,T,H,X,3]."""
+    """What runs in a worker: decodes a plan's frames into a buffer, or without one into a new tensor [B,T,H,X,3]."""
 
     def __init__(self, reader: ShardReader, buffers: _SharedBuffers):
         self._reader, self._buffers = reader, buffers
@@ -101,21 +101,19 @@ class _PlanDecoder(Dataset):
         return {"_reader": self._reader, "_buffers": None}
 
     def shape(self, plan: BatchPlan) -> tuple[int, ...]:
-        views, batch_size, num_frames = plan.frame_indices_KBT.shape
-        return (batch_size, views, num_frames, *self._reader.frame_shape)
+        return (*plan.frame_indices_BT.shape, *self._reader.frame_shape)
 
     def __getitem__(self, job: _Job) -> Tensor | DataError | None:
         plan, buffer = job
         shape = self.shape(plan)
-        frames = np.empty(shape, np.uint8) if buffer is None else self._buffers.array(buffer, shape)
-        indices_BN = plan.frame_indices_KBT.swapaxes(0, 1).reshape(len(plan.rows), -1)
-        frames_BNHXC = frames.reshape(*indices_BN.shape, *shape[3:])
+        frames_BTHXC = np.empty(shape, np.uint8) if buffer is None else self._buffers.array(buffer, shape)
         try:
-            for row, which, slots_NHXC in zip(plan.rows.tolist(), indices_BN.tolist(), frames_BNHXC, strict=True):
-                self._reader.read_into(row, which, slots_NHXC)
+            for row, which, slots_THXC in zip(plan.rows.tolist(), plan.frame_indices_BT.tolist(), frames_BTHXC,
+                                              strict=True):
+                self._reader.read_into(row, which, slots_THXC)
         except DataError as error:      # as a value: torch would put the worker's traceback into the message
             return error
-        return torch.from_numpy(frames) if buffer is None else None
+        return torch.from_numpy(frames_BTHXC) if buffer is None else None
 
 
 class _PlanSampler(Sampler):

@@ -20,11 +20,11 @@ from hcmi.shards.sampler import TrainOrder
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Captions and K views of T frames for each of B different videos. Padding frames are 0 and masked False."""
+    """Captions and T frames for each of B different videos. Padding frames are 0 and masked False."""
 
     rows: list[int]                 # of the reader
     captions: list[list[str]]       # of each clip one caption, then the next of each, and so on
-    frames_KBTHXC: Tensor           # uint8
+    frames_BTHXC: Tensor            # uint8
     frame_mask_BT: Tensor           # bool
 
 
@@ -56,8 +56,8 @@ class TrainLoader:
     cannot be split over the ranks.
     """
 
-    def __init__(self, reader: ShardReader, batch_size: int, num_frames: int, views: int = 1, seed: int = 0,
-                 rank: int = 0, world_size: int = 1, num_workers: int = 0, num_captions: int = 1,
+    def __init__(self, reader: ShardReader, batch_size: int, num_frames: int, seed: int = 0, rank: int = 0,
+                 world_size: int = 1, num_workers: int = 0, num_captions: int = 1,
                  device: torch.device | str = "cpu"):
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         for clip in reader.clips:
@@ -72,12 +72,12 @@ class TrainLoader:
         self.batch_size = self._fit(batch_size, num_videos=int(videos.max()) + 1)
         captions_N = np.array([len(clip.captions) for clip in reader.clips])
         self.num_captions = captions_taken(num_captions, (clip.captions for clip in reader.clips))
-        self._order = TrainOrder(videos, captions_N, reader.num_stored, self.batch_size, num_frames, views,
+        self._order = TrainOrder(videos, captions_N, reader.num_stored, self.batch_size, num_frames,
                                  self.num_captions, seed)
         self._num_batches = self._order.num_batches     # counted once: an epoch is planned for it
         self._epoch, self._batch, self._device = 0, 0, torch.device(device)
         self._clip_order: np.ndarray | None = None
-        self._frames = FrameLoader(reader, num_workers, self.batch_size // world_size * views * num_frames)
+        self._frames = FrameLoader(reader, num_workers, self.batch_size // world_size * num_frames)
 
     def _fit(self, batch_size: int, num_videos: int) -> int:
         if num_videos >= batch_size:
@@ -121,12 +121,12 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[TrainBatch]:
         plans = self._order.plans(self._epoch, self._batch, self.rank, self.world_size, self._clip_order)
-        for plan, frames_KBTHXC, frame_mask_BT in on_device(self._frames.run(plans), self._device):
+        for plan, frames_BTHXC, frame_mask_BT in on_device(self._frames.run(plans), self._device):
             self._batch += 1
             clips = [self.reader.clips[row] for row in plan.rows]
             captions = [[clip.captions[number] for clip, number in zip(clips, numbers, strict=True)]
                         for numbers in plan.captions_NB]
-            yield TrainBatch(plan.rows.tolist(), captions, frames_KBTHXC, frame_mask_BT)
+            yield TrainBatch(plan.rows.tolist(), captions, frames_BTHXC, frame_mask_BT)
         self._epoch, self._batch, self._clip_order = self._epoch + 1, 0, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,5 +154,5 @@ class TrainLoader:
         clips = [[clip.video_id, clip.path, clip.sha256, clip.captions] for clip in self.reader.clips]
         order = self._order
         return {"seed": order.seed, "batch_size": self.batch_size, "num_frames": order.num_frames,
-                "views": order.views, "captions": order.captions_taken,
+                "captions": order.captions_taken,
                 "clips_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest()}

@@ -16,29 +16,30 @@ class BatchPlan:
 
     rows: np.ndarray                # clips [B]
     captions_NB: np.ndarray         # numbers of N captions of each clip
-    frame_indices_KBT: np.ndarray   # the stored frame for each place, -1 for padding
+    frame_indices_BT: np.ndarray    # the stored frame for each place, -1 for padding
 
 
-def pick_frames(num_stored: int, num_frames: int, generator: np.random.Generator | None = None) -> list[int]:
-    """Cut the stored frames into `num_frames` equal segments; take the middle one of each, or with a generator a
-    random one. Ascending. When there are no more than `num_frames` frames, each of them once.
+def pick_frames(num_stored: int, num_frames: int) -> list[int]:
+    """Cut the stored frames into `num_frames` equal segments and take the middle one of each, ascending. When there
+    are no more than `num_frames` frames, each of them once.
 
-    Segments need not begin at whole frames, so over many draws every frame is taken equally often. When a segment has
-    an even number of frames, the later one of the two in the middle is taken.
+    Segments need not begin at whole frames. When a segment has an even number of frames, the later one of the two in
+    the middle is taken.
 
     Source: one frame of each segment as in TSN, which takes the middle one for evaluation.
     """
-    uniform_T = np.full(num_frames, 0.5) if generator is None else generator.random(num_frames)
-    return [int(frame) for frame in spread_frames(np.array([num_stored]), uniform_T[None])[0] if frame >= 0]
+    return [int(frame) for frame in middle_frames(np.array([num_stored]), num_frames)[0] if frame >= 0]
 
 
 def middle_frames(num_stored_B: np.ndarray, num_frames: int) -> np.ndarray:
-    """`pick_frames` without a generator for many clips, int [B,T]; -1 where a clip has no frame left."""
+    """`pick_frames` for many clips, int [B,T]; -1 where a clip has no frame left."""
     return spread_frames(num_stored_B, np.full((len(num_stored_B), num_frames), 0.5))
 
 
 def spread_frames(num_stored_B: np.ndarray, uniform_BT: np.ndarray) -> np.ndarray:
-    """`pick_frames` for many clips [..., B, T], given numbers in [0, 1); -1 where a clip has no frame left."""
+    """The frame of each segment of `pick_frames` at a place in [0, 1) of it, int [B,T]; -1 where a clip has no frame
+    left. Over many random places every frame is taken equally often.
+    """
     num_frames = uniform_BT.shape[-1]
     segments_B1 = np.minimum(num_stored_B, num_frames)[:, None]
     segment_T = np.arange(num_frames)
@@ -155,7 +156,6 @@ class TrainOrder:
     num_stored: np.ndarray      # frames of each clip
     batch_size: int             # over all ranks
     num_frames: int
-    views: int
     captions_taken: int         # of each clip, each time
     seed: int
 
@@ -183,10 +183,10 @@ class TrainOrder:
         part = slice(self.batch_size * rank // world_size, self.batch_size * (rank + 1) // world_size)
         for number in range(first, len(batches)):
             # drawn for the global batch, then cut: the frames do not depend on the number of ranks
-            draw = self._generator(_PICKS, epoch, number).random((self.views, self.batch_size, self.num_frames))
+            draw_BT = self._generator(_PICKS, epoch, number).random((self.batch_size, self.num_frames))
             rows = batches[number, part]
             yield BatchPlan(rows, (first_caption[rows] + numbers_N1) % self.num_captions[rows],
-                            spread_frames(self.num_stored[rows], draw[:, part]))
+                            spread_frames(self.num_stored[rows], draw_BT[part]))
 
     def _generator(self, stream: int, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([stream, self.seed % 2**32, *numbers])

@@ -59,7 +59,7 @@ def largest_batch(loader: TrainLoader, num_frames: int) -> TrainBatch:
     """A rank's batch as large as any: black frames, and everywhere the longest caption."""
     clips = loader.batch_size // loader.world_size
     captions = [max((caption for clip in loader.reader.clips for caption in clip.captions), key=len)] * clips
-    frames = torch.zeros((1, clips, num_frames, *loader.reader.frame_shape), dtype=torch.uint8)
+    frames = torch.zeros((clips, num_frames, *loader.reader.frame_shape), dtype=torch.uint8)
     return TrainBatch(list(range(clips)), [captions] * loader.num_captions, frames,
                       torch.ones(clips, num_frames, dtype=torch.bool))
 

@@ -26,9 +26,9 @@ def clip_operations(model: HcmiModel, config: TrainConfig, reader: ShardReader, 
     clips = [reader.clips[number % len(reader)] for number in range(CLIPS)]
     captions = [[clip.captions[number % len(clip.captions)] for clip in clips]
                 for number in range(captions_taken(config.captions_per_clip, (clip.captions for clip in reader.clips)))]
-    frames = torch.zeros((1, CLIPS, model.config.num_frames, *reader.frame_shape), dtype=torch.uint8)
+    frames = torch.zeros((CLIPS, model.config.num_frames, *reader.frame_shape), dtype=torch.uint8)
     batch = TrainBatch(list(range(CLIPS)), captions, frames,
-                       torch.ones(frames.shape[1:3], dtype=torch.bool))
+                       torch.ones(frames.shape[:2], dtype=torch.bool))
     return operations(lambda: trial(0, model, batch, config, precision, ALONE)) / CLIPS
 
 

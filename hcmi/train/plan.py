@@ -104,9 +104,9 @@ def _step_seconds(model: HcmiModel, slots: tuple[int, ...], config: TrainConfig,
     model.train()
 
     def timed(clips: int) -> float:
-        noise = torch.randn(1, clips, model.config.num_frames, slots[0] // 2, generator=torch.Generator().manual_seed(0)
+        noise = torch.randn(clips, model.config.num_frames, slots[0] // 2, generator=torch.Generator().manual_seed(0)
                             ).half().view(torch.uint8) if len(slots) == 1 else torch.randint(
-            0, 256, (1, clips, model.config.num_frames, *slots), dtype=torch.uint8)
+            0, 256, (clips, model.config.num_frames, *slots), dtype=torch.uint8)
         batch = TrainBatch(list(range(clips)), [[caption] * clips] * loader.num_captions, noise,
                            torch.ones(clips, model.config.num_frames, dtype=torch.bool))
         started = time.perf_counter()

@@ -100,7 +100,7 @@ def _embed(parts: Parts, batch: TrainBatch, part: int, device: torch.device, cal
         return parts.videos(send(frames_BTHXC, device), mask_BT)
 
     mask_BT = send(batch.frame_mask_BT, device)
-    found = [call(embed, *some) for some in zip(batch.frames_KBTHXC[0].split(part), mask_BT.split(part), strict=True)]
+    found = [call(embed, *some) for some in zip(batch.frames_BTHXC.split(part), mask_BT.split(part), strict=True)]
     if len(found) == 1:
         return *found[0], mask_BT
     return concatenate([videos for videos, _ in found]), torch.cat([features for _, features in found]), mask_BT

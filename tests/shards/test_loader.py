@@ -24,7 +24,7 @@ def assert_same_batches(left, right):
     for a, b in zip(left, right, strict=True):
         assert a.rows == b.rows
         assert a.captions == b.captions
-        assert torch.equal(a.frames_KBTHXC, b.frames_KBTHXC)
+        assert torch.equal(a.frames_BTHXC, b.frames_BTHXC)
         assert torch.equal(a.frame_mask_BT, b.frame_mask_BT)
 
 
@@ -35,22 +35,22 @@ def test_train_loader_plans_no_epoch_when_its_length_is_asked_for(shards, monkey
 
 
 def test_train_loader_gives_the_frames_and_captions_it_names_when_iterated(shards):
-    loader = TrainLoader(ShardReader(shards, "train"), batch_size=8, num_frames=3, views=2, seed=5)
+    loader = TrainLoader(ShardReader(shards, "train"), batch_size=8, num_frames=3, seed=5)
     assert len(loader) == 3
     batches = list(loader)
     assert len(batches) == 3
     assert loader.epoch == 1
     for batch in batches:
-        assert batch.frames_KBTHXC.shape == (2, 8, 3, SIZE, SIZE, 3)
-        assert batch.frames_KBTHXC.dtype == torch.uint8
+        assert batch.frames_BTHXC.shape == (8, 3, SIZE, SIZE, 3)
+        assert batch.frames_BTHXC.dtype == torch.uint8
         assert batch.frame_mask_BT.all()
         assert batch.frame_mask_BT.dtype == torch.bool
-        clips, frames = clip_and_frame(batch.frames_KBTHXC)
-        assert (clips == np.array(batch.rows)[None, :, None]).all()
+        clips, frames = clip_and_frame(batch.frames_BTHXC)
+        assert (clips == np.array(batch.rows)[:, None]).all()
         assert (frames // 2 == [0, 1, 2]).all()         # 6 stored, 3 segments of two
         assert [caption[:-1] for caption in batch.captions[0]] == [f"clip {row} caption " for row in batch.rows]
-    views = np.concatenate([clip_and_frame(batch.frames_KBTHXC)[1] for batch in batches], axis=1)
-    assert 0.3 < (views[0] == views[1]).mean() < 0.7    # two of two, drawn independently: a half
+    second = np.concatenate([clip_and_frame(batch.frames_BTHXC)[1] % 2 for batch in batches])
+    assert 0.3 < second.mean() < 0.7        # of the two in each segment
 
 
 def test_train_loader_never_repeats_a_video_in_a_batch_when_videos_have_segments(segments):
@@ -129,15 +129,15 @@ def test_train_loader_leaves_out_other_clips_each_epoch_when_they_fill_no_batch(
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_train_loader_splits_each_batch_exactly_when_there_are_several_ranks(segments, num_workers):
     reader = ShardReader(segments, "train")
-    whole = list(TrainLoader(reader, 6, num_frames=2, views=2, seed=3))
-    parts = [list(TrainLoader(reader, 6, num_frames=2, views=2, seed=3, rank=rank, world_size=3,
+    whole = list(TrainLoader(reader, 6, num_frames=2, seed=3))
+    parts = [list(TrainLoader(reader, 6, num_frames=2, seed=3, rank=rank, world_size=3,
                               num_workers=num_workers)) for rank in range(3)]
     for number, batch in enumerate(whole):
         ranks = [part[number] for part in parts]
         assert [len(rank.rows) for rank in ranks] == [2, 2, 2]
         assert joined(rank.rows for rank in ranks) == batch.rows
         assert joined(rank.captions[0] for rank in ranks) == batch.captions[0]
-        assert torch.equal(torch.cat([rank.frames_KBTHXC for rank in ranks], dim=1), batch.frames_KBTHXC)
+        assert torch.equal(torch.cat([rank.frames_BTHXC for rank in ranks]), batch.frames_BTHXC)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -145,7 +145,7 @@ def test_train_loader_sees_the_same_batches_when_resumed_in_mid_epoch(segments, 
     reader = ShardReader(segments, "train")
 
     def make():
-        return TrainLoader(reader, 5, num_frames=3, views=2, seed=9, num_workers=num_workers)
+        return TrainLoader(reader, 5, num_frames=3, seed=9, num_workers=num_workers)
     undisturbed = make()
     oracle = [batch for _ in range(3) for batch in undisturbed]
     first = make()
@@ -188,34 +188,34 @@ def test_train_loader_leaves_torchs_global_generator_alone_when_workers_start(sh
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_train_loader_reuses_memory_only_when_no_view_of_it_is_left(shards, num_workers):
-    loader = TrainLoader(ShardReader(shards, "train"), 3, num_frames=2, views=2, num_workers=num_workers)
+    loader = TrainLoader(ShardReader(shards, "train"), 3, num_frames=2, num_workers=num_workers)
     places, kept = set(), []
     for _ in range(3):
         for batch in loader:
-            places.add(batch.frames_KBTHXC.data_ptr())
+            places.add(batch.frames_BTHXC.data_ptr())
     assert len(places) <= 4                 # two ahead, one in use, and the one before it
     for _ in range(2):
         for batch in loader:
-            kept.append((batch.rows[1], batch.frames_KBTHXC[1, 1]))     # a view of a part
+            kept.append((batch.rows[1], batch.frames_BTHXC[1]))     # a view of a part
     for row, frames_THXC in kept:
         assert (clip_and_frame(frames_THXC)[0] == row).all()
 
 
 def test_train_loader_gives_the_same_batches_when_workers_are_not_forked(shards, monkeypatch):
     reader = ShardReader(shards, "train")
-    oracle = list(TrainLoader(reader, 8, num_frames=2, views=2))
+    oracle = list(TrainLoader(reader, 8, num_frames=2))
     monkeypatch.setattr("multiprocessing.get_start_method", lambda: "spawn")     # no memory to share by inheritance
-    assert_same_batches(list(TrainLoader(reader, 8, num_frames=2, views=2, num_workers=1)), oracle)
+    assert_same_batches(list(TrainLoader(reader, 8, num_frames=2, num_workers=1)), oracle)
 
 
 def test_train_loader_pads_and_masks_when_a_clip_has_fewer_frames(tmp_path):
     reader = ShardReader(make_shards(tmp_path, list("abcd"), num_frames=[2, 4, 6, 1]), "train")
-    batch = next(iter(TrainLoader(reader, 4, num_frames=4, views=2)))
+    batch = next(iter(TrainLoader(reader, 4, num_frames=4)))
     for place, row in enumerate(batch.rows):
         stored = min([2, 4, 6, 1][row], 4)
         assert batch.frame_mask_BT[place].tolist() == [True] * stored + [False] * (4 - stored)
-        assert (batch.frames_KBTHXC[:, place, stored:] == 0).all()
-        assert (clip_and_frame(batch.frames_KBTHXC[:, place, :stored])[0] == row).all()
+        assert (batch.frames_BTHXC[place, stored:] == 0).all()
+        assert (clip_and_frame(batch.frames_BTHXC[place, :stored])[0] == row).all()
 
 
 def test_train_loader_gives_one_smaller_batch_when_the_set_is_smaller(tmp_path):
@@ -283,7 +283,7 @@ def test_train_loader_refuses_when_there_are_fewer_videos_than_ranks(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "change"), [("seed", {"seed": 1}), ("batch_size", {"batch_size": 6}),
-                                             ("num_frames", {"num_frames": 3}), ("views", {"views": 2})])
+                                             ("num_frames", {"num_frames": 3}), ("captions", {"num_captions": 2})])
 def test_train_loader_refuses_a_state_when_it_is_another_loaders(shards, key, change):
     reader, settings_ = ShardReader(shards, "train"), {"batch_size": 5, "num_frames": 2}
     state = TrainLoader(reader, **settings_).state_dict()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hcmi.shards import pick_frames
-from hcmi.shards.sampler import _same_meaning_as, marginal_order, plan_epoch
+from hcmi.shards.sampler import _same_meaning_as, marginal_order, plan_epoch, spread_frames
 from hcmi.train.loss import same_meaning
 
 
@@ -21,12 +21,13 @@ def test_pick_frames_takes_the_middle_of_equal_segments_when_evaluating():
 def test_pick_frames_takes_every_frame_once_when_there_are_no_more():
     assert pick_frames(3, 3) == [0, 1, 2]
     assert pick_frames(2, 5) == [0, 1]
-    assert pick_frames(2, 5, np.random.default_rng(0)) == [0, 1]
+    assert spread_frames(np.array([2]), np.random.default_rng(0).random((1, 5))).tolist() == [[0, 1, -1, -1, -1]]
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 2**32))
-def test_pick_frames_draws_one_of_each_segment_when_training(num_stored, num_frames, seed):
-    picks = pick_frames(num_stored, num_frames, np.random.default_rng(seed))
+def test_spread_frames_gives_one_of_each_segment_wherever_it_is_drawn(num_stored, num_frames, seed):
+    drawn_BT = np.random.default_rng(seed).random((1, num_frames))
+    picks = [pick for pick in spread_frames(np.array([num_stored]), drawn_BT)[0].tolist() if pick >= 0]
     assert len(picks) == min(num_stored, num_frames)
     assert picks == sorted(picks)
     for segment, pick in enumerate(picks):      # frame p covers [p, p + 1), which must meet the segment
@@ -35,9 +36,9 @@ def test_pick_frames_draws_one_of_each_segment_when_training(num_stored, num_fra
     assert picks[-1] < num_stored
 
 
-def test_pick_frames_draws_all_frames_equally_often_when_segments_end_within_a_frame():
-    generator = np.random.default_rng(0)
-    counts = np.bincount(np.concatenate([pick_frames(5, 2, generator) for _ in range(20_000)]), minlength=5)
+def test_spread_frames_gives_all_frames_equally_often_when_segments_end_within_a_frame():
+    drawn_BT = np.random.default_rng(0).random((20_000, 2))
+    counts = np.bincount(spread_frames(np.full(20_000, 5), drawn_BT).ravel(), minlength=5)
     np.testing.assert_allclose(counts / 20_000, 0.4, atol=0.015)        # 4.3 standard deviations
 
 

@@ -42,7 +42,7 @@ def saved_in_a_step(model, config, captions) -> float:
     """Bytes that the backward pass of a whole batch of equal captions needs, counted in that step."""
     batch = random_batch(config.batch_size)
     texts = [[captions] * config.batch_size] * config.captions_per_clip
-    batch = type(batch)(batch.rows, texts, batch.frames_KBTHXC, batch.frame_mask_BT)
+    batch = type(batch)(batch.rows, texts, batch.frames_BTHXC, batch.frame_mask_BT)
     return memory._saved_bytes(lambda: batch_loss(model.train(), batch, config, "off", "float32")[0], model)
 
 

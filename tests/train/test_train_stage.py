@@ -39,9 +39,9 @@ from hcmi.train.objective import total_loss
 def batch_of(frames: list[int], captions: list[str], longest: int = FRAMES) -> TrainBatch:
     """Random clips of the given numbers of frames."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (1, len(frames), longest, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (len(frames), longest, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
     mask_BT = mask_of(frames, longest)
-    pixels[0][~mask_BT] = 0
+    pixels[~mask_BT] = 0
     return TrainBatch(list(range(len(frames))), [captions, captions[::-1]], pixels, mask_BT)
 
 
@@ -188,7 +188,7 @@ def test_loss_stays_finite_when_a_caption_is_padding_alone(head):
     model, config = tiny_model(head).train(), train_config()
     ids_BW, mask_BW = model.processor.texts(["a red film", "a blue film"])
     mask_BW[1] = 0
-    videos = model.encode_videos(model.processor.frames(batch_of([4, 4], []).frames_KBTHXC[0]), mask_of([4, 4], 4))
+    videos = model.encode_videos(model.processor.frames(batch_of([4, 4], []).frames_BTHXC), mask_of([4, 4], 4))
     texts = model.encode_texts(ids_BW, mask_BW)
     levels = model.head.training_similarities(texts, videos)
     total, _ = total_loss(model, levels, texts.sentence_BD, config, None, "off")
@@ -225,7 +225,7 @@ def assert_step_is_that_of_all_captions_at_once(head: str) -> None:
     assert len(set(mask_QW.sum(1).tolist())) == 4
     with torch.no_grad():
         texts = model.encode_texts(ids_QW, mask_QW)
-        videos = model.encode_videos(model.processor.frames(batch.frames_KBTHXC[0]), batch.frame_mask_BT)
+        videos = model.encode_videos(model.processor.frames(batch.frames_BTHXC), batch.frame_mask_BT)
         levels = model.head.training_similarities(texts, videos)
         needed = total_loss(model, levels, texts.sentence_BD, config, None, "off")[1]
     found = training_step(model, make_optimizers(model, config), batch, config, "off", "float32").figures
