@@ -53,9 +53,11 @@ def _name_problems(names: Iterable[str]) -> list[str]:
 def _run_problems(report: dict[str, Any], config: ShardsConfig) -> list[str]:
     machine, projected = report["machine"], report["projected"]
     problems = []
-    if projected["failure_rate"] > config.max_skip_fraction:
-        problems.append(f"videos: need at most {config.max_skip_fraction:.0%} that cannot be decoded, got "
-                        f"{projected['failure_rate']:.0%} of the sample. Repair or remove them, or raise "
+    if projected["failure_rate"] == 1:
+        problems.append("videos: need at least one that can be decoded, got none in the sample. Repair the files.")
+    elif projected["skip_fraction"] > config.max_skip_fraction:
+        problems.append(f"videos: need at most {config.max_skip_fraction:.0%} that can be opened and not decoded, got "
+                        f"{projected['skip_fraction']:.0%} of the sample. Repair or remove them, or raise "
                         f"shards.max_skip_fraction.")
     if projected["shards_mb"] / 1e3 > machine["disk_free_gb"]:
         problems.append(f"disk: need {projected['shards_mb'] / 1e3:.1f} GB for the shards, got "

@@ -17,6 +17,7 @@ from hcmi.evaluate import wilson
 from hcmi.model import cut_note
 from hcmi.train import RunData
 from hcmi.video import is_text
+from hcmi.wording import plural
 
 TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
 RECORD_BYTES = 1500     # of a clip's JSON and its row of the index
@@ -62,19 +63,20 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
         "reasons": dict(Counter(error.reason for error in examined.bad.values())),
         "decoders": dict(Counter(one.decoder for one in examined.good.values())),
         "worst": _worst_files(missing, listing.outside, examined),
-        "machine": describe_machine(), "memory_needed_gb": None}
+        "machine": describe_machine(), "memory_needed_gb": None, "notes": _notes(examined)}
     report["problems"] = folder_problems(report, videos, shards, listing.outside)
     if params and report["captions"]:
-        problems, found = training_problems(_run_data(listing, present, params), params)
+        readable = [name for name in present if name not in examined.bad]
+        problems, found = training_problems(_run_data(listing, readable, len(missing), params), params)
         report["problems"] += problems
         report["memory_needed_gb"] = None if found.memory is None else round(found.memory.total / 1e9, 2)
     report["next"] = with_videos(folder, report["captions"] is not None, params)
     return report
 
 
-def _run_data(listing: Listing, present: list[str], params: Params) -> RunData:
-    """What training will find, if all files that are there can be read."""
-    usable = [name for name in present if is_text(name)]        # the stage `dataset` leaves the others out
+def _run_data(listing: Listing, readable: list[str], missing: int, params: Params) -> RunData:
+    """What training will find. `readable`: the files that are there, without those that are known to be broken."""
+    usable = [name for name in readable if is_text(name)]       # the stage `dataset` leaves the others out
     splits = expected_splits({name: listing.splits.get(name) for name in usable}, params.dataset)
     clips: Counter[str] = Counter()
     texts: list[str] = []
@@ -83,14 +85,15 @@ def _run_data(listing: Listing, present: list[str], params: Params) -> RunData:
         clips[splits[name]] += len(found)
         if splits[name] == "train":
             texts += [text for some in found for text in some if text]
-    return RunData(clips, texts, params.shards.size, len(present), len(listing.videos) - len(present))
+    return RunData(clips, texts, params.shards.size, len(readable), missing)
 
 
 def _project(sample: Sample, num_clips: int) -> dict[str, Any]:
     """What all clips will take, if they are like those of the sample."""
     sizes = [sum(one.jpeg_bytes) + TAR_BYTES * len(one.jpeg_bytes) + RECORD_BYTES for one in sample.good.values()]
     mean_bytes = sum(sizes) / len(sizes) if sizes else 0.0
-    return {"failure_rate": round(1 - sample.good_share, 4), "failure_rate_ci95": wilson(len(sample.bad), sample.size),
+    return {"failure_rate": round(len(sample.bad) / max(sample.size, 1), 4),
+            "failure_rate_ci95": wilson(len(sample.bad), sample.size), "skip_fraction": round(sample.skip_fraction, 4),
             "shards_mb": round(mean_bytes * num_clips * sample.good_share / 1e6, 1),
             "shards_minutes": round(sample.wall_seconds / max(sample.size, 1) * num_clips / 60, 2)}
 
@@ -102,6 +105,11 @@ def _caption_figures(captions: Captions, params: Params | None) -> dict[str, Any
     note = cut_note(texts, params.model) if params else None
     return {"count": len(texts), "empty": sum(not text for text in texts),
             "words": _spread([len(text.split()) for text in texts]), **({"note": note} if note else {})}
+
+
+def _notes(sample: Sample) -> list[str]:
+    return [f"{plural(len(sample.bad), 'file')} of the {sample.size} looked at cannot be used and will be left out."
+            ] if sample.bad else []
 
 
 def _worst_files(missing: list[str], outside: set[str], sample: Sample) -> list[dict[str, str]]:
@@ -131,8 +139,8 @@ def _figure_lines(report: dict[str, Any]) -> list[str]:
     low, high = projected["failure_rate_ci95"]
     caption_text = "none" if captions is None else (
         f"{captions['count']}, {captions['empty']} of them empty; words: {_range(captions['words'])}")
-    rows = {"videos": f"{videos['files']} files, {videos['missing']} missing; {videos['clips']} clips; "
-                      f"{videos['sampled']} files looked at",
+    rows = {"videos": f"{plural(videos['files'], 'file')}, {videos['missing']:,} missing; "
+                      f"{plural(videos['clips'], 'clip')}; {plural(videos['sampled'], 'file')} looked at",
             "seconds": _range(report["durations_s"]),
             "captions": caption_text,
             "cannot be read": f"{projected['failure_rate']:.0%} of those looked at ({low:.0%} to {high:.0%} of all)",
@@ -146,6 +154,7 @@ def _figure_lines(report: dict[str, Any]) -> list[str]:
                         f"about {report['memory_needed_gb']} GB memory"}
     lines = [f"{name:16}{value}" for name, value in rows.items()]
     lines += ["to look at first:", *(f"  {row['file']}: {row['why']}" for row in report["worst"])]
+    lines += [f"note: {line}" for line in report["notes"]]
     return lines + ([f"note: {captions['note']}"] if captions and "note" in captions else [])
 
 

@@ -28,9 +28,12 @@ def test_doctor_counts_what_is_there_when_the_folder_is_known(folder, params):
     assert report["reasons"] == {"not_a_video": 1}
     assert report["projected"]["failure_rate"] == 0.3333
     assert report["worst"][:2] == [{"file": "broken.mp4", "why": "not_a_video"}, {"file": "gone.mp4", "why": "missing"}]
-    assert "videos: need at most 10% that cannot be decoded, got 33% of the sample" in report["problems"][0]
+    assert report["projected"]["skip_fraction"] == 0
+    assert not any(problem.startswith("videos") for problem in report["problems"])      # `dataset` leaves it out
+    assert report["notes"] == ["1 file of the 3 looked at cannot be used and will be left out."]
     assert json.loads(json.dumps(report)) == report
     assert "broken.mp4: not_a_video" in report_text(report)
+    assert f"\nnote: {report['notes'][0]}\n" in report_text(report)
 
 
 def test_doctor_reads_the_annotation_when_the_folder_is_a_published_data_set(folder, params, tmp_path, monkeypatch):

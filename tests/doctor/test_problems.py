@@ -1,5 +1,6 @@
 """What would end or spoil a run, one at a time: what doctor says, and that training says the same."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -13,12 +14,12 @@ from hcmi.doctor import doctor, report_text
 from hcmi.doctor import report as report_module
 from hcmi.doctor.examine import examine_sample
 from hcmi.doctor.problems import folder_problems
-from hcmi.errors import HcmiError
+from hcmi.errors import DecodeError, HcmiError
 from hcmi.shards import write_shards
 from hcmi.train import plan_training, preflight
 
 REPORT = {"machine": {"disk_free_gb": 10.0, "memory_free_gb": 4.0}, "captions": {"count": 3, "empty": 0},
-          "projected": {"failure_rate": 0.0, "shards_mb": 100.0}}
+          "projected": {"failure_rate": 0.3, "skip_fraction": 0.1, "shards_mb": 100.0}}
 
 
 def test_nothing_is_found_when_all_is_well(params):
@@ -26,8 +27,12 @@ def test_nothing_is_found_when_all_is_well(params):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"projected": {"failure_rate": 0.2, "shards_mb": 0.0}}, "videos: need at most 10% that cannot be decoded, got"),
-    ({"projected": {"failure_rate": 0.0, "shards_mb": 20_000.0}}, "disk: need 20.0 GB for the shards, got 10.0 GB."),
+    ({"projected": {"failure_rate": 0.2, "skip_fraction": 0.2, "shards_mb": 0.0}},
+     "videos: need at most 10% that can be opened and not decoded, got 20% of the sample."),
+    ({"projected": {"failure_rate": 1.0, "skip_fraction": 0.0, "shards_mb": 0.0}},
+     "videos: need at least one that can be decoded, got none in the sample."),
+    ({"projected": {"failure_rate": 0.0, "skip_fraction": 0.0, "shards_mb": 20_000.0}},
+     "disk: need 20.0 GB for the shards, got 10.0 GB."),
     ({"captions": {"count": 2, "empty": 2}}, "captions: need some to train and evaluate, got 2 empty cells. Fill them"),
     ({"captions": None}, "captions: need captions.csv to train and evaluate, got none. Without it")])
 def test_problem_is_found_when_the_report_has(params, change, message):
@@ -158,6 +163,13 @@ def test_training_refuses_only_what_doctor_has_named(shards_of, params, checkpoi
         refused = [str(error)]
     assert bool(named) == bool(changes)
     assert {problem.partition(":")[0] for problem in refused} <= {problem.partition(":")[0] for problem in named}
+
+
+def test_doctor_counts_no_clip_of_a_video_that_is_known_to_be_broken(good, params, sample, monkeypatch):
+    broken = dataclasses.replace(sample, bad={"3.mp4": DecodeError("not_a_video", "3.mp4: need a video")})
+    monkeypatch.setattr(report_module, "examine_sample", lambda *_: broken)
+    problem, = problems(good, params)       # of the videos 0, 3 and 6
+    assert "for a search that means something, got 2." in problem
 
 
 def test_doctor_says_how_many_clips_are_too_few(good, params):
