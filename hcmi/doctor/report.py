@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from hcmi.config import DatasetConfig, Params, ShardsConfig
-from hcmi.dataset import expected_splits
+from hcmi.dataset import expected_splits, videos_folder
 from hcmi.doctor.examine import Captions, Listing, Sample, examine_sample, read_videos
 from hcmi.doctor.next_steps import with_videos, without_videos
 from hcmi.doctor.problems import describe_machine, folder_problems, training_problems
@@ -16,7 +16,7 @@ from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
 from hcmi.model import cut_note
 from hcmi.train import RunData
-from hcmi.video import is_text
+from hcmi.video import is_text, likely_names
 from hcmi.wording import plural
 
 TAR_BYTES = 768         # of a tar member without its content: header, and padding on average
@@ -48,10 +48,12 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
         return without_videos(folder, params)
     present = sorted(name for name, path in videos.items() if os.path.exists(path) and name not in listing.outside)
     missing = sorted(set(videos) - set(present) - listing.outside)
+    likely = likely_names(videos_folder(folder))
+    alike = {name: file for name in missing if (file := likely(name))}
     if not present:
-        raise DataError(f"{folder}: need at least one video file, got {len(missing)} names without a file"
-                        f"{' in this folder, to which links lead' if listing.outside else ''}. Correct the folder or "
-                        f"the names in its captions.")
+        raise DataError(f"{folder}: need at least one video file, got {plural(len(missing), 'name')} without a file"
+                        f"{' in this folder, to which links lead' if listing.outside else ''}{_such_as(alike)}. "
+                        f"Correct the folder or the names in its captions.")
     chosen = random.Random(seed).sample(present, min(sample, len(present)))
     examined = examine_sample({name: videos[name] for name in chosen}, shards, seconds)
     num_clips = sum(len(captions[name]) or 1 for name in present)
@@ -62,8 +64,8 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
         "projected": _project(examined, num_clips),
         "reasons": dict(Counter(error.reason for error in examined.bad.values())),
         "decoders": dict(Counter(one.decoder for one in examined.good.values())),
-        "worst": _worst_files(missing, listing.outside, examined),
-        "machine": describe_machine(), "memory_needed_gb": None, "notes": _notes(examined)}
+        "worst": _worst_files(missing, alike, listing.outside, examined),
+        "machine": describe_machine(), "memory_needed_gb": None, "notes": _notes(examined, missing, alike)}
     report["problems"] = folder_problems(report, videos, shards, listing.outside)
     if params and report["captions"]:
         readable = [name for name in present if name not in examined.bad]
@@ -107,16 +109,23 @@ def _caption_figures(captions: Captions, params: Params | None) -> dict[str, Any
             "words": _spread([len(text.split()) for text in texts]), **({"note": note} if note else {})}
 
 
-def _notes(sample: Sample) -> list[str]:
-    return [f"{plural(len(sample.bad), 'file')} of the {sample.size} looked at cannot be used and will be left out."
-            ] if sample.bad else []
+def _notes(sample: Sample, missing: list[str], alike: dict[str, str]) -> list[str]:
+    bad = [f"{plural(len(sample.bad), 'file')} of the {sample.size} looked at cannot be used and will be left out."
+           ] if sample.bad else []
+    return bad + ([f"{plural(len(missing), 'name')} without a file will be left out{_such_as(alike)}."]
+                  if missing else [])
 
 
-def _worst_files(missing: list[str], outside: set[str], sample: Sample) -> list[dict[str, str]]:
+def _such_as(alike: dict[str, str]) -> str:
+    return next((f", such as {shown(name)}, where there is {shown(file)}" for name, file in alike.items()), "")
+
+
+def _worst_files(missing: list[str], alike: dict[str, str], outside: set[str], sample: Sample) -> list[dict[str, str]]:
     """The files to look at first: those that fail, are missing, or are links out of the folder; then the slowest."""
     slowest = sorted(sample.good, key=lambda name: -sample.good[name].seconds)
     rows = [{"file": name, "why": error.reason} for name, error in sample.bad.items()]
-    rows += [{"file": name, "why": "missing"} for name in missing]
+    rows += [{"file": name, "why": f"missing; there is {shown(alike[name])}" if name in alike else "missing"}
+             for name in missing]
     rows += [{"file": name, "why": "outside"} for name in sorted(outside)]
     rows += [{"file": name, "why": f"{sample.good[name].seconds:.2f} s to decode"} for name in slowest]
     return [{"file": shown(row["file"]), "why": row["why"]} for row in rows[:WORST]]

@@ -121,6 +121,20 @@ def test_row_is_left_out_when_its_name_is_no_utf8_and_there_is_no_such_file(fold
     assert "save the table as UTF-8" in skip.detail
 
 
+def test_row_is_left_out_and_the_file_is_named_when_the_name_is_nearly_right(folder):
+    names = ["sub\\a.mp4", "videos/b.mp4", "C.MP4", "d", "two.mp4", "none.mp4"]
+    root = folder("video,caption\n" + "".join(f"{name},x\n" for name in [*names, "right.mp4"]),
+                  videos=("sub/a.mp4", "b.mp4", "c.mp4", "d.mp4", "Two.mp4", "TWO.mp4", "right.mp4"))
+    clips, skipped = found_in(root)
+    assert (set(clips), {skip.reason for skip in skipped}) == ({"right"}, {"missing"})
+    said = {skip.path.partition("videos/")[2]: skip.detail.partition("no such file")[2] for skip in skipped}
+    put = ". Put it there, or correct its name."
+    assert said == {
+        **{name: f" (there is {file}: correct {root}/captions.csv row {row}){put}" for row, (name, file) in enumerate(
+            zip(names, ["sub/a.mp4", "b.mp4", "c.mp4", "d.mp4"], strict=False), start=2)},
+        "two.mp4": put, "none.mp4": put}       # two files may be meant, or none
+
+
 def test_ids_differ_when_names_differ_only_in_what_ids_cannot_hold(folder):
     names = ["a b.mp4", "a_b.mp4", "a.b.mp4", "a_b.mkv", "x" * 120 + "1.mp4", "x" * 120 + "2.mp4"]
     clips, _ = found_in(folder("video,caption\n" + "".join(f"{name},x\n" for name in names), videos=names))

@@ -30,7 +30,8 @@ def test_doctor_counts_what_is_there_when_the_folder_is_known(folder, params):
     assert report["worst"][:2] == [{"file": "broken.mp4", "why": "not_a_video"}, {"file": "gone.mp4", "why": "missing"}]
     assert report["projected"]["skip_fraction"] == 0
     assert not any(problem.startswith("videos") for problem in report["problems"])      # `dataset` leaves it out
-    assert report["notes"] == ["1 file of the 3 looked at cannot be used and will be left out."]
+    assert report["notes"] == ["1 file of the 3 looked at cannot be used and will be left out.",
+                               "1 name without a file will be left out."]
     assert json.loads(json.dumps(report)) == report
     assert "broken.mp4: not_a_video" in report_text(report)
     assert f"\nnote: {report['notes'][0]}\n" in report_text(report)
@@ -76,10 +77,22 @@ def test_doctor_projects_the_bytes_that_shards_take_when_all_are_sampled(folder,
 
 def test_doctor_refuses_when_there_is_no_video(tmp_path, params):
     (tmp_path / "captions.csv").write_text("video,caption\ngone.mp4,a dog\n")
-    with pytest.raises(DataError, match="need at least one video file, got 1 names without a file"):
+    with pytest.raises(DataError, match=r"need at least one video file, got 1 name without a file\. Correct"):
         doctor(tmp_path, params)
     with pytest.raises(DataError, match="need a folder of videos, got nothing there"):
         doctor(tmp_path / "absent", params)
+
+
+def test_doctor_names_the_file_that_is_meant_when_a_caption_names_none(folder, tmp_path, params):
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    table = tmp_path / "captions.csv"
+    table.write_text("video,caption\nTWO.mp4,a dog\n")
+    with pytest.raises(DataError, match=r"got 1 name without a file, such as TWO\.mp4, where there is two\.mp4\."):
+        doctor(tmp_path, params)
+    table.write_text("video,caption\nTWO.mp4,a dog\nfour.mp4,a cat\n")
+    report = doctor(tmp_path, params)
+    assert report["notes"] == ["1 name without a file will be left out, such as TWO.mp4, where there is two.mp4."]
+    assert report["worst"][0] == {"file": "TWO.mp4", "why": "missing; there is two.mp4"}
 
 
 def test_doctor_verb_exits_with_1_when_there_are_no_captions(folder, tmp_path):
