@@ -16,7 +16,7 @@ from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encode
 from hcmi.runtime import one_thread
 from hcmi.search.explain import Explanation, explain_hit
 from hcmi.search.moments import BASELINE_VIDEOS, Baseline, find_moment, measure_baseline
-from hcmi.search.query import check_number, check_query, check_top, check_words
+from hcmi.search.query import check_number, check_query, check_tags, check_top, check_words
 from hcmi.types import Clip, Hit, Moment, TextTokens, VideoTokens
 from hcmi.wording import shortened
 
@@ -179,6 +179,11 @@ class Retriever:
                          f"{shortened(f'{rest}.', 60)}")
         return notes
 
+    def tag_notes(self, tags: dict[str, str] | None) -> list[str]:
+        """Which of the tags that are asked for no video has, whatever its value; one line each."""
+        index = self._newest()
+        return [f"no video has the tag {name!r}." for name in check_tags(tags) if not index.has_tag(name)]
+
     def as_loaded(self) -> "Retriever":
         """A copy that stays with the index as it is now and reads its folders no more, so they may be deleted."""
         other = copy.copy(self)
@@ -278,7 +283,7 @@ def _apart(moments: Iterable[Moment]) -> list[Moment]:
 
 
 def _filter(tags: dict[str, str] | None, min_seconds: float | None, max_seconds: float | None) -> Filter:
-    return Filter(tuple((tags or {}).items()), check_number(min_seconds, "min_seconds"),
+    return Filter(tuple(check_tags(tags).items()), check_number(min_seconds, "min_seconds"),
                   check_number(max_seconds, "max_seconds"))
 
 
