@@ -32,6 +32,7 @@ from hcmi.video import (
     probe_job,
 )
 
+TABLES = frozenset((".csv", ".json", ".jsonl", ".tsv", ".txt", ".xlsx"))
 Captions = dict[str, dict[tuple[float | None, float | None], list[str]]]     # of each video, by start and end
 
 
@@ -110,6 +111,13 @@ def read_videos(folder: Path, config: DatasetConfig) -> Listing:
         return Listing({name: Path(files.get(unicodedata.normalize("NFC", name), inside / name)) for name in captions},
                        captions, splits)
     return Listing({path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions, splits)
+
+
+def other_table(folder: Path) -> Path | None:
+    """A table of captions that has another name or place than captions.csv has, or None."""
+    found = (path for place in {folder, videos_folder(folder)} for path in place.iterdir()
+             if path.suffix.lower() in TABLES and "caption" in path.name.lower() and path != folder / "captions.csv")
+    return min(found, default=None)
 
 
 def examine_sample(videos: dict[str, Path], config: ShardsConfig, seconds: float) -> Sample:

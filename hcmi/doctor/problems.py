@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 from hcmi.config import Params, ShardsConfig
@@ -22,12 +23,15 @@ def describe_machine() -> dict[str, Any]:
             "decord": importlib.util.find_spec("decord") is not None}
 
 
-def folder_problems(report: dict[str, Any], names: Iterable[str], config: ShardsConfig, outside: Collection[str] = ()
-                    ) -> list[str]:
-    """The problems of a folder, whatever it is used for; empty when all is well. `outside`: links out of it."""
+def folder_problems(report: dict[str, Any], names: Iterable[str], config: ShardsConfig, outside: Collection[str] = (),
+                    other_table: Path | None = None) -> list[str]:
+    """The problems of a folder, whatever it is used for; empty when all is well. `outside`: links out of it.
+
+    `other_table`: a file that may be its table of captions under a wrong name.
+    """
     links = [f"videos: need files in the folder, got {len(outside)} links out of it, such as {shown(min(outside))}. "
              f"They are left out; copy the files."] if outside else []
-    return _name_problems(names) + links + _run_problems(report, config)
+    return _name_problems(names) + links + _run_problems(report, config, other_table)
 
 
 def training_problems(data: RunData, params: Params) -> tuple[list[str], Preflight]:
@@ -50,7 +54,7 @@ def _name_problems(names: Iterable[str]) -> list[str]:
                     f"stops at such a name."]
 
 
-def _run_problems(report: dict[str, Any], config: ShardsConfig) -> list[str]:
+def _run_problems(report: dict[str, Any], config: ShardsConfig, other_table: Path | None) -> list[str]:
     machine, projected = report["machine"], report["projected"]
     problems = []
     if projected["failure_rate"] == 1:
@@ -63,7 +67,8 @@ def _run_problems(report: dict[str, Any], config: ShardsConfig) -> list[str]:
         problems.append(f"disk: need {projected['shards_mb'] / 1e3:.1f} GB for the shards, got "
                         f"{machine['disk_free_gb']} GB. Free space, or lower shards.size or shards.num_frames.")
     if report["captions"] is None:
-        problems.append("captions: need captions.csv to train and evaluate, got none. Without it the videos can be "
+        got = f"{shown(other_table)}. Save it as captions.csv in the folder itself." if other_table else "none."
+        problems.append(f"captions: need captions.csv to train and evaluate, got {got} Without it the videos can be "
                         "searched with a checkpoint: hcmi search QUERY --videos FOLDER --model CHECKPOINT.")
     elif report["captions"]["empty"] == report["captions"]["count"]:
         problems.append(f"captions: need some to train and evaluate, got {report['captions']['count']} empty cells. "

@@ -9,13 +9,13 @@ from typing import Any
 
 from hcmi.config import DatasetConfig, Params, ShardsConfig
 from hcmi.dataset import expected_splits, videos_folder
-from hcmi.doctor.examine import Captions, Listing, Sample, examine_sample, read_videos
+from hcmi.doctor.examine import Captions, Listing, Sample, examine_sample, other_table, read_videos
 from hcmi.doctor.next_steps import with_videos, without_videos
 from hcmi.doctor.problems import describe_machine, folder_problems, training_problems
 from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
 from hcmi.model import cut_note
-from hcmi.train import RunData
+from hcmi.train import RunData, learns_little
 from hcmi.video import is_text, likely_names
 from hcmi.wording import plural
 
@@ -66,13 +66,17 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
         "decoders": dict(Counter(one.decoder for one in examined.good.values())),
         "worst": _worst_files(missing, alike, listing.outside, examined),
         "machine": describe_machine(), "memory_needed_gb": None, "notes": _notes(examined, missing, alike)}
-    report["problems"] = folder_problems(report, videos, shards, listing.outside)
+    report["problems"] = folder_problems(report, videos, shards, listing.outside,
+                                         None if report["captions"] else other_table(folder))
+    little = False
     if params and report["captions"]:
         readable = [name for name in present if name not in examined.bad]
-        problems, found = training_problems(_run_data(listing, readable, len(missing), params), params)
+        data = _run_data(listing, readable, len(missing), params)
+        problems, found = training_problems(data, params)
         report["problems"] += problems
         report["memory_needed_gb"] = None if found.memory is None else round(found.memory.total / 1e9, 2)
-    report["next"] = with_videos(folder, report["captions"] is not None, params)
+        little = learns_little(data, params.model)
+    report["next"] = with_videos(folder, report["captions"] is not None, params, little)
     return report
 
 

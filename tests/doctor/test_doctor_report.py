@@ -102,6 +102,15 @@ def test_doctor_verb_exits_with_1_when_there_are_no_captions(folder, tmp_path):
     assert "hcmi search QUERY --videos FOLDER" in json.loads(result.stdout)["problems"][0]
 
 
+@pytest.mark.parametrize("name", ["Captions.csv", "captions.tsv", "captions.jsonl", "videos/captions.csv"])
+def test_doctor_names_the_table_when_it_has_another_name_or_place(folder, tmp_path, params, name):
+    (tmp_path / "videos").mkdir()
+    shutil.copy(folder / "videos/two.mp4", tmp_path / "videos")
+    (tmp_path / name).write_text("video,caption\ntwo.mp4,a dog\n")
+    assert doctor(tmp_path, params)["problems"][0].startswith(
+        f"captions: need captions.csv to train and evaluate, got {tmp_path / name}. Save it as captions.csv in")
+
+
 def typed(*arguments: str) -> tuple[int, list[str], list[str]]:
     """Exit code, problems and next commands of `hcmi doctor`, as people read them."""
     done = CliRunner().invoke(main, ["doctor", *arguments])
@@ -126,7 +135,10 @@ def test_doctor_leads_from_an_empty_folder_through_init_to_a_project(tmp_path, m
     assert problems == ["data/raw/mine: need at least one video file, got none. Put your videos into "
                         "data/raw/mine/videos, and a row for each caption into data/raw/mine/captions.csv."]
     shutil.copytree(folder, "data/raw/mine", dirs_exist_ok=True)
-    assert typed()[2] == ["dvc repro"]
+    assert typed()[2] == ["git init", "sed -i /no_scm/d .dvc/config", "git add -A", 'git commit -m "Start"',
+                          "dvc exp run $(hcmi overrides presets/laptop.yaml)"]
+    (tmp_path / ".git").mkdir()
+    assert typed()[2] == ["dvc exp run $(hcmi overrides presets/laptop.yaml)"]
     assert typed("data")[2][0].startswith('hcmi search "what you look for" --videos data ')
 
 
