@@ -11,6 +11,7 @@ from hcmi.errors import shown
 from hcmi.runtime import count_cores, free_memory_bytes
 from hcmi.train import Preflight, RunData, check_run
 from hcmi.video import is_text
+from hcmi.wording import plural
 
 
 def describe_machine() -> dict[str, Any]:
@@ -29,8 +30,8 @@ def folder_problems(report: dict[str, Any], names: Iterable[str], config: Shards
 
     `other_table`: a file that may be its table of captions under a wrong name.
     """
-    links = [f"videos: need files in the folder, got {len(outside)} links out of it, such as {shown(min(outside))}. "
-             f"They are left out; copy the files."] if outside else []
+    links = [f"videos: need files in the folder, got {plural(len(outside), 'link')} out of it, such as "
+             f"{shown(min(outside))}. They are left out; copy the files."] if outside else []
     return _name_problems(names) + links + _run_problems(report, config, other_table)
 
 
@@ -50,8 +51,8 @@ def training_problems(data: RunData, params: Params) -> tuple[list[str], Preflig
 
 def _name_problems(names: Iterable[str]) -> list[str]:
     odd = [name for name in names if not is_text(name)]
-    return odd and [f"names: need names in UTF-8, got {len(odd)} others, such as {shown(odd[0])}. Rename them: DVC "
-                    f"stops at such a name."]
+    return odd and [f"names: need names in UTF-8, got {plural(len(odd), 'other')}, such as {shown(odd[0])}. Rename them: "
+                    f"DVC stops at such a name."]
 
 
 def _run_problems(report: dict[str, Any], config: ShardsConfig, other_table: Path | None) -> list[str]:
@@ -71,6 +72,6 @@ def _run_problems(report: dict[str, Any], config: ShardsConfig, other_table: Pat
         problems.append(f"captions: need captions.csv to train and evaluate, got {got} Without it the videos can be "
                         "searched with a checkpoint: hcmi search QUERY --videos FOLDER --model CHECKPOINT.")
     elif report["captions"]["empty"] == report["captions"]["count"]:
-        problems.append(f"captions: need some to train and evaluate, got {report['captions']['count']} empty cells. "
-                        f"Fill them in.")
+        problems.append(f"captions: need some to train and evaluate, got "
+                        f"{plural(report['captions']['count'], 'empty cell')}. Fill them in.")
     return problems

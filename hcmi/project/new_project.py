@@ -84,4 +84,5 @@ def _adapted(name: str, text: str) -> str:
                       count=1, flags=re.MULTILINE)
     if name in ("prefect.yaml", "prefect.remote.yaml"):
         return re.sub(r"entrypoint: flows/(\w+)\.py:(\w+)", r"entrypoint: flows.\1.\2", text)
-    return re.sub(r"\[([^\]]*)\]\((?:\.\./)+docs/([^)#]*)[^)]*\)", r"\1 (docs/\2 of hcmi)", text)
+    text = re.sub(r"\[(docs/[^\]]*)\]\((?:\.\./)+\1[^)]*\)", r"\1 of hcmi", text)
+    return re.sub(r"\[([^\]]*)\]\((?:\.\./)+(docs/[^)#]*)[^)]*\)", r"\1 (\2 of hcmi)", text)

@@ -42,12 +42,12 @@ def test_problem_is_found_when_the_report_has(params, change, message):
 
 def test_problem_is_found_when_a_name_is_no_text(params):
     problem, = folder_problems(REPORT, ["a.mp4", "caf\udce9.mp4"], params.shards)
-    assert problem.startswith(r"names: need names in UTF-8, got 1 others, such as caf\xe9.mp4. Rename them")
+    assert problem.startswith(r"names: need names in UTF-8, got 1 other, such as caf\xe9.mp4. Rename them")
 
 
 def test_problem_is_found_when_links_lead_out_of_the_folder(params):
     problem, = folder_problems(REPORT, ["a.mp4", "b.mp4"], params.shards, {"b.mp4"})
-    assert problem.startswith("videos: need files in the folder, got 1 links out of it, such as b.mp4. They")
+    assert problem.startswith("videos: need files in the folder, got 1 link out of it, such as b.mp4. They")
 
 
 # training
