@@ -43,7 +43,8 @@ class _Lines(tqdm):
 def track(items: Iterable | None = None, description: str = "", total: int | None = None, unit: str = "item",
           shown: bool = True) -> Any:
     """`tqdm` with the same settings everywhere; without `items` it is driven by `.update(n)`."""
-    common = {"desc": description, "total": total, "unit": unit, "file": sys.stderr, "disable": not shown}
+    common: dict[str, Any] = {"desc": description, "total": total, "unit": unit, "file": sys.stderr,
+                              "disable": not shown}
     if sys.stderr.isatty():
         return tqdm(items, mininterval=0.2, maxinterval=0.2, dynamic_ncols=True, **common)
     return _Lines(items, mininterval=LINE_SECONDS, maxinterval=LINE_SECONDS, bar_format=LINE, delay=1e-9, **common)

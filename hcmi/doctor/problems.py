@@ -51,8 +51,8 @@ def training_problems(data: RunData, params: Params) -> tuple[list[str], Preflig
 
 def _name_problems(names: Iterable[str]) -> list[str]:
     odd = [name for name in names if not is_text(name)]
-    return odd and [f"names: need names in UTF-8, got {plural(len(odd), 'other')}, such as {shown(odd[0])}. Rename them: "
-                    f"DVC stops at such a name."]
+    return odd and [f"names: need names in UTF-8, got {plural(len(odd), 'other')}, such as {shown(odd[0])}. Rename "
+                    f"them: DVC stops at such a name."]
 
 
 def _run_problems(report: dict[str, Any], config: ShardsConfig, other_table: Path | None) -> list[str]:

@@ -70,7 +70,8 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
     """
     incoming = Path(incoming)
     if not is_address(inbox) and not Path(inbox).is_dir():
-        raise DataError(f"{inbox}: need a folder of new videos, got none. Correct the path.")
+        got = "a file. Name the folder that it is in" if os.path.exists(inbox) else "none. Correct the path"
+        raise DataError(f"{inbox}: need a folder of new videos, got {got}.")
     incoming.mkdir(parents=True, exist_ok=True)
     with lock(incoming / ".inbox.lock"):
         if not is_address(inbox):

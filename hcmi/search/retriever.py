@@ -64,8 +64,9 @@ class Retriever:
     def from_folder(cls, videos: str | Path, model: str | Path | HcmiModel = "models/hcmi",
                     candidates: int = CANDIDATES, cache: str | Path | None = None, precision: str = "float32",
                     windows: WindowsConfig | None = None) -> "Retriever":
-        """A retriever over a folder of videos. Embeddings are kept in `cache` (default: $HCMI_CACHE or ~/.cache/hcmi).
+        """A retriever over a folder of videos.
 
+        `cache`: where embeddings are kept; default: $HCMI_CACHE, else hcmi in $XDG_CACHE_HOME, else ~/.cache/hcmi.
         `windows`: how long videos are divided; default: 4 s that overlap by 3 s, in videos of more than 30 s.
 
         Raises: ModelError; DataError when there is no such folder, or no usable video in it.

@@ -155,6 +155,8 @@ def test_nothing_is_taken_twice_when_the_notes_are_lost(inbox):
 def test_folder_and_captions_must_be_right(inbox):
     with pytest.raises(DataError, match="need a folder of new videos, got none"):
         take(inbox / "missing")
+    with pytest.raises(DataError, match=r"red\.mp4: need a folder of new videos, got a file\. Name the folder"):
+        take(inbox / "red.mp4")
     (inbox / "captions.csv").write_text("wrong,header\n")
     with pytest.raises(DataError, match=r"captions\.csv"):
         take(inbox)
