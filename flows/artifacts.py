@@ -7,7 +7,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
-# `train: 120 of 500 step, ...`, `epoch 3 of 8: ...`
+# `train: 120 of 500 steps, ...`, `epoch 3 of 8: ...`
 HOW_FAR = re.compile(r"(?:epoch|[\w ]+:) (\d+) of ([1-9]\d*)\b")
 
 

@@ -91,7 +91,7 @@ def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_h
     pushed = push()         # before a training run, which would wait for it
     started = start_retrain(cool_down_hours, retrain)
     report(took, verdicts, growing, added, tracked, started, [failed, pushed])
-    return outcome(verdicts, growing, *(f"{name}: {count} clips added" for name, count in added.items()),
+    return outcome(verdicts, growing, *(f"{name}: {plural(count, 'clip')} added" for name, count in added.items()),
                    *([started] if started else []), failed=failed)
 
 
@@ -232,7 +232,7 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
     came += [f"Still being written: {plural(len(took.waiting), 'file')}."] if took.waiting else []
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
     came += [f"Captions came to the batch `{name}`: it is judged again." for name in took.captioned]
-    done = [f"`{name}`: {count} clips are searchable now." for name, count in added.items()]
+    done = [f"`{name}`: {plural(count, 'clip')} can be searched now." for name, count in added.items()]
     done += [started + "."] if started else []
     done += filter(None, remarks)
     files = [ACCEPTED, ACCEPTED.with_name(SEARCHED), *(INCOMING / f"{name}.dvc" for name in tracked)]

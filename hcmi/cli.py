@@ -13,6 +13,7 @@ import click
 from hcmi import __version__, cli_served
 from hcmi.errors import HcmiError, MachineError, file_of, machine_error, shown, system_error
 from hcmi.options import json_option, model_option, params_option, show
+from hcmi.wording import plural
 
 STOPPED = 130       # the shell's exit code for Ctrl-C
 
@@ -284,7 +285,7 @@ def init(folder: str) -> None:
     from hcmi.project import init_project, next_steps
 
     made, kept = init_project(folder)
-    click.echo(f"made {len(made)} files in {folder}", err=True)
+    click.echo(f"made {plural(len(made), 'file')} in {folder}", err=True)
     if kept:
         click.echo(f"note: kept what was there: {', '.join(map(shown, kept))}", err=True)
     click.echo("\n".join(map(shown, next_steps(folder))))

@@ -65,7 +65,8 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     retriever = searching.open_retriever(model, index, videos, params, precision, window, overlap, shots,
                                          query=query)
     hits = retriever.search(query, top, wanted, min_seconds, max_seconds)
-    for note in (*retriever.notes, *retriever.query_notes(query), *searching.missing_files(hits)):
+    tag_notes = [] if hits else retriever.tag_notes(wanted)
+    for note in (*retriever.notes, *retriever.query_notes(query), *tag_notes, *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)
     show([searching.hit_record(hit) for hit in hits], as_json, lambda _: searching.hits_text(hits))
     if explain and hits:

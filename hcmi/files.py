@@ -23,6 +23,13 @@ SYSTEM_NAMES = frozenset(("__macosx", "@eadir", "#recycle", "$recycle.bin", "sys
                           "thumbs.db", "desktop.ini"))
 
 
+def cache_folder() -> Path:
+    """Where caches are kept, outside every project: $HCMI_CACHE, else hcmi in $XDG_CACHE_HOME, else ~/.cache/hcmi."""
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    home = caches if os.path.isabs(caches) else os.path.expanduser("~/.cache")      # XDG: a relative one is no path
+    return Path(os.environ.get("HCMI_CACHE") or os.path.join(home, "hcmi"))
+
+
 def project_path(path: str | Path) -> str:
     """Relative to the working folder (the repository's root) where it lies inside, else absolute; forward slashes."""
     whole = Path(os.path.abspath(path))

@@ -7,7 +7,12 @@ from contextlib import contextmanager
 
 def plural(count: int, one: str, many: str = "") -> str:
     """`1 clip`, `2 clips`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {noun(count, one, many)}"
+
+
+def noun(count: int, one: str, many: str = "") -> str:
+    """`clip` for 1, else `clips`."""
+    return one if count == 1 else many or one + ("es" if one.endswith("ch") else "s")
 
 
 def shortened(text: str, length: int) -> str:

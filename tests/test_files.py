@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import hcmi.files
 from hcmi.errors import ConfigError, MachineError
-from hcmi.files import ask_to_write, atomic_dir, atomic_file, folders_with_files, write_json
+from hcmi.files import ask_to_write, atomic_dir, atomic_file, cache_folder, folders_with_files, write_json
 from hcmi.types import path_of_text, path_text
 
 
@@ -27,6 +27,19 @@ def write_half(writer, target) -> None:
 
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("named", "folder"), [
+    ({"HCMI_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"), ({"XDG_CACHE_HOME": "/b"}, "/b/hcmi"),
+    ({"HCMI_CACHE": "", "XDG_CACHE_HOME": ""}, "/home/me/.cache/hcmi"), ({}, "/home/me/.cache/hcmi"),
+    ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/hcmi")])
+def test_caches_are_where_the_environment_says(monkeypatch, named, folder):
+    for name in ("HCMI_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(folder)
 
 
 def test_atomic_file_appears_when_the_block_ends(tmp_path):

@@ -62,7 +62,8 @@ def test_dataset_and_shards_name_each_odd_file(odd):
     text = (project / "data/manifest/skipped.jsonl").read_text("utf-8")
     skips = [Skip(**json.loads(line)) for line in text.splitlines()]
     assert {name_of(skip): skip.reason for skip in skips} == {**bad, "device.mp4": "outside"}
-    told = r"mine/videos/.*: need .*, got .*\. (Copy the file there|Replace or remove the file)\."
+    told = (r"mine/videos/.*: need .*, got .*\. "
+            r"(Copy the file there|Replace or remove the file|Put it there, or correct its name)\.")
     assert all(re.fullmatch(told, skip.detail) for skip in skips)
     stats = json.loads(hcmi_verb(project, "shards", "--json").stdout)
     assert (stats["num_clips"], stats["skipped"]) == (len(good), {})

@@ -6,7 +6,7 @@ in skipped.jsonl. Other rooms also read folders and annotations through this one
 
 from hcmi.dataset.accepted import Accepted, accept, batch_clips, file_contents, is_held_out, read_accepted
 from hcmi.dataset.annotations import SOURCES, files_by_bare_name, read_annotations
-from hcmi.dataset.build_clips import check_split
+from hcmi.dataset.build_clips import PROBE_TIMEOUT_S, check_split
 from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.expected_splits import expected_splits
 from hcmi.dataset.folder import NothingUsableError, locate_in, read_folder, table_cells, videos_folder
@@ -14,8 +14,8 @@ from hcmi.dataset.manifest import read_manifest, read_manifest_table, sample_cap
 from hcmi.dataset.stage import build_dataset
 
 __all__ = [
-    "SOURCES", "Accepted", "CaptionRow", "NothingUsableError", "accept", "batch_clips", "build_dataset", "check_split",
-    "expected_splits", "file_contents", "files_by_bare_name", "is_held_out", "locate_in", "read_accepted",
-    "read_annotations", "read_captions", "read_folder", "read_manifest", "read_manifest_table", "sample_captions",
-    "table_cells", "videos_folder", "write_manifest", "write_skipped",
+    "PROBE_TIMEOUT_S", "SOURCES", "Accepted", "CaptionRow", "NothingUsableError", "accept", "batch_clips",
+    "build_dataset", "check_split", "expected_splits", "file_contents", "files_by_bare_name", "is_held_out",
+    "locate_in", "read_accepted", "read_annotations", "read_captions", "read_folder", "read_manifest",
+    "read_manifest_table", "sample_captions", "table_cells", "videos_folder", "write_manifest", "write_skipped",
 ]

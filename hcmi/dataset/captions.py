@@ -12,6 +12,7 @@ from hcmi.progress import track
 from hcmi.types import SPLITS
 
 REQUIRED, OPTIONAL = ("video", "caption"), ("start", "end", "split")
+UTF_16 = "\udcff\udcfe", "\udcfe\udcff"      # its first two bytes, as `surrogateescape` reads them
 MAX_CELL = 1_000_000        # characters; a longer cell is an unclosed quote
 
 
@@ -80,6 +81,8 @@ def _check_text(where: str, cell: str, column: str) -> None:
 def _not_utf8(where: str, cell: str) -> DataError:
     """The error about a cell that was read with `surrogateescape`."""
     byte = next(ord(char) - 0xDC00 for char in cell if "\udc80" <= char <= "\udcff")
+    if cell.startswith(UTF_16):
+        return DataError(f"{where}: need UTF-8, got UTF-16. Save the file as UTF-8.")
     return DataError(f"{where}: need UTF-8, got the byte 0x{byte:02x}. Save the file as UTF-8.")
 
 
@@ -90,7 +93,12 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     while columns and not columns[-1]:          # spreadsheets write the empty cells beside a table, too
         columns.pop()
     known = ",".join(REQUIRED) + "[," + ",".join(OPTIONAL) + "]"
-    got = ",".join(columns) or "nothing"
+    got = ",".join(columns)
+    if not columns:
+        raise DataError(f"{path} row 1: need the columns {known}, got none. Write them there.")
+    if columns[0].startswith("sep="):
+        raise DataError(f"{path} row 1: need the columns {known}, got {_short(','.join(cells))}, which only Excel "
+                        f"reads. Remove row 1.")
     if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
         raise DataError(f"{path} row 1: need each column once, got {twice[0]!r} twice. Remove one of the two.")
     if missing := [name for name in REQUIRED if name not in columns]:
@@ -137,8 +145,8 @@ def plain_name(name: str) -> str:
 def _seconds(where: str, name: str, cell: str) -> float | None:
     if not cell.strip():
         return None
-    try:
-        value = float(cell)
+    try:        # Python also reads 0_1 and digits of other scripts
+        value = float(cell) if cell.isascii() and "_" not in cell else math.nan
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:

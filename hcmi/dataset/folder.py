@@ -16,7 +16,7 @@ from hcmi.dataset.near_duplicates import NearDuplicate
 from hcmi.errors import DataError
 from hcmi.files import project_path
 from hcmi.types import Clip, Skip, path_text
-from hcmi.video import find_videos, is_text, names_below, refusal
+from hcmi.video import find_videos, is_text, likely_names, names_below, refusal
 
 Found = Iterator[Clip | Skip | NearDuplicate]
 
@@ -77,12 +77,13 @@ def _uncaptioned(videos: Path) -> Iterator[CaptionRow]:
 def locate_in(videos: Path) -> Callable[[CaptionRow], str]:
     """A function that gives the path of a row's video below `videos`, whether or not the file exists.
 
-    It raises: DataError when the name is absolute or has `..` in it, DecodeError when it is a link out of the folder.
+    It raises: DataError when the name is absolute or has `..` in it, DecodeError when it is a link out of the folder,
+    or when there is no such file and the name of one that is there can be said.
     """
-    return partial(_locate, videos, Path(os.path.realpath(videos)))
+    return partial(_locate, videos, Path(os.path.realpath(videos)), likely_names(videos))
 
 
-def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
+def _locate(videos: Path, inside: Path, likely: Callable[[str], str], row: CaptionRow) -> str:
     name, where = row.video, row.where
     if os.path.isabs(name) or PureWindowsPath(name).is_absolute():
         raise DataError(f"{where}: need a path inside {videos}, got the absolute path {name!r}. Copy the file there "
@@ -90,8 +91,11 @@ def _locate(videos: Path, inside: Path, row: CaptionRow) -> str:
     if ".." in name.split("/"):
         raise DataError(f"{where}: need a path inside {videos}, got {name!r} with '..'. Copy the file there.")
     path = project_path(videos / name)
-    if not is_text(name) and not os.path.lexists(path):
-        raise refusal("missing", path, f"{where} holds bytes that are no UTF-8: save the table as UTF-8")
+    if not os.path.lexists(path):
+        if not is_text(name):
+            raise refusal("missing", path, f"{where} holds bytes that are no UTF-8: save the table as UTF-8")
+        if alike := likely(name):
+            raise refusal("missing", path, f"there is {alike}: correct {where}")
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(inside):
         raise refusal("outside", path, f"to {real}")

@@ -19,6 +19,7 @@ from hcmi.errors import ConfigError, DataError
 from hcmi.files import ask_to_write, atomic_dir, project_path
 from hcmi.scenes import BATCHES, write_batch, write_scenes
 from hcmi.types import SPLITS, Clip, Skip
+from hcmi.wording import plural
 
 
 def _folder(config: DatasetConfig, generated_dir: Path) -> Found:
@@ -97,8 +98,8 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
             raise nothing_usable(config.path, reasons, first)
         if reasons["missing"] > MOST_MISSING * (reasons["missing"] + counts["clips"]):
             raise DataError(f"{config.path}: need at least {1 - MOST_MISSING:.0%} of the videos that captions name, "
-                            f"got {counts['clips']:,} clips, and {reasons['missing']:,} videos are missing. Put their "
-                            f"files there, or remove their captions.")
+                            f"got {plural(counts['clips'], 'clip')} and {plural(reasons['missing'], 'name')} without a "
+                            f"file. Put their files there, or remove their captions.")
     if config.name != "scenes":
         for batch in batches:
             with atomic_dir(batch):

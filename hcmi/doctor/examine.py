@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hcmi.config import DatasetConfig, ShardsConfig
 from hcmi.dataset import (
+    PROBE_TIMEOUT_S,
     SOURCES,
     CaptionRow,
     check_split,
@@ -20,8 +21,18 @@ from hcmi.dataset import (
     videos_folder,
 )
 from hcmi.errors import DataError, DecodeError
-from hcmi.video import DecoderPool, EncodeJob, Measured, find_videos, measure_job, names_below
+from hcmi.video import (
+    DecoderPool,
+    EncodeJob,
+    Measured,
+    ProbeJob,
+    find_videos,
+    measure_job,
+    names_below,
+    probe_job,
+)
 
+TABLES = frozenset((".csv", ".json", ".jsonl", ".tsv", ".txt", ".xlsx"))
 Captions = dict[str, dict[tuple[float | None, float | None], list[str]]]     # of each video, by start and end
 
 
@@ -32,6 +43,7 @@ class Sample:
     good: dict[str, Measured]
     bad: dict[str, DecodeError]
     wall_seconds: float     # without the start of the processes
+    undecodable: frozenset[str] = frozenset()   # those of `bad` whose headers can be read: `dataset` takes them
 
     @property
     def size(self) -> int:
@@ -40,6 +52,11 @@ class Sample:
     @property
     def good_share(self) -> float:
         return len(self.good) / max(self.size, 1)
+
+    @property
+    def skip_fraction(self) -> float:
+        """What the stage `shards` compares with `shards.max_skip_fraction`."""
+        return len(self.undecodable) / max(len(self.good) + len(self.undecodable), 1)
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,13 @@ def read_videos(folder: Path, config: DatasetConfig) -> Listing:
     return Listing({path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions, splits)
 
 
+def other_table(folder: Path) -> Path | None:
+    """A table of captions that has another name or place than captions.csv has, or None."""
+    found = (path for place in {folder, videos_folder(folder)} for path in place.iterdir()
+             if path.suffix.lower() in TABLES and "caption" in path.name.lower() and path != folder / "captions.csv")
+    return min(found, default=None)
+
+
 def examine_sample(videos: dict[str, Path], config: ShardsConfig, seconds: float) -> Sample:
     """Examine these files one after another on all cores; none is begun after `seconds`."""
     begun = time.monotonic()
@@ -116,4 +140,8 @@ def examine_sample(videos: dict[str, Path], config: ShardsConfig, seconds: float
                 good[job.key] = result
             else:
                 bad[job.key] = result
-    return Sample(good, bad, time.monotonic() - (started or begun))
+    wall_seconds = time.monotonic() - (started or begun)
+    probes = [ProbeJob(name, str(videos[name])) for name in bad]
+    with DecoderPool(config.num_workers, PROBE_TIMEOUT_S, probe_job) as pool:
+        undecodable = frozenset(job.key for job, found in pool.map(probes) if not isinstance(found, DecodeError))
+    return Sample(good, bad, wall_seconds, undecodable)

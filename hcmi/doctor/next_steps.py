@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.config import Params
-from hcmi.project import MINE, next_steps
+from hcmi.project import MINE, in_git, next_steps
 
 CHECKPOINT = "openai/clip-vit-base-patch32"
 PROJECT = "my_project"
+PRESET = "dvc exp run $(hcmi overrides presets/laptop.yaml)"
+TO_GIT = ["git init", "sed -i /no_scm/d .dvc/config", "git add -A", 'git commit -m "Start"']     # `dvc exp` needs git
 
 
 def override(key: str, text: str) -> str:
@@ -40,8 +42,8 @@ def without_videos(folder: Path, params: Params | None) -> dict[str, Any]:
                          "videos."], "next": [f"hcmi init {shlex.quote(str(folder))}", *next_steps(folder)]}
 
 
-def with_videos(folder: Path, captions: bool, params: Params | None) -> list[str]:
-    """Commands for a folder that has videos."""
+def with_videos(folder: Path, captions: bool, params: Params | None, little: bool = False) -> list[str]:
+    """Commands for a folder that has videos. `little`: training as `params` say would learn little from them."""
     place = shlex.quote(str(folder))
     search = f'hcmi search "what you look for" --videos {place} --model {CHECKPOINT}'
     if not captions:
@@ -50,6 +52,7 @@ def with_videos(folder: Path, captions: bool, params: Params | None) -> list[str
         return [search, f"hcmi init {PROJECT}", f"cd {PROJECT}",
                 f"$EDITOR params.yaml     # dataset.path: {folder.absolute()}", "hcmi doctor", "dvc repro"]
     if is_of_project(folder, params):
-        return ["dvc repro"]
+        return [*([] if in_git(Path.cwd()) else TO_GIT), PRESET] if little and params.dataset.name == "folder" else [
+            "dvc repro"]
     ours = f"-S dataset.name=folder -S {override('dataset.path', str(folder))}"
-    return [search, f"dvc exp run $(hcmi overrides presets/laptop.yaml) {ours}", f"dvc exp run {ours}"]
+    return [search, f"{PRESET} {ours}", f"dvc exp run {ours}"]

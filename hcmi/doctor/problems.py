@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hcmi.config import Params, ShardsConfig
@@ -12,6 +13,7 @@ from hcmi.model import shards_square
 from hcmi.runtime import count_cores, free_memory_bytes
 from hcmi.train import Preflight, RunData, check_run
 from hcmi.video import is_text
+from hcmi.wording import plural
 
 
 def describe_machine() -> dict[str, Any]:
@@ -24,12 +26,15 @@ def describe_machine() -> dict[str, Any]:
             "decord": importlib.util.find_spec("decord") is not None}
 
 
-def folder_problems(report: dict[str, Any], names: Iterable[str], config: ShardsConfig, outside: Collection[str] = ()
-                    ) -> list[str]:
-    """The problems of a folder, whatever it is used for; empty when all is well. `outside`: links out of it."""
-    links = [f"videos: need files in the folder, got {len(outside)} links out of it, such as {shown(min(outside))}. "
-             f"They are left out; copy the files."] if outside else []
-    return _name_problems(names) + links + _run_problems(report, config)
+def folder_problems(report: dict[str, Any], names: Iterable[str], config: ShardsConfig, outside: Collection[str] = (),
+                    other_table: Path | None = None) -> list[str]:
+    """The problems of a folder, whatever it is used for; empty when all is well. `outside`: links out of it.
+
+    `other_table`: a file that may be its table of captions under a wrong name.
+    """
+    links = [f"videos: need files in the folder, got {plural(len(outside), 'link')} out of it, such as "
+             f"{shown(min(outside))}. They are left out; copy the files."] if outside else []
+    return _name_problems(names) + links + _run_problems(report, config, other_table)
 
 
 def training_problems(data: RunData, params: Params) -> tuple[list[str], Preflight]:
@@ -52,24 +57,27 @@ def training_problems(data: RunData, params: Params) -> tuple[list[str], Preflig
 
 def _name_problems(names: Iterable[str]) -> list[str]:
     odd = [name for name in names if not is_text(name)]
-    return odd and [f"names: need names in UTF-8, got {len(odd)} others, such as {shown(odd[0])}. Rename them: DVC "
-                    f"stops at such a name."]
+    return odd and [f"names: need names in UTF-8, got {plural(len(odd), 'other')}, such as {shown(odd[0])}. Rename "
+                    f"them: DVC stops at such a name."]
 
 
-def _run_problems(report: dict[str, Any], config: ShardsConfig) -> list[str]:
+def _run_problems(report: dict[str, Any], config: ShardsConfig, other_table: Path | None) -> list[str]:
     machine, projected = report["machine"], report["projected"]
     problems = []
-    if projected["failure_rate"] > config.max_skip_fraction:
-        problems.append(f"videos: need at most {config.max_skip_fraction:.0%} that cannot be decoded, got "
-                        f"{projected['failure_rate']:.0%} of the sample. Repair or remove them, or raise "
+    if projected["failure_rate"] == 1:
+        problems.append("videos: need at least one that can be decoded, got none in the sample. Repair the files.")
+    elif projected["skip_fraction"] > config.max_skip_fraction:
+        problems.append(f"videos: need at most {config.max_skip_fraction:.0%} that can be opened and not decoded, got "
+                        f"{projected['skip_fraction']:.0%} of the sample. Repair or remove them, or raise "
                         f"shards.max_skip_fraction.")
     if projected["shards_mb"] / 1e3 > machine["disk_free_gb"]:
         problems.append(f"disk: need {projected['shards_mb'] / 1e3:.1f} GB for the shards, got "
                         f"{machine['disk_free_gb']} GB. Free space, or lower shards.size or shards.num_frames.")
     if report["captions"] is None:
-        problems.append("captions: need captions.csv to train and evaluate, got none. Without it the videos can be "
+        got = f"{shown(other_table)}. Save it as captions.csv in the folder itself." if other_table else "none."
+        problems.append(f"captions: need captions.csv to train and evaluate, got {got} Without it the videos can be "
                         "searched with a checkpoint: hcmi search QUERY --videos FOLDER --model CHECKPOINT.")
     elif report["captions"]["empty"] == report["captions"]["count"]:
-        problems.append(f"captions: need some to train and evaluate, got {report['captions']['count']} empty cells. "
-                        f"Fill them in.")
+        problems.append(f"captions: need some to train and evaluate, got "
+                        f"{plural(report['captions']['count'], 'empty cell')}. Fill them in.")
     return problems

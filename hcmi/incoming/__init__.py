@@ -3,12 +3,12 @@
 from hcmi.incoming.acceptance import SEARCHED, accept_judged, accept_named, judged_batches, searched_batches
 from hcmi.incoming.batches import Ledger, arrivals, complete, find_batches, is_query_log, look
 from hcmi.incoming.bucket import is_address
-from hcmi.incoming.inbox import Collected, collect
+from hcmi.incoming.inbox import QUARANTINE, Collected, collect
 from hcmi.incoming.judging import judge_new
 from hcmi.incoming.verdicts import ACTIONS, Action, Verdict, action, worst
 
 __all__ = [
-    "ACTIONS", "SEARCHED", "Action", "Collected", "Ledger", "Verdict", "accept_judged", "accept_named", "action",
-    "arrivals", "collect", "complete", "find_batches", "is_address", "is_query_log", "judge_new", "judged_batches",
-    "look", "searched_batches", "worst",
+    "ACTIONS", "QUARANTINE", "SEARCHED", "Action", "Collected", "Ledger", "Verdict", "accept_judged", "accept_named",
+    "action", "arrivals", "collect", "complete", "find_batches", "is_address", "is_query_log", "judge_new",
+    "judged_batches", "look", "searched_batches", "worst",
 ]

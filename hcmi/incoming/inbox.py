@@ -6,12 +6,14 @@ loses no file and takes none twice.
 """
 
 import csv
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +36,8 @@ from hcmi.video import (
 from hcmi.wording import plural
 
 QUARANTINED = ""            # in place of the batch's name
+NOTHING = hashlib.sha256().hexdigest()      # the content of empty files
+QUARANTINE = "quarantine.jsonl"
 CHECK_PIXELS, CHECK_QUALITY = 64, 80
 
 Stat = tuple[int, int, int]     # size, times of change of content and of inode
@@ -47,6 +51,8 @@ class Collected:
     files: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)        # still being written
     quarantined: dict[str, str] = field(default_factory=dict)   # name -> the reason, one line
+    taken: int = 0      # files whose content earlier runs took ...
+    refused: int = 0    # ... and files whose content they quarantined
     captioned: list[str] = field(default_factory=list)      # earlier batches to which captions have come
 
 
@@ -59,12 +65,13 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
     A file is whole when its size and times have not changed for `quiet_s` seconds, between two looks if need be. While
     captions.csv is being written nothing is taken. Captions that come after their videos join the videos' batch. A
     content that has been taken before, under any name, is not new. A file must decode within `timeout_s` seconds; one
-    that does not is listed, and is looked at again only when its content changes.
+    that does not is listed, and is looked at again only when its content changes. A wrong captions.csv changes nothing.
     Raises: DataError when there is no such folder or bucket, or its captions.csv is wrong.
     """
     incoming = Path(incoming)
     if not is_address(inbox) and not Path(inbox).is_dir():
-        raise DataError(f"{inbox}: need a folder of new videos, got none. Correct the path.")
+        got = "a file. Name the folder that it is in" if os.path.exists(inbox) else "none. Correct the path"
+        raise DataError(f"{inbox}: need a folder of new videos, got {got}.")
     incoming.mkdir(parents=True, exist_ok=True)
     with lock(incoming / ".inbox.lock"):
         if not is_address(inbox):
@@ -76,14 +83,25 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
 def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: float,
              wait: Callable[[float], object]) -> Collected:
     notes = _Notes(incoming)
-    videos = videos_folder(inbox)
-    whole, waiting = _whole_files(videos, inbox / CAPTIONS, quiet_s, wait)
+    videos, captions = videos_folder(inbox), inbox / CAPTIONS
+    first = _look(videos, captions)
+    fresh = [name for name, status in first.items() if not 0 <= quiet_s <= time.time() - max(status[1:]) / 1e9]
+    # what is wrong with the table is said before the wait, unless it may still be written
+    rows = None if CAPTIONS in fresh else _rows(captions, videos)
+    whole, waiting = first, []
+    if fresh and quiet_s > 0:
+        note(f"{shown(videos)}: {plural(len(fresh), 'file')} may still be written; looking again in {quiet_s:g} s")
+        wait(quiet_s)
+        whole = _look(videos, captions)
+        waiting = [name for name, status in whole.items() if first.get(name) != status]
     found = Collected(waiting=waiting)
     if CAPTIONS in waiting:
         return found
+    if rows is None:
+        rows = _rows(captions, videos)
+    whole = {name: status for name, status in whole.items() if name not in (CAPTIONS, *waiting)}
     new = _new(videos, whole, notes, found)
     good = _decodable(videos, new, notes, found, timeout_s)
-    rows = _rows(inbox / CAPTIONS, videos)
     if good:
         batch = _free_name(incoming, name)
         found.files = _write(videos, rows, incoming / batch, good)
@@ -109,7 +127,7 @@ class _Notes:
     """What has been taken: contents -> batch, and the content of each file as it was last seen."""
 
     def __init__(self, incoming: Path):
-        self.path, self.quarantine = incoming / "inbox.json", incoming / "quarantine.jsonl"
+        self.path, self.quarantine = incoming / "inbox.json", incoming / QUARANTINE
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
             self.contents: dict[str, str] = dict(kept["contents"])
@@ -133,29 +151,13 @@ class _Notes:
         self.write()
 
 
-def _whole_files(folder: Path, captions: Path, quiet_s: float, wait: Callable[[float], object]
-                 ) -> tuple[dict[str, Stat], list[str]]:
-    """Name -> status of the videos that are not being written, and the names of the other files, `captions` too."""
-    first = _look(folder, captions)
-    fresh = [name for name, status in first.items() if not 0 <= quiet_s <= time.time() - max(status[1:]) / 1e9]
-    waiting: list[str] = []
-    if fresh and quiet_s > 0:
-        note(f"{shown(folder)}: {plural(len(fresh), 'file')} may still be written; looking again in {quiet_s:g} s")
-        wait(quiet_s)
-        first, second = _look(folder, captions), first
-        waiting = [name for name, status in first.items() if second.get(name) != status]
-    return {name: status for name, status in first.items() if name not in (CAPTIONS, *waiting)}, waiting
-
-
 def _look(folder: Path, captions: Path) -> dict[str, Stat]:
+    """Name -> status of the videos and of `captions`. Of a link that leads nowhere it is that of the link."""
     found: dict[str, Stat] = {}
     for name, path in [*((path.relative_to(folder).as_posix(), path) for path in find_videos(folder)),
                        (CAPTIONS, captions)]:
-        try:
-            status = path.stat()
-        except OSError:         # gone since it was listed, or a broken link
-            continue
-        if status.st_size and path.is_file():
+        with suppress(OSError):         # gone since it was listed
+            status = path.stat() if os.path.exists(path) else path.lstat()
             found[name] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return found
 
@@ -170,10 +172,17 @@ def _new(folder: Path, whole: dict[str, Stat], notes: _Notes, found: Collected) 
                 notes.seen[name] = [*status, sha256(folder / name)]
             except DecodeError as error:        # unreadable now; the next run tries again
                 found.quarantined[name] = str(error)
+                if error.reason in LASTING_REASONS:     # there is nothing in it
+                    notes.seen[name] = [*status, NOTHING]
+                    notes.refuse(folder / name, NOTHING, str(error))
                 continue
         content = notes.seen[name][3]
         if content not in notes.contents:
             new.setdefault(content, name)
+        elif notes.contents[content] == QUARANTINED:
+            found.refused += 1
+        else:
+            found.taken += 1
     notes.seen = {name: kept for name, kept in notes.seen.items() if name in whole}
     return new
 

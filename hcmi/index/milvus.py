@@ -118,6 +118,11 @@ class MilvusIndex:
                 found.update(text for row in page for text in row["captions"])
             return sorted(found)
 
+    def has_tag(self, name: str) -> bool:
+        """Whether any video has this tag, whatever its value."""
+        with _explained(self.folder):
+            return bool(self.client.query(VIDEOS, filter=f"exists tags[{_quoted(name)}]", limit=1))
+
     def _arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         packed = [_unpack(row["tokens"]) for row in self._get(rows, ["tokens"])]
         return {name: np.stack([arrays[name] for arrays in packed]) for name in FILES}

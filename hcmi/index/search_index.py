@@ -161,6 +161,11 @@ class SearchIndex:
             found.update(pc.list_flatten(kept).unique().to_pylist())
         return sorted(found)
 
+    def has_tag(self, name: str) -> bool:
+        """Whether any video has this tag, whatever its value."""
+        tags = (segment.videos["tags"].filter(pa.array(segment.alive)) for segment in self.segments)
+        return any(pc.any(pc.is_valid(pc.map_lookup(some, pa.scalar(name), "first"))).as_py() for some in tags)
+
     def stored(self, rows: np.ndarray, names: Collection[str] = FILES) -> dict[str, np.ndarray]:
         """The arrays of the token files `names` at `rows` (at least one), by file, in the order given."""
         parts = self._gather(rows, lambda segment, local: segment.store.stored(local, names))

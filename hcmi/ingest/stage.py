@@ -10,7 +10,7 @@ from hcmi.config import Params
 from hcmi.drift import drift
 from hcmi.errors import ReleaseError, shown
 from hcmi.files import ask_to_write, lock
-from hcmi.incoming import Ledger, Verdict, accept_judged, accept_named, arrivals, collect, judge_new
+from hcmi.incoming import QUARANTINE, Ledger, Verdict, accept_judged, accept_named, arrivals, collect, judge_new
 from hcmi.ingest.fill import fill, missing_batches, reader
 from hcmi.releases import Release, Releases
 from hcmi.wording import plural
@@ -39,7 +39,8 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
         if folder is not None:
             took = collect(folder, incoming, f"{datetime.now():%Y-%m-%d}", quiet_s, params.shards.decode_timeout_s)
             found |= {"batch": took.batch, "files": len(took.files), "waiting": took.waiting,
-                      "quarantined": took.quarantined, "captioned": took.captioned}
+                      "quarantined": took.quarantined, "captioned": took.captioned, "taken": took.taken,
+                      "refused": took.refused}
         ledger = Ledger(Path(reports_dir))
         if batches:
             accept_named(incoming, ledger, accepted, batches, read)
@@ -59,9 +60,12 @@ def added_text(found: dict[str, Any], reports_dir: str | Path, incoming_dir: str
     if found.get("batch"):
         lines.append(f"{plural(found['files'], 'new file')}: batch {shown(found['batch'])}")
     elif "files" in found and not found["waiting"] and not found["quarantined"]:
-        lines.append("no new file: the others are in batches already")
+        lines.append("no new file" + (f"; in batches already: {found['taken']}" if found["taken"] else ""))
     lines += [f"may still be written, left to the next run: {shown(name)}" for name in found.get("waiting", ())]
     lines += [f"left out: {shown(reason)}" for reason in found.get("quarantined", {}).values()]
+    if found.get("refused"):
+        lines.append(f"left out as before: {plural(found['refused'], 'file')} that cannot be read; see "
+                     f"{Path(incoming_dir, QUARANTINE)}")
     lines += [f"captions came to the batch {shown(batch)}" for batch in found.get("captioned", ())]
     lines += [f"{shown(batch)}: still being copied" for batch in found.get("growing", ())]
     for batch, verdict in found.get("verdicts", {}).items():

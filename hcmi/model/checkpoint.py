@@ -234,6 +234,8 @@ def _check_files(folder: Path, name: str) -> None:
 
 
 def _load_trained(folder: Path) -> HcmiModel:
+    if folder.is_file():
+        raise ModelError(f"model {folder}: need the folder of a model, got a file. Name the folder that it is in.")
     missing = [name for name in FILES if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in VOCABULARIES):
         missing.append(VOCABULARIES[0])

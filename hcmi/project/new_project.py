@@ -29,7 +29,7 @@ def init_project(folder: str | Path) -> tuple[list[str], list[str]]:
     folder = Path(folder)
     found = {name: _adapted(name, _content(name)) for name in (*FILES, *_presets())}
     found |= {TABLE: "video,caption\n", ACCEPTED: "[]\n"}
-    if not any((parent / ".git").exists() for parent in (folder.absolute(), *folder.absolute().parents)):
+    if not in_git(folder):
         found[".dvc/config"] += NO_GIT
     made = [name for name in found if not (folder / name).exists()]
     ask_to_write(files=[folder / name for name in made])
@@ -38,6 +38,11 @@ def init_project(folder: str | Path) -> tuple[list[str], list[str]]:
             path.write_text(found[name], encoding="utf-8")
     (folder / MINE / "videos").mkdir(exist_ok=True)
     return made, [name for name in found if name not in made]
+
+
+def in_git(folder: Path) -> bool:
+    """Whether a git repository surrounds the folder."""
+    return any((parent / ".git").exists() for parent in (folder.absolute(), *folder.absolute().parents))
 
 
 def next_steps(folder: str | Path) -> list[str]:
@@ -79,4 +84,5 @@ def _adapted(name: str, text: str) -> str:
                       count=1, flags=re.MULTILINE)
     if name in ("prefect.yaml", "prefect.remote.yaml"):
         return re.sub(r"entrypoint: flows/(\w+)\.py:(\w+)", r"entrypoint: flows.\1.\2", text)
-    return re.sub(r"\[([^\]]*)\]\((?:\.\./)+docs/([^)#]*)[^)]*\)", r"\1 (docs/\2 of hcmi)", text)
+    text = re.sub(r"\[(docs/[^\]]*)\]\((?:\.\./)+\1[^)]*\)", r"\1 of hcmi", text)
+    return re.sub(r"\[([^\]]*)\]\((?:\.\./)+(docs/[^)#]*)[^)]*\)", r"\1 (\2 of hcmi)", text)

@@ -1,5 +1,6 @@
 """Vectors of videos and texts as numpy arrays, for programs that compare, cluster or store them by themselves."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -39,8 +40,10 @@ class Encoder:
         """float32 [V, D] of length 1, in the order of `files`. Each video is one clip, however long it is.
 
         `num_workers`: processes that decode; 0: one per core.
-        Raises: DecodeError for the first file that cannot be decoded.
+        Raises: DecodeError for the first file that cannot be decoded; DataError when `files` is a single file.
         """
+        if isinstance(files, (str, bytes, os.PathLike)):
+            raise DataError(f"files: need a list of files, got the file {str(files)!r}. Put it into a list.")
         jobs = [DecodeJob(row, str(path), self.model.config.num_frames, self.model.processor.image_size,
                           square=self.model.processor.square) for row, path in enumerate(files)]
         vectors_VD = np.empty((len(jobs), self.dim), np.float32)

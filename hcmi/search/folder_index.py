@@ -17,7 +17,7 @@ import numpy as np
 
 from hcmi.config import WindowsConfig
 from hcmi.errors import DataError, DecodeError, MachineError, SearchIndexError, shown
-from hcmi.files import ask_to_write, atomic_file
+from hcmi.files import ask_to_write, atomic_file, cache_folder
 from hcmi.index import SearchIndex, add_videos, create_index, model_card, remove_videos
 from hcmi.model import HcmiModel
 from hcmi.progress import track
@@ -62,7 +62,7 @@ class _File:
 
 def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None,
                  windows: WindowsConfig = WINDOWS, num_workers: int = 0, timeout_s: float = 60.0) -> FolderIndex:
-    """Bring the index of `folder` up to date. `cache`: default $HCMI_CACHE or ~/.cache/hcmi.
+    """Bring the index of `folder` up to date. `cache`: default `cache_folder()`.
 
     Each way of dividing long videos has an index of its own. `timeout_s`: for a minute of a film, or a short video.
 
@@ -117,7 +117,7 @@ def _maker(model: HcmiModel, windows: WindowsConfig) -> str:
 
 def _home(folder: Path, maker: str, cache: str | Path | None) -> Path:
     """Where the index of a model and a folder is kept. Raises: MachineError when nothing can be written there."""
-    root = Path(cache or os.environ.get("HCMI_CACHE") or os.path.expanduser("~/.cache/hcmi"))
+    root = Path(cache or cache_folder())
     try:
         ask_to_write(files=[root / "index.json"])
     except MachineError as error:

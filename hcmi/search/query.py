@@ -5,8 +5,9 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from hcmi.errors import ConfigError, shown
 from hcmi.model import HcmiModel, is_foreign
@@ -53,7 +54,8 @@ def _short(query: str) -> str:
 def check_top(top: int, name: str = "top") -> int:
     """Raises: ConfigError outside 1..MAX_TOP."""
     if not 1 <= top <= MAX_TOP:
-        raise ConfigError(f"{name}: need 1 to {MAX_TOP}, got {top}. Ask for fewer answers.")
+        step = "Ask for fewer answers." if top > MAX_TOP else "Ask for 1 or more."
+        raise ConfigError(f"{name}: need 1 to {MAX_TOP}, got {top}. {step}")
     return top
 
 
@@ -71,12 +73,22 @@ def parse_tags(tags: Sequence[str], name: str = "tag") -> dict[str, str]:
     return values
 
 
+def check_tags(tags: Mapping[str, Any] | None) -> dict[str, str]:
+    """Tags given as a dict; their values become text, as all tags of an index are.
+
+    Raises: ConfigError when they are no dict.
+    """
+    if tags is not None and not isinstance(tags, Mapping):
+        raise ConfigError(f"tags: need a dict such as {{'place': 'beach'}}, got {tags!r}. Give names and values.")
+    return {str(name): str(value) for name, value in (tags or {}).items()}
+
+
 def check_number(value: str | float | None, name: str) -> float | None:
-    """The value as a number; None when it is not given. Raises: ConfigError when it is not a finite number."""
+    """The value; None when it is not given. Raises: ConfigError when it is not a finite number from 0."""
     if value is None or value == "":
         return None
     with suppress(ValueError):
         number = float(value)
-        if math.isfinite(number):
+        if 0 <= number < math.inf:
             return number
-    raise ConfigError(f"{name}: need a number, got {value!r}. Correct it or leave it out.")
+    raise ConfigError(f"{name}: need a number from 0, got {value!r}. Correct it or leave it out.")

@@ -16,7 +16,7 @@ from hcmi.model import HcmiModel, encode_texts, load_retriever, load_text_encode
 from hcmi.runtime import one_thread
 from hcmi.search.explain import Explanation, explain_hit
 from hcmi.search.moments import BASELINE_VIDEOS, Baseline, find_moment, measure_baseline
-from hcmi.search.query import check_number, check_query, check_top, check_words
+from hcmi.search.query import check_number, check_query, check_tags, check_top, check_words
 from hcmi.types import Clip, Hit, Moment, TextTokens, VideoTokens
 from hcmi.wording import shortened
 
@@ -64,8 +64,9 @@ class Retriever:
     def from_folder(cls, videos: str | Path, model: str | Path | HcmiModel = "models/hcmi",
                     candidates: int = CANDIDATES, cache: str | Path | None = None, precision: str = "float32",
                     windows: WindowsConfig | None = None) -> "Retriever":
-        """A retriever over a folder of videos. Embeddings are kept in `cache` (default: $HCMI_CACHE or ~/.cache/hcmi).
+        """A retriever over a folder of videos.
 
+        `cache`: where embeddings are kept; default: $HCMI_CACHE, else hcmi in $XDG_CACHE_HOME, else ~/.cache/hcmi.
         `windows`: how long videos are divided; default: 4 s that overlap by 3 s, in videos of more than 30 s.
 
         Raises: ModelError; DataError when there is no such folder, or no usable video in it.
@@ -179,6 +180,11 @@ class Retriever:
                          f"{shortened(f'{rest}.', 60)}")
         return notes
 
+    def tag_notes(self, tags: dict[str, str] | None) -> list[str]:
+        """Which of the tags that are asked for no video has, whatever its value; one line each."""
+        index = self._newest()
+        return [f"no video has the tag {name!r}." for name in check_tags(tags) if not index.has_tag(name)]
+
     def as_loaded(self) -> "Retriever":
         """A copy that stays with the index as it is now and reads its folders no more, so they may be deleted."""
         other = copy.copy(self)
@@ -278,7 +284,7 @@ def _apart(moments: Iterable[Moment]) -> list[Moment]:
 
 
 def _filter(tags: dict[str, str] | None, min_seconds: float | None, max_seconds: float | None) -> Filter:
-    return Filter(tuple((tags or {}).items()), check_number(min_seconds, "min_seconds"),
+    return Filter(tuple(check_tags(tags).items()), check_number(min_seconds, "min_seconds"),
                   check_number(max_seconds, "max_seconds"))
 
 

@@ -2,8 +2,14 @@
 
 
 def span_text(start_s: float, end_s: float) -> str:
-    """The seconds of a moment; after the first minute of a file as a player counts: `21:24.0 - 21:26.3`."""
-    return f"{start_s:.1f} - {end_s:.1f} s" if end_s < 60 else f"{_clock(start_s)} - {_clock(end_s)}"
+    """The seconds of a moment; after the first minute of a file as a player counts: `21:24.0 - 21:26.3`.
+
+    Of a moment that is shorter than what one digit can show, two are given.
+    """
+    if end_s >= 60:
+        return f"{_clock(start_s)} - {_clock(end_s)}"
+    digits = 2 if f"{start_s:.1f}" == f"{end_s:.1f}" else 1
+    return f"{start_s:.{digits}f} - {end_s:.{digits}f} s"
 
 
 def time_text(seconds: float) -> str:

@@ -111,7 +111,9 @@ class Page:
                 "level_weights": retriever.model.level_weights}
 
     def _answer(self, retriever: Retriever, query: QueryParams) -> tuple[list[Hit], list[str]]:
-        return self._hits(retriever, query), retriever.query_notes(query.get("q", ""))
+        hits = self._hits(retriever, query)
+        tag_notes = [] if hits else retriever.tag_notes(parse_tags(query.getlist("tag")))
+        return hits, [*retriever.query_notes(query.get("q", "")), *tag_notes]
 
     def _hits(self, retriever: Retriever, query: QueryParams) -> list[Hit]:
         filters = (_whole(query, "top", 10), parse_tags(query.getlist("tag")),

@@ -6,9 +6,9 @@ stopped continues from its last checkpoint and ends with exactly the weights it 
 
 from hcmi.train.optimizers import make_optimizers
 from hcmi.train.plan import plan_text, plan_training
-from hcmi.train.preflight import Preflight, RunData, check_run
+from hcmi.train.preflight import Preflight, RunData, check_run, learns_little
 from hcmi.train.stage import train
 from hcmi.train.step import training_step
 
-__all__ = ["Preflight", "RunData", "check_run", "make_optimizers", "plan_text", "plan_training", "train",
-           "training_step"]
+__all__ = ["Preflight", "RunData", "check_run", "learns_little", "make_optimizers", "plan_text", "plan_training",
+           "train", "training_step"]

@@ -1,10 +1,9 @@
 """Arrays of features on disk: named by what they were computed from, written whole or not at all, and memory-mapped.
 
-They are in `features/` in the folder that HCMI_CACHE names, by default ~/.cache/hcmi, and so outside every output of
-the pipeline: experiments share them. Any of them may be deleted when no run is under way.
+They are in `features/` in the folder of caches (`cache_folder`), and so outside every output of the pipeline:
+experiments share them. Any of them may be deleted when no run is under way.
 """
 
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from hcmi.errors import MachineError
-from hcmi.files import ask_to_write, atomic_file, lock, writing
+from hcmi.files import ask_to_write, atomic_file, cache_folder, lock, writing
 
 ELSEWHERE = "HCMI_CACHE names another folder for kept features."
 
 
 def features_folder() -> Path:
-    return Path(os.environ.get("HCMI_CACHE") or os.path.expanduser("~/.cache/hcmi"), "features")
+    return cache_folder() / "features"
 
 
 def open_array(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

@@ -184,12 +184,16 @@ def _tower_problems(model_config: ModelConfig, config: TrainConfig) -> list[str]
             f"Name a checkpoint, or set train.towers to train."]
 
 
+def learns_little(data: RunData, model_config: ModelConfig) -> bool:
+    """Whether the towers would start from nothing, on too few clips to learn from."""
+    return model_config.backbone == "scratch" and data.clips.get("train", 0) < FEW_CLIPS
+
+
 def _few_clips(data: RunData, model_config: ModelConfig) -> list[str]:
-    count = data.clips.get("train", 0)
-    if model_config.backbone != "scratch" or count >= FEW_CLIPS:
+    if not learns_little(data, model_config):
         return []
-    return [f"training from nothing: need about {FEW_CLIPS:,} clips for a search that means something, got {count:,}. "
-            f"{LAPTOP}, and {ZERO_SHOT}."]
+    return [f"training from nothing: need about {FEW_CLIPS:,} clips for a search that means something, got "
+            f"{data.clips.get('train', 0):,}. {LAPTOP}, and {ZERO_SHOT}."]
 
 
 def _rates(model_config: ModelConfig, config: TrainConfig) -> list[str]:

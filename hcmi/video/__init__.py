@@ -12,6 +12,7 @@ from hcmi.video.files import (
     check_name,
     find_videos,
     is_text,
+    likely_names,
     names_below,
     refusal,
     sha256,
@@ -27,6 +28,7 @@ from hcmi.video.windows import check_length, cut
 __all__ = [
     "CLIP_SQUARE", "LASTING_REASONS", "MACHINE_REASONS", "REASONS", "VIDEO_ENDINGS", "CutsJob", "DecodeJob", "Decoded",
     "DecoderPool", "EncodeJob", "Measured", "ProbeJob", "Square", "check_detector", "check_file", "check_length",
-    "check_name", "cut", "cuts_jobs", "encode_job", "find_cuts", "find_videos", "is_text", "map_on_ray", "measure_job",
-    "names_below", "probe", "probe_job", "refusal", "run_one", "sha256", "shots_of", "to_square", "walk_files",
+    "check_name", "cut", "cuts_jobs", "encode_job", "find_cuts", "find_videos", "is_text", "likely_names", "map_on_ray",
+    "measure_job", "names_below", "probe", "probe_job", "refusal", "run_one", "sha256", "shots_of", "to_square",
+    "walk_files",
 ]

@@ -36,6 +36,7 @@ GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 LACKING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE))     # of the machine
 NOT_OPENED = GONE | {errno.EMFILE, errno.ENFILE}       # FFmpeg's other errors are about what is in the file
 NEXT_STEPS = {"bad_name": "Rename it.", "outside": "Copy the file there.", "too_long": "Cut it into parts.",
+              "missing": "Put it there, or correct its name.",
               "unexpected": "Remove the file, and report this message."}
 
 
@@ -219,3 +220,31 @@ def names_below(folder: str | Path) -> Callable[[str], str]:
                 known.setdefault(unicodedata.normalize("NFC", below), below)
         return known.get(unicodedata.normalize("NFC", name), name)
     return name_on_disk
+
+
+def likely_names(folder: str | Path) -> Callable[[str], str]:
+    """A function that gives the one file below `folder` that a wrong name in a table may mean; "" where none is.
+
+    Such a name has another case, backslashes, the folder's own name in front, or no ending. The folder is walked at the
+    first call.
+    """
+    known: dict[str, str] = {}          # a name as it is compared -> the file; "" where there are several
+    fronts = {f"{_compared(Path(os.path.abspath(folder)).name)}/", "videos/"}
+
+    def likely(name: str) -> str:
+        if not known:
+            known[""] = ""
+            for path in walk_files(folder):
+                below = path.relative_to(folder).as_posix()
+                stem, ending = os.path.splitext(below)
+                for form in {below, stem} if ending.lower() in VIDEO_ENDINGS else {below}:
+                    known[_compared(form)] = "" if _compared(form) in known else below
+        name = _compared(name)
+        forms = {name, *(name.removeprefix(front) for front in fronts)}
+        found = [known[form] for form in forms if form in known]
+        return found[0] if len(found) == 1 else ""
+    return likely
+
+
+def _compared(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().replace("\\", "/")

@@ -21,8 +21,10 @@ from hcmi.video import REASONS
 
 REFUSED = {
     "no table": (None, r"captions.csv: need a table with the columns video,caption.* found none. Write one"),
-    "empty": ("",
-              r"row 1: need the columns video,caption\[,start,end,split\], got 'nothing'. Add the column video"),
+    "empty": ("", r"row 1: need the columns video,caption\[,start,end,split\], got none. Write them there"),
+    "empty first row": ("\nvideo,caption\na.mp4,x\n", r"row 1: need the columns .*, got none. Write them there"),
+    "Excel's separator": ("sep=,\nvideo,caption\na.mp4,x\n",
+                          r"row 1: need the columns .*, got 'sep=,', which only Excel reads. Remove row 1"),
     "semicolons": ("video;caption\na.mp4;x\n", r"row 1: need commas between the cells, got ';'. Save the table"),
     "tabs": ("video\tcaption\na.mp4\tx\n", r"row 1: need commas between the cells, got '\\t'"),
     "capitals": ("Video,Caption\na.mp4,x\n", r"row 1: need the columns .* got 'Video,Caption'. Write the names"),
@@ -33,7 +35,8 @@ REFUSED = {
                        r"row 1: need only the columns .* got 'strat'. Rename or remove it"),
     "latin-1": ("video,caption\na.mp4,x\nb.mp4,caf\xe9\n".encode("latin-1"),
                 r"row 3: need UTF-8, got the byte 0xe9. Save"),
-    "utf-16": ("video,caption\na.mp4,x\n".encode("utf-16"), r"row 1: need UTF-8, got the byte 0xff"),
+    "utf-16": ("video,caption\na.mp4,x\n".encode("utf-16"), r"row 1: need UTF-8, got UTF-16. Save the file as UTF-8"),
+    "utf-16, big first": ("\ufeffvideo,caption\na.mp4,x\n".encode("utf-16-be"), r"row 1: need UTF-8, got UTF-16. Save"),
     "zero byte": (b"video,caption\na.mp4,x\0y\n", r"row 2: need text, got a zero byte"),
     "comma in caption": ("video,caption\na.mp4,a dog, a cat\n",
                          r"row 2: need 2 cells \(video,caption\), got 3. Put a caption"),
@@ -44,6 +47,8 @@ REFUSED = {
     "split": ("video,caption,split\na.mp4,x,dev\n", r"row 2: need a split of train, val, test or none, got 'dev'"),
     "start": ("video,caption,start\na.mp4,x,0:30\n", r"row 2: need start in seconds from 0, got '0:30'"),
     "negative": ("video,caption,start\na.mp4,x,-1\n", r"row 2: need start in seconds from 0, got '-1'"),
+    "underscore": ("video,caption,end\na.mp4,x,0_1\n", r"row 2: need end in seconds from 0, got '0_1'"),
+    "other digits": ("video,caption,end\na.mp4,x,\u0661\n", r"row 2: need end in seconds from 0, got"),
     "infinite": ("video,caption,end\na.mp4,x,inf\n", r"row 2: need end in seconds from 0, got 'inf'"),
     "backwards": ("video,caption,start,end\na.mp4,x,3,1\n", r"row 2: need end after start, got 3 to 1"),
     "no length": ("video,caption,end\na.mp4,x,0\n", r"row 2: need end after start, got 0 to 0"),
@@ -119,6 +124,20 @@ def test_row_is_left_out_when_its_name_is_no_utf8_and_there_is_no_such_file(fold
     assert (set(clips), skip.reason) == ({"a"}, "missing")
     assert r"caf\xe9.mp4: need a video that can be decoded, got no such file (" in skip.detail
     assert "save the table as UTF-8" in skip.detail
+
+
+def test_row_is_left_out_and_the_file_is_named_when_the_name_is_nearly_right(folder):
+    names = ["sub\\a.mp4", "videos/b.mp4", "C.MP4", "d", "two.mp4", "none.mp4"]
+    root = folder("video,caption\n" + "".join(f"{name},x\n" for name in [*names, "right.mp4"]),
+                  videos=("sub/a.mp4", "b.mp4", "c.mp4", "d.mp4", "Two.mp4", "TWO.mp4", "right.mp4"))
+    clips, skipped = found_in(root)
+    assert (set(clips), {skip.reason for skip in skipped}) == ({"right"}, {"missing"})
+    said = {skip.path.partition("videos/")[2]: skip.detail.partition("no such file")[2] for skip in skipped}
+    put = ". Put it there, or correct its name."
+    assert said == {
+        **{name: f" (there is {file}: correct {root}/captions.csv row {row}){put}" for row, (name, file) in enumerate(
+            zip(names, ["sub/a.mp4", "b.mp4", "c.mp4", "d.mp4"], strict=False), start=2)},
+        "two.mp4": put, "none.mp4": put}       # two files may be meant, or none
 
 
 def test_ids_differ_when_names_differ_only_in_what_ids_cannot_hold(folder):

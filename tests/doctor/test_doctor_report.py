@@ -28,9 +28,13 @@ def test_doctor_counts_what_is_there_when_the_folder_is_known(folder, params):
     assert report["reasons"] == {"not_a_video": 1}
     assert report["projected"]["failure_rate"] == 0.3333
     assert report["worst"][:2] == [{"file": "broken.mp4", "why": "not_a_video"}, {"file": "gone.mp4", "why": "missing"}]
-    assert "videos: need at most 10% that cannot be decoded, got 33% of the sample" in report["problems"][0]
+    assert report["projected"]["skip_fraction"] == 0
+    assert not any(problem.startswith("videos") for problem in report["problems"])      # `dataset` leaves it out
+    assert report["notes"] == ["1 file of the 3 looked at cannot be used and will be left out.",
+                               "1 name without a file will be left out."]
     assert json.loads(json.dumps(report)) == report
     assert "broken.mp4: not_a_video" in report_text(report)
+    assert f"\nnote: {report['notes'][0]}\n" in report_text(report)
 
 
 def test_doctor_reads_the_annotation_when_the_folder_is_a_published_data_set(folder, params, tmp_path, monkeypatch):
@@ -73,10 +77,22 @@ def test_doctor_projects_the_bytes_that_shards_take_when_all_are_sampled(folder,
 
 def test_doctor_refuses_when_there_is_no_video(tmp_path, params):
     (tmp_path / "captions.csv").write_text("video,caption\ngone.mp4,a dog\n")
-    with pytest.raises(DataError, match="need at least one video file, got 1 names without a file"):
+    with pytest.raises(DataError, match=r"need at least one video file, got 1 name without a file\. Correct"):
         doctor(tmp_path, params)
     with pytest.raises(DataError, match="need a folder of videos, got nothing there"):
         doctor(tmp_path / "absent", params)
+
+
+def test_doctor_names_the_file_that_is_meant_when_a_caption_names_none(folder, tmp_path, params):
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    table = tmp_path / "captions.csv"
+    table.write_text("video,caption\nTWO.mp4,a dog\n")
+    with pytest.raises(DataError, match=r"got 1 name without a file, such as TWO\.mp4, where there is two\.mp4\."):
+        doctor(tmp_path, params)
+    table.write_text("video,caption\nTWO.mp4,a dog\nfour.mp4,a cat\n")
+    report = doctor(tmp_path, params)
+    assert report["notes"] == ["1 name without a file will be left out, such as TWO.mp4, where there is two.mp4."]
+    assert report["worst"][0] == {"file": "TWO.mp4", "why": "missing; there is two.mp4"}
 
 
 def test_doctor_verb_exits_with_1_when_there_are_no_captions(folder, tmp_path):
@@ -84,6 +100,15 @@ def test_doctor_verb_exits_with_1_when_there_are_no_captions(folder, tmp_path):
     result = CliRunner().invoke(main, ["doctor", str(tmp_path), "--params", str(ROOT / "params.yaml"), "--json"])
     assert result.exit_code == 1
     assert "hcmi search QUERY --videos FOLDER" in json.loads(result.stdout)["problems"][0]
+
+
+@pytest.mark.parametrize("name", ["Captions.csv", "captions.tsv", "captions.jsonl", "videos/captions.csv"])
+def test_doctor_names_the_table_when_it_has_another_name_or_place(folder, tmp_path, params, name):
+    (tmp_path / "videos").mkdir()
+    shutil.copy(folder / "videos/two.mp4", tmp_path / "videos")
+    (tmp_path / name).write_text("video,caption\ntwo.mp4,a dog\n")
+    assert doctor(tmp_path, params)["problems"][0].startswith(
+        f"captions: need captions.csv to train and evaluate, got {tmp_path / name}. Save it as captions.csv in")
 
 
 def typed(*arguments: str) -> tuple[int, list[str], list[str]]:
@@ -110,7 +135,10 @@ def test_doctor_leads_from_an_empty_folder_through_init_to_a_project(tmp_path, m
     assert problems == ["data/raw/mine: need at least one video file, got none. Put your videos into "
                         "data/raw/mine/videos, and a row for each caption into data/raw/mine/captions.csv."]
     shutil.copytree(folder, "data/raw/mine", dirs_exist_ok=True)
-    assert typed()[2] == ["dvc repro"]
+    assert typed()[2] == ["git init", "sed -i /no_scm/d .dvc/config", "git add -A", 'git commit -m "Start"',
+                          "dvc exp run $(hcmi overrides presets/laptop.yaml)"]
+    (tmp_path / ".git").mkdir()
+    assert typed()[2] == ["dvc exp run $(hcmi overrides presets/laptop.yaml)"]
     assert typed("data")[2][0].startswith('hcmi search "what you look for" --videos data ')
 
 

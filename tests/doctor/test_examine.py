@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from model_world import changed
 
 from hcmi.doctor.examine import examine_sample, read_videos
 from hcmi.errors import DataError
@@ -44,8 +45,17 @@ def test_sample_has_the_figures_of_good_files_and_the_errors_of_others(folder, p
     sample = examine_sample(videos, params.shards, seconds=60)
     assert {name: one.duration_s for name, one in sample.good.items()} == {"two.mp4": 2.0, "four.mp4": 4.0}
     assert {name: error.reason for name, error in sample.bad.items()} == {"broken.mp4": "not_a_video"}
-    assert (sample.size, sample.good_share) == (3, 2 / 3)
+    assert (sample.size, sample.good_share, sample.skip_fraction) == (3, 2 / 3, 0)
     assert all(len(one.jpeg_bytes) == 24 and one.decoder == "decord" for one in sample.good.values())
+
+
+def test_only_files_that_can_be_opened_count_against_the_limit_when_they_cannot_be_decoded(folder, params):
+    """`dataset` leaves out broken.mp4, so that it never comes to the stage `shards`, in which the others fail."""
+    videos = read_videos(folder / "videos", params.dataset).videos
+    sample = examine_sample(videos, changed(params.shards, decode_timeout_s=1e-4), seconds=60)
+    assert len(sample.bad) == 3
+    assert sample.undecodable == {"two.mp4", "four.mp4"}
+    assert sample.skip_fraction == 1
 
 
 def test_no_file_is_begun_when_the_time_is_up(folder, params):

@@ -1,5 +1,6 @@
 """What would end or spoil a run, one at a time: what doctor says, and that training says the same."""
 
+import dataclasses
 import shutil
 import warnings
 
@@ -15,12 +16,12 @@ from hcmi.doctor import doctor, report_text
 from hcmi.doctor import report as report_module
 from hcmi.doctor.examine import examine_sample
 from hcmi.doctor.problems import folder_problems, training_problems
-from hcmi.errors import HcmiError
+from hcmi.errors import DecodeError, HcmiError
 from hcmi.shards import write_shards
 from hcmi.train import RunData, plan_training, preflight
 
 REPORT = {"machine": {"disk_free_gb": 10.0, "memory_free_gb": 4.0}, "captions": {"count": 3, "empty": 0},
-          "projected": {"failure_rate": 0.0, "shards_mb": 100.0}}
+          "projected": {"failure_rate": 0.3, "skip_fraction": 0.1, "shards_mb": 100.0}}
 
 
 def test_nothing_is_found_when_all_is_well(params):
@@ -28,8 +29,12 @@ def test_nothing_is_found_when_all_is_well(params):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"projected": {"failure_rate": 0.2, "shards_mb": 0.0}}, "videos: need at most 10% that cannot be decoded, got"),
-    ({"projected": {"failure_rate": 0.0, "shards_mb": 20_000.0}}, "disk: need 20.0 GB for the shards, got 10.0 GB."),
+    ({"projected": {"failure_rate": 0.2, "skip_fraction": 0.2, "shards_mb": 0.0}},
+     "videos: need at most 10% that can be opened and not decoded, got 20% of the sample."),
+    ({"projected": {"failure_rate": 1.0, "skip_fraction": 0.0, "shards_mb": 0.0}},
+     "videos: need at least one that can be decoded, got none in the sample."),
+    ({"projected": {"failure_rate": 0.0, "skip_fraction": 0.0, "shards_mb": 20_000.0}},
+     "disk: need 20.0 GB for the shards, got 10.0 GB."),
     ({"captions": {"count": 2, "empty": 2}}, "captions: need some to train and evaluate, got 2 empty cells. Fill them"),
     ({"captions": None}, "captions: need captions.csv to train and evaluate, got none. Without it")])
 def test_problem_is_found_when_the_report_has(params, change, message):
@@ -39,12 +44,12 @@ def test_problem_is_found_when_the_report_has(params, change, message):
 
 def test_problem_is_found_when_a_name_is_no_text(params):
     problem, = folder_problems(REPORT, ["a.mp4", "caf\udce9.mp4"], params.shards)
-    assert problem.startswith(r"names: need names in UTF-8, got 1 others, such as caf\xe9.mp4. Rename them")
+    assert problem.startswith(r"names: need names in UTF-8, got 1 other, such as caf\xe9.mp4. Rename them")
 
 
 def test_problem_is_found_when_links_lead_out_of_the_folder(params):
     problem, = folder_problems(REPORT, ["a.mp4", "b.mp4"], params.shards, {"b.mp4"})
-    assert problem.startswith("videos: need files in the folder, got 1 links out of it, such as b.mp4. They")
+    assert problem.startswith("videos: need files in the folder, got 1 link out of it, such as b.mp4. They")
 
 
 # training
@@ -175,6 +180,13 @@ def test_training_refuses_only_what_doctor_has_named(shards_of, params, checkpoi
         refused = [str(error)]
     assert bool(named) == bool(changes)
     assert {problem.partition(":")[0] for problem in refused} <= {problem.partition(":")[0] for problem in named}
+
+
+def test_doctor_counts_no_clip_of_a_video_that_is_known_to_be_broken(good, params, sample, monkeypatch):
+    broken = dataclasses.replace(sample, bad={"3.mp4": DecodeError("not_a_video", "3.mp4: need a video")})
+    monkeypatch.setattr(report_module, "examine_sample", lambda *_: broken)
+    problem, = problems(good, params)       # of the videos 0, 3 and 6
+    assert "for a search that means something, got 2." in problem
 
 
 def test_doctor_says_how_many_clips_are_too_few(good, params):

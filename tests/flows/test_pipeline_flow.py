@@ -88,10 +88,10 @@ def test_bar_of_a_stage_follows_its_lines(monkeypatch):
     monkeypatch.setattr(artifacts, "update_progress_artifact",
                         lambda bar, progress, description: bars.append((description, progress)))
     progress = artifacts.Progress("train")
-    for line in ("40 captions of 40 are odd", "train: 120 of 480 step, 00:30 so far, 01:30 left", "loss 3 of 4",
-                 "epoch 4 of 8: loss 1.2, validation R@1 80.0 %", "encode videos: 0 of 0 clip"):
+    for line in ("40 captions of 40 are odd", "train: 120 of 480 steps, 00:30 so far, 01:30 left", "loss 3 of 4",
+                 "epoch 4 of 8: loss 1.2, validation R@1 80.0 %", "encode videos: 0 of 0 clips"):
         progress.read(line)
-    assert bars == [("train-progress train: train: 120 of 480 step, 00:30 so far, 01:30 left", 25.0),
+    assert bars == [("train-progress train: train: 120 of 480 steps, 00:30 so far, 01:30 left", 25.0),
                     ("train: epoch 4 of 8: loss 1.2, validation R@1 80.0 %", 50.0)]
 
 

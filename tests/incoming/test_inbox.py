@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from model_world import write_film
@@ -99,6 +101,48 @@ def test_unreadable_file_is_listed_once_and_taken_when_it_is_replaced(inbox, fil
     assert take(inbox).files == ["broken.mp4"]
 
 
+def test_empty_file_and_link_to_nothing_are_left_out_with_their_reason(inbox, films):
+    """An empty file is listed once, as every file of which each reading gives the same; the others may come back."""
+    (inbox / "empty.mp4").touch()
+    (inbox / "empty_too.mp4").touch()
+    (inbox / "link.mp4").symlink_to(inbox.parent / "gone.mp4")
+    (inbox / "folder.mp4").mkdir()
+    found = take(inbox)
+    assert found.files == ["blue.mp4", "red.mp4"]
+    assert {name: reason.partition("got ")[2].partition(".")[0] for name, reason in found.quarantined.items()} == {
+        "empty.mp4": "zero bytes", "empty_too.mp4": "zero bytes", "link.mp4": "no such file",
+        "folder.mp4": "not a regular file, or no permission to read it"}
+    lines = (inbox.parent / "incoming/quarantine.jsonl").read_text().splitlines()
+    assert [Path(json.loads(line)["path"]).name for line in lines] == ["empty.mp4", "empty_too.mp4"]
+    found = take(inbox)
+    assert (sorted(found.quarantined), found.refused, found.taken) == (["folder.mp4", "link.mp4"], 2, 2)
+    shutil.copy(films / "green.mp4", inbox / "empty.mp4")
+    shutil.copy(films / "yellow.mp4", inbox.parent / "gone.mp4")
+    assert take(inbox).files == ["empty.mp4", "link.mp4"]
+
+
+def test_empty_file_is_left_to_the_next_run_when_it_grows(inbox, films):
+    (inbox / "green.mp4").touch()
+    found = take(inbox, 60, lambda seconds: (inbox / "green.mp4").write_bytes(b"\0"))
+    assert (found.files, found.waiting, found.quarantined) == (["blue.mp4", "red.mp4"], ["green.mp4"], {})
+
+
+@pytest.mark.parametrize(("age_s", "waited"), [(0, [60]), (100, [])])
+def test_wrong_captions_change_nothing_when_a_file_cannot_be_read(inbox, monkeypatch, age_s, waited):
+    """They are refused before the wait where they are old. What is wrong with the file is said by a later run."""
+    (inbox / "broken.mp4").write_bytes(b"not a video" * 100)
+    table, waits = inbox / "captions.csv", []
+    table.write_text("wrong,header\n")
+    now = time.time() + age_s
+    monkeypatch.setattr("hcmi.incoming.inbox.time", SimpleNamespace(time=lambda: now))
+    with pytest.raises(DataError, match=r"captions\.csv row 1"):
+        take(inbox, 60, waits.append)
+    assert waits == waited
+    assert not (inbox.parent / "incoming/quarantine.jsonl").exists()
+    table.unlink()
+    assert list(take(inbox).quarantined) == ["broken.mp4"]
+
+
 def test_nothing_is_taken_twice_when_the_notes_are_lost(inbox):
     take(inbox)
     for damage in ("", "{", None):
@@ -111,6 +155,8 @@ def test_nothing_is_taken_twice_when_the_notes_are_lost(inbox):
 def test_folder_and_captions_must_be_right(inbox):
     with pytest.raises(DataError, match="need a folder of new videos, got none"):
         take(inbox / "missing")
+    with pytest.raises(DataError, match=r"red\.mp4: need a folder of new videos, got a file\. Name the folder"):
+        take(inbox / "red.mp4")
     (inbox / "captions.csv").write_text("wrong,header\n")
     with pytest.raises(DataError, match=r"captions\.csv"):
         take(inbox)
@@ -147,7 +193,7 @@ def test_captions_that_come_after_their_videos_join_the_batch(inbox, films):
     (inbox / "captions.csv").write_text("video,caption\nred.mp4,another\nblue.mp4,a blue film\n")
     assert take(inbox).captioned == ["monday"]
     assert rows(inbox) == ["red.mp4,a red film,,", "blue.mp4,a blue film,,"]     # what is there stays
-    assert take(inbox) == Collected()
+    assert take(inbox) == Collected(taken=3)
 
 
 @pytest.mark.parametrize(("on_disk", "in_table"), [("cafe\u0301.mp4", "caf\u00e9.mp4"), ("caf\udce9.mp4",) * 2],

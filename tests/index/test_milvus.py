@@ -56,6 +56,12 @@ def test_milvus_gives_the_same_answers_as_the_folder(pair):
         assert (a.start_s, a.end_s) == (b.start_s, b.end_s)
 
 
+def test_milvus_knows_the_tags_like_the_folder(pair):
+    asked = ("place", 'pl"ace', "planet")
+    for retriever in pair:
+        assert [retriever.index.has_tag(name) for name in asked] == [True, True, False]
+
+
 def test_milvus_filters_like_the_folder_when_tags_need_quoting(pair):
     for where in ({"tags": {"place": "sea"}}, {"tags": {'pl"ace': 'a "quoted" \\ cliff'}}, {"min_seconds": 8},
                   {"max_seconds": 6, "tags": {"place": "wood"}}, {"tags": {"place": "sky"}}):

@@ -78,12 +78,22 @@ def test_new_videos_of_a_folder_are_found_and_nothing_is_done_twice(here, new, j
     assert {film.name for film in new} <= found()
     generation = SearchIndex.open("releases/current/export/index").generation
     assert add(str(inbox)) == {"batch": None, "files": 0, "waiting": [], "quarantined": {}, "captioned": [],
-                               "growing": [], "verdicts": {}, "added": {}}
+                               "taken": 3, "refused": 0, "growing": [], "verdicts": {}, "added": {}}
     assert judged == [batch]
     assert SearchIndex.open("releases/current/export/index").generation == generation
     [entry] = json.loads(Path("data/accepted.json").read_text())
     assert (entry["batch"], entry["verdict"]) == (batch, "ok")
     assert json.loads(Path("data/searched.json").read_text()) == {entry["content"]: batch}
+
+
+def test_text_counts_what_was_left_out_when_nothing_is_new(here, new):
+    shutil.copytree(new[0].parent, here / "inbox")
+    (here / "inbox/empty.mp4").touch()
+    typed = ["add", "inbox", "--quiet-seconds", "0"]
+    assert "left out: inbox/empty.mp4: need a video that can be decoded, got zero bytes." in call_hcmi(*typed).stdout
+    assert call_hcmi(*typed).stdout.splitlines()[:2] == [
+        "no new file; in batches already: 3",
+        "left out as before: 1 file that cannot be read; see data/incoming/quarantine.jsonl"]
 
 
 def test_verdict_decides_and_a_person_may_decide_otherwise(here, new):
@@ -293,5 +303,6 @@ def test_add_says_in_words_what_it_did_and_what_to_type_next(here, new, tmp_path
         "ok.1: 1 clip can be searched now",
         "next: `dvc add data/incoming/ok.1` keeps what was added; `dvc repro`, then `hcmi promote`, trains on it"]
     assert len(rest) == 4
-    assert call_hcmi(*asked).stdout == "no new file: the others are in batches already\n"
+    assert call_hcmi(*asked).stdout == ("no new file\nleft out as before: 1 file that cannot be read; see "
+                                        "data/incoming/quarantine.jsonl\n")
     assert call_hcmi("add", "--quiet-seconds", "0").stdout == "nothing to do: every batch has been judged\n"

@@ -35,6 +35,11 @@ def config_folder(folder, name="dfn", model=None, **preprocessing):
     return folder
 
 
+def test_file_of_a_model_is_refused_when_it_is_given_in_place_of_its_folder(tmp_path):
+    path = config_folder(tmp_path) / "open_clip_config.json"
+    assert refused(path) == f"model {path}: need the folder of a model, got a file. Name the folder that it is in."
+
+
 def test_open_clip_folder_says_what_to_install_when_the_library_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     assert refused(config_folder(tmp_path)).endswith("Install it: pip install 'hcmi[open_clip]'.")

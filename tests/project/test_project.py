@@ -47,6 +47,8 @@ def test_project_has_the_stages_without_the_files_of_the_clone(tmp_path):
         assert load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False).name
     for path in (tmp_path / "new").rglob("*.md"):
         assert "../docs" not in path.read_text(encoding="utf-8")
+    said = (tmp_path / "new/data/raw/README.md").read_text(encoding="utf-8")
+    assert "needs a remote (docs/pipeline.md of hcmi); a colleague" in said
 
 
 def test_what_is_there_is_kept(tmp_path):

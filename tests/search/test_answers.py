@@ -31,6 +31,7 @@ def test_further_moments_stand_below_their_file():
 
 def test_times_are_seconds_and_after_a_minute_those_of_a_player():
     assert span_text(2.04, 59.94) == "2.0 - 59.9 s"
+    assert span_text(0.0, 0.04) == "0.00 - 0.04 s"
     assert span_text(7.2, 60.0) == "0:07.2 - 1:00.0"
     assert span_text(1284.0, 1286.26) == "21:24.0 - 21:26.3"
     assert span_text(3599.96, 36605.5) == "1:00:00.0 - 10:10:05.5"

@@ -174,6 +174,12 @@ def test_encoder_names_the_file_that_cannot_be_decoded(world, tmp_path):
         Encoder(world / "clip").encode_videos([next((world / "videos").glob("*")), tmp_path / "broken.mp4"])
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_encoder_refuses_a_single_file(world, kind):
+    with pytest.raises(DataError, match=r"^files: need a list of files, got the file 'plain\.mp4'\. Put it"):
+        Encoder(world / "clip").encode_videos(kind("plain.mp4"))
+
+
 def test_encoder_refuses_a_single_text(world):
     with pytest.raises(DataError, match="texts: need a list of texts, got the text 'a dog'"):
         Encoder(world / "clip").encode_texts("a dog")

@@ -107,8 +107,8 @@ def test_search_finds_the_files_of_a_project_from_any_folder(run, world, tmp_pat
     (["ring", "--index", "a", "--videos", "b"], "need one place to search"),
     (["ring", "--tag", "place"], "--tag: need NAME=VALUE, got 'place'"),
     (["ring", "--tag", "a=1", "--tag", "a=2"], "--tag: need one value of a, got '1' and '2'"),
-    (["ring", "--min-seconds", "nan"], "--min-seconds: need a number, got nan"),
-    (["ring", "--max-seconds", "inf"], "--max-seconds: need a number, got inf"),
+    (["ring", "--min-seconds", "nan"], "--min-seconds: need a number from 0, got nan"),
+    (["ring", "--max-seconds", "inf"], "--max-seconds: need a number from 0, got inf"),
     (["ring", "--params", "nowhere.yaml"], "nowhere.yaml: need "),
     (["ring", "--explain", "why.txt"], "need a name ending in .png, .svg, .pdf or .json, got '.txt'"),
 ])

@@ -7,6 +7,7 @@ from search_world import clips, searchable_model, times, video_tokens
 from hcmi.errors import ConfigError
 from hcmi.index import add_videos, create_index, model_card
 from hcmi.search import Retriever, check_number, check_top, parse_tags
+from hcmi.search.query import check_tags
 
 QUERY = "a red ring slides left"
 
@@ -48,9 +49,10 @@ def test_search_refuses_a_query_of_invisible_characters_alone(world, query):
         world[0].search(query)
 
 
-@pytest.mark.parametrize("top", [0, -1, 1_000_000])
-def test_search_refuses_top_out_of_range(world, top):
-    with pytest.raises(ConfigError, match=rf"^top: need 1 to 1000, got {top}"):
+@pytest.mark.parametrize(("top", "step"), [(0, "Ask for 1 or more"), (-1, "Ask for 1 or more"),
+                                           (1_000_000, "Ask for fewer answers")])
+def test_search_refuses_top_out_of_range(world, top, step):
+    with pytest.raises(ConfigError, match=rf"^top: need 1 to 1000, got {top}\. {step}\.$"):
         world[0].search(QUERY, top=top)
 
 
@@ -68,9 +70,9 @@ def test_tag_that_is_no_text_is_refused_in_one_line():
         parse_tags(["place=caf\udce9"], "--tag")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "nan", "inf", "three"])
-def test_length_is_refused_when_it_is_no_finite_number(world, value):
-    message = rf"^min_seconds: need a number, got {value!r}\. Correct it or leave it out\.$"
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), "nan", "inf", "three", -1, "-0.5"])
+def test_length_is_refused_when_it_is_no_finite_number_from_0(world, value):
+    message = rf"^min_seconds: need a number from 0, got {value!r}\. Correct it or leave it out\.$"
     for ask in (lambda: world[0].search(QUERY, min_seconds=value), lambda: world[0].similar("v0", min_seconds=value)):
         with pytest.raises(ConfigError, match=message):
             ask()
@@ -80,6 +82,21 @@ def test_length_is_refused_when_it_is_no_finite_number(world, value):
 
 def test_number_is_none_when_it_is_not_given():
     assert [check_number(value, "n") for value in (None, "", "1e-1", 0)] == [None, None, 0.1, 0.0]
+
+
+def test_tags_of_a_program_are_text_when_their_values_are_not(world):
+    assert check_tags({"year": 2024, "place": "sea"}) == {"year": "2024", "place": "sea"}
+    assert world[0].search(QUERY, tags={"year": 2024}) == world[0].search(QUERY, tags={"year": "2024"})
+
+
+def test_note_says_that_no_video_has_a_tag_of_that_name(world):
+    assert world[0].tag_notes({"place": "moon", "planet": "earth"}) == ["no video has the tag 'planet'."]
+
+
+@pytest.mark.parametrize("tags", ["year=2024", ["year=2024"]])
+def test_tags_of_a_program_are_refused_when_they_are_no_dict(world, tags):
+    with pytest.raises(ConfigError, match=r"^tags: need a dict such as {'place': 'beach'}, got .*\. Give names"):
+        world[0].search(QUERY, tags=tags)
 
 
 def test_tag_is_refused_when_its_name_has_two_values():

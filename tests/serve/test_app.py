@@ -57,7 +57,8 @@ def test_search_gives_what_the_retriever_finds(page, retriever):
 
 def test_search_takes_filters_and_another_video(page, retriever):
     assert page.get("/api/search", params={"q": "ring", "min_seconds": 60}).json()["hits"] == []
-    assert page.get("/api/search", params={"q": "ring", "tag": "place=sea"}).json()["hits"] == []
+    none = page.get("/api/search", params={"q": "ring", "tag": "place=sea"}).json()
+    assert (none["hits"], none["notes"]) == ([], ["no video has the tag 'place'."])
     noted = page.get("/api/search", params={"q": "a splendid ring"}).json()
     assert noted["notes"] == ["left out, since no training caption has them: splendid."]
     own = id_of(retriever, "g160.mp4")
@@ -99,10 +100,10 @@ def test_explain_gives_what_the_retriever_explains(page, retriever):
     ("/api/search?q=%01", 400, "need readable text"),
     ("/api/search?q=ring&top=0", 400, "top: need 1 to 1000, got 0"),
     ("/api/search?q=ring&top=1.5", 400, "top: need a whole number, got '1.5'"),
-    ("/api/search?q=ring&max_seconds=nan", 400, "max_seconds: need a number, got 'nan'"),
+    ("/api/search?q=ring&max_seconds=nan", 400, "max_seconds: need a number from 0, got 'nan'"),
     ("/api/search?q=ring&tag=place", 400, "tag: need NAME=VALUE, got 'place'"),
     ("/api/search?q=ring&tag=a%3D1&tag=a%3D2", 400, "tag: need one value of a, got '1' and '2'"),
-    ("/api/search?q=ring&min_seconds=inf", 400, "min_seconds: need a number, got 'inf'"),
+    ("/api/search?q=ring&min_seconds=inf", 400, "min_seconds: need a number from 0, got 'inf'"),
     ("/api/search?like=nobody", 404, "need the video_id of an indexed video"),
     ("/api/explain?q=ring&video_id=nobody", 404, "need one of the answers to a query"),
     ("/video/nobody", 404, "need the video_id of an indexed video"),

@@ -194,7 +194,7 @@ def test_bad_files_are_named_when_few(tmp_path, clips):
         ("bad_sound", "no_video_stream"), ("bad_text", "not_a_video")]
     assert all(line["stage"] == "shards" for line in lines)
     assert lines[1]["detail"] == (f"{tmp_path}/bad/gone.mp4: need a video that can be decoded, got no such file. "
-                                  "Replace or remove the file.")
+                                  "Put it there, or correct its name.")
     assert sorted(read_shards(tmp_path / "shards")) == [clip.video_id for clip in clips[:12]]
     assert sum(summary["skipped"].values()) == 5
     shutil.copy(clips[0].path, tmp_path / "bad/gone.mp4")

@@ -12,7 +12,7 @@ from train_world import StopError, assert_same_run, run, save_after_every_step, 
 
 from hcmi.errors import MachineError, ModelError
 from hcmi.model import HcmiModel
-from hcmi.train import checkpoints, make_optimizers, state_file, training_step
+from hcmi.train import checkpoints, make_optimizers, preflight, state_file, training_step
 from hcmi.train import stage as subject
 from hcmi.train.checkpoints import Checkpoints
 from hcmi.train.state import Progress
@@ -75,8 +75,8 @@ def test_train_continues_the_random_states_when_a_layer_draws_from_them(films, t
         model.towers.text_projection = torch.nn.Sequential(model.towers.text_projection, torch.nn.Dropout(0.3))
         return model
 
-    made = subject.new_retriever
-    monkeypatch.setattr(subject, "new_retriever", with_dropout)
+    made = preflight.new_retriever
+    monkeypatch.setattr(preflight, "new_retriever", with_dropout)
     save_after_every_step(monkeypatch)
     run(films, tmp_path / "whole", epochs=2)
     with monkeypatch.context() as patch:

@@ -8,8 +8,8 @@ from PIL import Image
 from video_files import STILL_HEIC
 
 from hcmi.errors import DataError, DecodeError, MachineError
-from hcmi.video import REASONS, check_file, find_videos, names_below, probe, sha256
-from hcmi.video.files import VIDEO_ENDINGS, one_file, refusal
+from hcmi.video import REASONS, check_file, files, find_videos, likely_names, names_below, probe, sha256
+from hcmi.video.files import VIDEO_ENDINGS, one_file, refusal, walk_files
 
 CAFE_NFD = unicodedata.normalize("NFD", "café")
 
@@ -56,6 +56,18 @@ def test_name_of_a_table_finds_its_file_in_any_normal_form(tmp_path):
     name_on_disk = names_below(tmp_path)
     names = ("café/a.mp4", "ü.mp4", unicodedata.normalize("NFD", "ü.mp4"), "none.mp4", "nö.mp4")
     assert [name_on_disk(name) for name in names] == [f"{CAFE_NFD}/a.mp4", *names[1:]]
+
+
+def test_folder_is_walked_once_when_names_are_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / f"{CAFE_NFD}.mp4").touch()
+    walked = []
+    monkeypatch.setattr(files, "walk_files", lambda folder: walked.append(folder) or walk_files(folder))
+    likely = likely_names(tmp_path / "mine")
+    assert walked == []
+    names = ("Café.mp4", "café", "MINE\\café.mp4", "other.mp4", "")
+    assert [likely(name) for name in names] == [*[f"{CAFE_NFD}.mp4"] * 3, "", ""]
+    assert len(walked) == 1
 
 
 def test_photo_is_no_video_whatever_it_is_called(tmp_path):
