@@ -122,6 +122,6 @@ def test_dataset_is_refused_when_most_of_its_videos_are_missing(annotations_dir,
     (folder / "videos").mkdir()
     name = (folder / "train_list.txt").read_text().split()[0]
     shutil.copy(next((shared_data / "real_clips/videos").iterdir()), folder / "videos" / f"{name}.mp4")
-    with pytest.raises(DataError, match=r"need at least 50% of the videos that captions name, got 1 clips, and 1,969 "):
+    with pytest.raises(DataError, match=r"need at least 50% of the videos that captions name, got 1 clip and 1,969 "):
         build(published("msvd", folder), tmp_path)
     assert not (tmp_path / "manifest").exists()
