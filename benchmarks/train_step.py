@@ -73,14 +73,14 @@ class Loops:
         from hcmi.config import load_params
         from hcmi.runtime import pick_precision
         from hcmi.shards import ShardReader, TrainLoader
-        from hcmi.train import stage
         from hcmi.train.optimizers import make_optimizers
+        from hcmi.train.preflight import RunData, model_of_run
 
         params, device = load_params(shipped_params()), torch.device("cpu")
         config, reader = params.train.model_copy(update={"micro_batch": 0}), ShardReader(shards, "train")
         loader = TrainLoader(reader, config.batch_size, params.model.num_frames, num_workers=1,
                              num_captions=config.captions_per_clip)
-        model = stage.model_to_train(params.model, config, reader, device).train()
+        model = model_of_run(RunData.of([reader]), params.model, config, device).train()
         return cls(model, make_optimizers(model, config), config, pick_precision("auto", device), loader,
                    [batch for batch, _ in zip(loader, range(2), strict=False)])
 

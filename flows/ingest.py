@@ -57,7 +57,8 @@ def take_in(inbox: str, quiet_seconds: float) -> Collected:
     """A batch of the new files of a folder or a bucket. Raises: DataError."""
     found = collect(inbox, INCOMING, f"{datetime.now():%Y-%m-%d}", quiet_seconds, DECODE_SECONDS)
     logger = get_run_logger()
-    logger.info("%s: %d new files%s", inbox, len(found.files), f" are the batch {found.batch}" if found.batch else "")
+    logger.info("%s: %s%s", inbox, plural(len(found.files), "new file"),
+                f" in the batch {found.batch}" if found.batch else "")
     for name, reason in found.quarantined.items():
         logger.warning("%s cannot be read and is left out: %s", name, reason)
     return found

@@ -294,7 +294,8 @@ def init(folder: str) -> None:
 @main.command()
 @click.argument("data", required=False)
 @click.option("--sample", default=64, show_default=True, type=click.IntRange(min=1), help="Files to decode, at most.")
-@click.option("--seconds", default=20.0, show_default=True, help="Start no new file after this time.")
+@click.option("--seconds", default=20.0, show_default=True,
+              help="Start no new file after this time. Those that fail are opened once more at the end.")
 @params_option
 @json_option
 def doctor(data: str | None, sample: int, seconds: float, params: str, as_json: bool) -> None:

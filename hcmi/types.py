@@ -5,7 +5,7 @@ The last letters of an array's or tensor's name are its dimensions, everywhere:
     B batch       T frames (time)           H height, pixels
     Q queries     W words, or text tokens   X width, pixels
     V videos      C clips of a video        D embedding
-    N any items   P phrases of a text       K views of a clip, or captions
+    N any items   P phrases of a text       K views, or captions of a clip
 
 In pixels the last dimension is colour, RGB, and is written C as well: `frames_BTHXC`. 2 and 3 are literal sizes.
 """

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+IRREGULAR = {"batch": "batches", "history": "histories", "query": "queries"}
+
 
 def plural(count: int, one: str, many: str = "") -> str:
     """`1 clip`, `2 clips`."""
@@ -12,7 +14,7 @@ def plural(count: int, one: str, many: str = "") -> str:
 
 def noun(count: int, one: str, many: str = "") -> str:
     """`clip` for 1, else `clips`."""
-    return one if count == 1 else many or one + ("es" if one.endswith("ch") else "s")
+    return one if count == 1 else many or IRREGULAR.get(one, f"{one}s")
 
 
 def shortened(text: str, length: int) -> str:
@@ -32,5 +34,5 @@ def missing_letters_noted(name: str) -> Iterator[None]:
         if str(one.message) not in boxes:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if boxes:
-        warnings.warn(f"{name}: {plural(len(boxes), 'different letter')} drawn as boxes, because the font of pictures "
-                      "does not have such letters.", stacklevel=4)
+        warnings.warn(f"{name}: boxes stand for {plural(len(boxes), 'different letter')}, because the font of pictures "
+                      "lacks them.", stacklevel=4)

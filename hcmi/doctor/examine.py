@@ -21,16 +21,7 @@ from hcmi.dataset import (
     videos_folder,
 )
 from hcmi.errors import DataError, DecodeError
-from hcmi.video import (
-    DecoderPool,
-    EncodeJob,
-    Measured,
-    ProbeJob,
-    find_videos,
-    measure_job,
-    names_below,
-    probe_job,
-)
+from hcmi.video import DecoderPool, EncodeJob, Measured, ProbeJob, find_videos, measure_job, names_below, probe_job
 
 TABLES = frozenset((".csv", ".json", ".jsonl", ".tsv", ".txt", ".xlsx"))
 Captions = dict[str, dict[tuple[float | None, float | None], list[str]]]     # of each video, by start and end
@@ -121,7 +112,10 @@ def other_table(folder: Path) -> Path | None:
 
 
 def examine_sample(videos: dict[str, Path], config: ShardsConfig, seconds: float) -> Sample:
-    """Examine these files one after another on all cores; none is begun after `seconds`."""
+    """Examine these files one after another on all cores; none is begun after `seconds`.
+
+    Those that fail are opened once more at the end.
+    """
     begun = time.monotonic()
     good: dict[str, Measured] = {}
     bad: dict[str, DecodeError] = {}

@@ -67,9 +67,9 @@ def _run_problems(report: dict[str, Any], config: ShardsConfig, other_table: Pat
     if projected["failure_rate"] == 1:
         problems.append("videos: need at least one that can be decoded, got none in the sample. Repair the files.")
     elif projected["skip_fraction"] > config.max_skip_fraction:
-        problems.append(f"videos: need at most {config.max_skip_fraction:.0%} that can be opened and not decoded, got "
-                        f"{projected['skip_fraction']:.0%} of the sample. Repair or remove them, or raise "
-                        f"shards.max_skip_fraction.")
+        problems.append(f"videos: need at most {config.max_skip_fraction:.0%} that can be opened but not decoded, got "
+                        f"{projected['skip_fraction']:.0%} of those that can be opened. Repair or remove them, or "
+                        f"raise shards.max_skip_fraction.")
     if projected["shards_mb"] / 1e3 > machine["disk_free_gb"]:
         problems.append(f"disk: need {projected['shards_mb'] / 1e3:.1f} GB for the shards, got "
                         f"{machine['disk_free_gb']} GB. Free space, or lower shards.size or shards.num_frames.")

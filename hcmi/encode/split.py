@@ -16,6 +16,7 @@ from hcmi.model import HcmiModel, concatenate, encode_precision, encode_texts
 from hcmi.progress import track
 from hcmi.shards import ShardReader
 from hcmi.types import TextTokens, VideoTokens
+from hcmi.wording import plural
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def require_captions(reader: ShardReader) -> None:
     """Raises: DataError when no clip of the reader has a caption."""
     if not count_captioned(reader):
         raise DataError(f"{reader.index.shards}, split {reader.split}: need captions to measure the model with, got "
-                        f"{len(reader)} clips and none. Caption some of them.")
+                        f"{plural(len(reader), 'clip')} without any. Caption some.")
 
 
 def encode_split(model: HcmiModel, reader: ShardReader, batch_size: int, *, processes: int | str = 1,

@@ -51,10 +51,10 @@ def compare_text(found: dict, path_a: str | Path, path_b: str | Path) -> str:
 
 
 def _load(path: Path) -> tuple[dict, dict, pd.DataFrame]:
-    report = path.absolute()        # a bare name has no folder above its own
-    if path.is_dir():
-        report = next((file for file in (path / "metrics" / "evaluate.json", path / "evaluate.json") if file.exists()),
-                      path / "metrics" / "evaluate.json")
+    report = here = path.absolute()     # a bare name has no folder above its own
+    if here.is_dir():
+        report = next((file for file in (here / "metrics" / "evaluate.json", here / "evaluate.json") if file.exists()),
+                      here / "metrics" / "evaluate.json")
     folders = (report.parent / "plots", report.parent.parent / "plots")
     plots = next((folder for folder in folders if folder.is_dir()), folders[1])
     try:

@@ -16,13 +16,19 @@ LONGEST_WORD = 30       # characters; what is longer is text without spaces, suc
 
 def unread(text: str, processor: HcmiProcessor) -> str:
     """The end of `text` that is not read, from the start of a word; empty where all is read."""
-    text = " ".join(text.split())
-    if len(processor.tokens(text, special=True)) <= processor.num_words:
+    words = text.split()
+
+    def fitting(parts: Sequence[str], before: Sequence[str]) -> int:
+        """How many of `parts`, joined behind `before`, are read. What begins a word may have more tokens than it."""
+        return bisect_right(range(1, len(parts) + 1), processor.num_words, key=lambda count: len(processor.tokens(
+            " ".join([*before, "".join(parts[:count])]), special=True)))
+
+    read = fitting([f"{word} " for word in words], [])
+    if read == len(words):
         return ""
-    end = bisect_right(range(1, len(text) + 1), processor.num_words,
-                       key=lambda length: len(processor.tokens(text[:length], special=True)))
-    word = text.rfind(" ", 0, end + 1) + 1
-    return text[word if end - word <= LONGEST_WORD else end:]
+    first = words[read]
+    start = fitting(first, words[:read]) if len(first) > LONGEST_WORD else 0
+    return " ".join([first[start:], *words[read + 1:]])
 
 
 def share_cut(captions: Sequence[str], config: ModelConfig) -> float | None:

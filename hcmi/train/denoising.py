@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hcmi.config import TrainConfig
-from hcmi.errors import DataError
 from hcmi.model import HcmiModel
 from hcmi.shards import ShardReader
 from hcmi.train.loss import same_meaning
@@ -28,19 +27,10 @@ def denoise_mode(model: HcmiModel, config: TrainConfig, epoch: int) -> str:
     return config.loss.denoise if after_warmup and model.head.hcmi_training else "off"
 
 
-def clip_meanings(reader: ShardReader, config: TrainConfig) -> Tensor | None:
-    """A number for each clip, equal for clips with the same tag `meaning`; None where clips have no such tag.
-
-    Raises: DataError when a clip has no tag and `denoise_by` is `tag`.
-    """
+def clip_meanings(reader: ShardReader) -> Tensor | None:
+    """A number for each clip, equal for clips with the same tag `meaning`; None where a clip has no such tag."""
     tags = [clip.tags.get("meaning") for clip in reader.clips]
-    if None not in tags:
-        return torch.from_numpy(np.unique(np.array(tags), return_inverse=True)[1])
-    if config.loss.denoise != "off" and config.loss.denoise_by == "tag":
-        raise DataError(f"train.loss.denoise_by tag: need the tag `meaning` on every training clip, got "
-                        f"{tags.count(None)} of {len(tags)} without. Choose text, or tag the clips: clips with equal "
-                        f"tags count as the same.")
-    return None
+    return None if None in tags else torch.from_numpy(np.unique(np.array(tags), return_inverse=True)[1])
 
 
 @torch.no_grad()

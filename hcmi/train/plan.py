@@ -37,7 +37,7 @@ def plan_training(*, shards_dir: str | Path, model_config: ModelConfig, config: 
     Raises: DataError for missing or broken shards; ConfigError for a device that is not there, or a batch that the
     processes cannot share.
     """
-    readers = [ShardReader(shards_dir, split) for split in ("train", "val")]
+    readers = [ShardReader(shards_dir, split) for split in (("train", "val") if config.epochs else ("val",))]
     data = RunData.of(readers)
     device = pick_device(config.device)
     plan: dict[str, Any] = {"device": str(device), "precision": pick_precision(config.precision, device),
@@ -46,9 +46,11 @@ def plan_training(*, shards_dir: str | Path, model_config: ModelConfig, config: 
     found = check_run(data, model_config, config)
     plan |= {"warnings": found.warnings, "problems": found.problems}
     model = found.model
-    if model is None or found.memory is None:
+    if model is None:
         return plan
     plan["weights"] = count_weights(model)
+    if found.memory is None:
+        return plan
     gigabytes = {part: round(size / 1e9, 2) for part, size in asdict(found.memory).items()}
     plan["memory_gb"] = {**gigabytes, "total": round(found.memory.total / 1e9, 2),
                          "free": round((free_memory_bytes() + own_memory_bytes()) / 1e9, 2)}

@@ -28,6 +28,7 @@ from hcmi.runtime import free_memory_bytes, own_memory_bytes, pick_device, pick_
 from hcmi.shards import ShardReader, captions_taken
 from hcmi.train.memory import Memory, training_memory
 from hcmi.train.tower_training import add_adapters, optimizers_of
+from hcmi.wording import plural
 
 FEW_CLIPS = 1000            # below this, towers that start from nothing learn little [ours]
 HIGHEST_TOWER_LR = 1e-5     # of pretrained towers; published methods use 1e-7 to 1e-6
@@ -148,8 +149,8 @@ def _split_problems(data: RunData, needed: Sequence[str]) -> list[str]:
                 for split in needed if not data.clips.get(split)]
     named = data.files + data.missing
     if named and data.missing / named > MOST_MISSING:
-        problems.append(f"videos: need at least {1 - MOST_MISSING:.0%} of the {named:,} that the captions name, got "
-                        f"{data.files:,}; {data.missing:,} are missing. Put their files into the folder, or remove "
+        problems.append(f"videos: need at least {1 - MOST_MISSING:.0%} of those that the captions name, got "
+                        f"{data.files:,} and {data.missing:,} missing ones. Put their files into the folder, or remove "
                         f"their captions.")
     return problems
 
@@ -158,8 +159,8 @@ def _caption_problems(data: RunData, config: TrainConfig) -> list[str]:
     problems = []
     if (clips := data.captions.get("val")) and not any(clips):
         purpose = "choose the best epoch with" if config.epochs else "measure the model with"
-        problems.append(f"split val: need captions to {purpose}, got {len(clips)} clips and none. Caption some "
-                        f"of them.")
+        problems.append(f"split val: need captions to {purpose}, got {plural(len(clips), 'clip')} without "
+                        f"any. Caption some.")
     if not config.epochs:
         return problems
     if data.clips.get("train") and not data.texts:

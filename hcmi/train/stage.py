@@ -98,7 +98,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
     optimizers = optimizers_of(model, config)
     trained = loss_weights(model, config)
     model.config.level_weights = {level: float(level in trained) for level in model.head.levels}
-    meaning_N = clip_meanings(train_reader, config)
+    meaning_N = clip_meanings(train_reader)
     progress = Progress.start(len(train_reader), model.head.dim)
     identity = common_identity(ranks, shards_dir, model_config, config, whole)
     with Checkpoints(checkpoint_dir, identity) as checkpoints:

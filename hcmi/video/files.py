@@ -242,7 +242,7 @@ def likely_names(folder: str | Path) -> Callable[[str], str]:
         name = _compared(name)
         forms = {name, *(name.removeprefix(front) for front in fronts)}
         found = [known[form] for form in forms if form in known]
-        return found[0] if len(found) == 1 else ""
+        return found[0] if len(found) == 1 and os.path.exists(os.path.join(folder, found[0])) else ""
     return likely
 
 

@@ -30,7 +30,7 @@ def test_nothing_is_found_when_all_is_well(params):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"projected": {"failure_rate": 0.2, "skip_fraction": 0.2, "shards_mb": 0.0}},
-     "videos: need at most 10% that can be opened and not decoded, got 20% of the sample."),
+     "videos: need at most 10% that can be opened but not decoded, got 20% of those that can be opened."),
     ({"projected": {"failure_rate": 1.0, "skip_fraction": 0.0, "shards_mb": 0.0}},
      "videos: need at least one that can be decoded, got none in the sample."),
     ({"projected": {"failure_rate": 0.0, "skip_fraction": 0.0, "shards_mb": 20_000.0}},
@@ -212,8 +212,8 @@ def test_doctor_counts_the_videos_that_are_missing(good, params, tmp_path, many)
     with open(tmp_path / "set" / "captions.csv", "a", encoding="utf-8") as file:
         file.writelines(f"gone_{number}.mp4,a film,train\n" for number in range(9991))
     problem, = problems(tmp_path / "set", params)
-    assert problem.startswith("videos: need at least 50% of the 10,000 that the captions name, got 9; 9,991 are "
-                              "missing. Put their files")
+    assert problem.startswith("videos: need at least 50% of those that the captions name, got 9 and 9,991 missing "
+                              "ones. Put their files")
 
 
 # no project yet

@@ -71,7 +71,7 @@ def test_compare_takes_the_json_file_or_one_folder_for_all(tmp_path):
 def test_compare_finds_the_plots_beside_the_folder_that_it_is_called_in(tmp_path, monkeypatch):
     a = write_run(tmp_path / "a", 0.5)
     monkeypatch.chdir(a / "metrics")
-    assert compare_runs("evaluate.json", "evaluate.json") == compare_runs(a, a)
+    assert compare_runs("evaluate.json", ".") == compare_runs(a, a)
 
 
 @pytest.mark.parametrize(("spoil", "message"), [

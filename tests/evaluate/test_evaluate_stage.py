@@ -277,7 +277,7 @@ def test_evaluate_refuses_to_lose_its_report_in_the_headline(world, tmp_path):
 
 def test_evaluate_refuses_a_split_when_no_clip_has_a_caption(world, tmp_path):
     shards = write_shards(tmp_path / "shards", (("test", 3),), captions=(0,))
-    with pytest.raises(DataError, match="split test: need captions to measure the model with, got 3 clips and none"):
+    with pytest.raises(DataError, match="split test: need captions to measure the model with, got 3 clips without any"):
         run(world, "uncaptioned", shards)
     assert not (world[0] / "uncaptioned").exists()
 

@@ -18,6 +18,18 @@ def test_end_that_is_not_read_begins_with_the_first_word_that_does_not_fit():
     assert words == ["ring,"] * (room - room // 2)
 
 
+def test_whole_words_count_when_the_start_of_one_has_more_tokens():
+    class Letters:
+        num_words = 9
+
+        def tokens(self, text: str, special: bool) -> list[int]:
+            return [0] * (2 + sum(1 if word == "traditional" else len(word) for word in text.split()))
+
+    assert unread("a dog traditional cats", Letters()) == "cats"
+    assert unread("a dog traditional cat", Letters()) == "cat"
+    assert unread("a dog traditional ca", Letters()) == ""
+
+
 def test_end_of_a_text_without_spaces_is_a_part_of_it():
     """A query in Chinese was said to be left out as a whole, though the model reads the first half of it."""
     class OneTokenEach:

@@ -214,7 +214,7 @@ def test_letters_without_a_font_give_one_note_a_picture(tmp_path):
     with pytest.warns(UserWarning, match="letter") as found:
         explanation_plot.draw_explanation(why, tmp_path / "why.png", np.zeros((T - 2, 8, 8, 3), np.uint8))
     assert [str(one.message) for one in found] == [
-        "why.png: 3 different letters drawn as boxes, because the font of pictures does not have such letters."]
+        "why.png: boxes stand for 3 different letters, because the font of pictures lacks them."]
 
 
 def test_dollars_in_query_and_name_are_no_mathematics(tmp_path):

@@ -135,7 +135,7 @@ def test_problems_name_each_kind_of_missing_data(monkeypatch):
     assert problem(captions={"train": [CAPTIONS]}).startswith("split val: need at least one clip, got none.")
     assert problem(captions={"train": [[]], "val": [CAPTIONS]}).startswith("captions: need some to train with, got")
     assert problem(files=14, missing=9986).startswith(
-        "videos: need at least 50% of the 10,000 that the captions name, got 14; 9,986 are missing.")
+        "videos: need at least 50% of those that the captions name, got 14 and 9,986 missing ones.")
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 0)
     monkeypatch.setattr(preflight, "own_memory_bytes", lambda: 10**8)
     assert problem().startswith("memory: need about 0.8 GB to train, got 0.1 GB.")
@@ -185,7 +185,7 @@ def test_plan_says_nothing_of_frames_when_they_are_as_the_backbone_has_them(few,
 
 
 @pytest.mark.parametrize(("uncaptioned", "changes", "message"), [
-    (["val"], {}, "split val: need captions to choose the best epoch with, got 3 clips and none. Caption some"),
+    (["val"], {}, "split val: need captions to choose the best epoch with, got 3 clips without any. Caption some"),
     ([], {"epochs": 0}, "train.epochs: need 1 or more for model.backbone scratch, whose weights are random, got 0."),
     ([], {"denoise": "positive", "denoise_by": "tag"},
      "train.loss.denoise_by tag: need the tag `meaning` on every training clip, got 3 of 3 without. Choose text")])

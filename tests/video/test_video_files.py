@@ -63,10 +63,12 @@ def test_folder_is_walked_once_when_names_are_looked_for(tmp_path, monkeypatch):
     (tmp_path / "mine" / f"{CAFE_NFD}.mp4").touch()
     walked = []
     monkeypatch.setattr(files, "walk_files", lambda folder: walked.append(folder) or walk_files(folder))
+    (tmp_path / "mine" / "away.mp4").symlink_to("gone.mp4")     # a link to nothing is nobody's file
     likely = likely_names(tmp_path / "mine")
     assert walked == []
     names = ("Café.mp4", "café", "MINE\\café.mp4", "other.mp4", "")
     assert [likely(name) for name in names] == [*[f"{CAFE_NFD}.mp4"] * 3, "", ""]
+    assert likely("away.mp4") == likely("AWAY.mp4") == ""
     assert len(walked) == 1
 
 
