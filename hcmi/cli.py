@@ -155,7 +155,7 @@ def train(shards: str, out: str, metrics: str, checkpoints: str, plan: bool, par
     config = load_params(params)
     if plan:
         found = plan_training(shards_dir=shards, model_config=config.model, config=config.train)
-        show(found, as_json, plan_text)
+        show(found, as_json, plan_text(found))
         if found["problems"]:
             sys.exit(1)
         return
@@ -189,14 +189,16 @@ def evaluate(model: str, shards: str, out: str, plots: str, encoded: str | None,
     if compare:
         from hcmi.evaluate import compare_runs, compare_text
 
-        show(compare_runs(*compare), as_json, lambda found: compare_text(found, *compare))
+        differences = compare_runs(*compare)
+        show(differences, as_json, compare_text(differences, *compare))
         return
     from hcmi.config import load_params
     from hcmi.evaluate import evaluate as run
     from hcmi.evaluate import report_text
 
-    show(run(model_dir=model, shards_dir=shards, out_json=out, plots_dir=plots, params=load_params(params),
-             encoded_file=encoded), as_json, report_text)
+    report = run(model_dir=model, shards_dir=shards, out_json=out, plots_dir=plots, params=load_params(params),
+                 encoded_file=encoded)
+    show(report, as_json, report_text(report))
 
 
 @main.command()
@@ -259,7 +261,7 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
     result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
                  params=load_params(params), batches=batches, learn_from=learn_from)
     verdicts = [f"{batch}: {verdict}" for batch, verdict in result["verdicts"].items()]
-    show(result, as_json, lambda _: "\n".join([f"report: {out}/index.html", *verdicts]))
+    show(result, as_json, "\n".join([f"report: {out}/index.html", *verdicts]))
 
 
 @main.command()
@@ -272,7 +274,8 @@ def model(path: str, as_json: bool) -> None:
     """
     from hcmi.model import describe_model, description_text
 
-    show(describe_model(path), as_json, description_text)
+    description = describe_model(path)
+    show(description, as_json, description_text(description))
 
 
 @main.command()
@@ -312,7 +315,7 @@ def doctor(data: str | None, sample: int, seconds: float, params: str, as_json: 
 
     known = load_params(params) if params != "params.yaml" or Path(params).exists() else None
     report = run(data or (known.dataset.path if known else "."), known, sample, seconds)
-    show(report, as_json, report_text)
+    show(report, as_json, report_text(report))
     if report["problems"]:
         sys.exit(1)
 

@@ -68,7 +68,7 @@ def search(query: str, top: int, videos: str | None, index: str | None, model: s
     tag_notes = [] if hits else retriever.tag_notes(wanted)
     for note in (*retriever.notes, *retriever.query_notes(query), *tag_notes, *searching.missing_files(hits)):
         click.echo(f"note: {shown(note)}", err=True)
-    show([searching.hit_record(hit) for hit in hits], as_json, lambda _: searching.hits_text(hits))
+    show([searching.hit_record(hit) for hit in hits], as_json, searching.hits_text(hits))
     if explain and hits:
         searching.write_explanation(retriever.explain(query, hits[0]), explain)
 
@@ -136,7 +136,7 @@ def add(folder: str | None, batches: tuple[str, ...], accepted_only: bool, quiet
 
     found = run(folder=folder, batches=batches, incoming_dir=incoming, reports_dir=reports, releases_dir=releases_dir,
                 accepted=accepted, params=load_params(params), quiet_s=quiet_seconds, judge=not accepted_only)
-    show(found, as_json, lambda found: added_text(found, reports, incoming))
+    show(found, as_json, added_text(found, reports, incoming))
 
 
 @click.command()
@@ -165,7 +165,7 @@ def promote(model: str, export: str, metrics: str, plots: str, shards: str, rele
     found = run(model_dir=model, export_dir=export, metrics=metrics, plots_dir=plots, shards_dir=shards,
                 releases_dir=releases_dir, accepted=accepted, incoming_dir=incoming, params=load_params(params),
                 must_be_better=not not_worse, again=again)
-    show(found, as_json, decision_text)
+    show(found, as_json, decision_text(found))
 
 
 @click.command()
@@ -180,7 +180,8 @@ def rollback(version: str | None, releases_dir: str, as_json: bool) -> None:
     from hcmi.promote import decision_text
     from hcmi.promote import rollback as run
 
-    show(run(releases_dir=releases_dir, version=version), as_json, decision_text)
+    found = run(releases_dir=releases_dir, version=version)
+    show(found, as_json, decision_text(found))
 
 
 @click.command()
@@ -195,7 +196,7 @@ def releases(releases_dir: str, as_json: bool) -> None:
 
     table = Releases(releases_dir).table()
     found = {"current": next((row["version"] for row in table if row["current"]), None), "releases": table}
-    show(found, as_json, lambda _: releases_text(table))
+    show(found, as_json, releases_text(table))
 
 
 COMMANDS = (search, serve, add, promote, rollback, releases)

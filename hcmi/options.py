@@ -1,7 +1,6 @@
 """Options that several verbs of the command line share, and how a verb shows what it made."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -23,9 +22,9 @@ shots_option = click.option("--shots", is_flag=True, help="Divide long videos wh
 params_option = click.option("--params", default="params.yaml", show_default=True, help="Parameter file.")
 
 
-def show(found: Any, as_json: bool, text: Callable[[Any], str] | None = None) -> None:
-    """Print what a verb made: as JSON, or as `text` writes it for people, by default a line for each key."""
+def show(found: Any, as_json: bool, text: str | None = None) -> None:
+    """Print what a verb made: as JSON, or for people as `text`, by default a line for each key."""
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        click.echo(text(found) if text else "\n".join(f"{key}: {value}" for key, value in found.items()))
+        click.echo("\n".join(f"{key}: {value}" for key, value in found.items()) if text is None else text)

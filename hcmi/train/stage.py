@@ -136,7 +136,7 @@ def train_rank(ranks: Ranks, device: torch.device, *, shards_dir: str | Path, mo
         with atomic_dir(model_dir) as folder:
             merge_adapters(whole).save_pretrained(folder)
         checkpoints.clear()
-    return {"model": str(model_dir), "best_epoch": progress.best_epoch, "val_R@1": progress.best_score,
+    return {"model": str(model_dir), "best_epoch": progress.best_epoch + 1, "val_R@1": progress.best_score,
             "steps": progress.step, "device": str(device), "precision": precision, "processes": ranks.size,
             "micro_batch": micro_batch}
 

@@ -131,12 +131,12 @@ def test_train_keeps_the_epoch_that_is_best_on_validation(films, tmp_path, monke
 
     monkeypatch.setattr(subject, "validate", scripted)
     summary = run(films, tmp_path)
-    assert (summary["best_epoch"], summary["val_R@1"]) == (best, recalls[best])
+    assert (summary["best_epoch"], summary["val_R@1"]) == (best + 1, recalls[best])
     for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
         assert torch.equal(weight, epochs[best][name]), name
 
 
-@pytest.mark.parametrize(("fewest", "best"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("fewest", "best"), [(1, 1), (2, 2)])
 def test_train_counts_the_captioned_clips_when_epochs_are_equally_good(films, tmp_path, monkeypatch, fewest, best):
     """One of three clips of validation has captions: with two as the fewest, the last epoch is kept."""
     _, *others = (clip.video_id for clip in subject.ShardReader(films, "val").clips)
@@ -291,7 +291,7 @@ def test_cli_prints_a_summary_when_it_trains(films, tmp_path):
                                        "--params", str(params_file(tmp_path)), "--json"])
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
-    assert (summary["steps"], summary["best_epoch"], summary["model"]) == (3, 0, str(tmp_path / "model"))
+    assert (summary["steps"], summary["best_epoch"], summary["model"]) == (3, 1, str(tmp_path / "model"))
     assert load_retriever(tmp_path / "model").config.head == "hcmi"
 
 

@@ -238,15 +238,18 @@ def _bad_files(folder: Path) -> dict[str, Path]:
             "unreadable": folder / "folder.mp4", "no_video_stream": write_sound(folder / "sound.mp4")}
 
 
-@pytest.mark.parametrize("reason", ["missing", "empty_file", "not_a_video", "unreadable", "no_video_stream"])
+@pytest.mark.parametrize(("reason", "next_step"), [
+    ("missing", "Put it there, or correct its name."),
+    *((reason, "Replace or remove the file.") for reason in ("empty_file", "not_a_video", "unreadable",
+                                                             "no_video_stream"))])
 @pytest.mark.parametrize("read", [probe, lambda path: decode_clip(path, 4, 16)], ids=["probe", "decode"])
-def test_error_names_file_and_reason_when_there_is_no_video(tmp_path, reason, read):
+def test_error_names_file_and_reason_when_there_is_no_video(tmp_path, reason, next_step, read):
     path = _bad_files(tmp_path)[reason]
     with pytest.raises(DecodeError) as error:
         read(path)
     assert error.value.reason == reason
     assert str(error.value) == (f"{path}: need a video that can be decoded, got {REASONS[reason]}. "
-                                "Replace or remove the file.")
+                                f"{next_step}")
 
 
 def test_error_says_not_a_video_when_the_index_is_cut_off(tmp_path):
