@@ -125,8 +125,8 @@ def _row(where: str, columns: list[str], cells: list[str]) -> CaptionRow:
     values = dict(zip(columns, cells, strict=True))
     for column, cell in values.items():
         _check_text(where, cell, column)
-    video, split = plain_name(values["video"].strip()), values.get("split", "").strip()
-    if not video:
+    video, split = plain_name(values["video"]), values.get("split", "").strip()
+    if not video.strip():
         raise DataError(f"{where}: need the name of a video, got an empty cell. Fill it in or remove the row.")
     if split and split not in SPLITS:
         raise DataError(f"{where}: need a split of {', '.join(SPLITS)} or none, got {_short(split)}. Correct the cell.")

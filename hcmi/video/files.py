@@ -205,12 +205,15 @@ def find_videos(folder: str | Path) -> list[Path]:
 def names_below(folder: str | Path) -> Callable[[str], str]:
     """A function that gives the name below `folder` of the file that a name in a table means.
 
-    macOS writes `é` as two characters (NFD) and most tables as one (NFC), so names are compared in NFC where there is
-    no file of exactly this name. The name itself is returned where there is none at all.
+    Where there is no file of exactly this name, spaces around it do not count: spreadsheets add them. macOS writes `é`
+    as two characters (NFD) and most tables as one (NFC), so names are then compared in NFC. The name itself is returned
+    where there is none at all.
     """
     known: dict[str, str] = {}
 
     def name_on_disk(name: str) -> str:
+        if name != (bare := name.strip()) and not os.path.lexists(os.path.join(folder, name)):
+            name = bare
         if name.isascii() or os.path.lexists(os.path.join(folder, name)):
             return name
         if not known:

@@ -58,6 +58,14 @@ def test_name_of_a_table_finds_its_file_in_any_normal_form(tmp_path):
     assert [name_on_disk(name) for name in names] == [f"{CAFE_NFD}/a.mp4", *names[1:]]
 
 
+def test_spaces_around_the_name_of_a_table_count_where_the_file_has_them(tmp_path):
+    for name in (" a.mp4", "b.mp4", CAFE_NFD):
+        (tmp_path / name).touch()
+    name_on_disk = names_below(tmp_path)
+    assert [name_on_disk(name) for name in (" a.mp4", "a.mp4", " b.mp4 ", " café", " none.mp4 ")] == [
+        " a.mp4", "a.mp4", "b.mp4", CAFE_NFD, "none.mp4"]
+
+
 def test_folder_is_walked_once_when_names_are_looked_for(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / f"{CAFE_NFD}.mp4").touch()
