@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hcmi.encode import EncodedSplit, captions_of, encode_split
 from hcmi.errors import ModelError
@@ -31,7 +32,7 @@ from hcmi.shards import ShardReader, frame_keys, middle_frames
 from hcmi.train.feature_files import ask_for_room, features_folder, make_array, open_array
 from hcmi.types import EvalBatch
 
-FORMAT = 1              # raise it when the same weights, pixels and words are to give other features
+FORMAT = 2              # raise it when the same weights, pixels and words are to give other features
 FRAMES_AT_ONCE, TEXTS_AT_ONCE = 64, 64
 FRAMES_TIMED = 8
 VALIDATION_BATCH = 64
@@ -116,6 +117,7 @@ class _Shard:
     reader: ShardReader
     rows: list[int]
     dim: int
+    pad_id: int
     frames_key: str
     texts_key: str
     captions: dict[str, tuple[list[int], int]]      # caption -> its token ids, and the row of the first one's state
@@ -146,13 +148,10 @@ class _Shard:
         """The states of each caption's tokens, and its anchor after them, in parts [N, D]."""
         waiting = iter(self.captions.values())
         while some := [ids_W for ids_W, _ in islice(waiting, TEXTS_AT_ONCE)]:
-            lengths = [len(ids_W) for ids_W in some]
-            ids_BW = torch.zeros(len(some), max(lengths), dtype=torch.long)
-            for ids_W, slot_W in zip(some, ids_BW, strict=True):
-                slot_W[:] = ids_W[-1]       # padding: its states are not used
-                slot_W[:len(ids_W)] = torch.tensor(ids_W)
-            mask_BW = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-            yield encode(_states_and_anchors, ids_BW, mask_BW)
+            # the text tower of SigLIP attends to padding too: another id there gives other states
+            ids_BW = pad_sequence([torch.tensor(ids_W) for ids_W in some], True, self.pad_id)
+            lengths_B = torch.tensor([len(ids_W) for ids_W in some])
+            yield encode(_states_and_anchors, ids_BW, torch.arange(ids_BW.shape[1]) < lengths_B[:, None])
 
 
 def _frame_features(model: HcmiModel, frames_NHXC: Tensor) -> Tensor:
@@ -237,7 +236,7 @@ def _shards_of(model: HcmiModel, reader: ShardReader, towers: str) -> list["_Sha
                 at += len(ids_W) + 1
         of_frames = [(keys[row], int(reader.num_stored[row])) for row in rows]
         of_texts = [ids_W for ids_W, _ in captions.values()]
-        found.append(_Shard(reader, rows, model.head.dim, _key(towers, "frames", of_frames),
+        found.append(_Shard(reader, rows, model.head.dim, model.processor.pad_id, _key(towers, "frames", of_frames),
                             _key(towers, "texts", of_texts), captions))
     return found
 

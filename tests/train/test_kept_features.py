@@ -1,11 +1,13 @@
 """Training on kept features: the same loss as frozen towers on pixels, each file whole, no work done twice."""
 
 import multiprocessing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_world import save_siglip_2
 from model_world import SIZE, save_small_clip, save_small_siglip, section, train_config
 from safetensors.torch import load_file
 from train_world import StopError, assert_same_run, run, save_after_every_step, stop_at
@@ -35,7 +37,8 @@ def untrained(backbone: Path, reader: ShardReader):
 
 # the same as towers on pixels
 
-@pytest.mark.parametrize("save", [save_small_clip, save_small_siglip])
+@pytest.mark.parametrize("save", [save_small_clip, save_small_siglip, partial(save_small_siglip, pad_id=0),
+                                  save_siglip_2], ids=["clip", "siglip", "siglip, other padding", "siglip_2"])
 def test_loss_and_gradients_are_those_of_frozen_towers_on_pixels(few, tmp_path, save):
     readers = [ShardReader(few, split) for split in ("train", "val")]
     model = untrained(save(tmp_path / "towers"), readers[0])
