@@ -73,6 +73,7 @@ def build_clips(rows: Iterable[CaptionRow | Skip], locate: Callable[[CaptionRow]
         db.executescript(TABLES)
         yield from _spool(db, rows, locate, config.seed, keep_repeats)
         yield from _inspect(db)
+        yield from _join_ends(db)
         if windows is not None:
             yield from _divide(db, windows)
         yield from _cut(db)
@@ -207,6 +208,22 @@ def _hash(video: tuple[str, str]) -> tuple[str, str, str | DecodeError]:
         return name, path, sha256(path)
     except DecodeError as error:
         return name, path, error
+
+
+def _join_ends(db: sqlite3.Connection) -> Iterator[Skip]:
+    """Rows that begin together and last until their video's end, or longer, are one clip; yield a Skip for each caption
+    that it then has twice.
+    """
+    found = db.execute(f"SELECT name, path, start, duration, min(end) FROM captions JOIN facts USING (name) "
+                       f"JOIN videos USING (name) WHERE duration > 0 AND (end >= duration OR end = {TO_THE_END}) "
+                       f"GROUP BY name, start HAVING min(end) < max(end) ORDER BY name, start").fetchall()
+    for name, path, start, duration, end in found:
+        others = name, start, duration, end
+        which = "WHERE name = ? AND start = ? AND end >= ? AND end != ?"
+        db.execute(f"UPDATE OR IGNORE captions SET end = ? {which}", (end, *others))
+        for (caption,) in db.execute(f"DELETE FROM captions {which} RETURNING caption", others).fetchall():
+            yield _skip(name, path, "duplicate_row", f"{path}: need a clip's caption once, got {shown(caption[:60])!r} "
+                                                     f"again from {start:g} s to the end.")
 
 
 def _divide(db: sqlite3.Connection, windows: WindowsConfig) -> Iterator[Skip]:

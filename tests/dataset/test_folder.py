@@ -162,6 +162,18 @@ def test_rows_are_left_out_with_file_and_row_when_empty_or_repeated(folder):
     assert skipped[1].detail == f"{root}/captions.csv row 4: need a clip's caption once, got it again."
 
 
+def test_rows_are_one_clip_when_they_begin_together_and_reach_the_end(folder):
+    """The files last two seconds."""
+    clips, skipped = found_in(folder("video,caption,start,end\na.mp4,x,,\na.mp4,y,,2\na.mp4,x,0,2.5\na.mp4,z,0,1.9\n"
+                                     "b.mp4,x,0.5,3\nb.mp4,y,0.5,2.2\nb.mp4,z,0.6,3\n"))
+    assert {name: (clip.captions, clip.start_s, clip.end_s) for name, clip in clips.items()} == {
+        "a": (("x", "y"), 0.0, 2.0), "a_0-1900": (("z",), 0.0, 1.9),
+        "b_500-2200": (("x", "y"), 0.5, 2.0), "b_600-3000": (("z",), 0.6, 2.0)}
+    assert [(row.reason, row.detail.partition(": ")[2]) for row in skipped] == [
+        ("duplicate_row", "need a clip's caption once, got 'x' again from 0 s to the end.")]
+    assert len({clip.content_key for clip in clips.values()}) == len(clips)
+
+
 def test_bad_videos_are_left_out_with_their_reason_when_others_are_good(folder, film, processes):
     names = ("a", "gone", "empty", "text", "folder", "half", "pipe")
     root = folder("video,caption\n" + "".join(f"{name}.mp4,x\n" for name in names))
