@@ -239,7 +239,7 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
     files = [ACCEPTED, ACCEPTED.with_name(SEARCHED), *(INCOMING / f"{name}.dvc" for name in tracked)]
     wanted = [f"Commit to git: {', '.join(f'`{file}`' for file in files)}."] if tracked else []
     if release is None:
-        wanted.append("Nothing is served yet: `hcmi promote` makes the first release, which accepted batches can join.")
+        wanted.append(f"No release is served, which accepted batches can join. {Releases().how_to_serve()}")
     show("ingest", "New videos", what_now([*todo(verdicts), *wanted]), "  \n".join(came),
          verdicts_text(verdicts, growing), "  \n".join(done))
 

@@ -31,8 +31,8 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
     releases = Releases(releases_dir)
     release = releases.current()
     if release is None:
-        raise ReleaseError(f"{releases.root}: need a release whose index new videos can join, got none. Run "
-                           "`hcmi promote`.")
+        raise ReleaseError(f"{releases.root}: need a release whose index new videos can join, got none. "
+                           f"{releases.how_to_serve()}")
     incoming, read, found = Path(incoming_dir), reader(params), dict[str, Any]()
     ask_to_write(files=[accepted, Path(reports_dir, "judged.json"), incoming / "inbox.json"])
     with lock(Path(reports_dir) / ".lock"):         # the flows that judge hold it too

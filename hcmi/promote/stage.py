@@ -21,7 +21,7 @@ from hcmi.promote.gate import Difference, decide
 from hcmi.promote.lineage import lineage
 from hcmi.promote.newest import compare_on_newest, test_ids
 from hcmi.promote.tags import tag, tagged_versions
-from hcmi.releases import Release, Releases, copy_folder
+from hcmi.releases import CURRENT, Release, Releases, copy_folder
 from hcmi.runtime import pick_device
 from hcmi.shards import ShardReader, read_splits, same_settings, temporary_shards
 from hcmi.wording import plural
@@ -46,23 +46,42 @@ def promote(*, model_dir: str | Path, export_dir: str | Path, metrics: str | Pat
     `again` promotes a model that has been rolled back.
 
     After a crash at any time the old release or the new one is served, and the next call ends in the same state.
-    Raises: ReleaseError when model, export and figures are missing or do not belong together; and the errors of
-    loading, comparing and encoding.
+    Raises: ReleaseError when model, export and figures are missing or do not belong together, or there are releases of
+    which none is served; and the errors of loading, comparing and encoding.
     """
     workspace = {"model": Path(model_dir), "export": Path(export_dir), "plots": Path(plots_dir),
                  "metrics": Path(metrics).parent}
     releases = Releases(releases_dir)
     with releases.lock():
-        found = _settle(releases, releases.current(), _key(workspace), again) or _make(
-            releases, workspace, shards_dir=Path(shards_dir), accepted=accepted, incoming_dir=incoming_dir,
+        key = _key(workspace)
+        champion = _champion(releases, key)
+        found = _settle(releases, champion, key, again) or _make(
+            releases, champion, workspace, shards_dir=Path(shards_dir), accepted=accepted, incoming_dir=incoming_dir,
             params=params, must_be_better=must_be_better)
         return _with_tags(releases, found)
 
 
-def _make(releases: Releases, workspace: dict[str, Path], *, shards_dir: Path, accepted: str | Path,
-          incoming_dir: str | Path, params: Params, must_be_better: bool) -> dict[str, Any]:
+def _champion(releases: Releases, key: str) -> Release | None:
+    """The release that is served; None before the first one is.
+
+    Releases without a link, such as copies that lost theirs, are no reason to serve a model that was compared with
+    nothing. The one exception is a first release of these very files: the process that made it ended before it was
+    served.
+    Raises: ReleaseError.
+    """
+    champion, known = releases.current(), releases.all()
+    if champion is None and known and [release.record["key"] for release in known] != [key]:
+        names = ", ".join(release.version for release in known)
+        raise ReleaseError(f"{releases.root / CURRENT}: need a link to the served release, got none, although there "
+                           f"{'are' if known[1:] else 'is'} {names}. Run `hcmi rollback VERSION`, then `hcmi promote` "
+                           "again.")
+    return champion
+
+
+def _make(releases: Releases, champion: Release | None, workspace: dict[str, Path], *, shards_dir: Path,
+          accepted: str | Path, incoming_dir: str | Path, params: Params, must_be_better: bool) -> dict[str, Any]:
     """Make a release of the workspace and serve it, or leave nothing of it. Returns the decision."""
-    champion, version = releases.current(), releases.next_version(tagged_versions())
+    version = releases.next_version(tagged_versions())
     try:
         with releases.add(version) as staged:
             for name, source in workspace.items():

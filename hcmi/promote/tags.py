@@ -7,7 +7,8 @@ from hcmi.promote.lineage import git
 from hcmi.releases import Release
 
 ARTIFACTS = ("model", "index")      # as `artifacts:` of dvc.yaml calls them
-RELEASED = re.compile(rf"{ARTIFACTS[0]}@v[1-9][0-9]*\.0\.0")
+PREFIX = f"{ARTIFACTS[0]}@"
+RELEASED = re.compile(rf"{PREFIX}v[1-9][0-9]*\.0\.0")
 DVC_LOCK = Path("dvc.lock")
 SERVED = "served"                   # the stage of GTO
 
@@ -30,6 +31,8 @@ def tag(release: Release) -> str | None:
         if not DVC_LOCK.is_file() or DVC_LOCK.read_bytes() != lock.read_bytes():
             return "no git tag, because a later run has replaced its dvc.lock before that was committed."
         return "no git tag yet. Commit dvc.lock, then run `hcmi promote` again."
+    if missing and (other := _other_release_at_head(names[0])):     # GTO takes one version of a model a commit
+        return f"no git tag yet, because this commit is {other}. Commit again, then run `hcmi promote` again."
     try:
         _write(missing, release)
     except Exception as error:  # noqa: BLE001 - git's, GTO's or scmrepo's own; the release is served all the same
@@ -41,9 +44,20 @@ def tagged_versions() -> dict[str, bool]:
     """The versions that git tags name, such as v2, and whether the tag's dvc.lock is that of the project now."""
     if git("rev-parse", "--show-prefix") != "":
         return {}
-    prefix, now = f"{ARTIFACTS[0]}@", _hash_of(DVC_LOCK) if DVC_LOCK.is_file() else None
-    names = [name for name in (git("tag", "--list", f"{prefix}v*") or "").splitlines() if RELEASED.fullmatch(name)]
-    return {name.removeprefix(prefix).partition(".")[0]: now is not None and _hash_at(name) == now for name in names}
+    now = _hash_of(DVC_LOCK) if DVC_LOCK.is_file() else None
+    return {name.removeprefix(PREFIX).partition(".")[0]: now is not None and _hash_at(name) == now
+            for name in _releases()}
+
+
+def _other_release_at_head(own: str) -> str | None:
+    """The tag of another release on the commit that is checked out."""
+    return next((name for name in _releases("--points-at", "HEAD") if name != own), None)
+
+
+def _releases(*options: str) -> list[str]:
+    """The tags of models that were released."""
+    names = git("tag", "--list", f"{PREFIX}v*", *options) or ""
+    return [name for name in names.splitlines() if RELEASED.fullmatch(name)]
 
 
 def _hash_of(lock: Path) -> str | None:

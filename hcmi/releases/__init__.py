@@ -4,6 +4,6 @@ The stages write beside it, so a run of the pipeline changes nothing that is ser
 switches in one step; `hcmi/promote` decides.
 """
 
-from hcmi.releases.store import ROOT, Release, Releases, copy_folder, now, releases_text, served_paths
+from hcmi.releases.store import CURRENT, ROOT, Release, Releases, copy_folder, now, releases_text, served_paths
 
-__all__ = ["ROOT", "Release", "Releases", "copy_folder", "now", "releases_text", "served_paths"]
+__all__ = ["CURRENT", "ROOT", "Release", "Releases", "copy_folder", "now", "releases_text", "served_paths"]

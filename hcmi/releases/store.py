@@ -104,7 +104,10 @@ class Releases:
         return [Release(path) for path in sorted(found, key=lambda path: int(path.name[1:]))]
 
     def current(self) -> Release | None:
-        """The release that is served, by its own folder: it stays the same after the next promotion."""
+        """The release that is served, by its own folder: it stays the same after the next promotion.
+
+        None where there is no link. Raises: ReleaseError when it leads to no release, or is no link.
+        """
         try:
             name = os.readlink(self.root / CURRENT)
         except FileNotFoundError:
@@ -112,16 +115,25 @@ class Releases:
         except OSError as error:
             raise ReleaseError(f"{self.root / CURRENT}: need a link to a release, got a file or folder. Move it away "
                                "and run `hcmi rollback VERSION`.") from error
+        if not self._is_release(name):
+            raise ReleaseError(f"{self.root / CURRENT}: need a link to a release, got one to {name!r}. Delete it and "
+                               "run `hcmi rollback VERSION`.")
         return self.get(name)
+
+    def how_to_serve(self) -> str:
+        """What to run where none is served."""
+        return "Run `hcmi rollback VERSION`." if self.all() else "Run `hcmi promote`."
+
+    def _is_release(self, name: str) -> bool:
+        return VERSION.fullmatch(name) is not None and (self.root / name).is_dir()
 
     def get(self, version: str) -> Release:
         """Raises: ReleaseError when there is no such release."""
-        folder = self.root / version
-        if not VERSION.fullmatch(version) or not folder.is_dir():
+        if not self._is_release(version):
             known = ", ".join(release.version for release in self.all()) or "none"
             raise ReleaseError(f"{self.root}: need a release called {version!r}, got {known}. `hcmi releases` lists "
                                "them.")
-        return Release(folder)
+        return Release(self.root / version)
 
     def next_version(self, tagged: Mapping[str, bool]) -> str:
         """The version that the next release gets; it stays the same while `lock()` is held.

@@ -248,9 +248,11 @@ def test_frames_of_new_videos_become_square_as_those_of_the_release_did(here, tm
 
 
 def test_add_says_so_in_one_line_when_nothing_is_served(here):
+    said = "hcmi: releases: need a release whose index new videos can join, got none. Run `hcmi"
     Path("releases/current").unlink()
-    assert call_hcmi("add", code=1).stderr == (
-        "hcmi: releases: need a release whose index new videos can join, got none. Run `hcmi promote`.\n")
+    assert call_hcmi("add", code=1).stderr == f"{said} rollback VERSION`.\n"
+    shutil.rmtree("releases")
+    assert call_hcmi("add", code=1).stderr == f"{said} promote`.\n"
 
 
 def test_files_that_joined_an_accepted_batch_are_not_searched_before_they_are_judged(here, new):

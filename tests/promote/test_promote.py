@@ -158,6 +158,41 @@ def test_promotion_goes_on_when_it_was_killed_before_the_release_was_served(two)
     assert served() == "v2"
 
 
+def test_no_model_passes_uncompared_where_releases_have_lost_their_link(two, retrain):
+    """As after a copy without links. The model that comes next is v1's again, or a third one."""
+    (two / "releases/current").unlink()
+    for change in ("first", "third"):
+        retrain("first")
+        if change == "third":
+            (two / "export/meta.json").write_text((two / "export/meta.json").read_text() + "\n")
+        for options in ([], ["--not-worse"], ["--again"]):
+            assert call_hcmi("promote", *options, code=1).stderr == (
+                "hcmi: releases/current: need a link to the served release, got none, although there are v1, v2. Run "
+                "`hcmi rollback VERSION`, then `hcmi promote` again.\n")
+    assert [row["current"] for row in Releases("releases").table()] == [False, False]
+    call_hcmi("rollback", "v2")
+    assert served() == "v2"
+    assert promote()["replaces"] == "v2"
+
+
+def test_first_release_is_served_when_its_promotion_was_killed_before_that(here):
+    promote()
+    (here / "releases/current").unlink()
+    found = promote()
+    assert (found["decision"], found["version"], served()) == ("promoted", "v1", "v1")
+
+
+def test_link_to_a_release_that_is_gone_is_said_and_rollback_goes_on(two):
+    shutil.rmtree("releases/v2")
+    said = ("hcmi: releases/current: need a link to a release, got one to 'v2'. Delete it and run "
+            "`hcmi rollback VERSION`.\n")
+    for verb in ("releases", "promote", "rollback"):
+        assert call_hcmi(verb, code=1).stderr == said
+    os.unlink("releases/current")
+    call_hcmi("rollback", "v1")
+    assert served() == "v1"
+
+
 def test_promotion_is_refused_when_model_export_and_figures_do_not_belong_together(here, made):
     for part in ("models", "export"):
         shutil.rmtree(here / part)

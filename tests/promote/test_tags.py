@@ -64,6 +64,18 @@ def test_releases_are_tagged_once_their_lock_is_committed_and_served_is_the_serv
         first, second, second, first, first]
 
 
+def test_one_commit_is_not_tagged_as_two_releases(repository, retrain):
+    commit_lock()
+    promote()
+    retrain("second")       # and dvc.lock is the same, as after `hcmi export` by hand
+    text = (repository / "params.yaml").read_text()
+    (repository / "params.yaml").write_text(text.replace("margin: 1.0", "margin: 100.0"))
+    assert promote("--not-worse")["tags"] == (
+        "no git tag yet, because this commit is model@v1.0.0. Commit again, then run `hcmi promote` again.")
+    git("commit", "-qam", "params")
+    assert promote()["tags"] == "git tags model@v2.0.0, index@v2.0.0. `git push --tags` shares them."
+
+
 def test_nobody_is_asked_to_commit_the_lock_of_another_run(repository):
     promote()
     (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
