@@ -7,6 +7,8 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+from hcmi.errors import shown
+
 # `train: 120 of 500 steps, ...`, `epoch 3 of 8: ...`
 HOW_FAR = re.compile(r"(?:epoch|[\w ]+:) (\d+) of ([1-9]\d*)\b")
 
@@ -19,8 +21,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def show(key: str, title: str, *parts: str) -> None:
-    """Put these paragraphs on the page of the run; `key`: lower case letters and dashes, one for each kind of run."""
-    create_markdown_artifact(key=key, markdown="\n\n".join([f"# {title}", *filter(None, parts)]), description=title)
+    """Put these paragraphs on the page of the run; `key`: lower case letters and dashes, one for each kind of run.
+
+    Bytes of names that are not UTF-8 are escaped: the server does not take them.
+    """
+    text = "\n\n".join([f"# {title}", *filter(None, parts)])
+    create_markdown_artifact(key=key, markdown="\n".join(map(shown, text.split("\n"))), description=title)
 
 
 def what_now(todo: Sequence[str]) -> str:

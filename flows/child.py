@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hcmi.errors import shown
+
 GRACE_SECONDS = 10.0
 NO_REASON = "Having any troubles?"      # DVC's line after the reason
 ALIVE_PORT = "HCMI_FLOWS_ALIVE_PORT"      # environment variable: a port on which `make flows` listens until it ends
@@ -26,6 +28,9 @@ ALIVE_PORT = "HCMI_FLOWS_ALIVE_PORT"      # environment variable: a port on whic
 
 class ChildError(Exception):
     """The command ended with an exit code other than 0; its output says why."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())     # the command may name a file
 
 
 def run_in_child(*command: str, log: Callable[[str], object] = print) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
+from prefect.runtime import task_run
 from prefect.states import Completed, Failed, State
 
 from flows.artifacts import show, what_now
 from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import run, run_name
 from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
+from hcmi.errors import ReleaseError, shown
 from hcmi.files import lock
 from hcmi.incoming import Ledger, Verdict, arrivals, find_batches, judge_new, worst
 from hcmi.releases import Release, Releases
@@ -44,8 +46,8 @@ def check_pinned() -> None:
                          "Run `make repro` or `dvc checkout`.")
 
 
-@task(name="report", task_run_name="report {batch}", cache_policy=NO_CACHE, persist_result=False, retries=1,
-      retry_delay_seconds=10, tags=["gpu"])
+@task(name="report", task_run_name=lambda: f"report {shown(task_run.parameters['batch'])}", cache_policy=NO_CACHE,
+      persist_result=False, retries=1, retry_delay_seconds=10, tags=["gpu"])
 def report(batch: str) -> Verdict:
     """Write reports/watch/<batch>/ and return the verdict.
 
@@ -88,7 +90,7 @@ def report_with_pinned(batch: str) -> Verdict:
             if failure:
                 raise failure
             return verdict
-        get_run_logger().info("%s: the pipeline replaced the artefacts during the report; judging again", batch)
+        get_run_logger().info("%s: the pipeline replaced the artefacts during the report; judging again", shown(batch))
 
 
 @flow(name="drift-watch", flow_run_name=run_name("drift-watch"), persist_result=False)
@@ -124,7 +126,7 @@ def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, Verdict], l
 def _report_or_why(batch: str) -> Verdict:
     try:
         return report_with_pinned(batch)
-    except ChildError as error:
+    except (ChildError, WatchError, ReleaseError) as error:     # `ingest` has more to do than to judge
         get_run_logger().error(str(error))
         return NO_REPORT._replace(why=str(error))
 
@@ -149,11 +151,11 @@ def _report_of(name: str, verdict: Verdict, said: str) -> str:
 
 def outcome(verdicts: dict[str, Verdict], growing: list[str], *more: str, failed: str = "") -> State:
     """The final state of the run: that of its worst verdict, or Failed. `more`: what else its message says."""
-    shown = sorted(verdicts.items(), key=lambda item: item[1].action.state is not None)   # failures come first
-    parts = [f"{name}: {verdict.word}. {verdict.why}{_report_of(name, verdict, ' {}')}" for name, verdict in shown]
+    ordered = sorted(verdicts.items(), key=lambda item: item[1].action.state is not None)   # failures come first
+    parts = [f"{name}: {verdict.word}. {verdict.why}{_report_of(name, verdict, ' {}')}" for name, verdict in ordered]
     parts += [f"{name}: still being copied" for name in growing]
     parts = parts or [f"{INCOMING}: every batch has been judged"]
-    message = "; ".join([*parts, *more, *filter(None, [failed])])
+    message = "; ".join(map(shown, [*parts, *more, *filter(None, [failed])]))    # a server takes UTF-8 alone
     get_run_logger().info(message)
     states = [verdict.action.state for verdict in verdicts.values()]
     if failed or None in states:

@@ -15,11 +15,12 @@ continued by the next one, and nothing is done twice:
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect import flow, task
@@ -35,13 +36,15 @@ from flows.artifacts import show, what_now
 from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
 from flows.drift_watch import INCOMING, ON_PROCESSOR, QUIET_SECONDS, REPORTS, judge, outcome, todo, verdicts_text
 from flows.remote import DVC, push
-from flows.repair import free_dead_locks
+from flows.repair import free_dead_locks, set_aside_broken
 from flows.server import run, run_name
-from flows.stages import kept_sizes, outs_of_stages
+from flows.stages import how_kept, outs_of_stages
 from hcmi.dataset import read_accepted
+from hcmi.errors import DataError, ReleaseError, shown
 from hcmi.files import lock, write_json
 from hcmi.incoming import SEARCHED, Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches, look
-from hcmi.releases import Releases
+from hcmi.releases import CURRENT, Releases
+from hcmi.video import is_text
 from hcmi.wording import plural
 
 INBOX = "data/inbox"
@@ -50,17 +53,22 @@ RETRAIN = "pipeline/retrain"        # a deployment, as `flow/name`
 COOL_DOWN_HOURS = 24.0
 DECODE_SECONDS = 20.0               # for the first frame of a new file
 
+Result = TypeVar("Result")
+
 
 @task(name="collect", task_run_name="new files of {inbox}", cache_policy=NO_CACHE, persist_result=False, retries=1,
       retry_delay_seconds=10)
 def take_in(inbox: str, quiet_seconds: float) -> Collected:
     """A batch of the new files of a folder or a bucket. Raises: DataError."""
+    if os.path.islink(inbox) and not os.path.exists(inbox):
+        raise DataError(f"{inbox}: need a folder of new videos, got a link to {os.readlink(inbox)}, where nothing is. "
+                        "Mount the disk, or correct the link.")
     found = collect(inbox, INCOMING, f"{datetime.now():%Y-%m-%d}", quiet_seconds, DECODE_SECONDS)
     logger = get_run_logger()
-    logger.info("%s: %s%s", inbox, plural(len(found.files), "new file"),
+    logger.info("%s: %s%s", shown(inbox), plural(len(found.files), "new file"),
                 f" in the batch {found.batch}" if found.batch else "")
     for name, reason in found.quarantined.items():
-        logger.warning("%s cannot be read and is left out: %s", name, reason)
+        logger.warning("%s cannot be read and is left out: %s", shown(name), shown(reason))
     return found
 
 
@@ -78,60 +86,79 @@ def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_h
     """Take in, judge, accept, add, and start a training run (the deployment `retrain`) where search is hurt.
 
     The run ends as Completed, Changed, CannotTell or SearchHurt: the worst of its batches; or as Failed, when a batch
-    has no report or nothing could be taken in, as where `inbox` is not there. What can be done is done all the same.
+    has no report, or nothing could be taken in, as where `inbox` is not there, or nothing could be added. What can be
+    done is done all the same.
     """
     end_with_make_flows()
     took, failed = Collected(), ""
     with lock(REPORTS / ".lock"):         # the drift watch holds it too
-        if inbox != INBOX or Path(inbox).is_dir():      # a project without a data/inbox copies its batches itself
-            took, failed = take_in_or_why(inbox, quiet_seconds)
+        if inbox != INBOX or os.path.lexists(inbox):    # a project without a data/inbox copies its batches itself
+            took, failed = _or_why(take_in(inbox, quiet_seconds, return_state=True), Collected())
         verdicts, growing = judge([], quiet_seconds)
         accept_judged(INCOMING, Ledger(REPORTS), ACCEPTED)
-    tracked = track_accepted()
-    added = add_accepted() if Releases().current() is not None else {}
+    tracked, untracked = track_accepted()
+    added, not_added = add_or_why()
     pushed = push()         # before a training run, which would wait for it
     started = start_retrain(cool_down_hours, retrain)
-    report(took, verdicts, growing, added, tracked, started, [failed, pushed])
+    report(took, verdicts, growing, added, tracked, untracked, started, [failed, not_added, pushed])
     return outcome(verdicts, growing, *(f"{name}: {plural(count, 'clip')} added" for name, count in added.items()),
-                   *([started] if started else []), failed=failed)
+                   *([started] if started else []), failed="; ".join(filter(None, [failed, not_added])))
 
 
-def take_in_or_why(inbox: str, quiet_seconds: float) -> tuple[Collected, str]:
-    """What was taken in, or why nothing could be: a bucket that is away keeps no other batch waiting."""
-    state = take_in(inbox, quiet_seconds, return_state=True)
+def add_or_why() -> tuple[dict[str, int], str]:
+    """What joined the served index, or why nothing could; nothing where no release is served."""
+    try:
+        if Releases().current() is None:
+            return {}, ""
+    except ReleaseError as error:
+        return {}, str(error)
+    return _or_why(add_accepted(return_state=True), {})
+
+
+def _or_why(state: State[Result], nothing: Result) -> tuple[Result, str]:
+    """What a task gave; or `nothing`, and why it failed: a bucket that is away keeps no batch waiting, for example."""
     if state.is_completed():
         return state.result(), ""
-    return Collected(), f"{state.result(raise_on_failure=False)} The next run tries again."
+    return nothing, f"{state.result(raise_on_failure=False)} The next run tries again."
 
 
-def track_accepted() -> list[str]:
+def track_accepted() -> tuple[list[str], list[str]]:
     """Give the accepted batches to DVC, so that the next training run of any machine has them.
 
-    Returns: the batches that are new to DVC, or have grown. One that DVC does not take now, such as during `dvc repro`,
-    is given to it by the next run.
+    Returns: the batches that are new to DVC, or have changed; and what a person has to do about those that it cannot be
+    given. One that DVC does not take now, such as during `dvc repro`, is given to it by the next run.
     """
-    folders = {entry.batch: INCOMING / entry.batch for entry in read_accepted(ACCEPTED)}
-    kept = kept_sizes(folders.values()) if folders else {}
-    wanted = [batch for batch, folder in folders.items() if _has_grown(folder, *kept.get(folder, (0, 0)))]
-    made = outs_of_stages() if wanted else set()
+    made = outs_of_stages()         # these are not given to it
+    folders = [folder for folder in dict.fromkeys(INCOMING / entry.batch for entry in read_accepted(ACCEPTED))
+               if folder.is_dir() and str(folder) not in made]
+    todo = {folder: why for folder in folders if (why := _not_for_dvc(folder))}
+    folders = [folder for folder in folders if folder not in todo]
+    for file in set_aside_broken(Path(f"{folder}.dvc") for folder in folders):
+        get_run_logger().warning("%s: need a file that DVC takes, got one that was cut short; it is made again", file)
+    done, kept = [], how_kept(folders)
+    todo |= {folder: f"`{folder.name}` is not what DVC keeps of it: `dvc pull {folder}.dvc` brings that, `dvc add "
+                     f"{folder}` keeps what is here in its place." for folder in folders if kept[folder] == "behind"}
+    wanted = [folder for folder in folders if kept[folder] in ("new", "changed")]
     if wanted:
         free_dead_locks()
-    done = []
-    for batch in wanted:
-        if str(INCOMING / batch) in made:       # a stage makes it
-            continue
+    for folder in wanted:
         try:
-            run_in_child(*DVC, "add", "--quiet", str(INCOMING / batch), log=get_run_logger().info)
-            done.append(batch)
+            run_in_child(*DVC, "add", "--quiet", str(folder), log=get_run_logger().info)
+            done.append(folder.name)
         except ChildError as error:
-            get_run_logger().warning("%s: not given to DVC yet; the next run tries again. %s", batch, error)
-    return done
+            get_run_logger().warning("%s: not given to DVC yet; the next run tries again. %s", folder.name, error)
+    return done, list(todo.values())
 
 
-def _has_grown(folder: Path, files: int, size: int) -> bool:
-    """Whether the folder holds more files or bytes than DVC keeps of it."""
-    sizes = [size for size, *_ in look(folder).values()]
-    return len(sizes) > files or sum(sizes) > size
+def _not_for_dvc(folder: Path) -> str:
+    """Why DVC can never be given this batch, and what to do; nothing where it can."""
+    said = f"DVC cannot keep `{shown(folder.name)}`:"
+    if not is_text(folder.name):
+        return f"{said} its name is not UTF-8. Rename the folder, and correct the name in `{ACCEPTED}` and " \
+               f"`{ACCEPTED.with_name(SEARCHED)}`."
+    odd = [name for name in map(os.fsdecode, sorted(look(folder))) if not is_text(name)]
+    return f"{said} the name of its file `{shown(odd[0])}` is not UTF-8. Rename the file; the batch is then judged " \
+           "again." if odd else ""
 
 
 def start_retrain(cool_down_hours: float, deployment: str = RETRAIN) -> str:
@@ -226,9 +253,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], added: dict[str, int], tracked: list[str],
-           started: str, remarks: list[str]) -> None:
-    """The artifact: what came in, what was decided, and what a person has to do. `remarks`: about bucket and remote."""
-    release = Releases().current()
+           untracked: list[str], started: str, remarks: list[str]) -> None:
+    """The artifact: what came in, what was decided, and what a person has to do.
+
+    `untracked`: what to do about batches that DVC has not. `remarks`: about bucket, index and remote.
+    """
     came = [f"{plural(len(took.files), 'new file')} came: batch `{took.batch}`."] if took.batch else []
     came += [f"Still being written: {plural(len(took.waiting), 'file')}."] if took.waiting else []
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
@@ -237,8 +266,8 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
     done += [started + "."] if started else []
     done += filter(None, remarks)
     files = [ACCEPTED, ACCEPTED.with_name(SEARCHED), *(INCOMING / f"{name}.dvc" for name in tracked)]
-    wanted = [f"Commit to git: {', '.join(f'`{file}`' for file in files)}."] if tracked else []
-    if release is None:
+    wanted = [*([f"Commit to git: {', '.join(f'`{file}`' for file in files)}."] if tracked else []), *untracked]
+    if not os.path.lexists(Releases().root / CURRENT):
         wanted.append(f"No release is served, which accepted batches can join. {Releases().how_to_serve()}")
     show("ingest", "New videos", what_now([*todo(verdicts), *wanted]), "  \n".join(came),
          verdicts_text(verdicts, growing), "  \n".join(done))

@@ -4,7 +4,7 @@ This module does not import Prefect: see flows/stages.py.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dvc.repo import Repo
 from hcmi.files import atomic_file
 
 DVC_LOCK, KEPT = Path("dvc.lock"), Path(".hcmi/dvc.lock")
+BROKEN = ".broken"
 
 
 @contextmanager
@@ -55,6 +56,25 @@ def _is_whole() -> bool:
             return True
         except (DvcException, NotImplementedError):      # the latter is what its YAML says of a version cut short
             return False
+
+
+def set_aside_broken(files: Iterable[Path]) -> list[Path]:
+    """Rename the .dvc files among these that DVC does not take, so that they end in `BROKEN`. Returns their old names.
+
+    DVC writes them in place too, and with one that was cut short it refuses every command, also for other data.
+    """
+    with Repo() as repo:
+        broken = [file for file in files if file.exists() and not _is_taken(repo, file)]
+    for file in broken:
+        file.replace(f"{file}{BROKEN}")
+    return broken
+
+
+def _is_taken(repo: Repo, file: Path) -> bool:
+    try:
+        return bool(repo.stage.collect(str(file))[0].outs)
+    except (DvcException, LookupError):     # the latter where the text is YAML all the same, but without a part
+        return False
 
 
 def free_dead_locks() -> None:

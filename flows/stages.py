@@ -4,6 +4,7 @@ This module does not import Prefect, because the child process that runs a stage
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -75,17 +76,32 @@ def remote() -> str | None:
 
 
 def outs_of_stages() -> set[str]:
-    """Every path that a stage of dvc.yaml makes, relative to the project's folder."""
+    """Every path that a stage of dvc.yaml makes, relative to the project's folder. No .dvc file is read for it."""
     with open_repo() as repo:
-        return {str(out) for stage in repo.index.stages if stage.is_data_source is False for out in stage.outs}
+        return {str(out) for stage in repo.stage.collect("dvc.yaml") for out in stage.outs}
 
 
-def kept_sizes(folders: Iterable[Path]) -> dict[Path, tuple[int, int]]:
-    """Files and bytes of each folder that has a .dvc file beside it, as that file has them."""
-    kept = {folder: f"{folder}.dvc" for folder in folders if Path(f"{folder}.dvc").exists()}
+def how_kept(folders: Iterable[Path]) -> dict[Path, str]:
+    """How DVC keeps each of these folders: as it is (`same`), as it was (`changed`), or not at all (`new`).
+
+    `behind`: DVC keeps more files than the folder has, or what another machine made of it. So a `dvc pull` was stopped
+    or not run, and DVC would forget something if it were given the folder.
+    """
     with open_repo() as repo:
-        metas = {folder: repo.stage.collect(file)[0].outs[0].meta for folder, file in kept.items()}
-    return {folder: (meta.nfiles or 0, meta.size or 0) for folder, meta in metas.items()}
+        return {folder: _how_kept(repo, folder) for folder in folders}
+
+
+def _how_kept(repo: Repo, folder: Path) -> str:
+    if not Path(f"{folder}.dvc").exists():
+        return "new"
+    out = repo.stage.collect(f"{folder}.dvc")[0].outs[0]
+    try:
+        if not out.workspace_status():
+            return "same"
+    except (DvcException, OSError):     # a file that cannot be read: `dvc add` says which
+        return "changed"
+    num_files = sum(len(names) for *_, names in os.walk(folder))
+    return "behind" if num_files < (out.meta.nfiles or 0) or out.changed_cache() else "changed"
 
 
 def pins(*stages: str) -> dict[str, str | None]:

@@ -5,6 +5,7 @@ The whole flow on a real server is in test_circle.py. Here a function stands in 
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
+from dvc.repo import Repo
 from flow_world import environment
 from model_world import write_film
 from prefect import states
@@ -188,6 +190,28 @@ def test_run_fails_with_the_reason_after_the_rest_when_an_inbox_cannot_be_taken_
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_rest_is_done_and_the_run_fails_with_the_reason_when_nothing_can_be_added_or_taken_in(toy):
+    """The served release cannot be read, the inbox is on a disk that is not mounted, and a name is not UTF-8."""
+    (toy / "releases/v1").mkdir(parents=True)
+    (toy / "releases/current").symlink_to("v1")
+    judged("monday", "ok")
+    judged("caf\udce9", "ok", "a film")
+    Path("data/inbox").symlink_to("/no/such/disk")
+    subprocess.run([sys.executable, "-m", "dvc", "remote", "add", "-q", "-d", "store", str(toy / "store")], check=True)
+    done = subprocess.run([sys.executable, "-m", "flows.ingest"], env=environment(toy), text=True, capture_output=True,
+                          timeout=800)
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("flows.ingest: ")]
+    assert ("data/inbox: need a folder of new videos, got a link to /no/such/disk, where nothing is. Mount the disk, "
+            "or correct the link. The next run tries again.") in line
+    assert re.search(r"hcmi add --accepted-only --json: need exit code 0, got 1\. Its last line: hcmi: .* "
+                     r"The next run tries again\.", line)
+    assert (toy / "data/incoming/monday.dvc").is_file()
+    assert len(list((toy / "store/files").glob("md5/*/*"))) == 2       # the batch's list and its file
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("command", "reason"), [
     (["flows.promote"], "need exit code 0, got 1. Its last line: hcmi: "),
     (["flows.ingest", "/no/such/folder"], "/no/such/folder: need a folder of new videos, got none")])
@@ -207,9 +231,71 @@ def test_accepted_batches_are_given_to_dvc_once_and_outputs_of_a_stage_are_left(
     judged("mine", "ok")
     for folder in find_batches(Path("data/incoming")):
         accept(ingest.ACCEPTED, Accepted(folder.name, folder.name, "ok", "now"))
-    assert ingest.track_accepted() == ["mine"]
-    assert ingest.track_accepted() == []
+    assert ingest.track_accepted() == (["mine"], [])
+    assert ingest.track_accepted() == ([], [])
     assert sorted(path.name for path in Path("data/incoming").glob("*.dvc")) == ["mine.dvc"]
     Path("data/incoming/mine/later.txt").write_text("later")
-    assert ingest.track_accepted() == ["mine"]      # other machines need what has joined it, too
-    assert ingest.track_accepted() == []
+    assert ingest.track_accepted() == (["mine"], [])      # other machines need what has joined it, too
+    assert ingest.track_accepted() == ([], [])
+
+
+@pytest.fixture
+def kept(toy) -> Path:
+    """An accepted batch of two files that DVC keeps."""
+    judged("mine", "ok")
+    folder = Path("data/incoming/mine")
+    (folder / "captions.csv").write_text("video,caption\na.mp4,a red ring\n")
+    accept(ingest.ACCEPTED, Accepted("mine", "content", "ok", "now"))
+    assert ingest.track_accepted() == (["mine"], [])
+    return folder
+
+
+@pytest.mark.parametrize("table", ["video,caption\na.mp4,a red disc\n", "video,caption\n"])
+def test_captions_that_are_corrected_or_shortened_are_given_to_dvc(kept, table):
+    (kept / "captions.csv").write_text(table)
+    assert ingest.track_accepted() == (["mine"], [])
+    shutil.rmtree(kept)
+    with Repo() as repo:
+        repo.checkout(["data/incoming/mine.dvc"])
+    assert (kept / "captions.csv").read_text() == table
+    assert ingest.track_accepted() == ([], [])
+
+
+def test_dvc_forgets_nothing_of_a_batch_that_is_not_whole_here(kept):
+    """As after a `dvc pull` that was stopped, and after a `git pull` without one."""
+    pinned = Path("data/incoming/mine.dvc").read_text()
+    remark = ("`mine` is not what DVC keeps of it: `dvc pull data/incoming/mine.dvc` brings that, `dvc add "
+              "data/incoming/mine` keeps what is here in its place.")
+    (kept / "a.mp4").rename("a.mp4")
+    assert ingest.track_accepted() == ([], [remark])
+    Path("a.mp4").rename(kept / "a.mp4")
+    assert ingest.track_accepted() == ([], [])
+    Path("data/incoming/mine.dvc").write_text(re.sub(r"md5: \w{32}", f"md5: {'0' * 32}", pinned))
+    assert ingest.track_accepted() == ([], [remark])
+    shutil.rmtree(kept)
+    assert ingest.track_accepted() == ([], [])      # it is on another machine
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.9])
+def test_dvc_file_that_was_cut_short_is_made_again_and_keeps_no_other_batch_waiting(kept, share):
+    file = Path("data/incoming/mine.dvc")
+    whole = file.read_text()
+    file.write_text(whole[:round(share * len(whole))])
+    judged("other", "ok")
+    accept(ingest.ACCEPTED, Accepted("other", "another", "ok", "now"))
+    assert ingest.track_accepted() == (["mine", "other"], [])
+    assert file.read_text() == whole
+    assert ingest.track_accepted() == ([], [])
+
+
+def test_batch_with_a_name_that_dvc_does_not_take_is_named(toy):
+    judged("caf\udce9", "ok", "a film")
+    judged("fine", "ok")
+    (Path("data/incoming/fine") / "caf\udce9.mp4").write_text("a")
+    for name in ("caf\udce9", "fine"):
+        accept(ingest.ACCEPTED, Accepted(name, name, "ok", "now"))
+    assert ingest.track_accepted() == ([], [
+        "DVC cannot keep `caf\\xe9`: its name is not UTF-8. Rename the folder, and correct the name in "
+        "`data/accepted.json` and `data/searched.json`.",
+        "DVC cannot keep `fine`: the name of its file `caf\\xe9.mp4` is not UTF-8. Rename the file; the batch is then "
+        "judged again."])
