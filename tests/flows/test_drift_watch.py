@@ -12,12 +12,13 @@ import pytest
 from flow_world import environment
 from prefect.logging import disable_run_logger
 
-from flows import drift_watch
+from flows import artifacts, drift_watch
 from flows.artifacts import what_now
 from flows.child import ChildError
 from flows.stages import reproduce, running
 from hcmi.drift import BatchReport
 from hcmi.drift.severity import MEASURED, Severity
+from hcmi.errors import ReleaseError
 from hcmi.incoming import Verdict
 
 
@@ -128,10 +129,11 @@ def test_there_is_nothing_to_say_when_there_is_no_batch(tmp_path, monkeypatch):
     assert watch().message == "data/incoming: every batch has been judged"
 
 
-def test_run_fails_when_a_batch_has_no_report_and_the_others_are_judged(world, monkeypatch):
+@pytest.mark.parametrize("kind", [ChildError, drift_watch.WatchError, ReleaseError])
+def test_run_fails_when_a_batch_has_no_report_and_the_others_are_judged(world, monkeypatch, kind):
     def verdict(batch: str) -> Verdict:
         if batch == "cannot tell":
-            raise ChildError("hcmi drift: need exit code 0, got 1.")
+            raise kind("hcmi drift: need exit code 0, got 1.")
         return said(batch)
 
     monkeypatch.setattr(drift_watch, "report_with_pinned", verdict)
@@ -140,6 +142,22 @@ def test_run_fails_when_a_batch_has_no_report_and_the_others_are_judged(world, m
     assert end.message.startswith("cannot tell: no report. hcmi drift: need exit code 0, got 1.; ok: ")
     assert "search hurt: search hurt." in end.message
     assert watch().message.startswith("cannot tell: no report")       # it has no verdict yet; the others have theirs
+
+
+def test_names_that_are_not_utf8_reach_the_server_as_text(world, monkeypatch):
+    """The server refused the page of such a run, after all was done."""
+    put(world, "caf\udce9", b"ok")
+    monkeypatch.setattr(drift_watch, "report_with_pinned", lambda batch: said("ok"))
+    verdicts, growing = drift_watch.judge([], quiet_seconds=0)
+    message = drift_watch.outcome(verdicts, growing).message
+    assert "caf\\xe9: ok. So it is. reports/watch/caf\\xe9/index.html; " in message
+    pages: list[str] = []
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda markdown, **_: pages.append(markdown))
+    artifacts.show("watch", "New batches", drift_watch.verdicts_text(verdicts, ["caf\udce9"]))
+    [page] = pages
+    assert page.startswith("# New batches\n\n- **`caf\\xe9`: ok.** So it is. ")
+    assert page.endswith("\n- `caf\\xe9` is still being copied, and is left to the next run.")
+    assert str(ChildError("hcmi drift --batch caf\udce9: need exit code 0, got 1.")).isprintable()
 
 
 def test_named_batches_are_judged_again_and_an_unknown_one_is_refused(world):
