@@ -34,14 +34,24 @@ from prefect.states import State
 
 from flows.artifacts import show, what_now
 from flows.child import ChildError, end_with_make_flows, run_for_json, run_in_child
-from flows.drift_watch import INCOMING, ON_PROCESSOR, QUIET_SECONDS, REPORTS, judge, outcome, todo, verdicts_text
+from flows.drift_watch import (
+    INCOMING,
+    ON_PROCESSOR,
+    QUIET_SECONDS,
+    REPORTS,
+    judge,
+    judging_alone,
+    outcome,
+    todo,
+    verdicts_text,
+)
 from flows.remote import DVC, push
 from flows.repair import free_dead_locks, set_aside_broken
 from flows.server import run, run_name
 from flows.stages import how_kept, outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import DataError, ReleaseError, shown
-from hcmi.files import lock, write_json
+from hcmi.files import write_json
 from hcmi.incoming import SEARCHED, Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches, look
 from hcmi.releases import CURRENT, Releases
 from hcmi.video import is_text
@@ -91,7 +101,7 @@ def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_h
     """
     end_with_make_flows()
     took, failed = Collected(), ""
-    with lock(REPORTS / ".lock"):         # the drift watch holds it too
+    with judging_alone():
         if inbox != INBOX or os.path.lexists(inbox):    # a project without a data/inbox copies its batches itself
             took, failed = _or_why(take_in(inbox, quiet_seconds, return_state=True), Collected())
         verdicts, growing = judge([], quiet_seconds)

@@ -24,8 +24,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hcmi.errors import ReleaseError
-from hcmi.files import ask_to_write, atomic_dir, lock, write_json, writing
+from hcmi.errors import ReleaseError, shown
+from hcmi.files import ask_to_write, atomic_dir, is_locked, lock, write_json, writing
+from hcmi.progress import note
 
 ROOT = "releases"
 CURRENT = "current"
@@ -91,10 +92,15 @@ class Releases:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while a release is added, changed or chosen: one writer at a time. Raises: MachineError."""
+        """Held while a release is added, changed or chosen: one writer at a time. A wait is said on stderr.
+
+        Raises: MachineError.
+        """
         ask_to_write(files=[self.root / DECISIONS])
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
+            if is_locked(self.root / ".lock"):
+                note(f"{shown(self.root)}: another command adds or serves a release; waiting for its end")
             with lock(self.root / ".lock"):
                 yield
 

@@ -6,7 +6,9 @@ The report itself, made by the flow on real artefacts, is in tests/test_pipeline
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flow_world import environment
@@ -19,6 +21,7 @@ from flows.stages import reproduce, running
 from hcmi.drift import BatchReport
 from hcmi.drift.severity import MEASURED, Severity
 from hcmi.errors import ReleaseError
+from hcmi.files import lock
 from hcmi.incoming import Verdict
 
 
@@ -142,6 +145,28 @@ def test_run_fails_when_a_batch_has_no_report_and_the_others_are_judged(world, m
     assert end.message.startswith("cannot tell: no report. hcmi drift: need exit code 0, got 1.; ok: ")
     assert "search hurt: search hurt." in end.message
     assert watch().message.startswith("cannot tell: no report")       # it has no verdict yet; the others have theirs
+
+
+def test_a_wait_for_another_run_that_judges_is_said(world, monkeypatch):
+    lines, end = [], threading.Event()
+
+    def info(line: str) -> None:
+        lines.append(line)
+        end.set()
+
+    def judge() -> None:
+        with drift_watch.judging_alone():
+            lines.append("judging")
+
+    monkeypatch.setattr(drift_watch, "get_run_logger", lambda: SimpleNamespace(info=info))
+    with lock(drift_watch.REPORTS / ".lock"):
+        waiting = threading.Thread(target=judge)
+        waiting.start()
+        end.wait(60)
+        assert lines == ["another run judges batches; waiting for its end"]
+    waiting.join()
+    judge()
+    assert lines[1:] == ["judging", "judging"]
 
 
 def test_names_that_are_not_utf8_reach_the_server_as_text(world, monkeypatch):

@@ -6,6 +6,7 @@ A function stands in for the report, whose verdicts need more clips than this pr
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,7 @@ from video_files import claim_seconds, write_grey, write_pictures
 import hcmi.ingest.stage as stage
 from hcmi.dataset import batch_clips
 from hcmi.encode import encode_clips
+from hcmi.files import lock
 from hcmi.index import SearchIndex
 from hcmi.releases import Releases
 from hcmi.shards import clip_batches
@@ -245,6 +247,14 @@ def test_frames_of_new_videos_become_square_as_those_of_the_release_did(here, tm
     expected = to_square(wide, clip.shape[1], square)
     assert np.abs(clip.astype(int) - expected).max() < 30
     assert (expected[..., 0] > 200).any() == (square[0] == "squash")
+
+
+def test_a_wait_for_a_run_that_judges_is_said(here):
+    with lock("reports/watch/.lock"):
+        waiting = subprocess.Popen([sys.executable, "-m", "hcmi", "add", "--accepted-only"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr.readline() == "reports/watch: another run judges batches; waiting for its end\n"
+    assert waiting.communicate()[0] == "nothing to do: every batch has been judged\n"
 
 
 def test_add_says_so_in_one_line_when_nothing_is_served(here):

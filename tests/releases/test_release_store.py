@@ -1,12 +1,15 @@
 """The folder of releases: complete releases alone, and a link that always points at one."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from hcmi.errors import ReleaseError
+from hcmi.files import lock
 from hcmi.releases import Release, Releases, releases_text, served_paths
 
 
@@ -86,6 +89,15 @@ def test_link_always_points_at_a_release_while_it_is_replaced(releases):
     stop.set()
     reader.join()
     assert seen <= {"v1", "v2", "v3"}
+
+
+def test_a_wait_for_another_writer_is_said(releases):
+    with lock(releases.root / ".lock"):
+        waiting = subprocess.Popen([sys.executable, "-m", "hcmi", "rollback", "v3", "--releases", str(releases.root)],
+                                   cwd=releases.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr.readline() == (
+            f"{releases.root}: another command adds or serves a release; waiting for its end\n")
+    assert waiting.communicate() == ("rolled back v3: Rolled back to v3.\n", "")
 
 
 def test_withdrawn_releases_and_batches_are_remembered(releases):
