@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
+from dvc.exceptions import DvcException
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -138,9 +139,8 @@ def track_accepted() -> tuple[list[str], list[str]]:
     Returns: the batches that are new to DVC, or have changed; and what a person has to do about those that it cannot be
     given. One that DVC does not take now, such as during `dvc repro`, is given to it by the next run.
     """
-    made = outs_of_stages()         # these are not given to it
     folders = [folder for folder in dict.fromkeys(INCOMING / entry.batch for entry in read_accepted(ACCEPTED))
-               if folder.is_dir() and str(folder) not in made]
+               if folder.is_dir()]
     todo = {folder: why for folder in folders if (why := _not_for_dvc(folder))}
     folders = [folder for folder in folders if folder not in todo]
     for file in set_aside_broken(Path(f"{folder}.dvc") for folder in folders):
@@ -149,9 +149,15 @@ def track_accepted() -> tuple[list[str], list[str]]:
     todo |= {folder: f"`{folder.name}` is not what DVC keeps of it: `dvc pull {folder}.dvc` brings that, `dvc add "
                      f"{folder}` keeps what is here in its place." for folder in folders if kept[folder] == "behind"}
     wanted = [folder for folder in folders if kept[folder] in ("new", "changed")]
+    try:
+        made = outs_of_stages() if wanted else set()
+    except DvcException as error:       # of dvc.yaml or dvc.lock
+        return [], [*todo.values(), f"DVC can be given no batch: {error}"]
     if wanted:
         free_dead_locks()
     for folder in wanted:
+        if str(folder) in made:         # a stage makes it
+            continue
         try:
             run_in_child(*DVC, "add", "--quiet", str(folder), log=get_run_logger().info)
             done.append(folder.name)

@@ -288,6 +288,14 @@ def test_dvc_file_that_was_cut_short_is_made_again_and_keeps_no_other_batch_wait
     assert ingest.track_accepted() == ([], [])
 
 
+def test_broken_lock_of_the_pipeline_keeps_batches_from_dvc_and_nothing_else(kept):
+    Path("dvc.lock").write_text("<<<<<<< HEAD\n")
+    assert ingest.track_accepted() == ([], [])
+    judged("other", "ok")
+    accept(ingest.ACCEPTED, Accepted("other", "another", "ok", "now"))
+    assert ingest.track_accepted() == ([], ["DVC can be given no batch: './dvc.lock' validation failed"])
+
+
 def test_batch_with_a_name_that_dvc_does_not_take_is_named(toy):
     judged("caf\udce9", "ok", "a film")
     judged("fine", "ok")
