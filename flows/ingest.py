@@ -20,6 +20,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -146,8 +147,9 @@ def track_accepted() -> tuple[list[str], list[str]]:
     for file in set_aside_broken(Path(f"{folder}.dvc") for folder in folders):
         get_run_logger().warning("%s: need a file that DVC takes, got one that was cut short; it is made again", file)
     done, kept = [], how_kept(folders)
-    todo |= {folder: f"`{folder.name}` is not what DVC keeps of it: `dvc pull {folder}.dvc` brings that, `dvc add "
-                     f"{folder}` keeps what is here in its place." for folder in folders if kept[folder] == "behind"}
+    todo |= {folder: f"`{folder.name}` is not what DVC keeps of it: `dvc pull {quote(f'{folder}.dvc')}` brings that, "
+                     f"`dvc add {quote(str(folder))}` keeps what is here in its place."
+             for folder in folders if kept[folder] == "behind"}
     wanted = [folder for folder in folders if kept[folder] in ("new", "changed")]
     try:
         made = outs_of_stages() if wanted else set()
