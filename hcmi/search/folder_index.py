@@ -51,13 +51,15 @@ class _File:
     path: str
     size: int
     mtime_ns: int
+    ctime_ns: int                   # `cp -p`, `rsync -t` and `tar` restore the other time, never this one
     sha256: str = ""
     problem: str | None = None      # why it cannot be searched
     until: float | None = None      # time at which that is tried again; None: when the file has changed
 
     def looks_like(self, other: "_File") -> bool:
-        """Whether path, size and modification time are equal: then the bytes are taken to be equal too."""
-        return (self.path, self.size, self.mtime_ns) == (other.path, other.size, other.mtime_ns)
+        """Whether path, size and both times are equal: then the bytes are taken to be equal too."""
+        return ((self.path, self.size, self.mtime_ns, self.ctime_ns)
+                == (other.path, other.size, other.mtime_ns, other.ctime_ns))
 
 
 def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None,
@@ -134,12 +136,12 @@ def _read_notes(path: Path) -> dict[str, _File]:
 
 
 def _know_file(path: str, old: _File | None) -> _File:
-    """What the last visit knew of a file, unless its size or modification time has changed."""
+    """What the last visit knew of a file, unless its size or one of its times has changed."""
     try:
         status = os.stat(path)
     except OSError:         # `sha256` raises the same error and gives the reason
-        return old if old is not None and old.size < 0 else _File(path, -1, -1)
-    new = _File(path, status.st_size, status.st_mtime_ns)
+        return old if old is not None and old.size < 0 else _File(path, -1, -1, -1)
+    new = _File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if old is None or not old.looks_like(new):
         return new
     return old if old.until is None or 0 <= old.until - time.time() <= RETRY_SECONDS else new
