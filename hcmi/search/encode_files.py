@@ -6,6 +6,7 @@ features. Only features are kept for a whole film, not pixels. Towers that see t
 VideoPrism's, see each window by itself.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -261,8 +262,12 @@ def _note(film: _Film, num_clips: int) -> str | None:
 
 
 def _first_frames(num_grid: int, windows: WindowsConfig, num_frames: int) -> list[int]:
-    """The first frame of each window of a film or shot. Windows begin a whole number of frames apart, at least one."""
-    step = max(1, round((windows.seconds - windows.overlap_seconds) / windows.seconds * num_frames))
+    """The first frame of each window of a film or shot.
+
+    Windows begin a whole number of frames apart. They share at least the overlap, and less than a frame's step more;
+    but never all frames.
+    """
+    step = max(1, math.floor((windows.seconds - windows.overlap_seconds) / windows.seconds * num_frames + 1e-6))
     last = num_grid - num_frames
     return [*range(0, last, step), last]
 

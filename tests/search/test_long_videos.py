@@ -16,6 +16,7 @@ from hcmi.errors import ConfigError
 from hcmi.index import SearchIndex
 from hcmi.search import Retriever
 from hcmi.search.command import with_options
+from hcmi.search.encode_files import _first_frames
 from hcmi.search.folder_index import WINDOWS, index_folder
 from hcmi.video import DecoderPool
 from hcmi.video.decode import decode_clip, decode_times
@@ -405,6 +406,23 @@ def test_film_that_ends_before_its_header_says_has_no_moment_past_its_end(world,
     assert found.skipped == index_folder(model, path.parent, tmp_path / "cache", RULE).partial == {}
     assert Retriever.from_folder(path.parent, model, cache=tmp_path / "new", windows=RULE).notes == [
         *found.partial.values()]
+
+
+@pytest.mark.parametrize(("seconds", "overlap_s", "frames_apart"), [
+    (4.0, 3.0, 3),      # the default
+    (4.0, 2.5, 4),      # 4.5 frames
+    (30.0, 1.0, 11),    # 11.6 frames; 12 would be no overlap
+    (10.0, 1.0, 10),    # 10.8
+    (8.0, 6.0, 3), (5.0, 3.7, 3), (10.0, 0.0, 12),
+    (1.2, 0.8, 4),      # in floating point 3.999999999999999
+    (10.0, 9.5, 1)])    # 0.6 of a frame: windows do not begin at the same frame
+def test_windows_share_at_least_what_was_asked_and_less_than_a_frame_more(seconds, overlap_s, frames_apart):
+    rule = WindowsConfig(cut="fixed", seconds=seconds, overlap_seconds=overlap_s, whole_seconds=0.0)
+    firsts = _first_frames(100, rule, 12)
+    assert firsts == [*range(0, 88, frames_apart), 88]
+    frame_s = seconds / 12
+    shared_s = seconds - frames_apart * frame_s
+    assert (overlap_s - 1e-6 <= shared_s < overlap_s + frame_s - 1e-6) == (frames_apart > 1)
 
 
 def test_overlap_keeps_its_share_when_only_the_length_is_given():
