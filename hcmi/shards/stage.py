@@ -2,9 +2,9 @@
 
 The output is a pure function of the manifest, the bytes of the videos and the parameters. It does not depend on what
 was there before or on how often a run was killed. Clips are known by a frames key. Frames that an earlier run decoded
-are taken from its shards, or from the journal in the work folder (`<out>.work`). All others are decoded into the
-journal. At the end new shards are written beside the old ones, unchanged shards are linked, and the new folder takes
-the place of the old one at once.
+are taken from its shards (`KeptShards`), or from the journal in the work folder (`<out>.work`). All others are decoded
+into the journal. At the end new shards are written beside the old ones, unchanged shards are linked, and the new folder
+takes the place of the old one at once.
 """
 
 import functools
@@ -30,10 +30,14 @@ from hcmi.progress import track
 from hcmi.shards.clip_table import ClipTable, Failures, assign_shards, read_clip_table
 from hcmi.shards.existing_shards import ExistingShards
 from hcmi.shards.journal import Journal
+from hcmi.shards.kept_shards import KeptShards, note_checked
 from hcmi.shards.shard_file import Jpegs, ShardEntry, write_shard
 from hcmi.shards.shard_index import INDEX
 from hcmi.types import Clip
 from hcmi.video import CLIP_SQUARE, Decoded, DecoderPool, EncodeJob, Square, encode_job, map_on_ray
+
+CHECKED = "checked"             # in the work folder: which shards `KeptShards` need not check again
+JOURNAL = "journal-2"           # another name than that of versions that chose other frames
 
 
 def write_shards(*, manifest_path: str | Path, out_dir: str | Path, config: ShardsConfig,
@@ -58,14 +62,15 @@ def write_shards(*, manifest_path: str | Path, out_dir: str | Path, config: Shar
     clip_table = read_clip_table(manifest_path, config, square)
     with writing(out_dir), _lock(work, out_dir):
         _finish_interrupted_swap(out_dir, work)
-        existing = ExistingShards(out_dir)
-        with closing(Journal(work / "journal")) as journal:
+        existing = KeptShards(out_dir, work / CHECKED)
+        with closing(Journal(work / JOURNAL)) as journal:
             offsets = _find_in_journal(clip_table, journal)
             missing = np.flatnonzero((offsets < 0) & ~existing.has(clip_table.keys))
             failures = Failures(clip_table, _decode(clip_table, missing, journal, offsets, config, square))
             _check_failures(failures, work, out_dir, config)
             try:
                 stats = _write_folder(work / "new", clip_table, failures, existing, journal, offsets, config, square)
+                note_checked(work / "new", work / CHECKED)
                 _swap(out_dir, work)
             finally:        # half a folder would take room on a full disk
                 shutil.rmtree(work / "new", ignore_errors=True)
@@ -205,7 +210,8 @@ def _swap(out_dir: Path, work: Path) -> None:
         raise
     shutil.rmtree(work / "old", ignore_errors=True)
     (work / "skipped.jsonl").unlink(missing_ok=True)
-    (work / "journal").unlink(missing_ok=True)
+    for name in (JOURNAL, "journal"):
+        (work / name).unlink(missing_ok=True)
 
 
 def _finish_interrupted_swap(out_dir: Path, work: Path) -> None:

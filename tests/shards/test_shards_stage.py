@@ -261,7 +261,7 @@ def test_swap_is_finished_when_it_was_interrupted(tmp_path, clips, monkeypatch, 
     monkeypatch.undo()
     assert stage(tmp_path, clips[:8])["decoded"] == 0
     assert contents(tmp_path / "shards") == contents(tmp_path / "fresh")
-    assert sorted(path.name for path in (tmp_path / "shards.work").iterdir()) == ["lock"]
+    assert sorted(path.name for path in (tmp_path / "shards.work").iterdir()) == ["checked", "lock"]
 
 
 def kill_loop(folder: Path, clips: list[Clip], kills: int, seed: int) -> None:
@@ -293,7 +293,7 @@ def kill_loop(folder: Path, clips: list[Clip], kills: int, seed: int) -> None:
             shutil.rmtree(folder / "shards")        # else later kills find nothing left to do
     subprocess.run([*command, "--out", str(folder / "shards")], check=True, capture_output=True)
     assert contents(folder / "shards") == contents(folder / "fresh")
-    assert sorted(path.name for path in (folder / "shards.work").iterdir()) == ["lock"]
+    assert sorted(path.name for path in (folder / "shards.work").iterdir()) == ["checked", "lock"]
 
 
 def test_bytes_are_those_of_an_undisturbed_run_when_killed_three_times(tmp_path, clips):
