@@ -110,6 +110,16 @@ def test_frame_that_stays_long_is_taken_for_every_time_at_which_it_is_shown(tmp_
     assert shown.times_s == (0.05, 0.35, 0.95, 4.0, 7.9, 8.0)
 
 
+def test_frames_of_a_short_video_are_spread_over_time_when_its_rate_changes(world, tmp_path):
+    """30 frames in 0.5 s, then one until the last at 10 s: by number, all but one would be of the first half second."""
+    _, model, _ = world
+    levels, times = [*range(30), 250, 250], [*range(30), 30, 600]
+    write_pictures(tmp_path / "videos/screen.mkv", (np.full((32, 32, 3), level, np.uint8) for level in levels), 60,
+                   times=times, crf="10")
+    index = SearchIndex.open(index_folder(model, tmp_path / "videos", tmp_path / "cache", WINDOWS, num_workers=1).path)
+    assert np.allclose(index.times(index.live_rows())[0], (np.arange(T) + 0.5) * 10 / T, atol=0.02)
+
+
 def test_answers_of_a_film_are_one_hit_whose_moments_share_no_second(world):
     root, model, index = world
     retriever = Retriever(model, index.folder)
