@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hcmi.dataset import CaptionRow, read_captions, videos_folder
 from hcmi.errors import DataError, DecodeError, shown
-from hcmi.files import atomic_dir, atomic_file, lock, write_json
+from hcmi.files import atomic_dir, atomic_file, is_passed_over, lock, write_json
 from hcmi.incoming.batches import OWN
 from hcmi.incoming.bucket import CAPTIONS, fetched, is_address
 from hcmi.progress import note
@@ -113,9 +113,14 @@ def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: 
 
 
 def _made_here(incoming: Path) -> list[tuple[Path, dict[str, str]]]:
-    """Each batch that was made here, oldest first, and its files: content -> name."""
+    """Each batch that was made here, oldest first, and its files: content -> name.
+
+    A hidden folder is no batch: the one in which a killed run left its list will be deleted.
+    """
     found = []
     for path in incoming.glob(f"*/{OWN}"):
+        if is_passed_over(path.parent.name):
+            continue
         try:
             found.append((path.stat().st_mtime_ns, path.parent, dict(json.loads(path.read_text(encoding="utf-8")))))
         except (OSError, ValueError, TypeError):
@@ -130,9 +135,10 @@ class _Notes:
         self.path, self.quarantine = incoming / "inbox.json", incoming / QUARANTINE
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
-            self.contents: dict[str, str] = dict(kept["contents"])
+            self.contents: dict[str, str] = {content: batch for content, batch in kept["contents"].items()
+                                             if not is_passed_over(batch)}      # earlier versions noted hidden ones
             self.seen: dict[str, list] = dict(kept["seen"])
-        except (OSError, ValueError, KeyError, TypeError):      # none yet, or a damaged one: the batches know theirs
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: the batches know theirs
             self.contents, self.seen = {}, {}
         self.take_own(incoming)
 

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,3 +222,41 @@ def test_files_that_go_away_while_they_are_looked_at_are_taken_by_the_next_run(i
     assert (found.batch, sorted(found.quarantined)) == (None, ["blue.mp4", "red.mp4"])
     inbox.with_name("away").rename(inbox)
     assert take(inbox).files == ["blue.mp4", "red.mp4"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hcmi.incoming import collect
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[3] == "copy":
+    import shutil
+    shutil.copyfile = die
+else:
+    Path.rename = die
+collect(sys.argv[1], sys.argv[2], "monday", 0, 20.0)
+"""
+
+
+def take_and_be_killed(inbox: Path, at: str) -> str:
+    """The process is killed while it copies ("copy"), or before the batch gets its name. Returns what it leaves."""
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(inbox), str(inbox.parent / "incoming"), at], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    left, = (path.name for path in (inbox.parent / "incoming").iterdir() if path.is_dir())
+    assert left.startswith(".")
+    return left
+
+
+@pytest.mark.parametrize("noted", [False, True], ids=["unnoted", "noted by an earlier hcmi"])
+def test_files_are_taken_when_the_run_before_was_killed_as_its_batch_got_its_name(inbox, noted):
+    left = take_and_be_killed(inbox, "rename")
+    notes = inbox.parent / "incoming/inbox.json"
+    names = json.loads((inbox.parent / "incoming" / left / "batch.json").read_text())
+    assert sorted(names.values()) == ["blue.mp4", "red.mp4"]
+    if noted:
+        notes.write_text(json.dumps({"contents": dict.fromkeys(names, left), "seen": {}}))
+    assert take(inbox).files == ["blue.mp4", "red.mp4"]
+    assert set(json.loads(notes.read_text())["contents"].values()) == {"monday"}
