@@ -1,5 +1,6 @@
 """Writing outputs: each appears whole or not at all, and what keeps it from being written is reported in one line."""
 
+import errno
 import fcntl
 import json
 import os
@@ -182,22 +183,44 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; replace `path` with it when the block ends without an error.
 
     A folder cannot be replaced in one system call: the old one is renamed first. So there is a moment without a folder,
-    but never a mixture of old and new. The next writer deletes the temporary folders of killed writers, and restores an
-    old folder that a killed writer had renamed.
+    but never a mixture of old and new. The next writer restores an old folder that a killed writer had renamed.
     Raises: MachineError when it cannot be written; `path` is then unchanged.
+    """
+    path = Path(path)
+    with temporary_dir(path) as temporary:
+        yield temporary
+        _replace(temporary, path)
+
+
+@contextmanager
+def temporary_dir(path: str | Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`, which is deleted after the block unless the block has renamed it.
+
+    The next writer of `path` deletes the temporary folders of killed writers. Raises: MachineError.
     """
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         temporary.chmod(0o755)
         with lock(temporary):       # so that other writers know that this one is alive
             try:
                 yield temporary
-                _replace(temporary, path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+def rename_new(temporary: Path, path: Path) -> None:
+    """Give a folder its name. Raises: FileExistsError when something has that name, which stays as it is."""
+    if not os.path.lexists(path):       # the system would replace an empty folder
+        try:
+            temporary.rename(path)
+            return
+        except OSError:
+            if not os.path.lexists(path):
+                raise
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 def _replace(temporary: Path, path: Path) -> None:
@@ -213,7 +236,7 @@ def _replace(temporary: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Delete temporary folders of killed writers of `path`; restore an old `path` that one of them had renamed."""
     for left in path.parent.iterdir():
         if not (left.name.startswith(f".{path.name}.") and left.suffix in (".tmp", ".old") and left.is_dir()):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hcmi.dataset import CaptionRow, read_captions, videos_folder
 from hcmi.errors import DataError, DecodeError, shown
-from hcmi.files import atomic_dir, atomic_file, is_passed_over, lock, write_json
+from hcmi.files import atomic_file, is_passed_over, lock, rename_new, sweep, temporary_dir, write_json
 from hcmi.incoming.batches import OWN
 from hcmi.incoming.bucket import CAPTIONS, fetched, is_address
 from hcmi.progress import note
@@ -38,6 +38,7 @@ from hcmi.wording import plural
 QUARANTINED = ""            # in place of the batch's name
 NOTHING = hashlib.sha256().hexdigest()      # the content of empty files
 QUARANTINE = "quarantine.jsonl"
+NEW = "new_batch"     # a batch is written beside it, hidden: the next run finds what a killed one of any day left
 CHECK_PIXELS, CHECK_QUALITY = 64, 80
 
 Stat = tuple[int, int, int]     # size, times of change of content and of inode
@@ -82,6 +83,7 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
 
 def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: float,
              wait: Callable[[float], object]) -> Collected:
+    sweep(incoming / NEW)
     notes = _Notes(incoming)
     videos, captions = videos_folder(inbox), inbox / CAPTIONS
     first = _look(videos, captions)
@@ -103,9 +105,7 @@ def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: 
     new = _new(videos, whole, notes, found)
     good = _decodable(videos, new, notes, found, timeout_s)
     if good:
-        batch = _free_name(incoming, name)
-        found.files = _write(videos, rows, incoming / batch, good)
-        found.batch = batch if found.files else None
+        found.batch, found.files = _write(videos, rows, incoming, name, good)
     found.captioned = _add_late_captions(rows, incoming)
     notes.take_own(incoming)
     notes.write()
@@ -219,13 +219,6 @@ def _is(path: Path, content: str) -> bool:
         return False
 
 
-def _free_name(incoming: Path, name: str) -> str:
-    number = 1
-    while os.path.lexists(incoming / (name if number == 1 else f"{name}-{number}")):
-        number += 1
-    return name if number == 1 else f"{name}-{number}"
-
-
 def _rows(captions: Path, videos: Path) -> dict[str, list[CaptionRow]]:
     """Name of a file, as it is on the disk -> its rows in the table. Raises: DataError when the table is wrong."""
     found: dict[str, list[CaptionRow]] = defaultdict(list)
@@ -235,29 +228,39 @@ def _rows(captions: Path, videos: Path) -> dict[str, list[CaptionRow]]:
     return found
 
 
-def _write(videos: Path, rows: Mapping[str, list[CaptionRow]], batch: Path, good: dict[str, str]) -> list[str]:
-    """Copy the files into a new batch; returns their names. One that has changed meanwhile is left to the next run."""
+def _write(videos: Path, rows: Mapping[str, list[CaptionRow]], incoming: Path, name: str, good: dict[str, str]
+           ) -> tuple[str | None, list[str]]:
+    """Copy the files into a new batch; returns its name and theirs. One that changes is left to the next run."""
     copied: dict[str, str] = {}
-    with atomic_dir(batch) as folder:
+    with temporary_dir(incoming / NEW) as folder:
         (folder / "videos").mkdir()
-        for content, name in good.items():
-            target = folder / "videos" / name
+        for content, file in good.items():
+            target = folder / "videos" / file
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                shutil.copyfile(videos / name, target)
+                shutil.copyfile(videos / file, target)
             except FileNotFoundError:
                 continue
             if sha256(target) == content:
-                copied[content] = name
+                copied[content] = file
             else:
                 target.unlink()
-        _write_captions(folder / CAPTIONS, {name: rows[name] for name in sorted(copied.values()) if name in rows})
-        (folder / OWN).write_text(json.dumps(copied, indent=1), encoding="utf-8")
         if not copied:
-            shutil.rmtree(folder / "videos")
-    if not copied:
-        shutil.rmtree(batch)
-    return sorted(copied.values())
+            return None, []
+        _write_captions(folder / CAPTIONS, {file: rows[file] for file in sorted(copied.values()) if file in rows})
+        (folder / OWN).write_text(json.dumps(copied, indent=1), encoding="utf-8")
+        return _put(folder, incoming, name), sorted(copied.values())
+
+
+def _put(folder: Path, incoming: Path, name: str) -> str:
+    """Give a batch the first free of the names `name`, name-2, ...: what a person put there meanwhile stays."""
+    number, free = 1, name
+    while True:
+        with suppress(FileExistsError):
+            rename_new(folder, incoming / free)
+            return free
+        number += 1
+        free = f"{name}-{number}"
 
 
 def _add_late_captions(rows: Mapping[str, list[CaptionRow]], incoming: Path) -> list[str]:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from model_world import write_film
 
+import hcmi.files
 from hcmi.errors import DataError
 from hcmi.incoming import Collected, collect
 from hcmi.video import DecoderPool
@@ -260,3 +261,43 @@ def test_files_are_taken_when_the_run_before_was_killed_as_its_batch_got_its_nam
         notes.write_text(json.dumps({"contents": dict.fromkeys(names, left), "seen": {}}))
     assert take(inbox).files == ["blue.mp4", "red.mp4"]
     assert set(json.loads(notes.read_text())["contents"].values()) == {"monday"}
+
+
+def test_batch_that_a_person_puts_there_during_the_copy_stays_and_the_new_one_gets_the_next_name(inbox, monkeypatch):
+    """Folders with and without files, a file and a link to nothing all keep their names."""
+    incoming, real = inbox.parent / "incoming", shutil.copyfile
+
+    def copy(*given):
+        if not (incoming / "monday").exists():
+            (incoming / "monday").mkdir()
+            (incoming / "monday/mine.mp4").write_text("mine")
+            (incoming / "monday-2").mkdir()
+            (incoming / "monday-3").write_text("a file")
+            (incoming / "monday-4").symlink_to("nowhere")
+        return real(*given)
+
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    assert take(inbox).batch == "monday-5"
+    assert [path.name for path in (incoming / "monday").iterdir()] == ["mine.mp4"]
+    assert (list((incoming / "monday-2").iterdir()), (incoming / "monday-3").read_text()) == ([], "a file")
+    assert os.readlink(incoming / "monday-4") == "nowhere"
+    assert not [path.name for path in incoming.iterdir() if path.name.endswith((".tmp", ".old"))]
+
+
+def test_no_batch_appears_when_every_file_changes_during_the_copy(inbox, monkeypatch):
+    monkeypatch.setattr(shutil, "copyfile", lambda source, target: Path(target).write_text("changed"))
+    assert (take(inbox).batch, batches(inbox)) == (None, {})
+    monkeypatch.undo()
+    assert take(inbox).batch == "monday"
+
+
+def test_what_a_killed_copy_left_is_deleted_when_the_run_of_another_day_finds_nothing_new(inbox, monkeypatch):
+    left = take_and_be_killed(inbox, "copy")
+    incoming = inbox.parent / "incoming"
+    (incoming / ".mine.copied00.tmp").mkdir()       # a person's own, by chance of this form
+    shutil.rmtree(inbox)
+    inbox.mkdir()
+    monkeypatch.setattr(hcmi.files, "LEFT_SECONDS", 0)
+    assert collect(inbox, incoming, "tuesday", 0, 20.0) == Collected()
+    assert left not in os.listdir(incoming)
+    assert (incoming / ".mine.copied00.tmp").is_dir()
