@@ -12,10 +12,12 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from unicodedata import normalize
 
 from hcmi.dataset import CaptionRow, read_captions, videos_folder
 from hcmi.errors import DataError, DecodeError, shown
@@ -42,6 +44,7 @@ NEW = "new_batch"     # a batch is written beside it, hidden: the next run finds
 CHECK_PIXELS, CHECK_QUALITY = 64, 80
 
 Stat = tuple[int, int, int]     # size, times of change of content and of inode
+_Rows = Mapping[str, list[CaptionRow]]
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Collected:
     taken: int = 0      # files whose content earlier runs took ...
     refused: int = 0    # ... and files whose content they quarantined
     captioned: list[str] = field(default_factory=list)      # earlier batches to which captions have come
+    remarks: list[str] = field(default_factory=list)        # sentences on what was left though a person may want it
 
 
 def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, timeout_s: float,
@@ -64,9 +68,10 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
     `inbox` is a folder, or the address of a bucket, such as s3://bucket/new.
 
     A file is whole when its size and times have not changed for `quiet_s` seconds, between two looks if need be. While
-    captions.csv is being written nothing is taken. Captions that come after their videos join the videos' batch. A
-    content that has been taken before, under any name, is not new. A file must decode within `timeout_s` seconds; one
-    that does not is listed, and is looked at again only when its content changes. A wrong captions.csv changes nothing.
+    captions.csv is being written nothing is taken. Captions that come after their videos join the videos' batch, which
+    is found by content. A content that has been taken before, under any name, is not new. A file must decode within
+    `timeout_s` seconds; one that does not is listed, and is looked at again only when its content changes. A wrong
+    captions.csv changes nothing.
     Raises: DataError when there is no such folder or bucket, or its captions.csv is wrong.
     """
     incoming = Path(incoming)
@@ -104,9 +109,11 @@ def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: 
     whole = {name: status for name, status in whole.items() if name not in (CAPTIONS, *waiting)}
     new = _new(videos, whole, notes, found)
     good = _decodable(videos, new, notes, found, timeout_s)
+    of_content = _of_content(rows, notes)
     if good:
-        found.batch, found.files = _write(videos, rows, incoming, name, good)
-    found.captioned = _add_late_captions(rows, incoming)
+        found.batch, found.files = _write(videos, of_content, incoming, name, good)
+    elsewhere = {name: some for name, some in rows.items() if name not in whole and name not in waiting}
+    _add_late_captions(of_content, elsewhere, incoming, found)
     notes.take_own(incoming)
     notes.write()
     return found
@@ -219,7 +226,7 @@ def _is(path: Path, content: str) -> bool:
         return False
 
 
-def _rows(captions: Path, videos: Path) -> dict[str, list[CaptionRow]]:
+def _rows(captions: Path, videos: Path) -> _Rows:
     """Name of a file, as it is on the disk -> its rows in the table. Raises: DataError when the table is wrong."""
     found: dict[str, list[CaptionRow]] = defaultdict(list)
     name_on_disk = names_below(videos)
@@ -228,9 +235,27 @@ def _rows(captions: Path, videos: Path) -> dict[str, list[CaptionRow]]:
     return found
 
 
-def _write(videos: Path, rows: Mapping[str, list[CaptionRow]], incoming: Path, name: str, good: dict[str, str]
-           ) -> tuple[str | None, list[str]]:
-    """Copy the files into a new batch; returns its name and theirs. One that changes is left to the next run."""
+def _of_content(rows: _Rows, notes: _Notes) -> _Rows:
+    """Content -> the rows of all files in the folder that have it."""
+    found: dict[str, list[CaptionRow]] = defaultdict(list)
+    for name, some in rows.items():
+        if name in notes.seen:
+            content = notes.seen[name][3]
+            found[content] += _lacking(some, found[content])
+    return found
+
+
+def _lacking(some: Iterable[CaptionRow], known: Iterable[CaptionRow]) -> list[CaptionRow]:
+    """The rows of `some` that are not in `known`, whatever the names of their videos."""
+    there = {(row.caption, row.start_s, row.end_s) for row in known}
+    return [row for row in some if (row.caption, row.start_s, row.end_s) not in there]
+
+
+def _write(videos: Path, rows: _Rows, incoming: Path, name: str, good: dict[str, str]) -> tuple[str | None, list[str]]:
+    """Copy the files into a new batch; returns its name and theirs. One that changes is left to the next run.
+
+    `rows`: content -> its rows.
+    """
     copied: dict[str, str] = {}
     with temporary_dir(incoming / NEW) as folder:
         (folder / "videos").mkdir()
@@ -247,7 +272,8 @@ def _write(videos: Path, rows: Mapping[str, list[CaptionRow]], incoming: Path, n
                 target.unlink()
         if not copied:
             return None, []
-        _write_captions(folder / CAPTIONS, {file: rows[file] for file in sorted(copied.values()) if file in rows})
+        contents = {file: content for content, file in copied.items() if content in rows}
+        _write_captions(folder / CAPTIONS, {file: rows[contents[file]] for file in sorted(contents)})
         (folder / OWN).write_text(json.dumps(copied, indent=1), encoding="utf-8")
         return _put(folder, incoming, name), sorted(copied.values())
 
@@ -263,21 +289,50 @@ def _put(folder: Path, incoming: Path, name: str) -> str:
         free = f"{name}-{number}"
 
 
-def _add_late_captions(rows: Mapping[str, list[CaptionRow]], incoming: Path) -> list[str]:
-    """Give the batches that were made here the rows of files that had none. Returns the names of these batches.
+def _add_late_captions(of_content: _Rows, elsewhere: _Rows, incoming: Path, found: Collected) -> None:
+    """Give the batches that were made here the rows that their videos lack; such a batch is judged again.
 
-    Such a batch has new content, so it is judged again. Of two files of one name, the rows are the later one's.
+    `of_content`: content -> rows of files that are in the folder. `elsewhere`: name -> rows of files that are not: they
+    are those of the only video that was taken under this name. A video that has a row which the table lacks gets none:
+    the row was corrected in its batch, or the table's are those of a video to come.
     """
-    batch_of = {name: batch for batch, names in _made_here(incoming) for name in names.values()}
-    changed = []
-    for batch in sorted({batch_of[name] for name in rows if name in batch_of}):
-        known = _rows(batch / CAPTIONS, batch / "videos")
-        late = {name: some for name, some in rows.items() if batch_of.get(name) == batch and name not in known}
-        if late:
-            with atomic_file(batch / CAPTIONS) as path:
-                _write_captions(path, known | late)
-            changed.append(batch.name)
-    return changed
+    place = {content: (batch, name) for batch, names in _made_here(incoming) for content, name in names.items()}
+    table = cache(lambda batch: _rows(batch / CAPTIONS, batch / "videos"))
+    taken: dict[str, list[str]] = defaultdict(list)
+    for content, (_, name) in place.items():
+        if content not in of_content:
+            taken[normalize("NFC", name)].append(content)       # as `names_below` compares them
+
+    def known(content: str) -> list[CaptionRow]:
+        batch, name = place[content]
+        return table(batch).get(name, [])
+
+    claims = [(place[content][1], [content], some) for content, some in of_content.items() if content in place]
+    claims += [(name, taken[normalize("NFC", name)], some) for name, some in elsewhere.items()]
+    late: dict[Path, dict[str, list[CaptionRow]]] = defaultdict(dict)
+    unclear = []
+    for name, contents, some in claims:
+        if not contents or any(not _lacking(some, known(content)) for content in contents):
+            continue
+        batch, file = place[contents[0]]
+        if contents[1:] or _lacking(known(contents[0]), [*some, *elsewhere.get(file, ())]):
+            unclear.append(name)
+        else:
+            late[batch][file] = _lacking(some, known(contents[0]))
+    for batch in sorted(late):
+        with atomic_file(batch / CAPTIONS) as path:
+            _write_captions(path, {name: [*table(batch).get(name, ()), *late[batch].get(name, ())]
+                                   for name in [*table(batch), *late[batch]]})
+        found.captioned.append(batch.name)
+    if unclear:
+        found.remarks.append(
+            f"{CAPTIONS}: rows of {_listed(unclear)} are not added: the video that was taken under this name has other "
+            f"captions, or there are several. Write them into {CAPTIONS} of its batch; rows of a video to come wait "
+            "for it.")
+
+
+def _listed(names: list[str]) -> str:
+    return shown(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")
 
 
 def _write_captions(path: Path, rows: Mapping[str, list[CaptionRow]]) -> None:

@@ -197,7 +197,10 @@ def test_captions_that_come_after_their_videos_join_the_batch(inbox, films):
     (inbox / "captions.csv").write_text("video,caption\nred.mp4,another\nblue.mp4,a blue film\n")
     assert take(inbox).captioned == ["monday"]
     assert rows(inbox) == ["red.mp4,a red film,,", "blue.mp4,a blue film,,"]     # what is there stays
-    assert take(inbox) == Collected(taken=3)
+    again = take(inbox)
+    remark, = again.remarks
+    assert remark.startswith("captions.csv: rows of red.mp4 are not added")
+    assert again == Collected(taken=3, remarks=[remark])
 
 
 @pytest.mark.parametrize(("on_disk", "in_table"), [("cafe\u0301.mp4", "caf\u00e9.mp4"), ("caf\udce9.mp4",) * 2],
@@ -301,3 +304,112 @@ def test_what_a_killed_copy_left_is_deleted_when_the_run_of_another_day_finds_no
     assert collect(inbox, incoming, "tuesday", 0, 20.0) == Collected()
     assert left not in os.listdir(incoming)
     assert (incoming / ".mine.copied00.tmp").is_dir()
+
+
+def table(inbox: Path, *lines: str) -> None:
+    (inbox / "captions.csv").write_text("\n".join(["video,caption", *lines, ""]))
+
+
+@pytest.fixture
+def cam(inbox, films) -> Path:
+    """cam.mp4 alone, a red film, has been taken without a caption."""
+    for path in inbox.iterdir():
+        path.unlink()
+    shutil.copy(films / "red.mp4", inbox / "cam.mp4")
+    assert take(inbox).files == ["cam.mp4"]
+    return inbox
+
+
+def test_captions_come_to_a_video_that_has_been_removed_and_later_rows_too(cam):
+    (cam / "cam.mp4").unlink()
+    for lines in (["cam.mp4,a red film"], ["cam.mp4,a red film", "cam.mp4,red turns black"]):
+        table(cam, *lines)
+        assert take(cam).captioned == ["monday"]
+        assert rows(cam) == [f"{line},," for line in lines]
+        assert take(cam) == Collected()
+
+
+@pytest.mark.parametrize("state", ["growing", "unreadable", "new"])
+def test_captions_are_those_of_the_file_that_is_there_and_not_of_an_older_film_of_its_name(cam, films, state):
+    whole = (films / "green.mp4").read_bytes()
+    (cam / "cam.mp4").write_bytes({"growing": whole[:100], "unreadable": b"no film", "new": whole}[state])
+    table(cam, "cam.mp4,a green film")
+    os.utime(cam / "captions.csv", (1, 1))
+
+    def write(seconds: float) -> None:
+        if state == "growing":
+            (cam / "cam.mp4").write_bytes(whole[:200])
+
+    found = take(cam, 60, write)
+    assert (found.batch, found.captioned) == ({"new": "monday-2"}.get(state), [])
+    (cam / "cam.mp4").write_bytes(whole)
+    take(cam)
+    assert not (cam.parent / "incoming/monday/captions.csv").exists()
+    assert rows(cam, "monday-2") == ["cam.mp4,a green film,,"]
+
+
+def test_captions_of_a_film_to_come_wait_for_it_when_an_older_one_of_its_name_has_other_captions(cam, films):
+    table(cam, "cam.mp4,a red film")
+    assert take(cam).captioned == ["monday"]
+    (cam / "cam.mp4").unlink()
+    table(cam, "cam.mp4,a green film")
+    found = take(cam)
+    assert found.captioned == []
+    assert found.remarks == [
+        "captions.csv: rows of cam.mp4 are not added: the video that was taken under this name has other captions, or "
+        "there are several. Write them into captions.csv of its batch; rows of a video to come wait for it."]
+    shutil.copy(films / "green.mp4", cam / "cam.mp4")
+    assert take(cam).remarks == []
+    assert (rows(cam), rows(cam, "monday-2")) == (["cam.mp4,a red film,,"], ["cam.mp4,a green film,,"])
+    (cam / "cam.mp4").unlink()
+    assert take(cam) == Collected()
+
+
+def test_captions_find_a_removed_video_when_its_name_is_written_in_another_way(cam, films):
+    shutil.copy(films / "green.mp4", cam / "cafe\u0301.mp4")
+    take(cam)
+    (cam / "cafe\u0301.mp4").unlink()
+    table(cam, "caf\u00e9.mp4,a green film")
+    assert take(cam).captioned == ["monday-2"]
+    assert rows(cam, "monday-2") == ["cafe\u0301.mp4,a green film,,"]
+
+
+def test_captions_are_not_guessed_when_two_films_of_the_name_were_taken_and_none_is_there(cam, films):
+    shutil.copy(films / "green.mp4", cam / "cam.mp4")
+    assert take(cam).batch == "monday-2"
+    (cam / "cam.mp4").unlink()
+    table(cam, "cam.mp4,a film")
+    found = take(cam)
+    assert (found.captioned, len(found.remarks)) == ([], 1)
+    shutil.copy(films / "red.mp4", cam / "cam.mp4")         # put there again: now it is clear
+    assert take(cam) == Collected(taken=1, captioned=["monday"])
+    assert rows(cam) == ["cam.mp4,a film,,"]
+
+
+def test_rows_are_added_to_those_that_a_video_has_and_one_that_was_corrected_in_the_batch_stays(cam):
+    table(cam, "cam.mp4,a red film")
+    take(cam)
+    table(cam, "cam.mp4,a red film", 'cam.mp4,"red,\ntwice  told"')
+    assert take(cam) == Collected(taken=1, captioned=["monday"])
+    assert rows(cam) == ["cam.mp4,a red film,,", 'cam.mp4,"red, twice told",,']
+    assert take(cam) == Collected(taken=1)
+    (cam.parent / "incoming/monday/captions.csv").write_text("video,caption\ncam.mp4,a dark red film\n")
+    assert take(cam).captioned == []
+    assert rows(cam) == ["cam.mp4,a dark red film"]
+
+
+def test_captions_follow_a_known_file_when_it_is_renamed(cam, films):
+    table(cam, "cam.mp4,a red film")
+    take(cam)
+    (cam / "cam.mp4").rename(cam / "first.mp4")
+    table(cam, "cam.mp4,a red film", "first.mp4,red turns black")
+    assert take(cam) == Collected(taken=1, captioned=["monday"])
+    assert rows(cam) == ["cam.mp4,a red film,,", "cam.mp4,red turns black,,"]
+
+
+def test_captions_of_equal_files_are_those_of_the_one_that_is_taken(inbox, films):
+    shutil.copy(films / "red.mp4", inbox / "z.mp4")
+    table(inbox, "z.mp4,a red film", "red.mp4,red turns black", "z.mp4,red turns black")
+    assert take(inbox).files == ["blue.mp4", "red.mp4"]
+    assert rows(inbox) == ["red.mp4,a red film,,", "red.mp4,red turns black,,"]
+    assert take(inbox) == Collected(taken=3)

@@ -78,7 +78,7 @@ def test_new_videos_of_a_folder_are_found_and_nothing_is_done_twice(here, new, j
     assert {film.name for film in new} <= found()
     generation = SearchIndex.open("releases/current/export/index").generation
     assert add(str(inbox)) == {"batch": None, "files": 0, "waiting": [], "quarantined": {}, "captioned": [],
-                               "taken": 3, "refused": 0, "growing": [], "verdicts": {}, "added": {}}
+                               "taken": 3, "refused": 0, "remarks": [], "growing": [], "verdicts": {}, "added": {}}
     assert judged == [batch]
     assert SearchIndex.open("releases/current/export/index").generation == generation
     [entry] = json.loads(Path("data/accepted.json").read_text())
