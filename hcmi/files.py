@@ -9,7 +9,8 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,28 @@ def folders_with_files(root: str | Path) -> list[Path]:
 
 def _holds_files(folder: Path) -> bool:
     unlisted: list[OSError] = []
-    for _, folders, files in os.walk(folder, onerror=unlisted.append):
-        if not all(map(is_passed_over, files)):
-            return True
-        folders[:] = [name for name in folders if not is_passed_over(name)]
-    return bool(unlisted)
+    return any(files for _, _, files in walk(folder, onerror=unlisted.append)) or bool(unlisted)
+
+
+def walk(folder: str | Path, onerror: Callable[[OSError], object] | None = None,
+         left_out: Callable[[str], bool] = is_passed_over) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, each folder with the names of its folders and files, but for the names that are `left_out`.
+
+    A link to a folder is followed, but each folder is listed once: under its own name where that is below `folder`,
+    else under that of the first link.
+    """
+    seen: set[str] = set()
+    waiting = deque([str(folder)])
+    while waiting:
+        for root, folders, files in os.walk(waiting.popleft(), onerror=onerror):
+            real = os.path.realpath(root)
+            names = [] if real in seen else sorted(name for name in folders if not left_out(name))
+            links = [name for name in names if os.path.islink(os.path.join(root, name))]
+            waiting += [os.path.join(root, name) for name in links]
+            folders[:] = [name for name in names if name not in links]
+            if real not in seen:
+                yield root, names, [name for name in files if not left_out(name)]
+            seen.add(real)
 
 
 def ask_to_write(*, folders: Mapping[Path | str, str | None] | None = None, files: Iterable[str | Path] = ()) -> None:

@@ -101,7 +101,7 @@ def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: 
         wait(quiet_s)
         whole = _look(videos, captions)
         waiting = [name for name, status in whole.items() if first.get(name) != status]
-    found = Collected(waiting=waiting)
+    found = Collected(waiting=waiting, remarks=_beside(inbox, videos, first))
     if CAPTIONS in waiting:
         return found
     if rows is None:
@@ -173,6 +173,19 @@ def _look(folder: Path, captions: Path) -> dict[str, Stat]:
             status = path.stat() if os.path.exists(path) else path.lstat()
             found[name] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return found
+
+
+def _beside(inbox: Path, videos: Path, names: Iterable[str]) -> list[str]:
+    """A remark where `inbox` has videos that are not below `videos`, its folder of them, under one of `names`."""
+    if videos == inbox:
+        return []
+    taken = {os.path.realpath(videos / name) for name in names}
+    beside = [path.relative_to(inbox).as_posix() for path in find_videos(inbox) if os.path.realpath(path) not in taken]
+    if not beside:
+        return []
+    are, they_lie, them = ("is", "it lies", "it") if len(beside) == 1 else ("are", "they lie", "them")
+    return [f"{_listed(beside)} {are} not taken, because {they_lie} beside the folder {videos.name}/. Move {them} into "
+            "it."]
 
 
 def _new(folder: Path, whole: dict[str, Stat], notes: _Notes, found: Collected) -> dict[str, str]:

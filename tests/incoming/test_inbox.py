@@ -413,3 +413,21 @@ def test_captions_of_equal_files_are_those_of_the_one_that_is_taken(inbox, films
     assert take(inbox).files == ["blue.mp4", "red.mp4"]
     assert rows(inbox) == ["red.mp4,a red film,,", "red.mp4,red turns black,,"]
     assert take(inbox) == Collected(taken=3)
+
+
+def test_videos_beside_the_folder_of_videos_are_named_and_not_taken(inbox, films):
+    """Not those that a link in the folder leads to, which are taken."""
+    (inbox / "videos").mkdir()
+    (inbox / "more").mkdir()
+    (inbox / "blue.mp4").rename(inbox / "videos/blue.mp4")
+    shutil.copy(films / "green.mp4", inbox / "more/green.mp4")
+    (inbox / "videos/green").symlink_to(inbox / "more")
+    shutil.copy(films / "yellow.mp4", inbox)
+    found = take(inbox)
+    assert found.files == ["blue.mp4", "green/green.mp4"]
+    assert found.remarks == ["red.mp4 and 1 more are not taken, because they lie beside the folder videos/. Move them "
+                             "into it."]
+    for name in ("red.mp4", "yellow.mp4"):
+        (inbox / name).rename(inbox / "videos" / name)
+    found = take(inbox)
+    assert (found.files, found.remarks) == (["red.mp4", "yellow.mp4"], [])

@@ -96,6 +96,14 @@ def test_text_counts_what_was_left_out_when_nothing_is_new(here, new):
         "left out as before: 1 file that cannot be read; see data/incoming/quarantine.jsonl"]
 
 
+def test_text_names_a_video_that_is_not_taken_because_it_lies_beside_the_others(here, new):
+    (here / "inbox").mkdir()
+    shutil.copytree(new[0].parent, here / "inbox/videos")
+    shutil.copy(new[0], here / "inbox/beside.mp4")
+    assert call_hcmi("add", "inbox", "--quiet-seconds", "0").stdout.splitlines()[1] == (
+        "beside.mp4 is not taken, because it lies beside the folder videos/. Move it into it.")
+
+
 def test_verdict_decides_and_a_person_may_decide_otherwise(here, new):
     for name, film in zip(("changed.1", "search_hurt.1", "cannot_tell.1"), new, strict=True):
         put_batch(here, name, [film])
