@@ -81,6 +81,8 @@ def take_in(inbox: str, quiet_seconds: float) -> Collected:
                 f" in the batch {found.batch}" if found.batch else "")
     for name, reason in found.quarantined.items():
         logger.warning("%s cannot be read and is left out: %s", shown(name), shown(reason))
+    for remark in found.remarks:
+        logger.warning("%s", shown(remark))
     return found
 
 
@@ -280,6 +282,7 @@ def report(took: Collected, verdicts: dict[str, Verdict], growing: list[str], ad
     came += [f"Still being written: {plural(len(took.waiting), 'file')}."] if took.waiting else []
     came += [f"`{name}` cannot be read and is left out: {reason}" for name, reason in took.quarantined.items()]
     came += [f"Captions came to the batch `{name}`: it is judged again." for name in took.captioned]
+    came += took.remarks
     done = [f"`{name}`: {plural(count, 'clip')} can be searched now." for name, count in added.items()]
     done += [started + "."] if started else []
     done += filter(None, remarks)

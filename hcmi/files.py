@@ -1,5 +1,6 @@
 """Writing outputs: each appears whole or not at all, and what keeps it from being written is reported in one line."""
 
+import errno
 import fcntl
 import json
 import os
@@ -8,7 +9,8 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -67,11 +69,28 @@ def folders_with_files(root: str | Path) -> list[Path]:
 
 def _holds_files(folder: Path) -> bool:
     unlisted: list[OSError] = []
-    for _, folders, files in os.walk(folder, onerror=unlisted.append):
-        if not all(map(is_passed_over, files)):
-            return True
-        folders[:] = [name for name in folders if not is_passed_over(name)]
-    return bool(unlisted)
+    return any(files for _, _, files in walk(folder, onerror=unlisted.append)) or bool(unlisted)
+
+
+def walk(folder: str | Path, onerror: Callable[[OSError], object] | None = None,
+         left_out: Callable[[str], bool] = is_passed_over) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, each folder with the names of its folders and files, but for the names that are `left_out`.
+
+    A link to a folder is followed, but each folder is listed once: under its own name where that is below `folder`,
+    else under that of the first link.
+    """
+    seen: set[str] = set()
+    waiting = deque([str(folder)])
+    while waiting:
+        for root, folders, files in os.walk(waiting.popleft(), onerror=onerror):
+            real = os.path.realpath(root)
+            names = [] if real in seen else sorted(name for name in folders if not left_out(name))
+            links = [name for name in names if os.path.islink(os.path.join(root, name))]
+            waiting += [os.path.join(root, name) for name in links]
+            folders[:] = [name for name in names if name not in links]
+            if real not in seen:
+                yield root, names, [name for name in files if not left_out(name)]
+            seen.add(real)
 
 
 def ask_to_write(*, folders: Mapping[Path | str, str | None] | None = None, files: Iterable[str | Path] = ()) -> None:
@@ -182,22 +201,44 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; replace `path` with it when the block ends without an error.
 
     A folder cannot be replaced in one system call: the old one is renamed first. So there is a moment without a folder,
-    but never a mixture of old and new. The next writer deletes the temporary folders of killed writers, and restores an
-    old folder that a killed writer had renamed.
+    but never a mixture of old and new. The next writer restores an old folder that a killed writer had renamed.
     Raises: MachineError when it cannot be written; `path` is then unchanged.
+    """
+    path = Path(path)
+    with temporary_dir(path) as temporary:
+        yield temporary
+        _replace(temporary, path)
+
+
+@contextmanager
+def temporary_dir(path: str | Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`, which is deleted after the block unless the block has renamed it.
+
+    The next writer of `path` deletes the temporary folders of killed writers. Raises: MachineError.
     """
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         temporary.chmod(0o755)
         with lock(temporary):       # so that other writers know that this one is alive
             try:
                 yield temporary
-                _replace(temporary, path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+def rename_new(temporary: Path, path: Path) -> None:
+    """Give a folder its name. Raises: FileExistsError when something has that name, which stays as it is."""
+    if not os.path.lexists(path):       # the system would replace an empty folder
+        try:
+            temporary.rename(path)
+            return
+        except OSError:
+            if not os.path.lexists(path):
+                raise
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 def _replace(temporary: Path, path: Path) -> None:
@@ -213,7 +254,7 @@ def _replace(temporary: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Delete temporary folders of killed writers of `path`; restore an old `path` that one of them had renamed."""
     for left in path.parent.iterdir():
         if not (left.name.startswith(f".{path.name}.") and left.suffix in (".tmp", ".old") and left.is_dir()):

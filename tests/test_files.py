@@ -210,4 +210,8 @@ def test_folder_holds_no_files_when_they_are_those_of_a_system(tmp_path):
     for name in ("a/videos/v.mp4", "mac/.DS_Store", "mac/__MACOSX/v.mp4", "windows/Thumbs.db", "@eaDir/v.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [folder.name for folder in folders_with_files(tmp_path)] == ["a"]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/videos").symlink_to(tmp_path / "a/videos")
+    (tmp_path / "link_to_nothing").mkdir()
+    (tmp_path / "link_to_nothing/mac").symlink_to(tmp_path / "mac")
+    assert [folder.name for folder in folders_with_files(tmp_path)] == ["a", "linked"]

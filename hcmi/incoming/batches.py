@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hcmi.files import folders_with_files, write_json
+from hcmi.files import folders_with_files, walk, write_json
 from hcmi.scenes import BATCHES
 from hcmi.video import find_videos
 
@@ -41,11 +41,11 @@ def is_query_log(folder: Path) -> bool:
 
 
 def look(folder: Path) -> Look:
-    """Size and times of every file in `folder`, without opening any."""
+    """Size and times of every file in `folder`, without opening any: hidden ones too, which a copy may still write."""
     seen: Look = {}
-    for parent, _, names in os.walk(os.fsencode(folder)):
+    for parent, _, names in walk(folder, left_out=lambda name: False):
         for name in names:
-            path = os.path.join(parent, name)
+            path = os.fsencode(os.path.join(parent, name))
             try:
                 status = os.stat(path) if os.path.exists(path) else os.lstat(path)      # a broken link: the link itself
             except FileNotFoundError:       # deleted since the folder was listed

@@ -18,7 +18,8 @@ from hcmi.video import VIDEO_ENDINGS
 NOTES = "bucket.json"           # address of the bucket -> name of an object -> its version
 FETCHED = ".bucket"             # hidden: no batch
 CAPTIONS = "captions.csv"
-VERSION = ("ETag", "etag", "LastModified", "mtime", "created")     # as the file systems of fsspec call it
+# As the file systems of fsspec call them. A copy may restore the time of modification, so every time counts.
+TAGS, TIMES = ("ETag", "etag"), ("LastModified", "mtime", "created")
 
 
 def is_address(inbox: str | Path) -> bool:
@@ -73,7 +74,8 @@ def _fetch(address: str, known: dict[str, str], folder: Path) -> dict[str, str]:
 
 
 def _version(info: dict[str, Any]) -> str:
-    return f"{info['size']} {next((info[key] for key in VERSION if info.get(key)), '')}"
+    found = [info[key] for key in TAGS if info.get(key)][:1] or [info[key] for key in TIMES if info.get(key)]
+    return " ".join(map(str, [info["size"], *found]))
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:

@@ -12,14 +12,16 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from unicodedata import normalize
 
 from hcmi.dataset import CaptionRow, read_captions, videos_folder
 from hcmi.errors import DataError, DecodeError, shown
-from hcmi.files import atomic_dir, atomic_file, lock, write_json
+from hcmi.files import atomic_file, is_passed_over, lock, rename_new, sweep, temporary_dir, write_json
 from hcmi.incoming.batches import OWN
 from hcmi.incoming.bucket import CAPTIONS, fetched, is_address
 from hcmi.progress import note
@@ -38,9 +40,11 @@ from hcmi.wording import plural
 QUARANTINED = ""            # in place of the batch's name
 NOTHING = hashlib.sha256().hexdigest()      # the content of empty files
 QUARANTINE = "quarantine.jsonl"
+NEW = "new_batch"     # a batch is written beside it, hidden: the next run finds what a killed one of any day left
 CHECK_PIXELS, CHECK_QUALITY = 64, 80
 
 Stat = tuple[int, int, int]     # size, times of change of content and of inode
+_Rows = Mapping[str, list[CaptionRow]]
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Collected:
     taken: int = 0      # files whose content earlier runs took ...
     refused: int = 0    # ... and files whose content they quarantined
     captioned: list[str] = field(default_factory=list)      # earlier batches to which captions have come
+    remarks: list[str] = field(default_factory=list)        # sentences on what was left though a person may want it
 
 
 def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, timeout_s: float,
@@ -63,9 +68,10 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
     `inbox` is a folder, or the address of a bucket, such as s3://bucket/new.
 
     A file is whole when its size and times have not changed for `quiet_s` seconds, between two looks if need be. While
-    captions.csv is being written nothing is taken. Captions that come after their videos join the videos' batch. A
-    content that has been taken before, under any name, is not new. A file must decode within `timeout_s` seconds; one
-    that does not is listed, and is looked at again only when its content changes. A wrong captions.csv changes nothing.
+    captions.csv is being written nothing is taken. Captions that come after their videos join the videos' batch, which
+    is found by content. A content that has been taken before, under any name, is not new. A file must decode within
+    `timeout_s` seconds; one that does not is listed, and is looked at again only when its content changes. A wrong
+    captions.csv changes nothing.
     Raises: DataError when there is no such folder or bucket, or its captions.csv is wrong.
     """
     incoming = Path(incoming)
@@ -82,6 +88,7 @@ def collect(inbox: str | Path, incoming: str | Path, name: str, quiet_s: float, 
 
 def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: float,
              wait: Callable[[float], object]) -> Collected:
+    sweep(incoming / NEW)
     notes = _Notes(incoming)
     videos, captions = videos_folder(inbox), inbox / CAPTIONS
     first = _look(videos, captions)
@@ -94,7 +101,7 @@ def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: 
         wait(quiet_s)
         whole = _look(videos, captions)
         waiting = [name for name, status in whole.items() if first.get(name) != status]
-    found = Collected(waiting=waiting)
+    found = Collected(waiting=waiting, remarks=_beside(inbox, videos, first))
     if CAPTIONS in waiting:
         return found
     if rows is None:
@@ -102,20 +109,25 @@ def _collect(inbox: Path, incoming: Path, name: str, quiet_s: float, timeout_s: 
     whole = {name: status for name, status in whole.items() if name not in (CAPTIONS, *waiting)}
     new = _new(videos, whole, notes, found)
     good = _decodable(videos, new, notes, found, timeout_s)
+    of_content = _of_content(rows, notes)
     if good:
-        batch = _free_name(incoming, name)
-        found.files = _write(videos, rows, incoming / batch, good)
-        found.batch = batch if found.files else None
-    found.captioned = _add_late_captions(rows, incoming)
+        found.batch, found.files = _write(videos, of_content, incoming, name, good)
+    elsewhere = {name: some for name, some in rows.items() if name not in whole and name not in waiting}
+    _add_late_captions(of_content, elsewhere, incoming, found)
     notes.take_own(incoming)
     notes.write()
     return found
 
 
 def _made_here(incoming: Path) -> list[tuple[Path, dict[str, str]]]:
-    """Each batch that was made here, oldest first, and its files: content -> name."""
+    """Each batch that was made here, oldest first, and its files: content -> name.
+
+    A hidden folder is no batch: the one in which a killed run left its list will be deleted.
+    """
     found = []
     for path in incoming.glob(f"*/{OWN}"):
+        if is_passed_over(path.parent.name):
+            continue
         try:
             found.append((path.stat().st_mtime_ns, path.parent, dict(json.loads(path.read_text(encoding="utf-8")))))
         except (OSError, ValueError, TypeError):
@@ -130,9 +142,10 @@ class _Notes:
         self.path, self.quarantine = incoming / "inbox.json", incoming / QUARANTINE
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
-            self.contents: dict[str, str] = dict(kept["contents"])
+            self.contents: dict[str, str] = {content: batch for content, batch in kept["contents"].items()
+                                             if not is_passed_over(batch)}      # earlier versions noted hidden ones
             self.seen: dict[str, list] = dict(kept["seen"])
-        except (OSError, ValueError, KeyError, TypeError):      # none yet, or a damaged one: the batches know theirs
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: the batches know theirs
             self.contents, self.seen = {}, {}
         self.take_own(incoming)
 
@@ -160,6 +173,19 @@ def _look(folder: Path, captions: Path) -> dict[str, Stat]:
             status = path.stat() if os.path.exists(path) else path.lstat()
             found[name] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return found
+
+
+def _beside(inbox: Path, videos: Path, names: Iterable[str]) -> list[str]:
+    """A remark where `inbox` has videos that are not below `videos`, its folder of them, under one of `names`."""
+    if videos == inbox:
+        return []
+    taken = {os.path.realpath(videos / name) for name in names}
+    beside = [path.relative_to(inbox).as_posix() for path in find_videos(inbox) if os.path.realpath(path) not in taken]
+    if not beside:
+        return []
+    are, they_lie, them = ("is", "it lies", "it") if len(beside) == 1 else ("are", "they lie", "them")
+    return [f"{_listed(beside)} {are} not taken, because {they_lie} beside the folder {videos.name}/. Move {them} into "
+            "it."]
 
 
 def _new(folder: Path, whole: dict[str, Stat], notes: _Notes, found: Collected) -> dict[str, str]:
@@ -213,14 +239,7 @@ def _is(path: Path, content: str) -> bool:
         return False
 
 
-def _free_name(incoming: Path, name: str) -> str:
-    number = 1
-    while os.path.lexists(incoming / (name if number == 1 else f"{name}-{number}")):
-        number += 1
-    return name if number == 1 else f"{name}-{number}"
-
-
-def _rows(captions: Path, videos: Path) -> dict[str, list[CaptionRow]]:
+def _rows(captions: Path, videos: Path) -> _Rows:
     """Name of a file, as it is on the disk -> its rows in the table. Raises: DataError when the table is wrong."""
     found: dict[str, list[CaptionRow]] = defaultdict(list)
     name_on_disk = names_below(videos)
@@ -229,46 +248,104 @@ def _rows(captions: Path, videos: Path) -> dict[str, list[CaptionRow]]:
     return found
 
 
-def _write(videos: Path, rows: Mapping[str, list[CaptionRow]], batch: Path, good: dict[str, str]) -> list[str]:
-    """Copy the files into a new batch; returns their names. One that has changed meanwhile is left to the next run."""
+def _of_content(rows: _Rows, notes: _Notes) -> _Rows:
+    """Content -> the rows of all files in the folder that have it."""
+    found: dict[str, list[CaptionRow]] = defaultdict(list)
+    for name, some in rows.items():
+        if name in notes.seen:
+            content = notes.seen[name][3]
+            found[content] += _lacking(some, found[content])
+    return found
+
+
+def _lacking(some: Iterable[CaptionRow], known: Iterable[CaptionRow]) -> list[CaptionRow]:
+    """The rows of `some` that are not in `known`, whatever the names of their videos."""
+    there = {(row.caption, row.start_s, row.end_s) for row in known}
+    return [row for row in some if (row.caption, row.start_s, row.end_s) not in there]
+
+
+def _write(videos: Path, rows: _Rows, incoming: Path, name: str, good: dict[str, str]) -> tuple[str | None, list[str]]:
+    """Copy the files into a new batch; returns its name and theirs. One that changes is left to the next run.
+
+    `rows`: content -> its rows.
+    """
     copied: dict[str, str] = {}
-    with atomic_dir(batch) as folder:
+    with temporary_dir(incoming / NEW) as folder:
         (folder / "videos").mkdir()
-        for content, name in good.items():
-            target = folder / "videos" / name
+        for content, file in good.items():
+            target = folder / "videos" / file
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                shutil.copyfile(videos / name, target)
+                shutil.copyfile(videos / file, target)
             except FileNotFoundError:
                 continue
             if sha256(target) == content:
-                copied[content] = name
+                copied[content] = file
             else:
                 target.unlink()
-        _write_captions(folder / CAPTIONS, {name: rows[name] for name in sorted(copied.values()) if name in rows})
-        (folder / OWN).write_text(json.dumps(copied, indent=1), encoding="utf-8")
         if not copied:
-            shutil.rmtree(folder / "videos")
-    if not copied:
-        shutil.rmtree(batch)
-    return sorted(copied.values())
+            return None, []
+        contents = {file: content for content, file in copied.items() if content in rows}
+        _write_captions(folder / CAPTIONS, {file: rows[contents[file]] for file in sorted(contents)})
+        (folder / OWN).write_text(json.dumps(copied, indent=1), encoding="utf-8")
+        return _put(folder, incoming, name), sorted(copied.values())
 
 
-def _add_late_captions(rows: Mapping[str, list[CaptionRow]], incoming: Path) -> list[str]:
-    """Give the batches that were made here the rows of files that had none. Returns the names of these batches.
+def _put(folder: Path, incoming: Path, name: str) -> str:
+    """Give a batch the first free of the names `name`, name-2, ...: what a person put there meanwhile stays."""
+    number, free = 1, name
+    while True:
+        with suppress(FileExistsError):
+            rename_new(folder, incoming / free)
+            return free
+        number += 1
+        free = f"{name}-{number}"
 
-    Such a batch has new content, so it is judged again. Of two files of one name, the rows are the later one's.
+
+def _add_late_captions(of_content: _Rows, elsewhere: _Rows, incoming: Path, found: Collected) -> None:
+    """Give the batches that were made here the rows that their videos lack; such a batch is judged again.
+
+    `of_content`: content -> rows of files that are in the folder. `elsewhere`: name -> rows of files that are not: they
+    are those of the only video that was taken under this name. A video that has a row which the table lacks gets none:
+    the row was corrected in its batch, or the table's are those of a video to come.
     """
-    batch_of = {name: batch for batch, names in _made_here(incoming) for name in names.values()}
-    changed = []
-    for batch in sorted({batch_of[name] for name in rows if name in batch_of}):
-        known = _rows(batch / CAPTIONS, batch / "videos")
-        late = {name: some for name, some in rows.items() if batch_of.get(name) == batch and name not in known}
-        if late:
-            with atomic_file(batch / CAPTIONS) as path:
-                _write_captions(path, known | late)
-            changed.append(batch.name)
-    return changed
+    place = {content: (batch, name) for batch, names in _made_here(incoming) for content, name in names.items()}
+    table = cache(lambda batch: _rows(batch / CAPTIONS, batch / "videos"))
+    taken: dict[str, list[str]] = defaultdict(list)
+    for content, (_, name) in place.items():
+        if content not in of_content:
+            taken[normalize("NFC", name)].append(content)       # as `names_below` compares them
+
+    def known(content: str) -> list[CaptionRow]:
+        batch, name = place[content]
+        return table(batch).get(name, [])
+
+    claims = [(place[content][1], [content], some) for content, some in of_content.items() if content in place]
+    claims += [(name, taken[normalize("NFC", name)], some) for name, some in elsewhere.items()]
+    late: dict[Path, dict[str, list[CaptionRow]]] = defaultdict(dict)
+    unclear = []
+    for name, contents, some in claims:
+        if not contents or any(not _lacking(some, known(content)) for content in contents):
+            continue
+        batch, file = place[contents[0]]
+        if contents[1:] or _lacking(known(contents[0]), [*some, *elsewhere.get(file, ())]):
+            unclear.append(name)
+        else:
+            late[batch][file] = _lacking(some, known(contents[0]))
+    for batch in sorted(late):
+        with atomic_file(batch / CAPTIONS) as path:
+            _write_captions(path, {name: [*table(batch).get(name, ()), *late[batch].get(name, ())]
+                                   for name in [*table(batch), *late[batch]]})
+        found.captioned.append(batch.name)
+    if unclear:
+        found.remarks.append(
+            f"{CAPTIONS}: rows of {_listed(unclear)} are not added: the video that was taken under this name has other "
+            f"captions, or there are several. Write them into {CAPTIONS} of its batch; rows of a video to come wait "
+            "for it.")
+
+
+def _listed(names: list[str]) -> str:
+    return shown(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")
 
 
 def _write_captions(path: Path, rows: Mapping[str, list[CaptionRow]]) -> None:

@@ -44,7 +44,7 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
             took = collect(folder, incoming, f"{datetime.now():%Y-%m-%d}", quiet_s, params.shards.decode_timeout_s)
             found |= {"batch": took.batch, "files": len(took.files), "waiting": took.waiting,
                       "quarantined": took.quarantined, "captioned": took.captioned, "taken": took.taken,
-                      "refused": took.refused}
+                      "refused": took.refused, "remarks": took.remarks}
         ledger = Ledger(Path(reports_dir))
         if batches:
             accept_named(incoming, ledger, accepted, batches, read)
@@ -71,6 +71,7 @@ def added_text(found: dict[str, Any], reports_dir: str | Path, incoming_dir: str
         lines.append(f"left out as before: {plural(found['refused'], 'file')} that cannot be read; see "
                      f"{Path(incoming_dir, QUARANTINE)}")
     lines += [f"captions came to the batch {shown(batch)}" for batch in found.get("captioned", ())]
+    lines += found.get("remarks", ())
     lines += [f"{shown(batch)}: still being copied" for batch in found.get("growing", ())]
     for batch, verdict in found.get("verdicts", {}).items():
         lines.append(f"{shown(batch)}: {verdict} Its report: {shown(Path(reports_dir, batch, 'index.html'))}")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hcmi.errors import ReleaseError, shown
-from hcmi.files import ask_to_write, atomic_dir, is_locked, lock, write_json, writing
+from hcmi.files import ask_to_write, is_locked, lock, rename_new, temporary_dir, write_json, writing
 from hcmi.progress import note
 
 ROOT = "releases"
@@ -154,9 +154,13 @@ class Releases:
 
     @contextmanager
     def add(self, version: str) -> Iterator[Release]:
-        """A new release, empty at first. It is there, and complete, when the block ends without an error."""
-        with atomic_dir(self.root / version) as folder:
+        """A new release, empty at first. It is there, and complete, when the block ends without an error.
+
+        Raises: MachineError when it cannot be written, or when a folder has been put there meanwhile, which stays.
+        """
+        with temporary_dir(self.root / version) as folder:
             yield Release(folder)
+            rename_new(folder, self.root / version)
 
     def serve(self, version: str) -> Release:
         """Let `current` point at this release: one system call, so a reader finds the old release or this one."""

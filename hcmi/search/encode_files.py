@@ -6,6 +6,7 @@ features. Only features are kept for a whole film, not pixels. Towers that see t
 VideoPrism's, see each window by itself.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from hcmi.model import HcmiModel, check_finite, encode_features
 from hcmi.progress import track
 from hcmi.types import Clip, VideoTokens
 from hcmi.video import (
+    LASTING_REASONS,
     Decoded,
     DecodeJob,
     DecoderPool,
@@ -56,12 +58,17 @@ class _Film:
     parts: dict[int, tuple[torch.Tensor, np.ndarray, int]] = field(default_factory=dict)
     error: DecodeError | None = None
 
+    def fail(self, error: DecodeError) -> None:
+        """Note why a part is missing: the first reason, and rather one that may have passed the next time."""
+        if self.error is None or (may_pass(error) and not may_pass(self.error)):
+            self.error = error
+
 
 @dataclass(frozen=True)
 class EncodedFile:
-    """The clips of one file, and their features; a problem, and no clips, when nothing can be decoded.
+    """The clips of one file, and their features; no clips when nothing can be decoded.
 
-    `note`: one line about a film of which only a part can be decoded.
+    `error`: why nothing, or not all of a film, can be decoded. `note`: one line about such a film.
     """
 
     sha256: str
@@ -69,7 +76,7 @@ class EncodedFile:
     features_ND: torch.Tensor | None = None
     times_N: np.ndarray | None = None
     frames_VT: np.ndarray | None = None     # which of the N frames each clip has
-    problem: DecodeError | None = None
+    error: DecodeError | None = None
     note: str | None = None
 
     def tokens(self, model: HcmiModel) -> Iterator[Tokens]:
@@ -85,6 +92,11 @@ class EncodedFile:
             yield tokens.to("cpu"), self.times_N[frames_BT]
 
 
+def may_pass(error: DecodeError | None) -> bool:
+    """Whether a file that failed so may be read without an error the next time."""
+    return error is not None and error.reason not in LASTING_REASONS
+
+
 def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig, num_workers: int, timeout_s: float
                  ) -> Iterator[EncodedFile]:
     """Each file, given by its sha256, once all of it has been decoded."""
@@ -97,7 +109,7 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
                     raise info
                 check_length(path, info.duration_s)
             except DecodeError as error:
-                yield EncodedFile(sha256_of[path], problem=error)
+                yield EncodedFile(sha256_of[path], error=error)
                 continue
             films[sha256_of[path]] = _Film(path, info.duration_s)
     _divide(films, windows, model, num_workers, timeout_s)
@@ -112,7 +124,7 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
             film = films[sha256]
             film.waiting -= 1
             if isinstance(decoded, DecodeError):
-                film.error = film.error or decoded
+                film.fail(decoded)
             else:
                 film.parts[first] = (_features(model, decoded), np.array(decoded.times_s, np.float32),
                                      _before_repeats(decoded.frames))
@@ -124,7 +136,7 @@ def _divide(films: dict[str, _Film], windows: WindowsConfig, model: HcmiModel, n
             ) -> None:
     """Set the windows and frames of each long video.
 
-    A part in which no cuts can be found, since it cannot be decoded, has none.
+    A part in which no cuts can be found, since it cannot be decoded, has none; the film has the error if that may pass.
     """
     long = {sha256: film for sha256, film in films.items() if len(cut(film.duration_s, windows)) > 1}
     cuts_s: dict[str, list[float]] = defaultdict(list)
@@ -133,7 +145,10 @@ def _divide(films: dict[str, _Film], windows: WindowsConfig, model: HcmiModel, n
         jobs = [job for sha256, film in long.items() for job in cuts_jobs(sha256, film.path, film.duration_s)]
         with DecoderPool(num_workers, timeout_s, find_cuts) as detectors:
             for job, found in track(detectors.map(jobs), "find shots", total=len(jobs), unit="part"):
-                cuts_s[job.key] += [] if isinstance(found, DecodeError) else found
+                if not isinstance(found, DecodeError):
+                    cuts_s[job.key] += found
+                elif may_pass(found):
+                    long[job.key].fail(found)
     for sha256, film in long.items():
         _plan(film, shots_of(cuts_s[sha256], film.duration_s), windows, model)
 
@@ -205,7 +220,7 @@ def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
     it was read has no clip: the next visit reads all of it.
     """
     if not film.parts or (film.error is not None and film.error.reason in GONE):
-        return EncodedFile(sha256, problem=film.error)
+        return EncodedFile(sha256, error=film.error)
     parts = [(first, features, times) for first, (features, times, _) in sorted(film.parts.items())]
     first, features, times = parts[-1]
     if first + len(times) < len(film.times_s):
@@ -230,16 +245,29 @@ def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
         frames_T = np.maximum.accumulate(place[first:first + num_frames])
         clips.append(_clip(sha256, film.path, 0, start_s, end_s))
         rows.append(np.where(frames_T < 0, frames_T.max(), frames_T))
-    note = None
-    if len(clips) < len(film.windows):
-        note = (f"{film.path}: need a film that can be decoded to its end, got {len(clips)} of {len(film.windows)} "
-                "windows. The others are not found. Replace the file if it is damaged.")
-    return EncodedFile(sha256, tuple(clips), features_ND, times_N, np.stack(rows), note=note)
+    return EncodedFile(sha256, tuple(clips), features_ND, times_N, np.stack(rows), film.error, _note(film, len(clips)))
+
+
+def _note(film: _Film, num_clips: int) -> str | None:
+    """What the user should know about a film of which `num_clips` windows can be searched."""
+    if num_clips < len(film.windows):
+        note = (f"{film.path}: need a film that can be decoded to its end, got {num_clips} of {len(film.windows)} "
+                "windows. The others are not found.")
+    elif may_pass(film.error):
+        note = (f"{film.path}: need the shots of every minute, got some minutes without. Windows there may span "
+                "several shots.")
+    else:
+        return None
+    return f"{note} {'A later search tries again.' if may_pass(film.error) else 'Replace the file if it is damaged.'}"
 
 
 def _first_frames(num_grid: int, windows: WindowsConfig, num_frames: int) -> list[int]:
-    """The first frame of each window of a film or shot. Windows begin a whole number of frames apart, at least one."""
-    step = max(1, round((windows.seconds - windows.overlap_seconds) / windows.seconds * num_frames))
+    """The first frame of each window of a film or shot.
+
+    Windows begin a whole number of frames apart. They share at least the overlap, and less than a frame's step more;
+    but never all frames.
+    """
+    step = max(1, math.floor((windows.seconds - windows.overlap_seconds) / windows.seconds * num_frames + 1e-6))
     last = num_grid - num_frames
     return [*range(0, last, step), last]
 

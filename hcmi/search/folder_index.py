@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +23,8 @@ from hcmi.files import ask_to_write, atomic_file, cache_folder
 from hcmi.index import SearchIndex, add_videos, create_index, model_card, remove_videos
 from hcmi.model import HcmiModel
 from hcmi.progress import track
-from hcmi.search.encode_files import EncodedFile, encode_files
-from hcmi.video import LASTING_REASONS, MACHINE_REASONS, find_videos, sha256
+from hcmi.search.encode_files import EncodedFile, encode_files, may_pass
+from hcmi.video import MACHINE_REASONS, find_videos, sha256
 
 # Files become searchable with this many clips, or after this many seconds; an interrupted run continues there.
 COMMIT, COMMIT_SECONDS = 256, 60.0
@@ -41,7 +43,7 @@ class FolderIndex:
     num_files: int
     skipped: dict[str, str]
     news: dict[str, str]            # the skipped files that the last visit did not skip
-    partial: dict[str, str]         # the films that this visit added without some of their windows
+    partial: dict[str, str]         # the films without some windows: that this visit added, or a later one tries again
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,20 @@ class _File:
     path: str
     size: int
     mtime_ns: int
+    ctime_ns: int                   # `cp -p`, `rsync -t` and `tar` restore the other time, never this one
     sha256: str = ""
     problem: str | None = None      # why it cannot be searched
-    until: float | None = None      # time at which that is tried again; None: when the file has changed
+    note: str | None = None         # which part of it is not in the index, where that may pass
+    until: float | None = None      # time at which either is tried again; None: when the file has changed
 
     def looks_like(self, other: "_File") -> bool:
-        """Whether path, size and modification time are equal: then the bytes are taken to be equal too."""
-        return (self.path, self.size, self.mtime_ns) == (other.path, other.size, other.mtime_ns)
+        """Whether path, size and both times are equal: then the bytes are taken to be equal too."""
+        return ((self.path, self.size, self.mtime_ns, self.ctime_ns)
+                == (other.path, other.size, other.mtime_ns, other.ctime_ns))
+
+    def is_due(self) -> bool:
+        """Whether it is time to try again. A time further ahead than any wait is of a clock that was wrong."""
+        return self.until is not None and not 0 <= self.until - time.time() <= RETRY_SECONDS
 
 
 def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None = None,
@@ -72,26 +81,33 @@ def index_folder(model: HcmiModel, folder: str | Path, cache: str | Path | None 
     folder = Path(os.path.realpath(folder))
     found = videos_by_name(folder)
     home = _home(folder, _maker(model, windows), cache)
-    known = _read_notes(home / "files.json")
+    notes = home / "files.json"
+    known = _read_notes(notes)
     files = {name: _know_file(str(path), known.get(name)) for name, path in found.items()}
     before = {name for name, old in known.items() if old.problem and name in files and old.looks_like(files[name])}
     files = _hash_files(files)
     index = _follow_files(_open_or_create(home / "index", model), files)
-    new = _new_files(index, files)
-    problems, notes = _add_files(index, new, model, windows, num_workers, timeout_s)
+    indexed = {clip.sha256 for clip in index.clips(index.live_rows())} if len(index) else set()
+    files = _keep_notes(files, known, indexed)
+    names = defaultdict(list)
     for name, file in files.items():
-        if file.sha256 in problems:         # the message names the one of equal files that was read
-            error = problems[file.sha256]
-            own = str(error).replace(shown(new[file.sha256].path), shown(file.path))
-            files[name] = replace(file, problem=own, until=_tried_again(error))
-    with atomic_file(home / "files.json") as path:
-        path.write_text(json.dumps({name: vars(file) for name, file in files.items()}), encoding="utf-8")
+        names[file.sha256].append(name)
+    partial: dict[str, str] = {}
+    new = _new_files(files, indexed)
+    for encoded in _add_files(index, new, model, windows, num_workers, timeout_s):
+        for name in names[encoded.sha256]:
+            files[name] = _after(encoded, new[encoded.sha256], files[name])
+            if encoded.note is not None:
+                partial[name] = _about(files[name], encoded.note, new[encoded.sha256].path)
+        if may_pass(encoded.error) and encoded.clips:       # before they are in the index: this run may be killed
+            _write_notes(notes, files)
+    _write_notes(notes, files)
     skipped = {name: file.problem for name, file in files.items() if file.problem}
     if len(skipped) == len(files):
         raise DataError(f"{folder}: need a video that can be decoded, got {len(files)} that cannot. The first: "
                         f"{next(iter(skipped.values()))}")
     news = {name: problem for name, problem in skipped.items() if name not in before}
-    partial = {name: notes[file.sha256] for name, file in files.items() if file.sha256 in notes}
+    partial |= {name: file.note for name, file in files.items() if file.note}
     return FolderIndex(index.folder, len(files), skipped, news, partial)
 
 
@@ -133,21 +149,26 @@ def _read_notes(path: Path) -> dict[str, _File]:
         return {}
 
 
+def _write_notes(path: Path, files: dict[str, _File]) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps({name: vars(file) for name, file in files.items()}), encoding="utf-8")
+
+
 def _know_file(path: str, old: _File | None) -> _File:
-    """What the last visit knew of a file, unless its size or modification time has changed."""
+    """What the last visit knew of a file, unless its size or one of its times has changed."""
     try:
         status = os.stat(path)
     except OSError:         # `sha256` raises the same error and gives the reason
-        return old if old is not None and old.size < 0 else _File(path, -1, -1)
-    new = _File(path, status.st_size, status.st_mtime_ns)
+        return old if old is not None and old.size < 0 else _File(path, -1, -1, -1)
+    new = _File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if old is None or not old.looks_like(new):
         return new
-    return old if old.until is None or 0 <= old.until - time.time() <= RETRY_SECONDS else new
+    return new if old.is_due() else old
 
 
-def _tried_again(error: DecodeError) -> float | None:
+def _tried_again(error: DecodeError | None) -> float | None:
     """When a file that failed so is read again (`_File.until`)."""
-    if error.reason in LASTING_REASONS:
+    if error is None or not may_pass(error):
         return None
     return time.time() + (RETRY_SECONDS if error.reason in MACHINE_REASONS else 0)
 
@@ -197,40 +218,74 @@ def _follow_files(index: SearchIndex, files: dict[str, _File]) -> SearchIndex:
     return index.latest()
 
 
-def _new_files(index: SearchIndex, files: dict[str, _File]) -> dict[str, _File]:
+def _keep_notes(files: dict[str, _File], known: dict[str, _File], indexed: set[str]) -> dict[str, _File]:
+    """The files with the last visit's notes about those of which a part is in the index.
+
+    A note belongs to the bytes, as the windows do: it stays when the file is renamed, or when its times change.
+    """
+    kept = {old.sha256: (old.note, old.path, old.until) for old in known.values()
+            if old.note and old.sha256 in indexed}
+    found = dict(files)
+    for name, file in files.items():
+        if file.sha256 in kept:
+            note, path, until = kept[file.sha256]
+            found[name] = replace(file, note=_about(file, note, path), until=until)
+        elif file.note is not None:
+            found[name] = replace(file, note=None)
+    return found
+
+
+def _about(file: _File, message: str, path: str) -> str:
+    """A message about the file at `path`, as one about a file of the same bytes."""
+    return shown(message).replace(shown(path), shown(file.path))
+
+
+def _after(encoded: EncodedFile, read: _File, file: _File) -> _File:
+    """What is known of a file after the file `read`, of the same bytes, was encoded."""
+    until = _tried_again(encoded.error)
+    if encoded.clips:
+        note = _about(file, encoded.note, read.path) if encoded.note and until is not None else None
+        return replace(file, note=note, until=until)
+    if file.note:       # the part that is in the index stays there
+        return replace(file, until=until)
+    return replace(file, problem=_about(file, str(encoded.error), read.path), until=until)
+
+
+def _new_files(files: dict[str, _File], indexed: set[str]) -> dict[str, _File]:
     """sha256 -> the files to add to the index: one of each content."""
-    indexed = {clip.sha256 for clip in index.clips(index.live_rows())} if len(index) else set()
     return {file.sha256: file for file in reversed(files.values())
-            if file.sha256 not in indexed and file.problem is None}
+            if file.problem is None and (file.sha256 not in indexed or (file.note and file.is_due()))}
 
 
 def _add_files(index: SearchIndex, new: dict[str, _File], model: HcmiModel, windows: WindowsConfig, num_workers: int,
-               timeout_s: float) -> tuple[dict[str, DecodeError], dict[str, str]]:
+               timeout_s: float) -> Iterator[EncodedFile]:
     """Decode, encode and index new files, given by sha256.
 
-    sha256 -> problem of those that cannot be searched, and sha256 -> note about those of which a part cannot.
+    Each is yielded before it is in the index. A film that is to be tried again comes after all before it are there, so
+    that what is noted of them then is true.
     """
-    problems: dict[str, DecodeError] = {}
-    notes: dict[str, str] = {}
     ready: list[EncodedFile] = []
 
     def commit() -> None:
         clips = [clip for file in ready for clip in file.clips]
         if clips:
             add_videos(index.folder, clips, (tokens for file in ready for tokens in file.tokens(model)))
+        # of a film that was divided without some of its cuts before
+        old = index.clips(index.rows_of("sha256", [file.sha256 for file in ready if not may_pass(file.error)]))
+        if stale := {clip.video_id for clip in old} - {clip.video_id for clip in clips}:
+            remove_videos(index.folder, sorted(stale))
         ready.clear()
 
     committed = time.monotonic()
     paths = {sha256: file.path for sha256, file in new.items()}
     for file in encode_files(model, paths, windows, num_workers, timeout_s):
-        if file.problem is not None:
-            problems[file.sha256] = file.problem
+        if may_pass(file.error) and file.clips:
+            commit()
+        yield file
+        if not file.clips:
             continue
-        if file.note is not None:
-            notes[file.sha256] = file.note
         ready.append(file)
         if sum(len(file.clips) for file in ready) >= COMMIT or time.monotonic() - committed >= COMMIT_SECONDS:
             commit()
             committed = time.monotonic()
     commit()
-    return problems, notes

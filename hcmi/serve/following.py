@@ -14,7 +14,8 @@ from hcmi.index import SearchIndex, read_catalog
 from hcmi.model import FILES
 from hcmi.search import Retriever
 
-Stamp = tuple[tuple[str, int, int, int] | None, ...]
+State = tuple[str, int, int, int, int]          # name, inode, size, times of change of content and of inode
+Stamp = tuple[State | None, ...]
 
 
 class FollowingRetriever:
@@ -91,9 +92,9 @@ class FollowingRetriever:
         return tuple(_state(path) for path in paths)
 
 
-def _state(path: Path) -> tuple[str, int, int, int] | None:
+def _state(path: Path) -> State | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return path.name, status.st_ino, status.st_size, status.st_mtime_ns
+    return path.name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -22,7 +22,7 @@ from hcmi.shards.shard_index import KEY_CHARACTERS
 from hcmi.types import SPLITS, Clip, Skip
 from hcmi.video import CLIP_SQUARE, Square
 
-KEY_VERSION = 2         # raise it when the same video and parameters give other frames than before
+KEY_VERSION = 3         # raise it when the same video and parameters give other frames than before
 SLICE = 1000            # rows that are turned into `Clip`s at a time
 
 

@@ -15,6 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,20 @@ MIN_DECORD_PIXELS = 16      # decord 0.6 miscounts the bytes of narrower frames
 # Frames are read up to this size before any is finished. While we finish one, decord's thread converts frames that are
 # to be skipped, which costs 10 % of its time.
 WAITING_BYTES = 2**26
+ROUNDING_S = 1e-3           # of times in Matroska, WebM and FLV, and in files that were made of these
 Keep = Callable[[np.ndarray], Any]
-Pick = Callable[[Sequence[float]], list[int]]       # which frames are wanted, given the times of all in seconds
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """The frames of a segment that are wanted, by index, the seconds at which they are shown, and how many it has."""
+
+    indices: list[int]
+    times_s: Sequence[float]
+    count: int
+
+
+Pick = Callable[[Sequence[float], PacketScan], _Picked]     # given the seconds of all frames, in order
 
 
 class _UnexpectedFrameError(Exception):
@@ -55,10 +68,11 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
                 decoder: str = "auto", square: Square = CLIP_SQUARE) -> Decoded[np.ndarray]:
     """`num_frames` frames of `size` x `size` pixels from start_s <= t < end_s.
 
-    The segment is divided into `num_frames` equal parts, and the middle frame of each is taken. Frames become squares
-    as `square` says, by default as CLIP does it; rotation is applied. An `end_s` of None, or not before the claimed
-    duration, means the last frame of the file. A segment with too few frames repeats some; one frame is enough. Within
-    a picture that stands still, where none begins, it is the one that is shown.
+    The segment is divided into `num_frames` equal parts, and the middle frame of each is taken. With a changing frame
+    rate these are parts of its time, and the frame is the one that is shown at the middle, which may begin before
+    `start_s`; `times_s` are then these middles, and otherwise when each frame begins. Frames become squares as `square`
+    says, by default as CLIP does it; rotation is applied. An `end_s` of None, or not before the claimed duration, means
+    the last frame of the file. A segment with too few frames repeats some; one frame is enough.
     `decoder` is `auto` (decord, and PyAV where decord fails, is missing, or is known to misread the file), `decord` or
     `pyav`. Segments go to PyAV, which jumps to them; decord reads a whole file to open it.
 
@@ -77,9 +91,9 @@ def decode_times(path: str | Path, times_s: Sequence[float], size: int, start_s:
 
     Raises: DecodeError with a reason from `REASONS`.
     """
-    def shown(frame_times_s: Sequence[float]) -> list[int]:
-        return [max(bisect_right(frame_times_s, time + 1e-6) - 1, 0) for time in times_s]
-    clip = _decode(path, shown, lambda picture: to_square(picture, size, square), start_s, end_s, "pyav", True)
+    def pick(frame_times_s: Sequence[float], _: PacketScan) -> _Picked:
+        return _Picked(_shown(frame_times_s, times_s), times_s, len(frame_times_s))
+    clip = _decode(path, pick, lambda picture: to_square(picture, size, square), start_s, end_s, "pyav")
     return Decoded(np.stack(clip.frames), tuple(times_s), clip.decoder, clip.num_decodable, clip.width, clip.height)
 
 
@@ -89,14 +103,14 @@ def decode_and_keep(path: str | Path, num_frames: int, size: int, keep: Keep, st
 
     Raises: DecodeError with a reason from `REASONS`.
     """
-    return _decode(path, lambda times_s: _spread(len(times_s), num_frames),
+    return _decode(path, lambda times_s, scan: _spread(times_s, scan, num_frames),
                    lambda picture: keep(to_square(picture, size, square)), start_s, end_s, decoder)
 
 
-def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None, decoder: str,
-            shown: bool = False) -> Decoded[tuple]:
+def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None, decoder: str
+            ) -> Decoded[tuple]:
     with open_video(path) as (container, stream):
-        scan = scan_packets(container, stream, start_s, end_s, shown)
+        scan = scan_packets(container, stream, start_s, end_s)
         suits_decord = scan.trusted and scan.whole and _suits_decord(container, stream)
     if scan.pts and (decoder == "decord" or (decoder == "auto" and suits_decord)):
         try:
@@ -112,8 +126,8 @@ def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: f
 
 def _decode_by_jumping(path: str | Path, pick: Pick, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
     """Decode only from the key frame before each wanted frame. Raises: _UnexpectedFrameError."""
-    picked = pick(scan.times_s(range(len(scan.pts))))
-    wanted = deque(sorted(set(picked)))
+    picked = pick(scan.times_s(range(len(scan.pts))), scan)
+    wanted = deque(sorted(set(picked.indices)))
     pictures: dict[int, Any] = {}
     with open_video(path) as (container, stream):
         while wanted:
@@ -124,7 +138,7 @@ def _decode_by_jumping(path: str | Path, pick: Pick, finish: Keep, scan: PacketS
                     height, width = picture.shape[:2]
                     if not wanted or _should_jump(scan, index, wanted[0]):
                         break
-    return _clip(pictures, picked, scan.times_s(picked), "pyav", len(scan.pts), width, height)
+    return _clip(pictures, picked, "pyav", width, height)
 
 
 def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None,
@@ -132,10 +146,10 @@ def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: 
     """Decode the segment twice: to count the frames it really has, then to keep some. Raises: DecodeError."""
     with open_video(path) as (container, stream):
         times = [time for time, _ in all_frames(container, stream, start_s, end_s, scan.start)]
-    if not times:
+    picked = pick(times, scan) if times else _Picked([], [], 0)
+    if not picked.count:
         raise refusal("no_frames" if scan.whole else "too_short", path)
-    picked = pick(times)
-    wanted = set(picked)
+    wanted = set(picked.indices)
     pictures = {}
     with open_video(path) as (container, stream):
         for index, (_, frame) in enumerate(all_frames(container, stream, start_s, end_s, scan.start)):
@@ -143,17 +157,57 @@ def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: 
                 picture = _upright(frame, stream)
                 pictures[index] = finish(picture)
                 height, width = picture.shape[:2]
-    return _clip(pictures, picked, [times[i] for i in picked], "pyav", len(times), width, height)
+    return _clip(pictures, picked, "pyav", width, height)
 
 
-def _clip(kept: dict[int, Any], picked: Sequence[int], times: Sequence[float], decoder: str, count: int, width: int,
-          height: int) -> Decoded[tuple]:
-    return Decoded(tuple(kept[i] for i in picked), tuple(round(t, 6) for t in times), decoder, count, width, height)
+def _clip(kept: dict[int, Any], picked: _Picked, decoder: str, width: int, height: int) -> Decoded[tuple]:
+    return Decoded(tuple(kept[i] for i in picked.indices), tuple(round(t, 6) for t in picked.times_s), decoder,
+                   picked.count, width, height)
 
 
-def _spread(available: int, wanted: int) -> list[int]:
-    """The middle of each of `wanted` equal parts of `available` frames; indices repeat when there are too few."""
-    return [(2 * part + 1) * available // (2 * wanted) for part in range(wanted)]
+def _spread(times_s: Sequence[float], scan: PacketScan, wanted: int) -> _Picked:
+    """The middle of each of `wanted` equal parts of a segment, given the seconds of its frames. [ours]
+
+    At a constant frame rate the frames that begin within the segment are divided, and otherwise its time. Frames repeat
+    when there are too few. None is picked where the segment's own cannot be decoded.
+    """
+    own_s = times_s[0] if scan.own is None else scan.seconds(scan.own)
+    before, last_s = bisect_left(times_s, own_s), scan.times_s([-1])[0] if scan.pts else times_s[-1]
+    end_s = None if scan.end is None or times_s[-1] < last_s else scan.seconds(scan.end)
+    if before == len(times_s):
+        if last_s >= own_s:         # the segment's own frames cannot be decoded
+            return _Picked([], [], 0)
+        before = 0 if end_s is None or end_s <= own_s else before
+    if not scan.timed or _is_steady(times_s, end_s, scan, before):
+        count = len(times_s) - before
+        indices = [before + (2 * part + 1) * count // (2 * wanted) for part in range(wanted)]
+        return _Picked(indices, [times_s[i] for i in indices], count)
+    start_s = max(own_s, times_s[0])
+    end_s = 2 * times_s[-1] - times_s[-2] if end_s is None else end_s
+    middles_s = [start_s + (2 * part + 1) * (end_s - start_s) / (2 * wanted) for part in range(wanted)]
+    return _Picked(_shown(times_s, middles_s), middles_s, len(times_s))
+
+
+def _is_steady(times_s: Sequence[float], end_s: float | None, scan: PacketScan, before: int) -> bool:
+    """Whether frames come at a constant rate: each where it is expected, up to the rounding of times, and the last one
+    lasts no longer than two. `before`: how many of them begin before the segment.
+    """
+    if before == len(times_s):      # a picture that stands still all the time
+        return False
+    gap_s = (times_s[-1] - times_s[0]) / max(len(times_s) - 1, 1)
+    if gap_s <= 0:
+        return True
+    if before and len(times_s) == 2 and gap_s * scan.fps >= 2:      # two times are always a line
+        return False
+    rounding_s = max(scan.time_base, ROUNDING_S) + 1e-6
+    expected_s = np.linspace(times_s[0], times_s[-1], len(times_s))
+    return bool(np.abs(np.asarray(times_s) - expected_s).max() <= rounding_s
+                and (end_s is None or end_s - times_s[-1] <= 2 * gap_s + rounding_s))
+
+
+def _shown(frame_times_s: Sequence[float], times_s: Sequence[float]) -> list[int]:
+    """Of each time, which frame is shown: the last one that has begun, or the first of all."""
+    return [max(bisect_right(frame_times_s, time + 1e-6) - 1, 0) for time in times_s]
 
 
 # ------------------------------------------------------------------------------------------------------------- decord
@@ -170,7 +224,7 @@ def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: Packet
     """Raises: RuntimeError, ImportError, OSError."""
     import decord
 
-    picked, expected = pick(scan.times_s(range(len(scan.pts)))), len(scan.pts)
+    picked, expected = pick(scan.times_s(range(len(scan.pts))), scan), len(scan.pts)
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
@@ -178,7 +232,7 @@ def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: Packet
             raise RuntimeError(f"decord sees {len(reader)} frames where there are {expected}")
         pictures: dict[int, Any] = {}
         waiting: dict[int, np.ndarray] = {}
-        for index in sorted(set(picked)):
+        for index in sorted(set(picked.indices)):
             # get_batch is no faster and hangs on some files (dmlc/decord issues 269, 373, 375)
             frame = reader[index].asnumpy()
             if frame.shape[2] != 3:     # decord divides the bytes of a padded row by the width
@@ -191,7 +245,7 @@ def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: Packet
         pictures |= {i: finish(frame) for i, frame in waiting.items()}
     except (decord.DECORDError, UnicodeEncodeError) as error:       # it takes only names in UTF-8
         raise RuntimeError(str(error)) from error
-    return _clip(pictures, picked, scan.times_s(picked), "decord", expected, frame.shape[1], frame.shape[0])
+    return _clip(pictures, picked, "decord", frame.shape[1], frame.shape[0])
 
 
 # --------------------------------------------------------------------------------------------------------------- PyAV

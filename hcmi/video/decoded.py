@@ -52,7 +52,7 @@ class Decoded(Generic[Frames]):
     """
 
     frames: Frames
-    times_s: tuple[float, ...]      # of each frame, in seconds into the file
+    times_s: tuple[float, ...]      # at which each frame is shown, in seconds into the file
     decoder: str                    # decord | pyav
     num_decodable: int              # frames in the clip; parts that were jumped over are counted by their packets
     width: int                      # upright, before resizing

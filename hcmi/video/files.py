@@ -10,13 +10,12 @@ import os
 import stat
 import traceback
 import unicodedata
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hcmi.errors import DataError, DecodeError, HcmiError, MachineError, machine_error
-from hcmi.files import is_passed_over
+from hcmi.files import walk
 from hcmi.video.decoded import REASONS
 
 # Endings of the files that are taken for videos. Some also hold sound or pictures only; those are refused when opened.
@@ -165,32 +164,21 @@ def _is_plain_text(head: bytes) -> bool:
 def walk_files(folder: str | Path) -> list[Path]:
     """Sorted paths of all files below `folder`, of any kind, and of the folders that cannot be read.
 
-    Hidden files and those of systems and archivers (`is_passed_over`) are left out. A link to a folder is followed, but
-    each folder is listed once: under its own name where that is below `folder`, else under that of the first link.
+    Hidden files and those of systems and archivers (`is_passed_over`) are left out. Links are followed as in `walk`.
 
     Raises: DataError when `folder` itself cannot be read.
     """
     found: list[Path] = []
-    seen: set[str] = set()
-    waiting = deque([str(folder)])
 
     def note(error: OSError) -> None:
         if Path(error.filename) == Path(folder):
             raise DataError(f"{folder}: need a folder that can be read, got: {error.strerror}. Correct its "
                             f"permissions.") from error
         found.append(Path(error.filename))
-    while waiting:
-        for root, folders, files in os.walk(waiting.popleft(), onerror=note):
-            real = os.path.realpath(root)
-            names = [] if real in seen else sorted(name for name in folders if not is_passed_over(name))
-            links = [name for name in names if os.path.islink(os.path.join(root, name))]
-            waiting += [os.path.join(root, name) for name in links]
-            folders[:] = [name for name in names if name not in links]
-            if real not in seen:
-                found += [Path(root, name) for name in files if not is_passed_over(name)]
-                # a folder with the ending of a video is the user's mistake, and gets its line
-                found += [Path(root, name) for name in names if os.path.splitext(name)[1].lower() in VIDEO_ENDINGS]
-            seen.add(real)
+    for root, folders, files in walk(folder, onerror=note):
+        found += [Path(root, name) for name in files]
+        # a folder with the ending of a video is the user's mistake, and gets its line
+        found += [Path(root, name) for name in folders if os.path.splitext(name)[1].lower() in VIDEO_ENDINGS]
     return sorted(found)
 
 

@@ -34,11 +34,19 @@ class PacketScan:
     time_base: float            # seconds
     trusted: bool               # every packet has its own time, and none is damaged or hidden
     whole: bool                 # the segment is the whole file
-    start: int | None           # pts at which the segment begins; None: where the file does
+    start: int | None           # pts of the first frame that may be shown in the segment; None: where the file begins
+    own: int | None             # pts from which frames begin within the segment, at or after `start`
+    end: int | None             # pts at which the last frame ends; None where no packet says so
+    timed: bool                 # every packet has a time
+    fps: float                  # as the headers claim
 
     def times_s(self, indices: Sequence[int]) -> list[float]:
         """Seconds into the file of the frames at these indices."""
-        return [(self.pts[i] - self.origin) * self.time_base for i in indices]
+        return [self.seconds(self.pts[i]) for i in indices]
+
+    def seconds(self, pts: int) -> float:
+        """Seconds into the file."""
+        return (pts - self.origin) * self.time_base
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -147,59 +155,77 @@ def segment_bounds(container, stream, start_s: float, end_s: float | None) -> tu
     return origin, start, None if end_s is None else origin + round(end_s / base)
 
 
-def scan_packets(container, stream, start_s: float, end_s: float | None, shown: bool = False) -> PacketScan:
+def scan_packets(container, stream, start_s: float, end_s: float | None) -> PacketScan:
     """Read the packets of a segment without decoding them.
 
-    A picture that stands still is one frame, which may begin before the segment. It belongs to a segment in which no
-    frame begins, and with `shown` to every segment at whose start it is shown.
+    A picture that stands still is one frame, which may begin before the segment: the frame that is shown at the start
+    is among those of the segment.
     """
     origin, start, end = segment_bounds(container, stream, start_s, end_s)
     if start is not None:
         seek(container, stream, start)
-    pts, key_pts, trusted, earlier = _packet_times(container, stream, start, end)
-    if start is not None and min(key_pts, default=start + 1) > start:       # the seek went too far
+    found = _packet_times(container, stream, start, end)
+    if start is not None and min(found.key_pts, default=start + 1) > start:     # the seek went too far
         container.seek(0)
-        pts, key_pts, trusted, earlier = _packet_times(container, stream, start, end)
-    whole = start is None and end is None
-    if earlier is not None and (not pts or (shown and start is not None and min(pts) > start)):
-        start = earlier
-        pts.append(start)
+        found = _packet_times(container, stream, start, end)
+    pts, trusted, whole, first = found.pts, found.trusted, start is None and end is None, start
+    if found.earlier is not None and (not pts or (start is not None and min(pts) > start)):
+        first = found.earlier
+        pts.append(first)
     if len(set(pts)) != len(pts) or (whole and stream.frames not in (0, len(pts))):
         trusted = False
-    return PacketScan(sorted(pts), sorted(key_pts), origin, float(stream.time_base), trusted, whole, start)
+    return PacketScan(sorted(pts), sorted(found.key_pts), origin, float(stream.time_base), trusted, whole, first, start,
+                      found.end, found.timed, frame_rate(stream))
 
 
-def _packet_times(container, stream, start: int | None, end: int | None
-                  ) -> tuple[list[int], list[int], bool, int | None]:
-    """From the current position: pts of the segment's frames, pts of key frames, whether the packets look sound, and
-    the pts of an earlier frame that is still shown at the start.
-    """
+@dataclass(frozen=True)
+class _Packets:
+    """What the packets of a segment say, in the order of the file."""
+
+    pts: list[int]              # of the segment's frames
+    key_pts: list[int]
+    trusted: bool               # they look sound
+    timed: bool                 # each has a time: else no frame is known to be the last
+    earlier: int | None         # pts of an earlier frame that is still shown at the start
+    end: int | None             # pts at which the last frame ends
+
+
+def _packet_times(container, stream, start: int | None, end: int | None) -> _Packets:
+    """Read packets from the current position to the end of the segment."""
     pts, key_pts = [], []
     earlier: tuple[int, int] | None = None      # pts and end of the last frame that begins before the segment
-    later = False                               # whether a frame follows it
-    timed = True                                # whether each packet has a time: else no frame is known to be the last
+    last: tuple[int, int] | None = None         # and of the last one within it
+    later = followed = False                    # whether a frame follows the one, and the other
     # AVI stores no presentation times, only the order of the packets
-    trusted = len(container.streams.video) == 1 and container.format.name != "avi"
+    trusted, timed = len(container.streams.video) == 1 and container.format.name != "avi", True
     for packet in _packets(container, stream):
         if packet.pts is None:
             trusted = timed = False
             continue
         if packet.is_keyframe:
             key_pts.append(packet.pts)
+        span = packet.pts, packet.pts + (packet.duration or 0)
         if start is not None and packet.pts < start:
-            earlier = max(earlier or (packet.pts, 0), (packet.pts, packet.pts + (packet.duration or 0)))
+            earlier = max(earlier or span, span)
         else:
             later = True
         if packet.is_discard or packet.is_corrupt:
             trusted = False
         elif (start is None or packet.pts >= start) and (end is None or packet.pts < end):
             pts.append(packet.pts)
+            last = max(last or span, span)
+        followed = followed or (end is not None and packet.pts >= end)
         if end is not None and packet.dts is not None and packet.dts >= end:
             break
-    if earlier is None or start is None or not timed:
-        return pts, key_pts, trusted, None
-    ends = max(earlier[1], (stream.start_time or 0) + (stream.duration or 0))
-    return pts, key_pts, trusted, earlier[0] if later or ends > start else None
+    still = None                                # the earlier frame, where it is shown at the start
+    if earlier is not None and start is not None and timed:
+        ends = max(earlier[1], (stream.start_time or 0) + (stream.duration or 0))
+        still = (earlier[0], ends) if later or ends > start else None
+    last = last or still
+    until = end if followed else None
+    if until is None and last is not None and last[1] > last[0]:
+        until = last[1] if end is None else min(last[1], end)
+    return _Packets(pts, key_pts, trusted, timed, still and still[0], until)
 
 
 def _packets(container, stream) -> Iterator:

@@ -24,7 +24,7 @@ from prefect.logging import disable_run_logger
 from flows import ingest
 from flows.stages import reproduce
 from hcmi.dataset import Accepted, accept
-from hcmi.incoming import Ledger, collect, find_batches, look
+from hcmi.incoming import Collected, Ledger, collect, find_batches, look
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,14 @@ def test_retrain_is_started_once_for_each_batch_that_hurts_search(started):
     judged("worse too", "search hurt")
     assert ingest.start_retrain(0) == "retrain for worse too: started, [its page](/runs/flow-run/2)"
     assert len(set(started)) == 2
+
+
+def test_page_says_what_was_left_that_a_person_may_want(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pages: list[tuple] = []
+    monkeypatch.setattr(ingest, "show", lambda *page: pages.append(page))
+    ingest.report(Collected(taken=1, remarks=["One.", "Two."]), {}, [], {}, [], [], "", [])
+    assert pages[0][3] == "One.  \nTwo."
 
 
 def test_batches_of_the_cool_down_wait_and_share_the_next_run(started):

@@ -146,8 +146,8 @@ def test_a_file_that_vanishes_while_it_is_looked_at_is_passed_over(tmp_path, mon
     batch = make_batch(tmp_path, "moving")
     walk = os.walk
 
-    def then_gone(folder):
-        listed = list(walk(folder))
+    def then_gone(*given, **named):
+        listed = list(walk(*given, **named))
         (batch / "videos/0.mp4").unlink()
         return listed
 
@@ -170,3 +170,25 @@ def test_names_and_kinds_that_nobody_would_choose_are_seen(tmp_path):
     Path(os.fsdecode(os.fsencode(batch) + b"/na\xefve.mp4")).write_bytes(b"x")
     assert judge(tmp_path / "in", tmp_path) == ["odd"]
     assert judge(tmp_path / "in", tmp_path) == []
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_a_batch_whose_videos_are_a_link_to_a_folder_is_judged_and_again_when_the_folder_grows(tmp_path, captions):
+    disk = make_batch(tmp_path, "disk") / "videos"
+    batch = tmp_path / "in/linked"
+    batch.mkdir(parents=True)
+    (batch / "videos").symlink_to(disk)
+    (disk / "again").symlink_to(disk)       # a circle
+    if captions:
+        (batch / "captions.csv").write_text("video,caption\n0.mp4,a film\n")
+    assert judge(tmp_path / "in", tmp_path) == ["linked"]
+    assert judge(tmp_path / "in", tmp_path) == []
+    (disk / "new.mp4").write_bytes(b"new")
+    assert judge(tmp_path / "in", tmp_path) == ["linked"]
+    assert sorted(look(batch)) == [b"captions.csv"] * captions + [b"videos/0.mp4", b"videos/1.mp4", b"videos/new.mp4"]
+
+
+def test_a_hidden_file_counts_because_a_copy_may_still_write_it(tmp_path):
+    batch = make_batch(tmp_path, "batch", clips=1)
+    (batch / "videos/.1.mp4.part").write_bytes(b"half")
+    assert sorted(look(batch)) == [b"videos/.1.mp4.part", b"videos/0.mp4"]

@@ -1,5 +1,6 @@
 """A bucket as the folder of new videos, on a file system of fsspec that is in memory; S3 itself is in test_s3.py."""
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -62,6 +63,21 @@ def test_objects_are_fetched_again_when_the_run_ended_before_they_were_taken(buc
     assert take(tmp_path).files == ["red.mp4"]
     (tmp_path / "incoming/bucket.json").write_text("{")
     assert take(tmp_path).batch is None
+
+
+def test_object_is_fetched_again_when_another_of_its_size_and_time_takes_its_place(tmp_path):
+    for colour in ("red", "blue"):
+        write_film(tmp_path / f"bucket/{colour}.mp4", [colour, "black"], frames_each=4)
+    size = max(path.stat().st_size for path in (tmp_path / "bucket").iterdir()) + 8
+    for path in (tmp_path / "bucket").iterdir():
+        rest = size - path.stat().st_size
+        path.write_bytes(path.read_bytes() + rest.to_bytes(4, "big") + b"free" + bytes(rest - 8))
+        os.utime(path, (1.7e9, 1.7e9))
+    (tmp_path / "bucket/blue.mp4").rename(tmp_path / "blue.mp4")
+    found = [collect(f"file://{tmp_path}/bucket", tmp_path / "incoming", "monday", 60, 20.0, wait=pytest.fail)]
+    (tmp_path / "blue.mp4").rename(tmp_path / "bucket/red.mp4")
+    found.append(collect(f"file://{tmp_path}/bucket", tmp_path / "incoming", "monday", 60, 20.0, wait=pytest.fail))
+    assert [(one.batch, one.files) for one in found] == [("monday", ["red.mp4"]), ("monday-2", ["red.mp4"])]
 
 
 def test_objects_whose_names_lead_elsewhere_are_left(bucket, tmp_path):

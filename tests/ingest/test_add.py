@@ -80,7 +80,7 @@ def test_new_videos_of_a_folder_are_found_and_nothing_is_done_twice(here, new, j
     assert {film.name for film in new} <= found()
     generation = SearchIndex.open("releases/current/export/index").generation
     assert add(str(inbox)) == {"batch": None, "files": 0, "waiting": [], "quarantined": {}, "captioned": [],
-                               "taken": 3, "refused": 0, "growing": [], "verdicts": {}, "added": {}}
+                               "taken": 3, "refused": 0, "remarks": [], "growing": [], "verdicts": {}, "added": {}}
     assert judged == [batch]
     assert SearchIndex.open("releases/current/export/index").generation == generation
     [entry] = json.loads(Path("data/accepted.json").read_text())
@@ -96,6 +96,14 @@ def test_text_counts_what_was_left_out_when_nothing_is_new(here, new):
     assert call_hcmi(*typed).stdout.splitlines()[:2] == [
         "no new file; in batches already: 3",
         "left out as before: 1 file that cannot be read; see data/incoming/quarantine.jsonl"]
+
+
+def test_text_names_a_video_that_is_not_taken_because_it_lies_beside_the_others(here, new):
+    (here / "inbox").mkdir()
+    shutil.copytree(new[0].parent, here / "inbox/videos")
+    shutil.copy(new[0], here / "inbox/beside.mp4")
+    assert call_hcmi("add", "inbox", "--quiet-seconds", "0").stdout.splitlines()[1] == (
+        "beside.mp4 is not taken, because it lies beside the folder videos/. Move it into it.")
 
 
 def test_verdict_decides_and_a_person_may_decide_otherwise(here, new):

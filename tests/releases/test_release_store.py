@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hcmi.errors import ReleaseError
+from hcmi.errors import MachineError, ReleaseError
 from hcmi.files import lock
 from hcmi.releases import Release, Releases, releases_text, served_paths
 
@@ -116,3 +116,19 @@ def test_broken_release_is_said_in_one_line(releases):
     with pytest.raises(ReleaseError, match=r"v2/release\.json: need a complete release, got none that can be read"):
         _ = releases.get("v2").record
     assert releases_text([]) == "No release yet. `hcmi promote` makes one of the trained model."
+
+
+def test_a_folder_that_is_put_there_while_a_release_is_made_stays(releases):
+    mine = releases.root / "v12"
+
+    def make() -> None:
+        with releases.add("v12") as staged:
+            (staged.folder / "release.json").write_text("{}")
+            mine.mkdir()
+            (mine / "mine.txt").touch()
+
+    with pytest.raises(MachineError, match=r"v12: need to write it, got: File exists\. Move away"):
+        make()
+    assert [path.name for path in mine.iterdir()] == ["mine.txt"]
+    assert [path.name for path in releases.root.iterdir() if path.name.startswith(".")] == []
+    assert releases.next_version({}) == "v13"

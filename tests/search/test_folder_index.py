@@ -1,5 +1,8 @@
 """A folder of small real videos, searched while files are added, deleted, renamed and broken."""
 
+import json
+import os
+
 import pytest
 from search_world import searchable_model, write_video
 
@@ -58,6 +61,46 @@ def test_index_follows_files_that_are_added_deleted_renamed_and_changed(model, v
     assert sorted(after) == ["grey 200.mp4", "new.mp4", "renamed.mp4"]
     assert after["renamed.mp4"] == before["grey 40.mp4"]
     assert after["grey 200.mp4"] != before["grey 200.mp4"]
+
+
+def alike(*paths) -> None:
+    """Give the files one size, with an empty box of MP4 at their ends, and one time of modification."""
+    size = max(path.stat().st_size for path in paths) + 8
+    for path in paths:
+        content = path.read_bytes()
+        rest = size - len(content)
+        path.write_bytes(content + rest.to_bytes(4, "big") + b"free" + bytes(rest - 8))
+        os.utime(path, (1.7e9, 1.7e9))
+
+
+def test_films_of_one_size_and_time_are_told_apart_when_they_swap_names(model, videos, tmp_path):
+    """As `cp -p`, `rsync -t` and `tar` leave them."""
+    dark, light = videos / "grey 40.mp4", videos / "grey 200.mp4"
+    alike(dark, light)
+    before = indexed(index_folder(model, videos, tmp_path / "cache"))
+    dark.rename(videos / "other")
+    light.rename(dark)
+    (videos / "other").rename(light)
+    after = indexed(index_folder(model, videos, tmp_path / "cache"))
+    assert (after["grey 40.mp4"], after["grey 200.mp4"]) == (before["grey 200.mp4"], before["grey 40.mp4"])
+
+
+def test_film_is_read_again_when_another_of_its_size_and_time_takes_its_place(model, videos, tmp_path):
+    old, new = videos / "grey 40.mp4", write_video(tmp_path / "new.mp4", 250)
+    alike(old, new)
+    before = indexed(index_folder(model, videos, tmp_path / "cache"))
+    os.replace(new, old)
+    assert indexed(index_folder(model, videos, tmp_path / "cache"))[old.name] != before[old.name]
+
+
+def test_notes_of_an_earlier_version_are_read_and_nothing_is_encoded_again(model, videos, tmp_path, monkeypatch):
+    first = index_folder(model, videos, tmp_path / "cache")
+    notes = first.path.parent / "files.json"
+    old = {name: {key: file[key] for key in ("path", "size", "mtime_ns", "sha256", "problem", "until")}
+           for name, file in json.loads(notes.read_text()).items()}
+    notes.write_text(json.dumps(old))
+    monkeypatch.setattr(hcmi.video.DecoderPool, "_start", pytest.fail)
+    assert indexed(index_folder(model, videos, tmp_path / "cache")) == indexed(first)
 
 
 def test_equal_files_are_one_video(model, videos, tmp_path):

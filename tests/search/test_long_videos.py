@@ -10,13 +10,17 @@ from search_world import T, call_hcmi, searchable_model, write_video
 from video_files import claim_seconds, write_pictures
 
 import hcmi.search.encode_files
+import hcmi.search.folder_index
 from hcmi.config import WindowsConfig
 from hcmi.errors import ConfigError
 from hcmi.index import SearchIndex
 from hcmi.search import Retriever
 from hcmi.search.command import with_options
+from hcmi.search.encode_files import _first_frames
 from hcmi.search.folder_index import WINDOWS, index_folder
+from hcmi.video import DecoderPool
 from hcmi.video.decode import decode_clip, decode_times
+from hcmi.video.files import refusal
 
 FPS = 12
 # With T = 6: 3 frames a second.
@@ -106,6 +110,16 @@ def test_frame_that_stays_long_is_taken_for_every_time_at_which_it_is_shown(tmp_
     assert shown.times_s == (0.05, 0.35, 0.95, 4.0, 7.9, 8.0)
 
 
+def test_frames_of_a_short_video_are_spread_over_time_when_its_rate_changes(world, tmp_path):
+    """30 frames in 0.5 s, then one until the last at 10 s: by number, all but one would be of the first half second."""
+    _, model, _ = world
+    levels, times = [*range(30), 250, 250], [*range(30), 30, 600]
+    write_pictures(tmp_path / "videos/screen.mkv", (np.full((32, 32, 3), level, np.uint8) for level in levels), 60,
+                   times=times, crf="10")
+    index = SearchIndex.open(index_folder(model, tmp_path / "videos", tmp_path / "cache", WINDOWS, num_workers=1).path)
+    assert np.allclose(index.times(index.live_rows())[0], (np.arange(T) + 0.5) * 10 / T, atol=0.02)
+
+
 def test_answers_of_a_film_are_one_hit_whose_moments_share_no_second(world):
     root, model, index = world
     retriever = Retriever(model, index.folder)
@@ -158,8 +172,10 @@ def test_tokens_of_each_shot_are_those_of_a_loop_that_decodes_it_alone(shots, wo
 def test_film_whose_cuts_cannot_be_found_is_one_shot(shots, tmp_path, monkeypatch):
     root, model, _ = shots
     real = hcmi.search.encode_files.cuts_jobs
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
     monkeypatch.setattr(hcmi.search.encode_files, "cuts_jobs",
-                        lambda *film: (replace(job, path="missing.mp4") for job in real(*film)))
+                        lambda *film: (replace(job, path=str(broken)) for job in real(*film)))
     rule = RULE.model_copy(update={"cut": "shots"})
     other = SearchIndex.open(index_folder(model, root / "videos", tmp_path / "cache", rule, 1).path)
     assert [clip.start_s for clip in other.clips(film_rows(other))] == [0, 1, 2, 3, 4, 5, 6, 7]
@@ -242,6 +258,150 @@ def test_part_that_cannot_be_decoded_leaves_out_only_its_windows(world, tmp_path
     assert left == [clip.start_s for clip in index.clips(film_rows(index)) if clip.end_s <= 4 or clip.start_s >= 6]
 
 
+def fail(monkeypatch, reason: str, fails) -> None:
+    """Let the machine fail with those jobs of which `fails` is true."""
+    class FailingPool(DecoderPool):
+        def map(self, jobs):
+            for job, result in super().map(jobs):
+                yield job, refusal(reason, job.path) if not isinstance(job, str) and fails(job) else result
+
+    monkeypatch.setattr(hcmi.search.encode_files, "DecoderPool", FailingPool)
+    monkeypatch.setattr(hcmi.search.encode_files, "PART_SECONDS", 2.0)
+
+
+def third_part(job) -> bool:
+    return job.key[1] == 12
+
+
+LEFT_S = [0, 1, 2, 6, 7, 7.667]     # of 9 windows; the part is 4.0 - 6.0 s, which those at 3, 4 and 5 s need
+
+
+@pytest.fixture
+def visit(world, tmp_path):
+    """Brings the index of a folder with the film up to date: where its windows begin, and what it says of films."""
+    root, model, _ = world
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films/film.mp4").write_bytes((root / "videos/film.mp4").read_bytes())
+
+    def look(**options):
+        found = index_folder(model, tmp_path / "films", tmp_path / "cache", RULE, num_workers=1, **options)
+        index = SearchIndex.open(found.path)
+        assert found.skipped == {}
+        return sorted(clip.start_s for clip in index.clips(index.live_rows())), found.partial
+    return look
+
+
+@pytest.mark.parametrize("reason", ["timeout", "crashed", "unexpected"])
+def test_part_that_the_machine_could_not_decode_is_tried_again_and_named_until_then(visit, tmp_path, monkeypatch,
+                                                                                     reason):
+    film, moved = tmp_path / "films/film.mp4", tmp_path / "films/moved.mp4"
+    told = "need a film that can be decoded to its end, got 6 of 9 windows. The others are not found. A later search"
+    with monkeypatch.context() as machine:
+        fail(machine, reason, third_part)
+        assert visit() == (LEFT_S, {"film.mp4": f"{film}: {told} tries again."})
+    with monkeypatch.context() as early:
+        early.setattr(DecoderPool, "_start", pytest.fail)
+        assert visit() == (LEFT_S, {"film.mp4": f"{film}: {told} tries again."})
+        film.rename(moved)
+        film.symlink_to(moved)
+        moved.chmod(0o600)
+        notes = {path.name: f"{path}: {told} tries again." for path in (film, moved)}
+        assert visit() == visit() == (LEFT_S, notes)
+    monkeypatch.setattr(hcmi.search.folder_index, "RETRY_SECONDS", -1.0)        # as if it had passed
+    assert visit() == ([0, 1, 2, 3, 4, 5, 6, 7, 7.667], {})
+    monkeypatch.setattr(DecoderPool, "_start", pytest.fail)
+    assert visit() == ([0, 1, 2, 3, 4, 5, 6, 7, 7.667], {})
+
+
+def test_windows_that_were_found_stay_when_the_next_try_fails_as_a_whole(visit, monkeypatch):
+    with monkeypatch.context() as machine:
+        fail(machine, "timeout", third_part)
+        before = visit()
+        machine.setattr(hcmi.search.folder_index, "RETRY_SECONDS", -1.0)
+        for reason in ("crashed", "missing"):
+            fail(machine, reason, lambda job: True)
+            assert visit() == before
+    monkeypatch.setattr(hcmi.search.folder_index, "RETRY_SECONDS", -1.0)
+    assert visit() == ([0, 1, 2, 3, 4, 5, 6, 7, 7.667], {})
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_missing_part_is_not_forgotten_when_the_run_is_killed(visit, monkeypatch, adds):
+    real = hcmi.search.folder_index.add_videos
+
+    def interrupt(*given):
+        if adds:
+            real(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as machine:
+        fail(machine, "timeout", third_part)
+        machine.setattr(hcmi.search.folder_index, "add_videos", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            visit()
+        machine.setattr(hcmi.search.folder_index, "add_videos", real)
+        starts_s, partial = visit()
+    assert (starts_s, list(partial)) == (LEFT_S, ["film.mp4"])
+
+
+def test_no_film_is_noted_as_whole_before_it_is_in_the_index(visit, tmp_path, monkeypatch):
+    """Of two films whose parts are missing one is read again with success, and the run is killed at the other."""
+    film, other = tmp_path / "films/film.mp4", tmp_path / "films/other.mp4"
+    other.write_bytes(film.read_bytes() + b"\0\0\0\x08free")
+    real = hcmi.search.folder_index.add_videos
+
+    def interrupt(folder, clips, batches):
+        if str(film) in {clip.path for clip in clips}:
+            raise KeyboardInterrupt
+        return real(folder, clips, batches)
+
+    with monkeypatch.context() as machine:
+        fail(machine, "timeout", third_part)
+        assert visit()[0] == sorted(2 * LEFT_S)
+        fail(machine, "timeout", lambda job: third_part(job) and job.path == str(film))
+        machine.setattr(hcmi.search.folder_index, "RETRY_SECONDS", -1.0)
+        machine.setattr(hcmi.search.folder_index, "add_videos", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            visit()
+    monkeypatch.setattr(hcmi.search.folder_index, "RETRY_SECONDS", -1.0)
+    assert visit() == (sorted(2 * [0, 1, 2, 3, 4, 5, 6, 7, 7.667]), {})
+
+
+def test_film_is_tried_again_when_another_part_of_it_is_damaged(visit, tmp_path, monkeypatch):
+    real = hcmi.search.encode_files._jobs
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    monkeypatch.setattr(hcmi.search.encode_files, "_jobs", lambda *film: (
+        replace(job, path=str(broken)) if job.key[1] == 0 else job for job in real(*film)))
+    with monkeypatch.context() as machine:
+        fail(machine, "timeout", third_part)
+        assert visit()[0] == LEFT_S[2:]
+    monkeypatch.setattr(hcmi.search.encode_files, "PART_SECONDS", 2.0)
+    monkeypatch.setattr(hcmi.search.folder_index, "RETRY_SECONDS", -1.0)
+    starts_s, partial = visit()
+    assert starts_s == [2, 3, 4, 5, 6, 7, 7.667]
+    assert partial["film.mp4"].endswith("got 7 of 9 windows. The others are not found. Replace the file if it is "
+                                        "damaged.")
+    assert visit() == (starts_s, {})
+
+
+def test_shots_that_the_machine_could_not_find_are_looked_for_again(shots, tmp_path, monkeypatch):
+    root, model, index = shots
+    rule = RULE.model_copy(update={"cut": "shots"})
+    with monkeypatch.context() as machine:
+        fail(machine, "timeout", lambda job: hasattr(job, "start_s") and not hasattr(job, "num_frames"))
+        found = index_folder(model, root / "videos", tmp_path / "cache", rule, 1)
+    other = SearchIndex.open(found.path)
+    assert [clip.start_s for clip in other.clips(film_rows(other))] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert found.partial == {"film.mp4": f"{root / 'videos/film.mp4'}: need the shots of every minute, got some "
+                                         "minutes without. Windows there may span several shots. A later search tries "
+                                         "again."}
+    monkeypatch.setattr(hcmi.search.folder_index, "RETRY_SECONDS", -1.0)
+    found = index_folder(model, root / "videos", tmp_path / "cache", rule, 1)
+    other = SearchIndex.open(found.path)
+    assert (other.clips(film_rows(other)), found.partial) == (index.clips(film_rows(index)), {})
+
+
 def test_film_that_ends_before_its_header_says_has_no_moment_past_its_end(world, tmp_path):
     """As a file that was not copied to its end. Of the first minute 9.5 s are there, and nothing of the others."""
     _, model, _ = world
@@ -256,6 +416,23 @@ def test_film_that_ends_before_its_header_says_has_no_moment_past_its_end(world,
     assert found.skipped == index_folder(model, path.parent, tmp_path / "cache", RULE).partial == {}
     assert Retriever.from_folder(path.parent, model, cache=tmp_path / "new", windows=RULE).notes == [
         *found.partial.values()]
+
+
+@pytest.mark.parametrize(("seconds", "overlap_s", "frames_apart"), [
+    (4.0, 3.0, 3),      # the default
+    (4.0, 2.5, 4),      # 4.5 frames
+    (30.0, 1.0, 11),    # 11.6 frames; 12 would be no overlap
+    (10.0, 1.0, 10),    # 10.8
+    (8.0, 6.0, 3), (5.0, 3.7, 3), (10.0, 0.0, 12),
+    (1.2, 0.8, 4),      # in floating point 3.999999999999999
+    (10.0, 9.5, 1)])    # 0.6 of a frame: windows do not begin at the same frame
+def test_windows_share_at_least_what_was_asked_and_less_than_a_frame_more(seconds, overlap_s, frames_apart):
+    rule = WindowsConfig(cut="fixed", seconds=seconds, overlap_seconds=overlap_s, whole_seconds=0.0)
+    firsts = _first_frames(100, rule, 12)
+    assert firsts == [*range(0, 88, frames_apart), 88]
+    frame_s = seconds / 12
+    shared_s = seconds - frames_apart * frame_s
+    assert (overlap_s - 1e-6 <= shared_s < overlap_s + frame_s - 1e-6) == (frames_apart > 1)
 
 
 def test_overlap_keeps_its_share_when_only_the_length_is_given():

@@ -212,8 +212,13 @@ def test_a_pair_that_does_not_fit_is_tried_once_while_its_files_stay_as_they_are
     assert tries(following) == 1
     os.utime(project / MODEL / "config.json")
     assert tries(following) == 2
+    weights = project / MODEL / "model.safetensors"
+    before = weights.stat()
+    weights.write_bytes((pairs / "old" / MODEL / "model.safetensors").read_bytes())
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))      # as `cp -p` would
+    assert (weights.stat().st_size, tries(following)) == (before.st_size, 3)
     replaced(pairs / "new" / MODEL, project / MODEL, lambda: None)
-    assert tries(following) == 3
+    assert tries(following) == 4
     assert len(following.current().index) == NUM_NEW
 
 

@@ -1,8 +1,11 @@
 """Which frames are decoded from which files, and the errors about the others."""
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,6 +19,7 @@ from hcmi.errors import DecodeError
 from hcmi.video import REASONS, probe
 from hcmi.video import decode as frames
 from hcmi.video.decode import decode_clip, decode_times
+from hcmi.video.packets import PacketScan
 
 DECODERS = ("decord", "pyav")
 
@@ -57,14 +61,61 @@ def test_something_else_is_kept_of_each_frame_when_asked(tmp_path):
         assert clip.frames[0] != clip.frames[2]
 
 
+def _scan(times: Sequence[int], base: float, own: int | None = None, end: int | None = None, fps: float = 1.0
+          ) -> PacketScan:
+    return PacketScan(list(times), [], 0, base, True, own is None, own, own, end, True, fps)
+
+
 @given(st.integers(1, 500), st.integers(1, 64))
 def test_spread_is_sorted_and_central_when_sizes_vary(available, wanted):
-    picked = frames._spread(available, wanted)
+    scan = _scan(range(available), 0.1)
+    picked = frames._spread(scan.times_s(range(available)), scan, wanted).indices
     assert picked == sorted(picked)
     assert picked[0] >= 0
     assert picked[-1] < available
     for part, index in enumerate(picked):
         assert index <= (part + 0.5) * available / wanted < index + 1
+
+
+def _round(value: Fraction, how: str) -> int:
+    return {"down": math.floor, "up": math.ceil, "nearest": round}[how](value)
+
+
+@given(st.integers(1, 400), st.integers(1, 40), st.sampled_from([1000, 90000, 600, 15360, 30000, 100]),
+       st.fractions(1, 120, max_denominator=1001), st.sampled_from(["down", "up", "nearest"]), st.integers(0, 300),
+       st.data())
+def test_frames_are_chosen_by_number_when_the_rate_is_constant(count, wanted, ticks, fps, rounding, phase, data):
+    """Whole files and segments of them, also where the rounding of times makes gaps of 33, 33 and 34 ms."""
+    fps = min(fps, Fraction(ticks))
+    pts = [_round(Fraction(phase, 7) + number * ticks / fps, rounding) for number in range(count)]
+    first = data.draw(st.integers(0, count - 1))
+    last = data.draw(st.integers(first, count - 1))
+    after = _round(Fraction(phase, 7) + (last + 1) * ticks / fps, rounding)
+    own = data.draw(st.integers(pts[first - 1] + 1 if first else 0, pts[first]))
+    end = data.draw(st.integers(pts[last] + 1, max(after, pts[last] + 1)))
+    begun = pts[max(first - 1, 0) if own < pts[first] else first:last + 1]
+    scan = _scan(begun, 1 / ticks, own if first else None, data.draw(st.sampled_from([end, None])), float(fps))
+    picked = frames._spread(scan.times_s(range(len(begun))), scan, wanted)
+    chosen = [begun[index] for index in picked.indices]
+    oracle = pts[first:last + 1]
+    assert chosen == [oracle[(2 * part + 1) * len(oracle) // (2 * wanted)] for part in range(wanted)]
+    assert picked.times_s == pytest.approx([pts / ticks for pts in chosen])
+    assert picked.count == len(oracle)
+
+
+@given(st.lists(st.integers(0, 60), min_size=2, max_size=40), st.integers(0, 40), st.integers(1, 20), st.data())
+def test_frames_are_those_shown_at_the_middles_when_the_rate_changes(gaps, lasts, wanted, data):
+    times = np.cumsum([0, *gaps]).tolist()
+    end = times[-1] + lasts if lasts else None
+    own = data.draw(st.integers(1, times[1])) if times[1] else None
+    scan = _scan(times, 0.5, own, end)
+    picked = frames._spread(scan.times_s(range(len(times))), scan, wanted)
+    if frames._is_steady(scan.times_s(range(len(times))), end and end / 2, scan, 0 if own is None else 1):
+        return
+    begins, ends = (own or 0) / 2, (end or 2 * times[-1] - times[-2]) / 2
+    for part, (index, time_s) in enumerate(zip(picked.indices, picked.times_s, strict=True)):
+        assert time_s == pytest.approx(begins + (part + 0.5) * (ends - begins) / wanted)
+        assert index == max(number for number, time in enumerate(times) if time / 2 <= time_s + 1e-6)
 
 
 @pytest.mark.parametrize("gop", [1, 10, 250])
@@ -193,8 +244,13 @@ def test_count_is_of_frames_that_decode_when_the_index_promises_more(tmp_path):
     assert clip.times_s[-1] < clip.num_decodable / 10
 
 
-@pytest.mark.parametrize("lost", [[3], range(3, 20, 7), range(15, 20)])
-def test_everything_is_decoded_when_frames_are_not_those_that_the_packets_promise(tmp_path, monkeypatch, lost):
+@pytest.mark.parametrize(("lost", "shown", "times_s"), [
+    ([3], [2, 6, 10, 14, 18], [0.2, 0.6, 1.0, 1.4, 1.8]),
+    ([2], [1, 6, 10, 14, 18], [0.2, 0.6, 1.0, 1.4, 1.8]),       # frame 1 is shown until frame 3
+    (range(3, 20, 7), [2, 6, 9, 14, 18], [0.2, 0.6, 1.0, 1.4, 1.8]),
+    (range(15, 20), [1, 4, 7, 10, 13], [0.1, 0.4, 0.7, 1.0, 1.3])])
+def test_everything_is_decoded_when_frames_are_not_those_that_the_packets_promise(tmp_path, monkeypatch, lost, shown,
+                                                                                  times_s):
     video = write_grey(tmp_path / "v.mp4", num_frames=20, fps=10)
     decode = frames.decode_frames
     monkeypatch.setattr(frames, "decode_frames", lambda *arguments: (
@@ -202,8 +258,8 @@ def test_everything_is_decoded_when_frames_are_not_those_that_the_packets_promis
     clip = decode_clip(video, 5, 32, decoder="pyav")
     left = [number for number in range(20) if number not in lost]
     assert clip.num_decodable == len(left)
-    assert grey_numbers(clip.frames) == [left[(2 * part + 1) * len(left) // 10] for part in range(5)]
-    assert clip.times_s == pytest.approx([number / 10 for number in grey_numbers(clip.frames)])
+    assert grey_numbers(clip.frames) == shown
+    assert clip.times_s == pytest.approx(times_s)
 
 
 def test_fallback_reads_what_decord_refuses_when_auto(tmp_path):
@@ -320,9 +376,22 @@ def test_picture_that_stands_still_is_shown_until_the_next_one(lecture, start_s,
     assert frames.mean((1, 2, 3)) == pytest.approx(levels, abs=4)
 
 
-def test_segment_within_a_picture_that_stands_still_shows_it_and_others_begin_with_their_own_frames(lecture):
-    assert decode_clip(lecture, 4, 32, 9.0, 13.0).frames.mean() == pytest.approx(250, abs=4)
-    assert decode_clip(lecture, 2, 32, 18.0, 20.15).frames.mean((1, 2, 3)) == pytest.approx([122, 122], abs=4)
+@pytest.mark.parametrize(("start_s", "end_s", "levels", "times_s"), [
+    (0.0, None, (108, 250, 250, 250), (2.75, 8.25, 13.75, 19.25)),   # 22 s
+    (9.0, 13.0, (250, 250, 250, 250), (9.5, 10.5, 11.5, 12.5)),     # no frame begins here
+    (2.0, 6.0, (100, 250, 250, 250), (2.5, 3.5, 4.5, 5.5)),
+    (18.0, 20.4, (250, 250, 250, 124), (18.3, 18.9, 19.5, 20.1)),
+    (18.0, 20.05, (250, 250, 250, 250), (18.25625, 18.76875, 19.28125, 19.79375)),
+    (20.0, 20.4, (120, 124, 128, 132), (20.0, 20.1, 20.2, 20.3)),   # a constant rate: when each frame begins
+    (0.05, 0.35, (4, 8, 8, 12), (0.1, 0.2, 0.2, 0.3))])
+def test_segment_shows_the_frame_at_the_middle_of_each_part_when_the_rate_changes(lecture, start_s, end_s, levels,
+                                                                                 times_s):
+    clip = decode_clip(lecture, 4, 32, start_s, end_s)
+    assert clip.frames.mean((1, 2, 3)) == pytest.approx(levels, abs=2)
+    assert clip.times_s == pytest.approx(times_s, abs=0.02)
+
+
+def test_segment_is_too_short_when_it_begins_after_the_last_picture_has_ended(lecture):
     with pytest.raises(DecodeError) as found:
         decode_clip(lecture, 4, 32, 30.0, 31.0)     # after the end of the file
     assert found.value.reason == "too_short"
