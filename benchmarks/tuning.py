@@ -50,11 +50,13 @@ def rows(records: Mapping[Setting, Sequence[dict]]) -> dict[Setting, dict[str, f
 def headline(found: Mapping[Setting, Mapping[str, float]]) -> dict[str, Figure]:
     """For each head its best batch and rate on validation, and by how much they beat the usual ones: 0 for the same.
 
-    The usual setting of a head comes first in `found`.
+    The usual setting of a head comes first in `found`. A head of which no other was run has no best.
     """
     figures: dict[str, Figure] = {}
     for head in dict.fromkeys(name for name, _, _ in found):
         own = {setting: row["val"] for setting, row in found.items() if setting[0] == head}
+        if len(own) == 1:
+            continue
         best = max(own, key=own.__getitem__)
         figures |= {f"{head}_best_batch": best[1], f"{head}_best_lr": best[2],
                     f"{head}_gain_of_best": own[best] - next(iter(own.values()))}

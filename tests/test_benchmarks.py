@@ -104,7 +104,8 @@ def test_best_setting_of_a_head_is_that_of_validation_and_counts_from_the_usual_
     assert (shipped, other, slow, faster) == (("wti", 128, 0.004), ("wti", 64, 0.004), ("wti", 128, 0.002),
                                               ("wti", 128, 0.016))
     found = tuning.rows({("hcmi", 64, 0.004): [run(90.0, 90.0)], ("hcmi", 128, 0.004): [run(80.0, 99.0)],
-                         shipped: [run(60.0, 99.0)], other: [record(3, main=99.0)], slow: [run(63.5, 20.0)]})
+                         shipped: [run(60.0, 99.0)], other: [record(3, main=99.0)], slow: [run(63.5, 20.0)],
+                         ("xclip", 128, 0.004): [run(50.0, 50.0)]})       # no other setting: none is the best
     assert other not in found, "it was not measured on validation"
     assert tuning.headline(found) == {"hcmi_best_batch": 64, "hcmi_best_lr": 0.004, "hcmi_gain_of_best": 0.0,
                                       "wti_best_batch": 128, "wti_best_lr": 0.002, "wti_gain_of_best": 3.5}
