@@ -8,8 +8,6 @@ from one run of the pipeline. The flow `ingest` judges in the same way, and acts
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import flow, task
@@ -23,8 +21,7 @@ from flows.child import ChildError, end_with_make_flows, run_in_child
 from flows.server import run, run_name
 from flows.stages import changed_outs, mixed_outs, pins, wait_for_pipeline
 from hcmi.errors import ReleaseError, shown
-from hcmi.files import is_locked, lock
-from hcmi.incoming import Ledger, Verdict, arrivals, find_batches, judge_new, worst
+from hcmi.incoming import Ledger, Verdict, arrivals, find_batches, judge_new, judging_alone, worst
 from hcmi.releases import Release, Releases
 
 PINNED = ("shards", "train", "export")      # the stages whose artefacts the report reads
@@ -103,21 +100,12 @@ def drift_watch(batches: list[str] | None = None, quiet_seconds: float = QUIET_S
     batches.
     """
     end_with_make_flows()
-    with judging_alone():
+    with judging_alone(REPORTS, get_run_logger().info):
         verdicts, growing = judge(batches or [], quiet_seconds)
     clips = [batch for batch, verdict in verdicts.items() if not verdict.is_query_log]
     waiting = ["The flow `ingest`, or `hcmi add`, acts on these verdicts."] if clips else []
     show("drift-watch", "New batches", what_now([*waiting, *todo(verdicts)]), verdicts_text(verdicts, growing))
     return outcome(verdicts, growing)
-
-
-@contextmanager
-def judging_alone() -> Iterator[None]:
-    """Two runs at once would judge a batch twice: the second one waits, and so does `hcmi add`."""
-    if is_locked(REPORTS / ".lock"):
-        get_run_logger().info("another run judges batches; waiting for its end")
-    with lock(REPORTS / ".lock"):
-        yield
 
 
 def judge(named: list[str], quiet_seconds: float) -> tuple[dict[str, Verdict], list[str]]:

@@ -42,7 +42,6 @@ from flows.drift_watch import (
     QUIET_SECONDS,
     REPORTS,
     judge,
-    judging_alone,
     outcome,
     todo,
     verdicts_text,
@@ -54,7 +53,18 @@ from flows.stages import how_kept, outs_of_stages
 from hcmi.dataset import read_accepted
 from hcmi.errors import DataError, ReleaseError, shown
 from hcmi.files import write_json
-from hcmi.incoming import SEARCHED, Collected, Ledger, Verdict, accept_judged, action, collect, judged_batches, look
+from hcmi.incoming import (
+    SEARCHED,
+    Collected,
+    Ledger,
+    Verdict,
+    accept_judged,
+    action,
+    collect,
+    judged_batches,
+    judging_alone,
+    look,
+)
 from hcmi.releases import CURRENT, Releases
 from hcmi.video import is_text
 from hcmi.wording import plural
@@ -105,7 +115,7 @@ def ingest(inbox: str = INBOX, quiet_seconds: float = QUIET_SECONDS, cool_down_h
     """
     end_with_make_flows()
     took, failed = Collected(), ""
-    with judging_alone():
+    with judging_alone(REPORTS, get_run_logger().info):
         if inbox != INBOX or os.path.lexists(inbox):    # a project without a data/inbox copies its batches itself
             took, failed = _or_why(take_in(inbox, quiet_seconds, return_state=True), Collected())
         verdicts, growing = judge([], quiet_seconds)

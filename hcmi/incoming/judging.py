@@ -1,12 +1,23 @@
 """Which batches are judged, and which verdicts are kept: one rule for `hcmi add` and the flows."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hcmi.files import is_locked, lock
 from hcmi.incoming.batches import Ledger, complete, look
 from hcmi.incoming.verdicts import Verdict
 
 PATIENCE_S = 1800.0     # a batch that still changes after this long is left to the next run
+
+
+@contextmanager
+def judging_alone(reports: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Held by all that judge: two runs at once would judge a batch twice. The second one says that it waits."""
+    if is_locked(reports / ".lock"):
+        say("another run judges batches; waiting for its end")
+    with lock(reports / ".lock"):
+        yield
 
 
 def judge_new(batches: Iterable[Path], ledger: Ledger, report: Callable[[str], Verdict], quiet_s: float,

@@ -9,8 +9,18 @@ from typing import Any
 from hcmi.config import Params
 from hcmi.drift import drift
 from hcmi.errors import ReleaseError, shown
-from hcmi.files import ask_to_write, is_locked, lock
-from hcmi.incoming import QUARANTINE, Ledger, Verdict, accept_judged, accept_named, arrivals, collect, judge_new
+from hcmi.files import ask_to_write
+from hcmi.incoming import (
+    QUARANTINE,
+    Ledger,
+    Verdict,
+    accept_judged,
+    accept_named,
+    arrivals,
+    collect,
+    judge_new,
+    judging_alone,
+)
 from hcmi.ingest.fill import fill, missing_batches, reader
 from hcmi.progress import note
 from hcmi.releases import Release, Releases
@@ -36,10 +46,7 @@ def add(*, folder: str | Path | None, batches: Sequence[str], incoming_dir: str 
                            f"{releases.how_to_serve()}")
     incoming, read, found = Path(incoming_dir), reader(params), dict[str, Any]()
     ask_to_write(files=[accepted, Path(reports_dir, "judged.json"), incoming / "inbox.json"])
-    judging = Path(reports_dir) / ".lock"           # the flows that judge hold it too
-    if is_locked(judging):
-        note(f"{shown(reports_dir)}: another run judges batches; waiting for its end")
-    with lock(judging):
+    with judging_alone(Path(reports_dir), lambda text: note(f"{shown(reports_dir)}: {text}")):
         if folder is not None:
             took = collect(folder, incoming, f"{datetime.now():%Y-%m-%d}", quiet_s, params.shards.decode_timeout_s)
             found |= {"batch": took.batch, "files": len(took.files), "waiting": took.waiting,

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from flow_world import environment
@@ -22,7 +21,7 @@ from hcmi.drift import BatchReport
 from hcmi.drift.severity import MEASURED, Severity
 from hcmi.errors import ReleaseError
 from hcmi.files import lock
-from hcmi.incoming import Verdict
+from hcmi.incoming import Verdict, judging_alone
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +146,7 @@ def test_run_fails_when_a_batch_has_no_report_and_the_others_are_judged(world, m
     assert watch().message.startswith("cannot tell: no report")       # it has no verdict yet; the others have theirs
 
 
-def test_a_wait_for_another_run_that_judges_is_said(world, monkeypatch):
+def test_a_wait_for_another_run_that_judges_is_said(world):
     lines, end = [], threading.Event()
 
     def info(line: str) -> None:
@@ -155,10 +154,9 @@ def test_a_wait_for_another_run_that_judges_is_said(world, monkeypatch):
         end.set()
 
     def judge() -> None:
-        with drift_watch.judging_alone():
+        with judging_alone(drift_watch.REPORTS, info):
             lines.append("judging")
 
-    monkeypatch.setattr(drift_watch, "get_run_logger", lambda: SimpleNamespace(info=info))
     with lock(drift_watch.REPORTS / ".lock"):
         waiting = threading.Thread(target=judge)
         waiting.start()
