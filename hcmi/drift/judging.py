@@ -55,8 +55,8 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
                 raise DataError(f"{folder}: need videos or {LOG}, got both. Move {LOG} to a folder of its own.")
             judge_queries(report, folder / LOG, reference, params.drift.false_alarm_rate, generator)
             return report
-        report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
-                                                                     reference.precision, shards_dir, generator)
+        report.sample, report.skipped, report.num_found, report.num_captions = read_batch(
+            folder, reference.model, params, reference.precision, shards_dir, generator)
     except NothingUsableError as error:
         report.skipped, report.num_found = error.skipped, len(unreadable(error.skipped))
         report.trouble = str(error)         # of a folder without videos
@@ -196,4 +196,4 @@ def _other_causes(report: BatchReport, reference: Reference) -> list[Cause | Non
                              float((known_near_V > reference.copy).mean())),
         copies_within(sample.clips, vectors_VD, sample.middle_frames, reference.copy, usual),
         unknown_words(sample.captioned, sample.captions, reference.words, reference.usual_unknown),
-        empty_captions(report.skipped, len(sample.captions))]
+        empty_captions(report.skipped, report.num_captions)]

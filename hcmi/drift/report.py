@@ -38,6 +38,7 @@ class BatchReport:
     reason: str = UNREADABLE            # of the verdict "cannot tell"; "" for the others
     trouble: str = ""                   # the sentence for it
     num_found: int = 0                  # clips, readable or not; or queries
+    num_captions: int = 0               # of all readable clips; a sample has one of each clip
     is_query_log: bool = False          # such a batch has no clips
     num_queries: int = 0
     skipped: list[Skip] = field(default_factory=list)
