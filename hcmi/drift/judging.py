@@ -28,7 +28,7 @@ from hcmi.drift.profile import MIN_CLIPS, unit
 from hcmi.drift.queries import LOG, judge_queries
 from hcmi.drift.recall_from_clips import Clips
 from hcmi.drift.reference import Reference
-from hcmi.drift.report import BatchReport
+from hcmi.drift.report import LONGEST_NAME, BatchReport
 from hcmi.drift.sample import MAX_CLIPS, count_reasons, read_batch, unreadable
 from hcmi.drift.severity import WITHOUT_WRONG, Severity, estimated, measure
 from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
@@ -50,6 +50,9 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     report = BatchReport(shown(folder.name))
     generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
+        if (size := len(report.name.encode())) > LONGEST_NAME:
+            raise DataError(f"{folder}: need a name of at most {LONGEST_NAME} bytes, which the report's files have "
+                            f"too, got {size}. Rename the folder.")
         if (folder / LOG).is_file():
             if find_videos(folder):
                 raise DataError(f"{folder}: need videos or {LOG}, got both. Move {LOG} to a folder of its own.")

@@ -27,6 +27,8 @@ from hcmi.drift.verdict import (
 from hcmi.types import Skip
 
 SHOWN_SKIPS = 20
+TO_WRITE = ".captions_to_write.csv"         # behind the batch's name
+LONGEST_NAME = 255 - len(TO_WRITE)          # bytes of a batch's name: file systems take names of 255
 
 
 @dataclass
