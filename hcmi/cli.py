@@ -256,12 +256,12 @@ def drift(incoming: str, batches: tuple[str, ...], model: str, export: str, shar
 
     if history is not None:
         found = write_history(history, load_params(params).drift.false_alarm_rate)
-        show(found if as_json else {"report": f"{history}/history.html", "batches": len(found["batches"])}, as_json)
+        show(found, as_json, f"report: {shown(history)}/history.html\nbatches: {len(found['batches'])}")
         return
     result = run(incoming_dir=incoming, model_dir=model, export_dir=export, shards_dir=shards, out_dir=out,
                  params=load_params(params), batches=batches, learn_from=learn_from)
     verdicts = [f"{batch}: {verdict}" for batch, verdict in result["verdicts"].items()]
-    show(result, as_json, "\n".join([f"report: {out}/index.html", *verdicts]))
+    show(result, as_json, "\n".join([f"report: {shown(out)}/index.html", *verdicts]))
 
 
 @main.command()

@@ -11,11 +11,13 @@ from hcmi.dataset.captions import CaptionRow, read_captions
 from hcmi.dataset.expected_splits import expected_splits
 from hcmi.dataset.folder import NothingUsableError, locate_in, read_folder, table_cells, videos_folder
 from hcmi.dataset.manifest import read_manifest, read_manifest_table, sample_captions, write_manifest, write_skipped
-from hcmi.dataset.stage import build_dataset
+from hcmi.dataset.stage import WRITE_VIDEOS, build_dataset
+from hcmi.dataset.webdataset import list_tars
 
 __all__ = [
-    "PROBE_TIMEOUT_S", "SOURCES", "Accepted", "CaptionRow", "NothingUsableError", "accept", "batch_clips",
-    "build_dataset", "check_split", "expected_splits", "file_contents", "files_by_bare_name", "is_held_out",
-    "locate_in", "read_accepted", "read_annotations", "read_captions", "read_folder", "read_manifest",
-    "read_manifest_table", "sample_captions", "table_cells", "videos_folder", "write_manifest", "write_skipped",
+    "PROBE_TIMEOUT_S", "SOURCES", "WRITE_VIDEOS", "Accepted", "CaptionRow", "NothingUsableError", "accept",
+    "batch_clips", "build_dataset", "check_split", "expected_splits", "file_contents", "files_by_bare_name",
+    "is_held_out", "list_tars", "locate_in", "read_accepted", "read_annotations", "read_captions", "read_folder",
+    "read_manifest", "read_manifest_table", "sample_captions", "table_cells", "videos_folder", "write_manifest",
+    "write_skipped",
 ]

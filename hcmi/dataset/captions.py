@@ -10,6 +10,7 @@ from pathlib import Path
 from hcmi.errors import DataError
 from hcmi.progress import track
 from hcmi.types import SPLITS
+from hcmi.wording import plural
 
 REQUIRED, OPTIONAL = ("video", "caption"), ("start", "end", "split")
 UTF_16 = "\udcff\udcfe", "\udcfe\udcff"      # its first two bytes, as `surrogateescape` reads them
@@ -29,9 +30,10 @@ class CaptionRow:
 
 
 def read_captions(path: str | Path) -> Iterator[CaptionRow]:
-    """The rows of a captions.csv in order; the header is row 1, as in a spreadsheet.
+    """The rows of a captions.csv in order, numbered from 1, as in a spreadsheet.
 
-    The file is UTF-8 with or without byte-order mark, with any line ends. Captions may be empty; their surrounding and
+    The header is the first row that is not empty, and the first column that of its first cell that is not. The file is
+    UTF-8 with or without byte-order mark, with any line ends. Captions may be empty; their surrounding and
     doubled white space is removed.
 
     Raises: DataError that names the file, the first wrong row, what it needs and what was found.
@@ -49,10 +51,15 @@ def read_captions(path: str | Path) -> Iterator[CaptionRow]:
     csv.field_size_limit(MAX_CELL)
     with file, track(total=os.path.getsize(path), description="reading captions", unit="B") as bar:
         cells = _rows(csv.reader(file, strict=True), path)
-        columns = _header(path, next(cells, (1, []))[1])
+        first, head = next((found for found in cells if any(map(str.strip, found[1]))), (1, []))
+        left = next((place for place, cell in enumerate(head) if cell.strip()), 0)
+        columns = _header(path, first, head[left:])
         for number, row in cells:
+            if any(map(str.strip, row[:left])):
+                raise DataError(f"{path} row {number}: need {plural(left, 'empty cell')} before the first column, as "
+                                f"row {first} has, got {_short(''.join(row[:left]))}. Move the row.")
             if any(map(str.strip, row)):
-                yield _row(f"{path} row {number}", columns, row)
+                yield _row(f"{path} row {number}", columns, row[left:])
             if number % 1000 == 0:
                 bar.update(os.lseek(file.fileno(), 0, os.SEEK_CUR) - bar.n)
         bar.update(bar.total - bar.n)
@@ -86,31 +93,32 @@ def _not_utf8(where: str, cell: str) -> DataError:
     return DataError(f"{where}: need UTF-8, got the byte 0x{byte:02x}. Save the file as UTF-8.")
 
 
-def _header(path: Path, cells: list[str]) -> list[str]:
+def _header(path: Path, number: int, cells: list[str]) -> list[str]:
+    where = f"{path} row {number}"
     for cell in cells:
-        _check_text(f"{path} row 1", cell, "")
+        _check_text(where, cell, "")
     columns = [cell.strip() for cell in cells]
     while columns and not columns[-1]:          # spreadsheets write the empty cells beside a table, too
         columns.pop()
     known = ",".join(REQUIRED) + "[," + ",".join(OPTIONAL) + "]"
     got = ",".join(columns)
     if not columns:
-        raise DataError(f"{path} row 1: need the columns {known}, got none. Write them there.")
+        raise DataError(f"{where}: need the columns {known}, got none. Write them there.")
     if columns[0].startswith("sep="):
-        raise DataError(f"{path} row 1: need the columns {known}, got {_short(','.join(cells))}, which only Excel "
-                        f"reads. Remove row 1.")
+        raise DataError(f"{where}: need the columns {known}, got {_short(','.join(cells))}, which only Excel "
+                        f"reads. Remove row {number}.")
     if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
-        raise DataError(f"{path} row 1: need each column once, got {twice[0]!r} twice. Remove one of the two.")
+        raise DataError(f"{where}: need each column once, got {twice[0]!r} twice. Remove one of the two.")
     if missing := [name for name in REQUIRED if name not in columns]:
         if len(columns) == 1 and (other := next((mark for mark in ";\t|" if mark in columns[0]), "")):
-            raise DataError(f"{path} row 1: need commas between the cells, got {other!r}. Save the table as CSV with "
+            raise DataError(f"{where}: need commas between the cells, got {other!r}. Save the table as CSV with "
                             f"commas.")
         if {name.lower() for name in columns} >= set(REQUIRED):
-            raise DataError(f"{path} row 1: need the columns {known}, got {_short(got)}. Write the names in small "
+            raise DataError(f"{where}: need the columns {known}, got {_short(got)}. Write the names in small "
                             f"letters.")
-        raise DataError(f"{path} row 1: need the columns {known}, got {_short(got)}. Add the column {missing[0]}.")
+        raise DataError(f"{where}: need the columns {known}, got {_short(got)}. Add the column {missing[0]}.")
     if unknown := [name for name in columns if name not in REQUIRED + OPTIONAL]:
-        raise DataError(f"{path} row 1: need only the columns {known}, got {_short(unknown[0])}. Rename or remove it.")
+        raise DataError(f"{where}: need only the columns {known}, got {_short(unknown[0])}. Rename or remove it.")
     return columns
 
 

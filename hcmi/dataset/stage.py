@@ -76,6 +76,8 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
             write_batch(config.scenes, config.seed, batch.name, batch)
     counts: Counter[str] = Counter(dict.fromkeys(("clips", *SPLITS, "captions", "near_duplicates"), 0))
     reasons: Counter[str] = Counter()
+    there: set[str] = set()
+    missing: set[str] = set()
     first: list[Skip] = []
     with (atomic_dir(manifest_dir) as temporary,
           open(temporary / "skipped.jsonl", "w", encoding="utf-8", newline="\n") as skipped,
@@ -90,22 +92,34 @@ def build_dataset(*, config: DatasetConfig, manifest_dir: str | Path, generated_
             reasons[found.reason] += 1
             first[:] = first or [found]
 
-        clips = only_clips(DATASETS[config.name](config, Path(generated_dir)), note)
+        found = _noted(DATASETS[config.name](config, Path(generated_dir)), there, missing)
+        clips = only_clips(found, note)
         if accepted is not None:
             more = accepted_clips(accepted, incoming_dir, config, note)
             clips = with_accepted(clips, more, temporary / "base.parquet")
         if not write_manifest(_counted(clips, counts), temporary / "manifest.parquet"):
             raise nothing_usable(config.path, reasons, first)
-        if reasons["missing"] > MOST_MISSING * (reasons["missing"] + counts["clips"]):
+        if len(missing) > MOST_MISSING * (len(missing) + len(there)):
             raise DataError(f"{config.path}: need at least {1 - MOST_MISSING:.0%} of the videos that captions name, "
-                            f"got {plural(counts['clips'], 'clip')} and {plural(reasons['missing'], 'name')} without a "
-                            f"file. Put their files there, or remove their captions.")
+                            f"got {plural(len(there), 'video')} and {plural(len(missing), 'name')} without a file. Put "
+                            f"their files there, or remove their captions.")
     if config.name != "scenes":
         for batch in batches:
             with atomic_dir(batch):
                 pass
     seconds = counts.pop("milliseconds", 0) / 1000
     return {"dataset": config.name, **counts, "hours": round(seconds / 3600, 3), "skipped": dict(reasons)}
+
+
+def _noted(found: Found, there: set[str], missing: set[str]) -> Found:
+    """Pass on what a data set has, and collect the paths of its videos that give clips and of those that are missing.
+    """
+    for one in found:
+        if isinstance(one, Clip):
+            there.add(one.path)         # a video may give many clips
+        elif isinstance(one, Skip) and one.reason == "missing":
+            missing.add(one.path)
+        yield one
 
 
 def _counted(clips: Iterator[Clip], counts: Counter[str]) -> Iterator[Clip]:

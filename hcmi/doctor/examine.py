@@ -1,6 +1,7 @@
 """Decode a sample of a folder's videos as the `shards` stage would, and read the captions that the folder has."""
 
 import os
+import re
 import time
 import unicodedata
 from collections import defaultdict
@@ -15,6 +16,7 @@ from hcmi.dataset import (
     CaptionRow,
     check_split,
     files_by_bare_name,
+    list_tars,
     locate_in,
     read_annotations,
     read_captions,
@@ -102,6 +104,13 @@ def read_videos(folder: Path, config: DatasetConfig) -> Listing:
         return Listing({name: Path(files.get(unicodedata.normalize("NFC", name), inside / name)) for name in captions},
                        captions, splits)
     return Listing({path.relative_to(inside).as_posix(): path for path in find_videos(inside)}, captions, splits)
+
+
+def check_tars(path: str) -> None:
+    """Raises: DataError when `path` names no tar, or one that is not there. URLs and commands are not tried."""
+    for tar in list_tars(path):
+        if not re.match(r"\w+:", tar) and not os.path.exists(tar):
+            raise DataError(f"{tar}: need a tar that can be opened, got nothing there. Correct dataset.path.")
 
 
 def other_table(folder: Path) -> Path | None:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from hcmi.config import Params
+from hcmi.config import DatasetConfig, Params
 from hcmi.project import MINE, in_git, next_steps
 
 CHECKPOINT = "openai/clip-vit-base-patch32"
@@ -28,10 +28,13 @@ def is_of_project(folder: Path, params: Params | None) -> bool:
     return bool(params and params.dataset.path and os.path.realpath(params.dataset.path) == os.path.realpath(folder))
 
 
+def of_made_videos(config: DatasetConfig) -> dict[str, Any]:
+    """The report on a data set whose videos the pipeline makes or extracts. DVC needs a `dataset.path` that exists."""
+    return {"problems": [], "next": ["dvc repro" if os.path.exists(config.path) else "hcmi dataset"]}
+
+
 def without_videos(folder: Path, params: Params | None) -> dict[str, Any]:
-    """The report on a folder that names no video: what to type, and a problem unless the pipeline makes the videos."""
-    if params and params.dataset.name in ("scenes", "webdataset") and is_of_project(folder, params):
-        return {"problems": [], "next": ["dvc repro"]}
+    """The report on a folder that names no video: a problem, and what to type."""
     problem = f"{folder}: need at least one video file, got none. "
     if is_of_project(folder, params):
         return {"problems": [f"{problem}Put your videos into {folder / 'videos'}, and a row for each caption into "

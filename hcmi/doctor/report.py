@@ -8,9 +8,9 @@ from statistics import median
 from typing import Any
 
 from hcmi.config import DatasetConfig, Params, ShardsConfig
-from hcmi.dataset import expected_splits, videos_folder
-from hcmi.doctor.examine import Captions, Listing, Sample, examine_sample, other_table, read_videos
-from hcmi.doctor.next_steps import with_videos, without_videos
+from hcmi.dataset import WRITE_VIDEOS, expected_splits, videos_folder
+from hcmi.doctor.examine import Captions, Listing, Sample, check_tars, examine_sample, other_table, read_videos
+from hcmi.doctor.next_steps import is_of_project, of_made_videos, with_videos, without_videos
 from hcmi.doctor.problems import describe_machine, folder_problems, training_problems
 from hcmi.errors import DataError, shown
 from hcmi.evaluate import wilson
@@ -35,13 +35,17 @@ def doctor(folder: str | Path, params: Params | None, sample: int = 64, seconds:
     `folder` is in the `folder` format, a plain folder of videos, or in the format of the published data set that
     `params.dataset` names. At most `sample` files are decoded, and none is begun after `seconds`. `problems` lists what
     would end or spoil a run; it is empty when all is well. `next` are commands to go on with. Without `params`, in a
-    folder where there is no project yet, training is not asked about. Of a folder that names no video there are only
-    `problems` and `next`.
+    folder where there is no project yet, training is not asked about. Of a folder that names no video, and of the
+    project's own data set where the pipeline makes or extracts the videos, there are only `problems` and `next`.
 
-    Raises: DataError when the folder or its captions are wrong, or none of the named videos is there.
+    Raises: DataError when the folder, its captions or the path of tars are wrong, or none of the named videos is there.
     """
     folder = Path(folder)
     shards, dataset = (params.shards, params.dataset) if params else (NO_SHARDS, NO_DATASET)
+    if dataset.name in WRITE_VIDEOS and is_of_project(folder, params):      # the path may be a URL, or unused
+        if dataset.name == "webdataset":
+            check_tars(dataset.path)
+        return of_made_videos(dataset)
     listing = read_videos(folder, dataset)
     videos, captions = listing.videos, listing.captions
     if not videos:

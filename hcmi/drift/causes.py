@@ -141,7 +141,7 @@ def unknown_words(captioned: np.ndarray, captions: Sequence[str], known: Collect
 
 
 def empty_captions(skipped: Sequence[Skip], num_captions: int) -> Cause | None:
-    """Rows of captions.csv without a caption."""
+    """Rows of captions.csv without a caption. `num_captions`: of the whole batch, as the rows are."""
     empty = [skip for skip in skipped if skip.reason == "empty_caption"]
     total = len(empty) + num_captions
     if not enough(len(empty), total):

@@ -48,6 +48,7 @@ class Point:
     shared: float           # part of a comparison's variance that comes from the tested clips, which batches share
     model: str
     is_query_log: bool = False
+    judged: float = 0.0     # the time of its report
 
 
 def newest_records(folder: str | Path) -> Records:
@@ -76,12 +77,12 @@ def newest_records(folder: str | Path) -> Records:
 
 def points_of(records: Records) -> list[Point]:
     """Every batch that was compared, oldest first; one that was not (`cannot tell`) has no figures."""
-    points = [point_of(record, date_of(record["batch"], seconds).date().isoformat())
+    points = [point_of(record, date_of(record["batch"], seconds).date().isoformat(), seconds)
               for seconds, record in records.values() if record["shifts"]]
     return sorted(points, key=lambda point: (point.date, point.batch))
 
 
-def point_of(record: dict[str, Any], date: str) -> Point:
+def point_of(record: dict[str, Any], date: str, judged: float = 0.0) -> Point:
     """The batch of a record of `newest_records`. Reports of earlier versions tell less."""
     severity, reference = record["severity"] or {}, record.get("reference", {})
     if severity.get("how") == LABEL_FREE:
@@ -93,13 +94,16 @@ def point_of(record: dict[str, Any], date: str) -> Point:
                  min(shift["p_value"] for shift in record["shifts"]),
                  round(severity.get("captions", 0) * batch_share),
                  round(reference.get("captioned", 0) * known_share), size / (size + known), reference.get("model", ""),
-                 bool(record.get("queries")))
+                 bool(record.get("queries")), judged)
 
 
 def comparable(points: Sequence[Point]) -> list[Point]:
-    """The batches of clips that the newest model judged. Distances of query logs are other figures than those of clips.
+    """The batches of clips that the newest model judged, which is that of the latest report; the last of equal times.
+
+    Distances of query logs are other figures than those of clips.
     """
-    return [point for point in points if point.model == points[-1].model and not point.is_query_log]
+    newest = max(reversed(points), key=lambda point: point.judged, default=None)
+    return [point for point in points if newest and point.model == newest.model and not point.is_query_log]
 
 
 def slow_changes(points: Sequence[Point]) -> dict[str, str]:

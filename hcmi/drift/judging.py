@@ -28,7 +28,7 @@ from hcmi.drift.profile import MIN_CLIPS, unit
 from hcmi.drift.queries import LOG, judge_queries
 from hcmi.drift.recall_from_clips import Clips
 from hcmi.drift.reference import Reference
-from hcmi.drift.report import BatchReport
+from hcmi.drift.report import LONGEST_NAME, BatchReport
 from hcmi.drift.sample import MAX_CLIPS, count_reasons, read_batch, unreadable
 from hcmi.drift.severity import WITHOUT_WRONG, Severity, estimated, measure
 from hcmi.drift.slices import NEW_WORDS, Slice, weak_slices
@@ -50,13 +50,16 @@ def judge(folder: Path, reference: Reference, params: Params, shards_dir: str | 
     report = BatchReport(shown(folder.name))
     generator = np.random.default_rng([params.drift.seed, zlib.crc32(os.fsencode(folder.name))])
     try:
+        if (size := len(report.name.encode())) > LONGEST_NAME:
+            raise DataError(f"{folder}: need a name of at most {LONGEST_NAME} bytes, which the report's files have "
+                            f"too, got {size}. Rename the folder.")
         if (folder / LOG).is_file():
             if find_videos(folder):
                 raise DataError(f"{folder}: need videos or {LOG}, got both. Move {LOG} to a folder of its own.")
             judge_queries(report, folder / LOG, reference, params.drift.false_alarm_rate, generator)
             return report
-        report.sample, report.skipped, report.num_found = read_batch(folder, reference.model, params,
-                                                                     reference.precision, shards_dir, generator)
+        report.sample, report.skipped, report.num_found, report.num_captions = read_batch(
+            folder, reference.model, params, reference.precision, shards_dir, generator)
     except NothingUsableError as error:
         report.skipped, report.num_found = error.skipped, len(unreadable(error.skipped))
         report.trouble = str(error)         # of a folder without videos
@@ -196,4 +199,4 @@ def _other_causes(report: BatchReport, reference: Reference) -> list[Cause | Non
                              float((known_near_V > reference.copy).mean())),
         copies_within(sample.clips, vectors_VD, sample.middle_frames, reference.copy, usual),
         unknown_words(sample.captioned, sample.captions, reference.words, reference.usual_unknown),
-        empty_captions(report.skipped, len(sample.captions))]
+        empty_captions(report.skipped, report.num_captions)]

@@ -13,6 +13,7 @@ from hcmi.drift.profile import Profile
 from hcmi.drift.report import SHOWN_SKIPS, BatchReport
 from hcmi.drift.severity import LABEL_FREE, Severity
 from hcmi.drift.verdict import CHANGED, HURT, OK, UNKNOWN
+from hcmi.errors import shown
 from hcmi.types import Skip
 from hcmi.wording import plural
 
@@ -64,8 +65,8 @@ def headline(reports: Sequence[BatchReport]) -> str:
 def _intro(result: dict[str, Any], incoming_dir: str, named: Sequence[str]) -> str:
     if not result["batches"]:
         empty = ", ".join(f"{incoming_dir}/{name}" for name in named) or incoming_dir
-        return (f"There are no videos in <code>{escape(empty)}</code>. Put a folder of videos into "
-                f"<code>{escape(incoming_dir)}</code>, with or without a <code>captions.csv</code>, and run "
+        return (f"There are no videos in <code>{escape(shown(empty))}</code>. Put a folder of videos into "
+                f"<code>{escape(shown(incoming_dir))}</code>, with or without a <code>captions.csv</code>, and run "
                 "<code>hcmi drift --batch NAME --out reports/watch/NAME</code>.")
     return (f"Each batch is compared with {plural(result['reference']['clips'], 'held-out clip')} that the model was "
             f"tested on. For {result['false_alarm_rate']:.1%} of batches that have not changed, a comparison is beyond "

@@ -27,6 +27,8 @@ from hcmi.drift.verdict import (
 from hcmi.types import Skip
 
 SHOWN_SKIPS = 20
+TO_WRITE = ".captions_to_write.csv"         # behind the batch's name
+LONGEST_NAME = 255 - len(TO_WRITE)          # bytes of a batch's name: file systems take names of 255
 
 
 @dataclass
@@ -38,6 +40,7 @@ class BatchReport:
     reason: str = UNREADABLE            # of the verdict "cannot tell"; "" for the others
     trouble: str = ""                   # the sentence for it
     num_found: int = 0                  # clips, readable or not; or queries
+    num_captions: int = 0               # of all readable clips; a sample has one of each clip
     is_query_log: bool = False          # such a batch has no clips
     num_queries: int = 0
     skipped: list[Skip] = field(default_factory=list)

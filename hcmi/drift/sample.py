@@ -45,23 +45,25 @@ class Sample:
 
 
 def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, shards_dir: str | Path,
-               generator: np.random.Generator) -> tuple[Sample | None, list[Skip], int]:
-    """Decode and encode a folder of videos: the sample, the clips that were left out, and the number of clips found.
+               generator: np.random.Generator) -> tuple[Sample | None, list[Skip], int, int]:
+    """Decode and encode a folder of videos: the sample, what was left out, and the numbers of clips and captions found.
 
-    The sample is None when no clip can be read. Frames go through the same sampling, resizing and JPEG as those of the
-    shards (whose stats.json holds the settings); otherwise the model would see the difference as drift. Each window
-    of a long video without captions is a clip; here windows do not overlap.
+    The sample is None when no clip can be read; the numbers are those of the whole folder, before the draw. Frames go
+    through the same sampling, resizing and JPEG as those of the shards (whose stats.json holds the settings); otherwise
+    the model would see the difference as drift. Each window of a long video without captions is a clip; here windows do
+    not overlap.
     Raises: DataError when the captions are wrong or the folder holds nothing usable.
     """
     apart = WindowsConfig(cut="fixed", seconds=params.windows.seconds, whole_seconds=params.windows.whole_seconds,
                           overlap_seconds=0.0)          # no second counts twice
     clips, skipped = read_folder(folder, params.dataset, captions_required=False, windows=apart)
     num_found = len(clips) + len(unreadable(skipped))
+    num_captions = sum(len(clip.captions) for clip in clips)
     chosen = [replace(clips[row], split=REFERENCE) for row in draw_rows(len(clips), generator)]
     with temporary_shards(chosen, shards_dir, params) as (shards, lost):
         skipped += lost
         if shards is None:
-            return None, skipped, num_found
+            return None, skipped, num_found, num_captions
         reader = ShardReader(shards, REFERENCE)
         batches = eval_batches(reader, params.export.batch_size, model.config.num_frames)
         videos = encode_videos(model, batches, len(reader))
@@ -70,7 +72,7 @@ def read_batch(folder: Path, model: HcmiModel, params: Params, precision: str, s
     captions = [str(generator.choice(clips[row].captions)) for row in captioned]
     texts = encode_texts(model, captions) if captions else None
     sample = Sample(clips, pixels, middle_frames, round_trip(videos, precision), captioned, captions, texts)
-    return sample, skipped, num_found
+    return sample, skipped, num_found, num_captions
 
 
 def measure_clips(reader: ShardReader, rows: Sequence[int]) -> tuple[list[Clip], pd.DataFrame, list[np.ndarray]]:

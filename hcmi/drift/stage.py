@@ -23,7 +23,7 @@ from hcmi.drift.learned import Learned, learn
 from hcmi.drift.page import render
 from hcmi.drift.pictures import at_random, draw, farthest, lost
 from hcmi.drift.reference import Reference
-from hcmi.drift.report import BatchReport
+from hcmi.drift.report import TO_WRITE, BatchReport
 from hcmi.drift.verdict import CHANGED, HURT
 from hcmi.errors import ConfigError, shown
 from hcmi.files import ask_to_write, atomic_dir, is_passed_over
@@ -134,8 +134,7 @@ def _write_captions_to_write(report: BatchReport, batch: Path, out: Path) -> Non
     nearest_V = profile.columns.get("nearest_known", pd.Series(np.zeros(len(sample)))).to_numpy()
     row_of = {clip.video_id: row for row, clip in enumerate(sample.clips)}
     rows = dict.fromkeys([*(row_of[one["video_id"]] for one in report.lost), *np.argsort(nearest_V).tolist()])
-    with open(out / f"{report.name}.captions_to_write.csv", "w", encoding="utf-8", errors="surrogateescape",
-              newline="") as file:
+    with open(out / f"{report.name}{TO_WRITE}", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("video", "caption", "start", "end"))
         for row in list(rows)[:MAX_TO_WRITE]:

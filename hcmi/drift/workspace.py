@@ -141,7 +141,7 @@ def main() -> None:
         count = build_workspace(options.folders, options.out)
     except HcmiError as error:
         sys.exit(f"hcmi.drift.workspace: {error}")
-    print(f"{options.out}: {count} batches")
+    print(f"{shown(options.out)}: {count} batches")
     if not options.build_only:
         from evidently.ui.service.app import run_local
 

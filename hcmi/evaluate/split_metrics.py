@@ -47,9 +47,10 @@ class SplitMetrics:
         return ranks(chosen_VQ, [captions[row] for row in rows])
 
     def v2t_ranks_by_clip(self, sims_VQ: NDArray) -> Ranks:
-        """Each clip ranked among the captioned clips by its best caption, as CLIP4Clip has it; R@1 is the same.
+        """Each clip ranked among the captioned clips by its best caption, as CLIP4Clip has it.
 
-        `v2t_ranks` ranks the best of its captions among all captions, of which other clips have many.
+        `v2t_ranks` ranks the best of its captions among all captions, of which other clips have many. R@1 is the same
+        where no scores tie: captions of another clip that tie with it count one by one there, and once here.
         """
         order = np.argsort(self.caption_video, kind="stable")
         starts = np.searchsorted(self.caption_video[order], self.captioned)

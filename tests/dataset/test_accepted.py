@@ -43,6 +43,22 @@ def build(made: Path, out: Path, accepted: Path) -> dict[str, tuple[str, str]]:
     return {clip.video_id: (clip.split, Path(clip.path).name) for clip in clips}
 
 
+def test_accepted_batches_do_not_stand_for_missing_videos_and_theirs_are_not_counted(made, tmp_path):
+    """Eleven clips of a batch let a data set pass of which one video was there and two were missing."""
+    path = tmp_path / "accepted.json"
+    accept(path, Accepted("monday", "content", "ok", "now"))
+    for root in ("base", "incoming"):
+        shutil.copytree(made / root, tmp_path / root)
+    rows = "".join(f"gone_{number}.mp4,x,train\n" for number in range(4))
+    with open(tmp_path / "incoming/monday/captions.csv", "a") as table:
+        table.write(rows)
+    assert build(tmp_path, tmp_path / "out", path)
+    with open(tmp_path / "base/captions.csv", "a") as table:
+        table.write(rows)
+    with pytest.raises(DataError, match=r"base: need at least 50% of the videos .*, got 3 videos and 4 names without"):
+        build(tmp_path, tmp_path / "out", path)
+
+
 def test_accepted_clips_train_and_the_evaluation_stays_as_it_was(made, tmp_path):
     path = tmp_path / "accepted.json"
     base = build(made, tmp_path / "without", path)

@@ -116,12 +116,22 @@ def test_missing_videos_are_counted_and_listed_when_some_are_there(annotations_d
     assert all(skip.path.startswith(str(folder / "videos")) for skip in skips)
 
 
+def test_dataset_is_refused_when_few_videos_have_many_clips_and_most_are_missing(folder, tmp_path):
+    """Nine parts of one file counted as nine files, beside nine names without one."""
+    parts = "".join(f"a.mp4,part {number},0.{number}\n" for number in range(9))
+    table = "video,caption,start\n" + parts + "".join(f"gone_{number}.mp4,x,\n" for number in range(9))
+    with pytest.raises(DataError, match=r"need at least 50% of the videos .*, got 1 video and 9 names "):
+        build(CONFIG.model_copy(update={"path": str(folder(table))}), tmp_path)
+    table = "video,caption,start\n" + parts + "gone.mp4,x,\n"
+    assert build(CONFIG.model_copy(update={"path": str(folder(table))}), tmp_path)[0]["clips"] == 9
+
+
 def test_dataset_is_refused_when_most_of_its_videos_are_missing(annotations_dir, shared_data, tmp_path):
     folder = tmp_path / "msvd"
     shutil.copytree(annotations_dir / "msvd", folder)
     (folder / "videos").mkdir()
     name = (folder / "train_list.txt").read_text().split()[0]
     shutil.copy(next((shared_data / "real_clips/videos").iterdir()), folder / "videos" / f"{name}.mp4")
-    with pytest.raises(DataError, match=r"need at least 50% of the videos that captions name, got 1 clip and 1,969 "):
+    with pytest.raises(DataError, match=r"need at least 50% of the videos that captions name, got 1 video and 1,969 "):
         build(published("msvd", folder), tmp_path)
     assert not (tmp_path / "manifest").exists()

@@ -22,7 +22,7 @@ from hcmi.video import REASONS
 REFUSED = {
     "no table": (None, r"captions.csv: need a table with the columns video,caption.* found none. Write one"),
     "empty": ("", r"row 1: need the columns video,caption\[,start,end,split\], got none. Write them there"),
-    "empty first row": ("\nvideo,caption\na.mp4,x\n", r"row 1: need the columns .*, got none. Write them there"),
+    "empty rows alone": ("\n,,\n", r"row 1: need the columns .*, got none. Write them there"),
     "Excel's separator": ("sep=,\nvideo,caption\na.mp4,x\n",
                           r"row 1: need the columns .*, got 'sep=,', which only Excel reads. Remove row 1"),
     "semicolons": ("video;caption\na.mp4;x\n", r"row 1: need commas between the cells, got ';'. Save the table"),

@@ -158,6 +158,48 @@ def test_doctor_asks_for_no_video_where_the_pipeline_makes_them(monkeypatch):
     assert doctor("data/raw/scenes", load_params("params.yaml"))["problems"] == []
 
 
+@pytest.mark.parametrize(("path", "command"), [
+    ("tars", "dvc repro"), ("tars/0.tar", "dvc repro"), ("list.txt", "dvc repro"), ("tars/{0..1}.tar", "hcmi dataset"),
+    ("https://example.org/{000..003}.tar", "hcmi dataset"), ("pipe:cat tars/0.tar", "hcmi dataset")])
+def test_doctor_takes_every_path_that_webdataset_takes(tmp_path, monkeypatch, path, command):
+    """DVC needs a path that exists, so `dvc repro` is no next step for a pattern or a URL."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        (tmp_path / f"tars/{number}.tar").write_bytes(bytes(1024))
+    (tmp_path / "list.txt").write_text("tars/0.tar\nhttps://example.org/1.tar\n")
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("name: scenes", "name: webdataset").replace(
+        "path: data/raw/scenes", f"path: {json.dumps(path)}"), encoding="utf-8")
+    assert typed() == typed(path) == (0, [], [command])
+
+
+@pytest.mark.parametrize(("path", "message"), [
+    ("typo", "typo: need a tar that can be opened, got nothing there. Correct dataset.path."),
+    ("tars/{0..1}.tar", "tars/1.tar: need a tar that can be opened, got nothing there. Correct dataset.path."),
+    ("list.txt", "gone.tar: need a tar that can be opened, got nothing there. Correct dataset.path."),
+    ("empty", "empty: need tars or a urls.txt that lists some, got none. Correct dataset.path.")])
+def test_doctor_refuses_tars_that_are_not_there(tmp_path, monkeypatch, params, path, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("tars", "empty"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "tars/0.tar").write_bytes(bytes(1024))
+    (tmp_path / "list.txt").write_text("tars/0.tar\ngone.tar\n")
+    config = params.dataset.model_copy(update={"name": "webdataset", "path": path})
+    with pytest.raises(DataError) as refused:
+        doctor(path, params.model_copy(update={"dataset": config}))
+    assert str(refused.value) == message
+
+
+def test_doctor_needs_no_folder_of_scenes(tmp_path, monkeypatch):
+    """Scenes reads no files; but DVC needs the path."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    assert typed() == (0, [], ["hcmi dataset"])
+    (tmp_path / "data/raw/scenes").mkdir(parents=True)
+    assert typed() == (0, [], ["dvc repro"])
+
+
 @pytest.mark.parametrize("name", ["plain/folder-1.2", "my videos (2)", "it's mine", "café/vidéos", "a=b", "a&b",
                                   "[x] y", "a,b", 'quo"te', "back\\slash", 'both\\"', "end\\", "$HOME", "{a: b}"])
 def test_path_in_a_next_command_reaches_dvc_as_it_is(name):

@@ -115,6 +115,27 @@ def test_batch_is_judged_when_odd_files_are_among_its_videos(world):
     assert r"caf\xe9" in page
 
 
+def test_page_is_written_when_the_folder_of_batches_and_the_report_have_names_of_any_bytes(world, tmp_path):
+    (tmp_path / "inc\udce9" / "b\udce9").mkdir(parents=True)
+    for names, said in (((), r"inc\xe9</code>. Put"), (("b\udce9",), r"inc\xe9/b\xe9</code>. Put")):
+        result = run(world, str(tmp_path / "rep\udce9"), *names, incoming=str(tmp_path / "inc\udce9"))
+        assert result["verdicts"] == {}
+        assert said in (tmp_path / "rep\udce9" / "index.html").read_text(encoding="utf-8")
+
+
+def test_batch_whose_name_is_too_long_for_its_files_gets_a_line_and_the_others_a_verdict(world):
+    """It ended the report on all batches after they had been judged."""
+    root, _ = world
+    for name in ("b" * 234, "c" * 233):
+        shutil.copytree(root / "incoming" / "brighter", root / "long" / name)
+    result = run(world, "long_report", incoming="long")
+    assert of(result, "b" * 234)["why"].endswith(
+        "need a name of at most 233 bytes, which the report's files have too, got 234. Rename the folder.")
+    assert result["verdicts"]["b" * 234] == "cannot tell"
+    assert result["verdicts"]["c" * 233] in ("changed", "search hurt")
+    assert (root / "long_report" / f"{'c' * 233}.captions_to_write.csv").is_file()
+
+
 class Known:
     """What `_measure` needs of a reference."""
 

@@ -118,6 +118,18 @@ def test_only_batches_that_the_newest_model_judged_are_compared():
     assert slow_changes(comparable(points)) == {}
 
 
+def test_newest_model_is_that_of_the_latest_report_and_not_of_the_latest_date_in_a_name(tmp_path):
+    """A batch of the day before that the new model judged hid it, and the old model's batches were compared."""
+    write(tmp_path / "b", record("2026-11-30"), model="old")
+    write(tmp_path / "a", record("2026-11-23"), model="new")
+    os.utime(tmp_path / "b" / "report.json", (100, 100))
+    os.utime(tmp_path / "a" / "report.json", (200, 200))
+    points = points_of(newest_records(tmp_path))
+    assert [(point.batch, point.model) for point in points] == [("2026-11-23", "new"), ("2026-11-30", "old")]
+    assert [point.batch for point in comparable(points)] == ["2026-11-23"]
+    assert comparable([]) == []
+
+
 def test_alarms_of_older_models_and_of_query_logs_are_not_counted(tmp_path):
     """A history of quiet batches beside query logs that changed was said to have changed; so was one after a new model.
     """

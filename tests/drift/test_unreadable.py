@@ -35,6 +35,12 @@ def troubled(world) -> dict:
     table = root / "troubled" / "hushed" / "captions.csv"
     rows = table.read_text(encoding="utf-8").splitlines()
     table.write_text("\n".join([rows[0], *(f"{row.split(',')[0]},,test" for row in rows[1:])]) + "\n", encoding="utf-8")
+    make_folder(root / "troubled" / "told", 12, 60, 120, seed=8)
+    table = root / "troubled" / "told" / "captions.csv"
+    head, *rows = table.read_text(encoding="utf-8").splitlines()
+    rows += [row.replace("a ", f"{number} times a ", 1) for row in rows for number in range(19)]
+    rows += [f"{row.split(',')[0]},,test" for row in rows[:4]]
+    table.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
     return run(world, "troubled_report", incoming="troubled")
 
 
@@ -70,6 +76,13 @@ def test_empty_captions_are_named_and_are_not_ok(troubled):
     assert batch["captioned"] == 0
     assert batch["why"].startswith("All captions are empty.")
     assert batch["advice"].startswith("Fill in the captions: without them nobody can say whether search still finds")
+
+
+def test_empty_captions_are_compared_with_all_captions_and_not_with_one_of_each_clip(troubled):
+    """4 beside 12 clips with 20 captions each were said to be 4 of 16."""
+    batch = of(troubled, "told")
+    assert (batch["captioned"], batch["skipped_reasons"]) == (12, "4 empty_caption")
+    assert [cause for cause in batch["causes"] if cause["name"] == "empty captions"] == []
 
 
 def skips(*reasons: str) -> list[Skip]:
