@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,31 @@ def clips(names: list[str], **changes) -> list[Clip]:
                   "tags": {"place": ("sea", "wood")[number % 2]}}
         made.append(Clip(**{**fields, **changes}))
     return made
+
+
+def files_of_windows(sizes: Sequence[int], generator: np.random.Generator
+                     ) -> tuple[list[Clip], VideoTokens, np.ndarray]:
+    """Files `f0.mp4`, ... of so many windows each; their tokens; a direction [D].
+
+    All windows of `f0` are nearest to it, then all those of `f1`, and so on. Each level gives them the same cosine.
+    """
+    near_D = unit(generator.normal(size=D)).numpy()
+    names = [f"f{file}-{window}" for file, size in enumerate(sizes) for window in range(size)]
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    cosines = 0.9 - (owner + generator.uniform(0, 0.9, len(owner))) / len(sizes)
+    away = generator.normal(size=(len(owner), D))
+    away = unit(away - np.outer(away @ near_D, near_D)).numpy()
+    vectors = unit(cosines[:, None] * near_D + np.sqrt(1 - cosines**2)[:, None] * away)
+    made = [replace(clip, path=f"{name.partition('-')[0]}.mp4", start_s=float(at), end_s=at + 6.0)
+            for at, (clip, name) in enumerate(zip(clips(names), names, strict=True))]
+    return made, same_tokens(vectors), near_D
+
+
+def same_tokens(vectors_VD: torch.Tensor) -> VideoTokens:
+    """Videos whose frames and clips all have the vector of the video."""
+    rows = len(vectors_VD)
+    return VideoTokens(vectors_VD, vectors_VD[:, None].repeat(1, T, 1), vectors_VD[:, None].repeat(1, C, 1),
+                       weights(rows, T), weights(rows, C))
 
 
 def write_grey_videos(folder: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hcmi.index.search_index import SearchIndex, check_fingerprint
 from hcmi.index.segment import Filter
 from hcmi.index.store import FILES, tokens_of
 from hcmi.progress import track
-from hcmi.types import CLIP_SCHEMA, Clip, VideoTokens, path_of_text
+from hcmi.types import CLIP_SCHEMA, Clip, VideoTokens, path_of_text, path_text
 
 VIDEOS, MODEL = "hcmi", "hcmi_model"        # collections
 BATCH = 256
@@ -74,11 +74,16 @@ class MilvusIndex:
         """Raises: SearchIndexError when another model made the vectors."""
         check_fingerprint(self.folder, self.model, fingerprint)
 
-    def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None) -> np.ndarray:
-        """First stage: keys of the `count` videos nearest to `query_D`, of any length, best first."""
+    def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None, without: Collection[str] = ()
+                   ) -> np.ndarray:
+        """First stage: keys of the `count` videos nearest to `query_D`, of any length, best first.
+
+        `without`: files that are left out.
+        """
         with _explained(self.folder):
-            hits = self.client.search(VIDEOS, [query_D.tolist()], limit=count, filter=_expression(where or Filter()),
-                                      output_fields=["row"], search_params={"params": {"ef": 2 * count}})[0]
+            hits = self.client.search(VIDEOS, [query_D.tolist()], limit=count,
+                                      filter=_expression(where or Filter(), without), output_fields=["row"],
+                                      search_params={"params": {"ef": 2 * count}})[0]
         return np.array([hit["row"] for hit in hits], np.int64)
 
     def tokens(self, rows: np.ndarray) -> VideoTokens:
@@ -226,12 +231,14 @@ def _unpack(text: str) -> dict[str, np.ndarray]:
     return {name: np.load(buffer, allow_pickle=False) for name in FILES}
 
 
-def _expression(where: Filter) -> str:
+def _expression(where: Filter, without: Collection[str]) -> str:
     parts = [f"tags[{_quoted(name)}] == {_quoted(value)}" for name, value in where.tags]
     if where.min_seconds is not None:
         parts.append(f"duration_s >= {float(where.min_seconds)!r}")
     if where.max_seconds is not None:
         parts.append(f"duration_s <= {float(where.max_seconds)!r}")
+    if without:
+        parts.append(f"path not in {_quoted([path_text(path) for path in without])}")
     return " and ".join(parts)
 
 

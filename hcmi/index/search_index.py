@@ -91,16 +91,22 @@ class SearchIndex:
         """Raises: SearchIndexError when another model made the index, because scores would then be meaningless."""
         check_fingerprint(self.folder, self.model, fingerprint)
 
-    def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None) -> np.ndarray:
-        """First stage: rows of the `count` videos nearest to `query_D`, of any length, best first."""
+    def candidates(self, query_D: np.ndarray, count: int, where: Filter | None = None, without: Collection[str] = ()
+                   ) -> np.ndarray:
+        """First stage: rows of the `count` videos nearest to `query_D`, of any length, best first.
+
+        Fewer only where no others are left. `without`: files that are left out.
+        """
         keeps: list[np.ndarray | None] = [s.alive if s.entry["removed"] else None for s in self.segments]
         if where:
             filtered = self._filtered       # read once: another thread may replace it at any time
             if filtered is None or filtered[0] != where:
                 filtered = self._filtered = where, [segment.allowed(where) for segment in self.segments]
             keeps = list(filtered[1])
+        left_out = [segment.of_files(without) for segment in self.segments] if without else [None] * len(self.segments)
         query_D = np.ascontiguousarray(query_D, np.float32)
-        found = [segment.nearest(query_D, count, keep) for segment, keep in zip(self.segments, keeps, strict=True)]
+        found = [segment.nearest(query_D, count, keep, out)
+                 for segment, keep, out in zip(self.segments, keeps, left_out, strict=True)]
         if not found:
             return np.zeros(0, np.int64)
         rows = np.concatenate([part + start for (part, _), start in zip(found, self.starts, strict=False)])

@@ -1,6 +1,6 @@
 """One immutable segment of an index: its rows, the filter over them, and the FAISS index of its vectors."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from hcmi.errors import SearchIndexError
 from hcmi.index.store import TokenStore, read_videos
 from hcmi.progress import track
+from hcmi.types import path_text
 
 HNSW_ROWS = 30_000      # with fewer rows a flat scan takes a few milliseconds
 HNSW_LINKS = 32
@@ -95,8 +96,21 @@ class Segment:
             keep = keep & (self.videos["duration_s"].to_numpy() <= where.max_seconds)
         return keep
 
-    def nearest(self, query_D: np.ndarray, count: int, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and inner products of the `count` nearest vectors that `keep` allows (None: all), best first."""
+    def of_files(self, paths: Collection[str]) -> np.ndarray:
+        """bool [rows]: rows of these files."""
+        texts = pa.array([path_text(path) for path in paths], pa.string())
+        return pc.is_in(self.videos["path"], texts).to_numpy()
+
+    def nearest(self, query_D: np.ndarray, count: int, keep: np.ndarray | None, left_out: np.ndarray | None = None
+                ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and inner products of the `count` nearest vectors that `keep` allows (None: all), best first.
+
+        `left_out`: rows that are not wanted. Unlike those that `keep` forbids, they may all be near the query.
+        """
+        num_left_out = 0
+        if left_out is not None and left_out.any():
+            num_left_out = int(left_out.sum())
+            keep = ~left_out if keep is None else keep & ~left_out
         kept = self.rows if keep is None else int(keep.sum())
         count = min(count, kept)
         if not count:
@@ -108,14 +122,25 @@ class Segment:
             return rows[best], scores[best]
         api: Any = faiss        # its type stubs lack selectors and HNSW
         selector = None if keep is None else api.IDSelectorBitmap(np.packbits(keep, bitorder="little"))
+        flat = self.faiss_index
         if self.entry["kind"] == "hnsw":
-            options = api.SearchParametersHNSW(efSearch=max(2 * count, 64), sel=selector)
-        else:
-            options = api.SearchParameters(sel=selector)
-        with _one_thread():
-            scores, rows = self.faiss_index.search(query_D[None], count, params=options)
-        found = rows[0] >= 0
-        return rows[0][found], scores[0][found]
+            # HNSW visits the rows that are left out too, and with less than this would see no others
+            breadth = max(2 * count, 64) + num_left_out
+            if not num_left_out or 2 * HNSW_LINKS * breadth < self.rows:        # otherwise a scan reads fewer vectors
+                rows, scores = _search(self.faiss_index, query_D, count,
+                                       api.SearchParametersHNSW(efSearch=breadth, sel=selector))
+                if len(rows) == count:
+                    return rows, scores
+            flat = api.downcast_index(self.faiss_index.storage)
+        return _search(flat, query_D, count, api.SearchParameters(sel=selector))
+
+
+def _search(index: Any, query_D: np.ndarray, count: int, options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and inner products that FAISS finds, at most `count`."""
+    with _one_thread():
+        scores, rows = index.search(query_D[None], count, params=options)
+    found = rows[0] >= 0
+    return rows[0][found], scores[0][found]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ folder: configuration, weights, tokenizer and preprocessing. A checkpoint of CLI
 """
 
 from hcmi.model.checkpoint import is_trained, load_retriever, new_retriever, zero_shot_retriever
+from hcmi.model.checkpoint_files import is_name
 from hcmi.model.cut import cut_note, unread
 from hcmi.model.describe import describe_model, description_text
 from hcmi.model.encode import (
@@ -35,7 +36,7 @@ __all__ = [
     "BLOCK", "CLIP_SQUARE", "FILES", "GAIN", "PRECISIONS", "TOLD_SHARE", "HcmiModel", "HeadOnFeatures",
     "NotFiniteError", "Square", "bucketed_similarities", "check_finite", "check_square", "concatenate", "cut_note",
     "describe_model", "description_text", "encode_batches", "encode_features", "encode_frames", "encode_precision",
-    "encode_texts", "encode_videos", "is_foreign", "is_trained", "load_retriever", "load_text_encoder",
+    "encode_texts", "encode_videos", "is_foreign", "is_name", "is_trained", "load_retriever", "load_text_encoder",
     "multiply_patches", "new_retriever", "score", "shards_square", "similarity_blocks", "tiled_similarities",
     "token_states", "towers_hash", "unread", "warn_of_foreign", "zero_shot_retriever",
 ]

@@ -19,6 +19,7 @@ from hcmi.model.checkpoint_files import (
     CONFIG,
     OPEN_CLIP,
     checkpoint_folder,
+    is_name,
     missing_files,
     plain_name,
     read_json,
@@ -71,19 +72,14 @@ def is_trained(model: HcmiModel) -> bool:
 
 
 def is_checkpoint(source: str | Path) -> bool:
-    """Whether this is a folder that another library wrote, or looks like a name on the hub (`plain_name`).
-
-    `models/...` is never a name: the hub has no owner of that name.
-    """
+    """Whether this is a folder that another library wrote, or a name on the hub (`plain_name`, `is_name`)."""
     source = str(source)
     if os.path.isdir(source):
         config = read_json(Path(source, CONFIG))
         if config is None:
             return Path(source, OPEN_CLIP).is_file()        # otherwise loading says what is wrong
         return config.get("model_type") != HcmiConfig.model_type
-    owner = source.partition("/")[0]
-    return (re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None and owner != "models"
-            and not os.path.exists(owner))
+    return is_name(source)
 
 
 def new_retriever(config: ModelConfig, image_size: int, captions: list[str], square: Square = CLIP_SQUARE

@@ -4,7 +4,9 @@ A checkpoint is a folder or a name on the hub. A name is turned into a folder he
 """
 
 import json
+import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,15 @@ def plain_name(source: str) -> str:
     return source.removeprefix("hf-hub:").rstrip("/") or source
 
 
+def is_name(source: str) -> bool:
+    """Whether this is taken as a checkpoint's name on the hub: it has one `/`, and nothing here has that path.
+
+    `models/...` is never a name: the hub has no owner of that name.
+    """
+    return (re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source) is not None
+            and not source.startswith("models/") and not os.path.lexists(source))
+
+
 def checkpoint_folder(source: str, subject: str = "model.backbone", weights: bool = True) -> Path:
     """The folder of a checkpoint, given by folder or by name.
 
@@ -44,6 +55,8 @@ def checkpoint_folder(source: str, subject: str = "model.backbone", weights: boo
     name = plain_name(source)
     if Path(name).is_dir():
         return Path(name)
+    if not is_name(name):
+        raise _neither(source, subject)
     with _explain_download(source, subject):
         folder = cached_folder(name)
         if folder is not None and next(missing_files(folder), None) is None and (
@@ -158,20 +171,25 @@ def _words(error: Exception) -> str:
     return words if plain and words else f"{type(error).__name__}: {words}"
 
 
+def _known(subject: str) -> str:
+    return f"Known: {'scratch, ' if subject == 'model.backbone' else ''}a folder, {', '.join(BACKBONES)}."
+
+
+def _neither(source: str, subject: str) -> ModelError:
+    return ModelError(f"{subject} {source!r}: need a folder or the name of a checkpoint, got neither. "
+                      f"{_known(subject)}")
+
+
 @contextmanager
 def _explain_download(source: str, subject: str) -> Iterator[None]:
-    name = f"{subject} {source!r}"
-    known = f"Known: scratch, a folder, {', '.join(BACKBONES)}"
-    or_scratch = ", or set model.backbone to scratch"
-    if subject != "model.backbone":
-        known, or_scratch = known.replace("scratch, ", ""), ""
+    or_scratch = ", or set model.backbone to scratch" if subject == "model.backbone" else ""
     try:
         yield
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(f"{name}: need a folder or the name of a checkpoint, got neither. {known}.") from error
+        raise _neither(source, subject) from error
     except Exception as error:      # no network, a proxy, a broken answer: raised by libraries below huggingface_hub
         if (found := system_error(error)) is not None and found.errno in WRITING:
             raise machine_error("the cache of model.backbone", "to write it", found) from error
-        raise ModelError(f"{name}: need a network to download it or a copy in this machine's "
-                         f"cache, got neither. Download it elsewhere and give its folder{or_scratch}. {known}."
-                         ) from error
+        raise ModelError(f"{subject} {source!r}: need a folder of this path here, a copy in this machine's cache or a "
+                         f"network to download it, got none. Correct the path, or download it elsewhere and give its "
+                         f"folder{or_scratch}. {_known(subject)}") from error

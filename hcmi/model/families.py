@@ -125,14 +125,17 @@ def _naflex_image(towers: Towers, pixels_NCHX: Tensor, _: bool) -> Tensor:
 
 
 def picture_shapes(patches_NHXPPC: Tensor) -> Tensor:
-    """[N, 2] rows and columns of patches that a picture has, at least one; the others are magenta, (1, -1, 1).
+    """[N, 2] rows and columns of patches that a picture has, at least one; all after them are magenta, (1, -1, 1).
 
-    The rim of a patch is not looked at: JPEG mixes colours across it.
+    A picture's own magenta counts where another colour is below it and to the right. The rim of a patch is not looked
+    at: JPEG mixes colours across it.
     """
     magenta_C = torch.tensor([1.0, -1.0, 1.0], device=patches_NHXPPC.device)
     inner_NHXPPC = patches_NHXPPC[..., 2:-2, 2:-2, :].float()
     picture_NHX = ((inner_NHXPPC - magenta_C).abs() > MAGENTA_TOLERANCE).flatten(3).any(-1)
-    return torch.stack([picture_NHX.any(2).sum(1), picture_NHX.any(1).sum(1)], 1).clamp(min=1)
+    places_H, places_X = (torch.arange(1, size + 1, device=picture_NHX.device) for size in picture_NHX.shape[1:])
+    return torch.stack([(picture_NHX.any(2) * places_H).amax(1), (picture_NHX.any(1) * places_X).amax(1)], 1
+                       ).clamp(min=1)
 
 
 def _open_clip_image(towers: Towers, pixels_NCHX: Tensor, _: bool) -> Tensor:

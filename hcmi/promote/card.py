@@ -1,10 +1,10 @@
 """The model card of a release: what a model hub shows about it, in the format of Hugging Face."""
 
-import re
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+
+from hcmi.model import is_name
 
 TAGS = ["text-video-retrieval", "video-search", "hcmi"]
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -70,8 +70,7 @@ def model_card(version: str, record: dict[str, Any], report: dict[str, Any]) -> 
 
 def _on_hub(backbone: str) -> str | None:
     """The name of the checkpoint on the hub. A folder of this machine is of no use to a reader of the card."""
-    named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", backbone) and not Path(backbone).exists()
-    return backbone if named else None
+    return backbone if is_name(backbone) else None
 
 
 def _towers(backbone: str, base: str | None) -> str:

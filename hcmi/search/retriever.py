@@ -109,9 +109,7 @@ class Retriever:
         video, own = index.tokens(row), index.clips(row)[0]
         text = TextTokens(video.video_BD, video.frames_BTD, video.clips_BCD, video.frame_weights_BT,
                           video.clip_weights_BC)
-        hits = self._rank(index, text, top + 1, where)
-        others = [hit for hit in hits if hit.path != self.file_of(own.path)][:top]
-        return [Hit(**{**vars(hit), "rank": rank}) for rank, hit in enumerate(others, 1)]
+        return self._rank(index, text, top, where, [own.path])
 
     def rank_captions(self, video_id: str, captions: Sequence[str] | None = None, top: int = 10
                       ) -> list[tuple[str, float]]:
@@ -222,8 +220,9 @@ class Retriever:
         """Answers to an encoded query: the first stage, then the exact score of each candidate from its tokens."""
         return self._rank(self._newest(), text, top, where)
 
-    def _rank(self, index: Index, text: TextTokens, top: int, where: Filter) -> list[Hit]:
-        rows, paths = self._candidates(index, text.sentence_BD[0].numpy(), top, where)
+    def _rank(self, index: Index, text: TextTokens, top: int, where: Filter, without: Sequence[str] = ()
+              ) -> list[Hit]:
+        rows, paths = self._candidates(index, text.sentence_BD[0].numpy(), top, where, without)
         if not len(rows):
             return []
         with one_thread():
@@ -251,23 +250,33 @@ class Retriever:
                              if self.model.level_weights[name] > 0}, tuple(more)))
         return hits
 
+    def _candidates(self, index: Index, query_D: np.ndarray, top: int, where: Filter, without: Sequence[str]
+                    ) -> tuple[np.ndarray, list[str]]:
+        """The rows that are ranked exactly, and their files, of which those in `without` are none. [ours]
 
-    def _candidates(self, index: Index, query_D: np.ndarray, top: int, where: Filter) -> tuple[np.ndarray, list[str]]:
-        """The rows that are ranked exactly, and their files. Where the windows of few files take all places, no file
-        has more than its share of them while there are others. [ours]
+        Where the windows of few files take all places, no file has more than its share of them while there are others:
+        the best window of each of the `top` nearest files is among the rows.
         """
         count = max(self.candidates, 2 * top)
-        rows = index.candidates(query_D, count, where)
+        rows = index.candidates(query_D, count, where, without)
         paths = index.paths(rows) if len(rows) else []
         if len(rows) < count or len(set(paths)) >= top:
             return rows, paths
-        rows = index.candidates(query_D, max(count, min(MORE * count, MOST)), where)
-        paths = index.paths(rows)
-        seen = Counter[str]()
+        wide, share = max(count, min(MORE * count, MOST)), count // top
+        rows, paths, seen = rows[:0], [], Counter[str]()
+        while True:
+            full = [path for path, num_rows in seen.items() if num_rows >= share]
+            found = index.candidates(query_D, wide, where, [*without, *full])
+            new = found[~np.isin(found, rows)]      # they are further away than `rows`
+            rows, paths = np.concatenate([rows, new]), [*paths, *(index.paths(new) if len(new) else [])]
+            seen = Counter(paths)
+            if len(found) < wide or len(seen) >= top:
+                break       # otherwise one more file is full: fewer than `top` files have `wide` rows
+        before = Counter[str]()
         beyond = []         # whether a row comes after its file's share
         for path in paths:
-            beyond.append(seen[path] >= count // top)
-            seen[path] += 1
+            beyond.append(before[path] >= share)
+            before[path] += 1
         chosen = np.sort(np.argsort(beyond, kind="stable")[:count])
         return rows[chosen], [paths[at] for at in chosen]
 

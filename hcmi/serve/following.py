@@ -64,8 +64,11 @@ class FollowingRetriever:
     def _load(self, stamp: Stamp, folder: Path) -> None:
         """Load the other model and its index. If the files change meanwhile, drop both: the next request retries."""
         assert self._now.model_folder is not None, "_look checks this"
+        model = self._now.model_folder
+        if not self._now.model.checkpoint:      # while its folder is gone, a path such as runs/first would be a name
+            model = model.absolute()
         try:
-            following = Retriever(self._now.model_folder, folder, self._now.candidates, self._now.precision).as_loaded()
+            following = Retriever(model, folder, self._now.candidates, self._now.precision).as_loaded()
         except (HcmiError, OSError) as error:
             self._wait(error)
             return

@@ -4,19 +4,20 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from search_world import clips, searchable_model, times, video_tokens
+from search_world import D, clips, searchable_model, times, video_tokens
 from serve_world import served
 
 pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
 
 from hcmi.cli import main
 from hcmi.errors import SearchIndexError
-from hcmi.index import MilvusIndex, SearchIndex, add_videos, create_index, is_milvus, model_card, push_export
+from hcmi.index import Filter, MilvusIndex, SearchIndex, add_videos, create_index, is_milvus, model_card, push_export
 from hcmi.index.milvus import MODEL, VIDEOS, push
 from hcmi.search import Retriever
 
@@ -67,6 +68,19 @@ def test_milvus_filters_like_the_folder_when_tags_need_quoting(pair):
                   {"max_seconds": 6, "tags": {"place": "wood"}}, {"tags": {"place": "sky"}}):
         here, there = ([hit.video_id for hit in retriever.search(QUERY, top=60, **where)] for retriever in pair)
         assert here == there
+
+
+def test_milvus_leaves_files_out_by_their_names_as_they_are(model, tmp_path):
+    odd = ["a 'quoted\" b.mp4", "caf\udce9.mp4", r"back\xe9.mp4", "ümlaut.mp4"]
+    create_index(tmp_path / "index", model_card(model))
+    made = [replace(clip, path=path) for clip, path in zip(clips([f"v{n}" for n in range(5)]), [*odd, "plain.mp4"],
+                                                           strict=True)]
+    add_videos(tmp_path / "index", made, [(video_tokens(5, np.random.default_rng(1)), times(5))])
+    push(SearchIndex.open(tmp_path / "index"), str(tmp_path / "odd.db"))
+    index, query_D = MilvusIndex(str(tmp_path / "odd.db")), np.ones(D, np.float32)
+    assert index.paths(index.candidates(query_D, 9, without=odd)) == ["plain.mp4"]
+    assert sorted(index.paths(index.candidates(query_D, 9, without=["plain.mp4"]))) == sorted(odd)
+    assert len(index.candidates(query_D, 9, Filter((("place", "sea"),)), without=odd[:2])) == 2
 
 
 def test_milvus_answers_the_other_calls_like_the_folder(pair):

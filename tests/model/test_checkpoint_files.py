@@ -65,6 +65,33 @@ def test_name_is_downloaded_once_and_in_one_format(hub, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_name_is_downloaded_when_a_folder_here_has_the_owners_name(hub, tmp_path, monkeypatch):
+    (tmp_path / "here/acme/other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_retriever(NAME).checkpoint == NAME
+    assert hub.asked == [NAME]
+
+
+def test_hub_is_not_asked_when_it_cannot_have_the_name_or_something_here_has_it(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme/clip").write_text("weights")
+    for name in (NAME, "models/clip", "/no/such/folder", "a/b/c"):
+        with pytest.raises(ModelError, match=f"'{name}': need a folder or the name of a checkpoint, got neither"):
+            checkpoint_folder(name)
+    assert hub.asked == []
+
+
+def test_message_says_that_no_folder_is_here_when_one_was_mistyped(hub, tmp_path, monkeypatch):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    hub.reachable = False
+    with pytest.raises(ModelError, match=(
+            r"^model 'runs/frist': need a folder of this path here, a copy in this machine's cache or a network to "
+            r"download it, got none\. Correct the path, or download it elsewhere and give its folder\. Known: a fold")):
+        load_retriever("runs/frist")
+
+
 def test_shape_of_frames_needs_no_weights(hub):
     assert shards_square("auto", NAME) == ("crop", "BICUBIC")
     assert "model.safetensors" not in hub.cached()
@@ -80,7 +107,7 @@ def test_copy_is_completed_when_a_file_is_not_there(hub, lost):
     assert (hub.snapshot / lost).is_file()
     (hub.snapshot / lost).unlink()
     hub.reachable = False
-    with pytest.raises(ModelError, match="need a network to download it or a copy in this machine's cache, got neithe"):
+    with pytest.raises(ModelError, match="a copy in this machine's cache or a network to download it, got none"):
         checkpoint_folder(NAME)
 
 
@@ -108,8 +135,9 @@ def test_name_fails_at_once_and_known_ones_are_listed_when_there_is_no_network(m
         checkpoint_folder("hcmi-tests/no-such-checkpoint")
     assert time.monotonic() - started < 10
     assert str(caught.value) == (
-        "model.backbone 'hcmi-tests/no-such-checkpoint': need a network to download it or a copy in this machine's "
-        "cache, got neither. Download it elsewhere and give its folder, or set model.backbone to scratch. "
+        "model.backbone 'hcmi-tests/no-such-checkpoint': need a folder of this path here, a copy in this machine's "
+        "cache or a network to download it, got none. Correct the path, or download it elsewhere and give its folder, "
+        "or set model.backbone to scratch. "
         "Known: scratch, a folder, openai/clip-vit-base-patch32, openai/clip-vit-base-patch16, "
         "openai/clip-vit-large-patch14, google/siglip-base-patch16-224, google/siglip2-base-patch16-224.")
 

@@ -152,6 +152,40 @@ def test_a_picture_that_is_as_good_as_magenta_is_one_patch(tmp_path):
         assert frame_features(model.towers, model.processor.frames(frames)).isfinite().all()
 
 
+def with_magenta(*slices: tuple[slice, slice]) -> Image.Image:
+    """A picture of 4 x 4 patches of noise, in which these parts are magenta."""
+    picture = np.random.default_rng(1).integers(0, 200, (64, 64, 3), np.uint8)
+    for rows, columns in slices:
+        picture[rows, columns] = (255, 0, 255)
+    return Image.fromarray(picture)
+
+
+ALL = slice(None)
+OWN_MAGENTA = {"top": with_magenta((slice(0, 32), ALL)), "left": with_magenta((ALL, slice(0, 16))),
+               "inside": with_magenta((slice(16, 32), ALL), (ALL, slice(32, 48))),
+               "a corner of noise": with_magenta((slice(0, 48), ALL), (ALL, slice(0, 48)))}
+
+
+@torch.no_grad()
+def test_pictures_with_magenta_of_their_own_have_the_librarys_vectors(tmp_path):
+    """It cannot be told from the magenta around a picture where it reaches the lower or the right edge."""
+    folder = CHECKPOINTS["siglip_2_naflex"](tmp_path)
+    model, shown = load_retriever(folder), [*OWN_MAGENTA.values()]
+    own, pixels_NCHX = own_outputs(folder, shown, TEXTS), frames_of(shown, model.processor)
+    patches = pixels_NCHX.movedim(1, -1).unflatten(1, (-1, 16)).unflatten(3, (-1, 16)).transpose(2, 3)
+    assert picture_shapes(patches).tolist() == [[4, 4]] * len(shown)
+    torch.testing.assert_close(frame_features(model.towers, pixels_NCHX), own.images_BD, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shown", "shape"), [
+    ([], [1, 1]), ([(0, 0)], [1, 1]), ([(2, 1)], [3, 2]), ([(3, 0), (0, 3)], [4, 4]), ([(1, 0), (1, 2)], [2, 3])])
+def test_a_picture_ends_with_its_last_row_and_column_that_are_not_magenta(shown, shape):
+    patches = torch.tensor([1.0, -1, 1]).expand(1, 4, 4, 16, 16, 3).clone()
+    for row, column in shown:
+        patches[0, row, column] = 0
+    assert picture_shapes(patches).tolist() == [shape]
+
+
 @pytest.mark.parametrize("shape", [(48, 88), (88, 48), (1080, 1920), (333, 100), (16, 16), (719, 1281), (100, 333)])
 def test_whole_pictures_have_naflexs_own_shape(shape):
     assert whole_shape(*shape, 512) == get_image_size_for_max_num_patches(*shape, 16, 256)

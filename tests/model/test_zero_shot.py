@@ -222,10 +222,15 @@ def test_an_unknown_precision_is_refused(folder):
 
 def test_a_name_is_one_of_the_hub_only_when_nothing_here_has_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    for source in ("models/hcmi", "runs/first", "model", "./openai/clip", str(tmp_path / "a"), "a/b/c", "../a"):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/file").touch()
+    (tmp_path / "runs/link").symlink_to("gone")
+    (tmp_path / "openai/other").mkdir(parents=True)
+    for source in ("models/hcmi", "runs/first", "runs/file", "runs/link", "model", "./openai/clip", str(tmp_path / "a"),
+                   "a/b/c", "../a"):
         assert not is_checkpoint(source), source
-    assert is_checkpoint("openai/clip-vit-base-patch32")
+    for source in ("openai/clip-vit-base-patch32", "google/siglip-base-patch16-224"):
+        assert is_checkpoint(source), source
 
 
 # what it holds

@@ -37,3 +37,4 @@ def test_card_names_a_checkpoint_in_a_folder_of_two_names_by_neither(tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my/clip").mkdir(parents=True)
     assert card_of("my/clip").data.base_model is None
+    assert card_of("models/clip").data.base_model is None

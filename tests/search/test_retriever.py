@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from model_world import mask_of, shake
-from search_world import T, clips, searchable_model, times, video_tokens
+from search_world import T, clips, files_of_windows, same_tokens, searchable_model, times, unit, video_tokens
 
 import hcmi
+import hcmi.search.retriever
 from hcmi.errors import DataError, SearchIndexError
-from hcmi.index import add_videos, create_index, model_card, remove_videos
+from hcmi.index import Filter, SearchIndex, add_videos, create_index, model_card, remove_videos
+from hcmi.index.milvus import push
 from hcmi.model import encode_texts
 from hcmi.search import Retriever
 from hcmi.types import TextTokens, VideoTokens
@@ -109,6 +111,91 @@ def test_windows_of_one_film_hide_no_other_file(model, tmp_path):
     best = torch.argmax(model.combine(model.similarities(text, tokens))[0, 200:]).item()
     assert f"videos/v{best}.mp4" in {hit.path for hit in retriever.search(QUERY, top=2)}
     assert len({hit.path for hit in retriever.similar("w3", top=5)}) == 5
+
+
+SIZES = (70, 3, 60, 1, 45, 12, 2, 30)       # windows of each file; 25 times the candidates are 50 here
+
+
+@pytest.fixture
+def films(model, tmp_path, monkeypatch):
+    """A function: where an index of files of SIZES windows is opened from -> a retriever with few candidates."""
+    monkeypatch.setattr(hcmi.search.retriever, "MOST", 50)
+    made, tokens, near_D = files_of_windows(SIZES, np.random.default_rng(4))
+    create_index(tmp_path / "films", model_card(model))
+    add_videos(tmp_path / "films", made, [(tokens, times(len(made)))])
+
+    def opened(backend: str) -> tuple[Retriever, np.ndarray]:
+        if backend == "milvus":
+            pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
+            push(SearchIndex.open(tmp_path / "films"), str(tmp_path / "videos.db"))
+        place = tmp_path / {"folder": "films", "milvus": "videos.db"}[backend]
+        return Retriever(model, place, candidates=12), near_D
+
+    return opened
+
+
+def text_of(vectors_QD: torch.Tensor) -> TextTokens:
+    """Texts whose words and phrases all have the vector of the sentence."""
+    videos = same_tokens(vectors_QD)
+    return TextTokens(videos.video_BD, videos.frames_BTD, videos.clips_BCD, videos.frame_weights_BT,
+                      videos.clip_weights_BC)
+
+
+def best_files(retriever: Retriever, text: TextTokens, where: Filter, without: str = "") -> list[tuple[str, float]]:
+    """Slow oracle: the best score of each file among all windows of the index, best first."""
+    rows, best = retriever.index.some_rows(1000), {}
+    assert len(rows) == sum(SIZES)
+    with torch.inference_mode():
+        scores_V = retriever.model.combine(retriever.model.similarities(text, retriever.index.tokens(rows)))[0]
+    for clip, score in zip(retriever.index.clips(rows), scores_V.tolist(), strict=True):
+        if clip.path != without and all(clip.tags[name] == value for name, value in where.tags):
+            best[clip.path] = max(best.get(clip.path, -9.0), score)
+    return sorted(best.items(), key=lambda found: -found[1])
+
+
+@pytest.mark.parametrize("backend", ["folder", "milvus"])
+@pytest.mark.parametrize("where", [Filter(), Filter((("place", "sea"),))])
+def test_files_are_those_of_scoring_every_window_when_few_films_fill_the_first_stage(films, backend, where):
+    retriever, near_D = films(backend)
+    generator = np.random.default_rng(5)
+    for vector_D in (near_D, near_D + 0.2 * generator.normal(size=len(near_D)), generator.normal(size=len(near_D))):
+        text = text_of(unit(vector_D[None]))
+        needed = best_files(retriever, text, where)
+        for top in (1, 2, 5, 8, 20):
+            hits = retriever.rank(text, top, where)
+            assert [hit.path for hit in hits] == [path for path, _ in needed[:top]]
+            assert [hit.score for hit in hits] == pytest.approx([score for _, score in needed[:top]], abs=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["folder", "milvus"])
+def test_similar_files_are_those_of_scoring_every_window_when_the_own_film_fills_the_first_stage(films, backend):
+    retriever, _ = films(backend)
+    for name in ("f0-33", "f2-7", "f3-0"):
+        tokens, clip = retriever.video(name)
+        needed = best_files(retriever, text_of(tokens.video_BD), Filter(), without=clip.path)
+        for top in (1, 3, 7, 20):
+            assert [hit.path for hit in retriever.similar(name, top)] == [path for path, _ in needed[:top]]
+    sea = retriever.similar("f0-33", 20, tags={"place": "sea"})
+    assert {hit.path for hit in sea} == {path for path, _ in best_files(
+        retriever, text_of(tokens.video_BD), Filter((("place", "sea"),)), without="f0.mp4")}
+
+
+def test_first_stage_is_asked_no_more_often_when_it_has_enough_files(world, films, monkeypatch):
+    asked = []
+    candidates = SearchIndex.candidates
+    monkeypatch.setattr(SearchIndex, "candidates", lambda *args, **named: asked.append(args[2]) or candidates(
+        *args, **named))
+    world[0].candidates = 20
+    world[0].search(QUERY, top=10)
+    world[0].similar("v3", top=10)
+    assert asked == [20, 20]
+    retriever, near_D = films("folder")
+    asked.clear()
+    retriever.rank(text_of(unit(near_D[None])), 1, Filter())
+    assert asked == [12]
+    # 12 and then 50 of f0; without f0, 3 of f1 and 47 of f2; without these three, f3 as the fourth file
+    retriever.rank(text_of(unit(near_D[None])), 4, Filter())
+    assert asked == [12, 12, 50, 50, 50]
 
 
 def test_captions_are_ranked_for_a_video(model, world):

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -286,3 +287,22 @@ def test_serve_takes_up_the_new_pair_without_a_restart(project, pairs):
     assert clients.failures == []
     assert (process.returncode, errors) == (0, "")
     assert [line.split(":")[0] for line in said.splitlines()] == ["note", "note"]
+
+
+def test_hub_is_not_asked_for_a_trained_model_whose_folder_is_gone(project, pairs, monkeypatch):
+    """A path such as runs/first looks like a name there while nothing here has it."""
+    (project / "models").rename(project / "runs")
+    monkeypatch.chdir(project)
+    asked: list[str] = []
+    monkeypatch.setattr("hcmi.model.checkpoint_files.HfApi", lambda: SimpleNamespace(
+        model_info=lambda name, **_: asked.append(name)))
+    said: list[str] = []
+    following = FollowingRetriever(Retriever("runs/hcmi", "export/index"), said.append)
+    shutil.rmtree(project / "runs")
+    shutil.rmtree(project / "export")
+    shutil.copytree(pairs / "new/export", project / "export")
+    following.current()
+    assert following._loader is not None
+    following._loader.join()
+    assert "need config.json, found none" in said[0]
+    assert asked == []
