@@ -34,6 +34,7 @@ from hcmi.video.packets import (
     scan_packets,
     seek,
     segment_bounds,
+    turns,
 )
 
 # In these, one packet is one shown frame. VP8, VP9 and AV1 have hidden frames, which decord counts and repeats.
@@ -71,8 +72,9 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
     The segment is divided into `num_frames` equal parts, and the middle frame of each is taken. With a changing frame
     rate these are parts of its time, and the frame is the one that is shown at the middle, which may begin before
     `start_s`; `times_s` are then these middles, and otherwise when each frame begins. Frames become squares as `square`
-    says, by default as CLIP does it; rotation is applied. An `end_s` of None, or not before the claimed duration, means
-    the last frame of the file. A segment with too few frames repeats some; one frame is enough.
+    says, by default as CLIP does it; they are turned and mirrored as the file says. An `end_s` of None, or not before
+    the claimed duration, means the last frame of the file. A segment with too few frames repeats some; one frame is
+    enough.
     `decoder` is `auto` (decord, and PyAV where decord fails, is missing, or is known to misread the file), `decord` or
     `pyav`. Segments go to PyAV, which jumps to them; decord reads a whole file to open it.
 
@@ -111,8 +113,9 @@ def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: f
             ) -> Decoded[tuple]:
     with open_video(path) as (container, stream):
         scan = scan_packets(container, stream, start_s, end_s)
-        suits_decord = scan.trusted and scan.whole and _suits_decord(container, stream)
-    if scan.pts and (decoder == "decord" or (decoder == "auto" and suits_decord)):
+        suits_decord = decoder == "auto" and scan.trusted and scan.whole and _suits_decord(container, stream)
+    suits_decord = suits_decord and not _is_turned(path)
+    if scan.pts and (decoder == "decord" or suits_decord):
         try:
             return _decode_with_decord(path, pick, finish, scan)
         except (RuntimeError, ImportError, OSError) as error:
@@ -230,6 +233,13 @@ def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: Packet
         reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
         if len(reader) != expected:
             raise RuntimeError(f"decord sees {len(reader)} frames where there are {expected}")
+def _is_turned(path: str | Path) -> bool:
+    """Whether a file is shown turned or mirrored: decord 0.6 turns MP4 files alone, and mirrors none."""
+    with open_video(path) as (container, stream):
+        first = next(decode_frames(container, stream), None)
+    return first is not None and any(turns(first))
+
+
         pictures: dict[int, Any] = {}
         waiting: dict[int, np.ndarray] = {}
         for index in sorted(set(picked.indices)):
@@ -305,7 +315,9 @@ def all_frames(container, stream, start_s: float, end_s: float | None, begins: i
 
 
 def _upright(frame, stream) -> np.ndarray:
-    """The frame as it is shown: with square pixels, and rotated."""
+    """The frame as it is shown: with square pixels, turned and mirrored."""
     width = max(1, round(frame.width * pixel_shape(stream)))
     picture = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
-    return np.rot90(picture, frame.rotation // 90 % 4) if frame.rotation else picture
+    turned = turns(frame)
+    picture = picture.swapaxes(0, 1) if turned.on_its_side else picture
+    return picture[::-1 if turned.top_bottom else 1, ::-1 if turned.left_right else 1]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -52,7 +53,7 @@ class PacketScan:
 def probe(path: str | Path) -> VideoInfo:
     """What the headers of a file claim.
 
-    The first frame is decoded for its rotation. If the headers give no duration, all packets are read for it.
+    The first frame is decoded for how it is turned. If the headers give no duration, all packets are read for it.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
@@ -69,12 +70,33 @@ def probe(path: str | Path) -> VideoInfo:
             scan = scan_packets(container, stream, 0.0, None)
             span = (scan.pts[-1] - scan.pts[0]) * stream.time_base if scan.pts else 0
         duration_s = float(span) + 1 / fps
-    if first.rotation % 180:
+    if turns(first).on_its_side:
         width, height = height, width
     return VideoInfo(width, height, fps, duration_s, frames, codec, look_of(first))
 
 
 def look_of(frame: av.VideoFrame) -> int | None:
+class Turns(NamedTuple):
+    """How a stored picture becomes the one that is shown: rows become columns first, and then it is mirrored."""
+
+    on_its_side: bool
+    left_right: bool
+    top_bottom: bool
+
+
+def turns(frame) -> Turns:
+    """What the display matrix of a file says, to the nearest quarter turn.
+
+    The matrix shows the point (x, y) of a picture at (a x + c y, b x + d y). `frame.rotation` does not tell a mirrored
+    picture from a turned one.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Turns(False, False, False)
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
+    return Turns(True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else Turns(False, a < 0, d < 0)
+
+
     """64 bits that hardly change when a picture is encoded again or resized: where brightness rises from left to right.
 
     They are those of an 8 x 9 grid of mean brightness, as a signed integer; None where the picture is flat.

@@ -185,6 +185,35 @@ def test_rotation_is_applied_when_the_header_asks_for_it(tmp_path, rotation, bri
     assert (clip.width, clip.height) == (info.width, info.height) == upright
 
 
+COLOURS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
+
+
+def _corners(picture_HXC: np.ndarray) -> str:
+    """The colours of a picture's quarters, as it is read."""
+    half = len(picture_HXC) // 2
+    means = [rows[:, side].mean((0, 1)) for rows in (picture_HXC[:half], picture_HXC[half:])
+             for side in (slice(half), slice(half, None))]
+    return "".join(min(COLOURS, key=lambda name: np.abs(mean - COLOURS[name]).sum()) for mean in means)
+
+
+@pytest.mark.parametrize(("matrix", "corners"), [       # R G above B W is stored
+    ((1, 0, 0, 1), "RGBW"), ((0, 1, -1, 0), "BRWG"), ((-1, 0, 0, -1), "WBGR"), ((0, -1, 1, 0), "GWRB"),
+    ((-1, 0, 0, 1), "GRWB"),        # left and right exchanged
+    ((1, 0, 0, -1), "BWRG"),        # top and bottom exchanged
+    ((0, 1, 1, 0), "RBGW"), ((0, -1, -1, 0), "WGBR")])      # rows and columns exchanged, by each diagonal
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_picture_is_turned_and_mirrored_as_the_matrix_of_the_file_says(tmp_path, ending, matrix, corners):
+    above, below = (np.repeat([COLOURS[left], COLOURS[right]], 64, 0) for left, right in ("RG", "BW"))
+    picture = np.repeat([above, below], 48, 0).astype(np.uint8)
+    video = write_pictures(tmp_path / f"v.{ending}", [picture] * 3, 10, matrix=matrix)
+    size = (128, 96) if matrix[0] else (96, 128)
+    for decoder, segment in (("auto", (0.0, None)), ("pyav", (0.0, None)), ("auto", (0.1, 0.2))):
+        clip = decode_clip(video, 2, 32, *segment, decoder=decoder)
+        assert (_corners(clip.frames[0]), clip.width, clip.height) == (corners, *size)
+    assert (probe(video).width, probe(video).height) == size
+    assert decode_clip(video, 2, 32).decoder == ("decord" if corners == "RGBW" else "pyav")
+
+
 def _cut_off(source: Path, target: Path, share: float = 0.6) -> Path:
     content = source.read_bytes()
     target.write_bytes(content[:int(len(content) * share)])
