@@ -81,7 +81,7 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
     Raises: DecodeError with a reason from `REASONS`.
     """
     clip = decode_and_keep(path, num_frames, size, np.asarray, start_s, end_s, decoder, square)
-    return Decoded(np.stack(clip.frames), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)
+    return _stacked(clip, clip.times_s)
 
 
 def decode_times(path: str | Path, times_s: Sequence[float], size: int, start_s: float, end_s: float | None,
@@ -96,7 +96,12 @@ def decode_times(path: str | Path, times_s: Sequence[float], size: int, start_s:
     def pick(frame_times_s: Sequence[float], _: PacketScan) -> _Picked:
         return _Picked(_shown(frame_times_s, times_s), times_s, len(frame_times_s))
     clip = _decode(path, pick, lambda picture: to_square(picture, size, square), start_s, end_s, "pyav")
-    return Decoded(np.stack(clip.frames), tuple(times_s), clip.decoder, clip.num_decodable, clip.width, clip.height)
+    return _stacked(clip, tuple(times_s))
+
+
+def _stacked(clip: Decoded[tuple], times_s: tuple[float, ...]) -> Decoded[np.ndarray]:
+    return Decoded(np.stack(clip.frames), times_s, clip.decoder, clip.num_decodable, clip.width, clip.height,
+                   clip.pictures_end_s, clip.sound_end_s)
 
 
 def decode_and_keep(path: str | Path, num_frames: int, size: int, keep: Keep, start_s: float = 0.0,
@@ -141,7 +146,7 @@ def _decode_by_jumping(path: str | Path, pick: Pick, finish: Keep, scan: PacketS
                     height, width = picture.shape[:2]
                     if not wanted or _should_jump(scan, index, wanted[0]):
                         break
-    return _clip(pictures, picked, "pyav", width, height)
+    return _clip(pictures, picked, scan, scan.seconds(scan.pts[-1]), "pyav", width, height)
 
 
 def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None,
@@ -160,12 +165,17 @@ def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: 
                 picture = _upright(frame, stream)
                 pictures[index] = finish(picture)
                 height, width = picture.shape[:2]
-    return _clip(pictures, picked, "pyav", width, height)
+    return _clip(pictures, picked, scan, times[-1], "pyav", width, height)
 
 
-def _clip(kept: dict[int, Any], picked: _Picked, decoder: str, width: int, height: int) -> Decoded[tuple]:
+def _clip(kept: dict[int, Any], picked: _Picked, scan: PacketScan, last_s: float, decoder: str, width: int, height: int
+          ) -> Decoded[tuple]:
+    """`last_s`: when the last frame that can be decoded begins."""
+    end_s = None if scan.end is None else scan.seconds(scan.end)
+    if end_s is not None and scan.pts and last_s < scan.seconds(scan.pts[-1]) - ROUNDING_S:
+        end_s = last_s + 1 / scan.fps       # the last packets hold no picture
     return Decoded(tuple(kept[i] for i in picked.indices), tuple(round(t, 6) for t in picked.times_s), decoder,
-                   picked.count, width, height)
+                   picked.count, width, height, end_s, scan.sound_end_s)
 
 
 def _spread(times_s: Sequence[float], scan: PacketScan, wanted: int) -> _Picked:
@@ -223,6 +233,13 @@ def _suits_decord(container, stream) -> bool:
             and pixels is not None and all(part.bits == 8 for part in pixels.components))
 
 
+def _is_turned(path: str | Path) -> bool:
+    """Whether a file is shown turned or mirrored: decord 0.6 turns MP4 files alone, and mirrors none."""
+    with open_video(path) as (container, stream):
+        first = next(decode_frames(container, stream), None)
+    return first is not None and any(turns(first))
+
+
 def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
     """Raises: RuntimeError, ImportError, OSError."""
     import decord
@@ -233,13 +250,6 @@ def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: Packet
         reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
         if len(reader) != expected:
             raise RuntimeError(f"decord sees {len(reader)} frames where there are {expected}")
-def _is_turned(path: str | Path) -> bool:
-    """Whether a file is shown turned or mirrored: decord 0.6 turns MP4 files alone, and mirrors none."""
-    with open_video(path) as (container, stream):
-        first = next(decode_frames(container, stream), None)
-    return first is not None and any(turns(first))
-
-
         pictures: dict[int, Any] = {}
         waiting: dict[int, np.ndarray] = {}
         for index in sorted(set(picked.indices)):
@@ -255,7 +265,7 @@ def _is_turned(path: str | Path) -> bool:
         pictures |= {i: finish(frame) for i, frame in waiting.items()}
     except (decord.DECORDError, UnicodeEncodeError) as error:       # it takes only names in UTF-8
         raise RuntimeError(str(error)) from error
-    return _clip(pictures, picked, "decord", frame.shape[1], frame.shape[0])
+    return _clip(pictures, picked, scan, scan.seconds(scan.pts[-1]), "decord", frame.shape[1], frame.shape[0])
 
 
 # --------------------------------------------------------------------------------------------------------------- PyAV
