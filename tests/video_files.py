@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 STEP = 4
+SOUND_RATE = 44100
 # Names of good files that are not one line of UTF-8: as Latin-1 has them, and with control characters.
 NO_LINES = ("caf\udce9.mp4", "d\udce9r/video.mp4", "new\nline.mp4", "red\x1b[31m.mp4", "tab\t.mp4", "line\u2028.mp4")
 OF_SYSTEMS = ("._plain.mp4", ".Trash/plain.mp4", "__MACOSX/plain.mp4", "@eaDir/plain.mp4/SYNOVIDEO.mp4",
@@ -21,28 +22,67 @@ STILL_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 
 
 def write_pictures(path: Path, pictures: Iterable[np.ndarray], fps: int, codec: str = "libx264", rotation: int = 0,
-                   start_s: int = 0, pixel_shape: int = 1, times: Sequence[int] = (), **options: str) -> Path:
+                   start_s: int = 0, pixel_shape: int = 1, times: Sequence[int] = (), matrix: Sequence[int] = (),
+                   sound_s: float = 0.0, index_first: bool = False, **options: str) -> Path:
     """A video file of these pictures, uint8 [H, X, 3]; the one writer of the tests. `options`: those of the codec.
 
     `start_s`: the time of the first frame. `pixel_shape`: width of a pixel in heights of it. `times`: when each picture
-    begins, in units of 1 / fps; by default one after the other.
+    begins, in units of 1 / fps; by default one after the other. `matrix`: (a, b, c, d) shows the point (x, y) of a
+    picture at (a x + c y, b x + d y). `sound_s`: the length of its sound. `index_first`: the index of an MP4 file is
+    before its pictures, so that it can be read where the file is cut off.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = iter(pictures)
     first = next(pictures)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"movflags": "faststart"} if index_first else {}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
         stream.options = options
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix:
+            a, b, c, d = (65536 * value for value in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        sound = container.add_stream("aac", rate=SOUND_RATE) if sound_s else None
         stream.codec_context.sample_aspect_ratio = Fraction(pixel_shape)
         for number, picture in enumerate((first, *pictures)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
             frame.pts, frame.time_base = start_s * fps + (times[number] if times else number), Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if sound is not None:
+            _mux_sound(container, sound, sound_s)
     return path
+
+
+def _mux_sound(container, stream, seconds: float) -> None:
+    for start in range(0, round(seconds * SOUND_RATE), 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, start, Fraction(1, SOUND_RATE)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def cut_off(path: Path, seconds: float) -> Path:
+    """Take from the file all that follows the picture that ends at `seconds`, as where a copy was interrupted."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        end = next(packet.pos for packet in container.demux(stream) if packet.pts * stream.time_base >= seconds - 1e-3)
+    os.truncate(path, end)
+    return path
+
+
+def last_stands(path: Path, seconds: float) -> Path:
+    """Another file of the same packets, of which the last one lasts `seconds`."""
+    longer = path.with_stem(f"{path.stem}-longer")
+    with av.open(str(path)) as source, av.open(str(longer), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(source.streams.video[0]) if packet.size]
+        packets[-1].duration = round(seconds / packets[-1].time_base)
+        for packet in packets:
+            packet.stream = stream
+            target.mux(packet)
+    return longer
 
 
 def write_grey(path: Path, num_frames: int = 20, fps: int = 10, width: int = 64, height: int = 48, gop: int = 250,
@@ -63,11 +103,7 @@ def write_grey(path: Path, num_frames: int = 20, fps: int = 10, width: int = 64,
 def write_sound(path: Path) -> Path:
     """A file without pictures."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate = 44100
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        _mux_sound(container, container.add_stream("aac", rate=SOUND_RATE), 1024 / SOUND_RATE)
     return path
 
 

@@ -39,9 +39,20 @@ PART_SECONDS = 60.0     # of a film that one job decodes: its process starts at 
 PART_FRAMES = 240       # at most, to bound the memory
 TOWER_FRAMES = 192      # that go through the towers at a time
 WINDOWS = 256           # whose tokens are computed at a time
+SOUND_SECONDS = 0.5     # by which pictures may end before the file does: sound is often a little longer
 GONE = ("missing", "unreadable")        # reasons of a file that went away while it was read
 
 Tokens = tuple[VideoTokens, np.ndarray]     # of some clips, and the seconds [B, T] of their frames
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a film, or a short video, that is decoded."""
+
+    features_ND: torch.Tensor
+    times_N: np.ndarray
+    pictures_end_s: float | None    # as `Decoded` has them
+    sound_end_s: float
 
 
 @dataclass
@@ -54,8 +65,7 @@ class _Film:
     times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))        # [N] the middle of each frame's step
     steps_s: np.ndarray = field(default_factory=lambda: np.zeros(0))        # [N]
     waiting: int = 0                # parts that are not decoded yet
-    # first frame of a part -> features [N, D], seconds [N], and how many of them come before the last picture repeats
-    parts: dict[int, tuple[torch.Tensor, np.ndarray, int]] = field(default_factory=dict)
+    parts: dict[int, _Part] = field(default_factory=dict)       # by the first frame of each
     error: DecodeError | None = None
 
     def fail(self, error: DecodeError) -> None:
@@ -126,8 +136,8 @@ def encode_files(model: HcmiModel, paths: dict[str, str], windows: WindowsConfig
             if isinstance(decoded, DecodeError):
                 film.fail(decoded)
             else:
-                film.parts[first] = (_features(model, decoded), np.array(decoded.times_s, np.float32),
-                                     _before_repeats(decoded.frames))
+                film.parts[first] = _Part(_features(model, decoded), np.array(decoded.times_s, np.float32),
+                                          decoded.pictures_end_s, decoded.sound_end_s)
             if not film.waiting:
                 yield _finished(sha256, films.pop(sha256), model.config.num_frames)
 
@@ -203,47 +213,49 @@ def _features(model: HcmiModel, decoded: Decoded) -> torch.Tensor:
                                    for start in range(0, parts.shape[1], at_once)]))
 
 
-def _before_repeats(frames: np.ndarray) -> int:
-    """The number of frames up to the first of those at the end that are the same picture."""
-    count = len(frames)
-    while count > 1 and np.array_equal(frames[count - 2], frames[-1]):
-        count -= 1
-    return count
+def _end_s(film: _Film, part: _Part) -> float:
+    """When a file ends, given its last part that is decoded; infinity where it lasts as long as its header says.
+
+    A film ends with its pictures. A short video is one clip, which its sound belongs to.
+    """
+    end_s = part.pictures_end_s
+    if end_s is not None and not film.windows:
+        end_s = max(end_s, part.sound_end_s)
+    return math.inf if end_s is None or film.duration_s - end_s <= SOUND_SECONDS else end_s
 
 
 def _finished(sha256: str, film: _Film, num_frames: int) -> EncodedFile:
     """The clips of a file. A window with a frame that could not be decoded is left out. Where every window has such a
     frame, the one with the fewest is kept, with the last picture before in place of each.
 
-    Where nothing of the last parts can be decoded, as in a file that was not copied to its end, the last picture is not
-    shown until the end of its part: its repeats count as frames that could not be decoded. A file that went away while
-    it was read has no clip: the next visit reads all of it.
+    Where the pictures end before the header says, as in a file that was not copied to its end, the frames after their
+    end could not be decoded. A file that went away while it was read has no clip: the next visit reads all of it.
     """
     if not film.parts or (film.error is not None and film.error.reason in GONE):
         return EncodedFile(sha256, error=film.error)
-    parts = [(first, features, times) for first, (features, times, _) in sorted(film.parts.items())]
-    first, features, times = parts[-1]
-    if first + len(times) < len(film.times_s):
-        count = film.parts[first][2]
-        parts[-1] = first, features[:count], times[:count]
-    features_ND = torch.cat([features for _, features, _ in parts])
-    times_N = np.concatenate([times for _, _, times in parts])
+    firsts, parts = zip(*sorted(film.parts.items()), strict=True)
+    features_ND = torch.cat([part.features_ND for part in parts])
+    times_N = np.concatenate([part.times_N for part in parts])
+    ends_s = _end_s(film, parts[-1])
     if not film.windows:
-        end_s = max(film.duration_s, float(times_N[-1]))
+        end_s = max(min(film.duration_s, ends_s), float(times_N[-1]))
         return EncodedFile(sha256, (_clip(sha256, film.path, None, 0.0, end_s),), features_ND, times_N,
-                           np.arange(num_frames)[None])
+                           np.arange(num_frames)[None], note=_short_note(film, end_s))
     place = np.full(len(film.times_s), -1)      # of each planned frame among those that were decoded
-    place[np.concatenate([first + np.arange(len(times)) for first, _, times in parts])] = np.arange(len(times_N))
+    frames_N = np.concatenate([first + np.arange(len(part.times_N)) for first, part in zip(firsts, parts, strict=True)])
+    there_N = (film.times_s - film.steps_s / 2)[frames_N] < ends_s - 1e-6
+    there_N[0] = True       # where a file has one picture, shorter than half a step
+    place[frames_N[there_N]] = np.flatnonzero(there_N)
     clips, rows = [], []
     for number, (start_s, end_s, first) in enumerate(film.windows):
         frames_T = place[first:first + num_frames]
         if (frames_T >= 0).all():
-            clips.append(_clip(sha256, film.path, number, start_s, end_s))
+            clips.append(_clip(sha256, film.path, number, start_s, min(end_s, ends_s)))
             rows.append(frames_T)
     if not clips:       # less than a window of pictures, such as a short one with long sound
         start_s, end_s, first = min(film.windows, key=lambda of: (place[of[2]:of[2] + num_frames] < 0).sum())
         frames_T = np.maximum.accumulate(place[first:first + num_frames])
-        clips.append(_clip(sha256, film.path, 0, start_s, end_s))
+        clips.append(_clip(sha256, film.path, 0, start_s, min(end_s, ends_s)))
         rows.append(np.where(frames_T < 0, frames_T.max(), frames_T))
     return EncodedFile(sha256, tuple(clips), features_ND, times_N, np.stack(rows), film.error, _note(film, len(clips)))
 
@@ -259,6 +271,14 @@ def _note(film: _Film, num_clips: int) -> str | None:
     else:
         return None
     return f"{note} {'A later search tries again.' if may_pass(film.error) else 'Replace the file if it is damaged.'}"
+
+
+def _short_note(film: _Film, end_s: float) -> str | None:
+    """The same about a short video that ends at `end_s`."""
+    if end_s >= film.duration_s:
+        return None
+    return (f"{film.path}: need a video that can be decoded to its end, got {end_s:.1f} of {film.duration_s:.1f} "
+            "seconds. The rest is not found. Replace the file if it is damaged.")
 
 
 def _first_frames(num_grid: int, windows: WindowsConfig, num_frames: int) -> list[int]:

@@ -43,7 +43,7 @@ class FolderIndex:
     num_files: int
     skipped: dict[str, str]
     news: dict[str, str]            # the skipped files that the last visit did not skip
-    partial: dict[str, str]         # the films without some windows: that this visit added, or a later one tries again
+    partial: dict[str, str]         # the files without a part: that this visit added, or a later one tries again
 
 
 @dataclass(frozen=True)

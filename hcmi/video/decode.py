@@ -34,6 +34,7 @@ from hcmi.video.packets import (
     scan_packets,
     seek,
     segment_bounds,
+    turns,
 )
 
 # In these, one packet is one shown frame. VP8, VP9 and AV1 have hidden frames, which decord counts and repeats.
@@ -71,15 +72,16 @@ def decode_clip(path: str | Path, num_frames: int, size: int, start_s: float = 0
     The segment is divided into `num_frames` equal parts, and the middle frame of each is taken. With a changing frame
     rate these are parts of its time, and the frame is the one that is shown at the middle, which may begin before
     `start_s`; `times_s` are then these middles, and otherwise when each frame begins. Frames become squares as `square`
-    says, by default as CLIP does it; rotation is applied. An `end_s` of None, or not before the claimed duration, means
-    the last frame of the file. A segment with too few frames repeats some; one frame is enough.
+    says, by default as CLIP does it; they are turned and mirrored as the file says. An `end_s` of None, or not before
+    the claimed duration, means the last frame of the file. A segment with too few frames repeats some; one frame is
+    enough.
     `decoder` is `auto` (decord, and PyAV where decord fails, is missing, or is known to misread the file), `decord` or
     `pyav`. Segments go to PyAV, which jumps to them; decord reads a whole file to open it.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
     clip = decode_and_keep(path, num_frames, size, np.asarray, start_s, end_s, decoder, square)
-    return Decoded(np.stack(clip.frames), clip.times_s, clip.decoder, clip.num_decodable, clip.width, clip.height)
+    return _stacked(clip, clip.times_s)
 
 
 def decode_times(path: str | Path, times_s: Sequence[float], size: int, start_s: float, end_s: float | None,
@@ -94,7 +96,12 @@ def decode_times(path: str | Path, times_s: Sequence[float], size: int, start_s:
     def pick(frame_times_s: Sequence[float], _: PacketScan) -> _Picked:
         return _Picked(_shown(frame_times_s, times_s), times_s, len(frame_times_s))
     clip = _decode(path, pick, lambda picture: to_square(picture, size, square), start_s, end_s, "pyav")
-    return Decoded(np.stack(clip.frames), tuple(times_s), clip.decoder, clip.num_decodable, clip.width, clip.height)
+    return _stacked(clip, tuple(times_s))
+
+
+def _stacked(clip: Decoded[tuple], times_s: tuple[float, ...]) -> Decoded[np.ndarray]:
+    return Decoded(np.stack(clip.frames), times_s, clip.decoder, clip.num_decodable, clip.width, clip.height,
+                   clip.pictures_end_s, clip.sound_end_s)
 
 
 def decode_and_keep(path: str | Path, num_frames: int, size: int, keep: Keep, start_s: float = 0.0,
@@ -111,8 +118,9 @@ def _decode(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: f
             ) -> Decoded[tuple]:
     with open_video(path) as (container, stream):
         scan = scan_packets(container, stream, start_s, end_s)
-        suits_decord = scan.trusted and scan.whole and _suits_decord(container, stream)
-    if scan.pts and (decoder == "decord" or (decoder == "auto" and suits_decord)):
+        suits_decord = decoder == "auto" and scan.trusted and scan.whole and _suits_decord(container, stream)
+    suits_decord = suits_decord and not _is_turned(path)
+    if scan.pts and (decoder == "decord" or suits_decord):
         try:
             return _decode_with_decord(path, pick, finish, scan)
         except (RuntimeError, ImportError, OSError) as error:
@@ -138,7 +146,7 @@ def _decode_by_jumping(path: str | Path, pick: Pick, finish: Keep, scan: PacketS
                     height, width = picture.shape[:2]
                     if not wanted or _should_jump(scan, index, wanted[0]):
                         break
-    return _clip(pictures, picked, "pyav", width, height)
+    return _clip(pictures, picked, scan, scan.seconds(scan.pts[-1]), "pyav", width, height)
 
 
 def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: float, end_s: float | None,
@@ -157,12 +165,17 @@ def _decode_by_reading_all(path: str | Path, pick: Pick, finish: Keep, start_s: 
                 picture = _upright(frame, stream)
                 pictures[index] = finish(picture)
                 height, width = picture.shape[:2]
-    return _clip(pictures, picked, "pyav", width, height)
+    return _clip(pictures, picked, scan, times[-1], "pyav", width, height)
 
 
-def _clip(kept: dict[int, Any], picked: _Picked, decoder: str, width: int, height: int) -> Decoded[tuple]:
+def _clip(kept: dict[int, Any], picked: _Picked, scan: PacketScan, last_s: float, decoder: str, width: int, height: int
+          ) -> Decoded[tuple]:
+    """`last_s`: when the last frame that can be decoded begins."""
+    end_s = None if scan.end is None else scan.seconds(scan.end)
+    if end_s is not None and scan.pts and last_s < scan.seconds(scan.pts[-1]) - ROUNDING_S:
+        end_s = last_s + 1 / scan.fps       # the last packets hold no picture
     return Decoded(tuple(kept[i] for i in picked.indices), tuple(round(t, 6) for t in picked.times_s), decoder,
-                   picked.count, width, height)
+                   picked.count, width, height, end_s, scan.sound_end_s)
 
 
 def _spread(times_s: Sequence[float], scan: PacketScan, wanted: int) -> _Picked:
@@ -220,6 +233,13 @@ def _suits_decord(container, stream) -> bool:
             and pixels is not None and all(part.bits == 8 for part in pixels.components))
 
 
+def _is_turned(path: str | Path) -> bool:
+    """Whether a file is shown turned or mirrored: decord 0.6 turns MP4 files alone, and mirrors none."""
+    with open_video(path) as (container, stream):
+        first = next(decode_frames(container, stream), None)
+    return first is not None and any(turns(first))
+
+
 def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: PacketScan) -> Decoded[tuple]:
     """Raises: RuntimeError, ImportError, OSError."""
     import decord
@@ -245,7 +265,7 @@ def _decode_with_decord(path: str | Path, pick: Pick, finish: Keep, scan: Packet
         pictures |= {i: finish(frame) for i, frame in waiting.items()}
     except (decord.DECORDError, UnicodeEncodeError) as error:       # it takes only names in UTF-8
         raise RuntimeError(str(error)) from error
-    return _clip(pictures, picked, "decord", frame.shape[1], frame.shape[0])
+    return _clip(pictures, picked, scan, scan.seconds(scan.pts[-1]), "decord", frame.shape[1], frame.shape[0])
 
 
 # --------------------------------------------------------------------------------------------------------------- PyAV
@@ -305,7 +325,9 @@ def all_frames(container, stream, start_s: float, end_s: float | None, begins: i
 
 
 def _upright(frame, stream) -> np.ndarray:
-    """The frame as it is shown: with square pixels, and rotated."""
+    """The frame as it is shown: with square pixels, turned and mirrored."""
     width = max(1, round(frame.width * pixel_shape(stream)))
     picture = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
-    return np.rot90(picture, frame.rotation // 90 % 4) if frame.rotation else picture
+    turned = turns(frame)
+    picture = picture.swapaxes(0, 1) if turned.on_its_side else picture
+    return picture[::-1 if turned.top_bottom else 1, ::-1 if turned.left_right else 1]

@@ -57,6 +57,8 @@ class Decoded(Generic[Frames]):
     num_decodable: int              # frames in the clip; parts that were jumped over are counted by their packets
     width: int                      # upright, before resizing
     height: int
+    pictures_end_s: float | None = None     # of the last picture, in seconds into the file; None where nothing says so
+    sound_end_s: float = 0.0                # of the last packet of sound; 0 without sound
 
     def __post_init__(self) -> None:
         frames: Any = self.frames

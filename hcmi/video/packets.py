@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -39,6 +40,7 @@ class PacketScan:
     end: int | None             # pts at which the last frame ends; None where no packet says so
     timed: bool                 # every packet has a time
     fps: float                  # as the headers claim
+    sound_end_s: float = 0.0    # seconds into the file at which the last packet of sound ends; 0 without sound
 
     def times_s(self, indices: Sequence[int]) -> list[float]:
         """Seconds into the file of the frames at these indices."""
@@ -52,7 +54,7 @@ class PacketScan:
 def probe(path: str | Path) -> VideoInfo:
     """What the headers of a file claim.
 
-    The first frame is decoded for its rotation. If the headers give no duration, all packets are read for it.
+    The first frame is decoded for how it is turned. If the headers give no duration, all packets are read for it.
 
     Raises: DecodeError with a reason from `REASONS`.
     """
@@ -69,9 +71,30 @@ def probe(path: str | Path) -> VideoInfo:
             scan = scan_packets(container, stream, 0.0, None)
             span = (scan.pts[-1] - scan.pts[0]) * stream.time_base if scan.pts else 0
         duration_s = float(span) + 1 / fps
-    if first.rotation % 180:
+    if turns(first).on_its_side:
         width, height = height, width
     return VideoInfo(width, height, fps, duration_s, frames, codec, look_of(first))
+
+
+class Turns(NamedTuple):
+    """How a stored picture becomes the one that is shown: rows become columns first, and then it is mirrored."""
+
+    on_its_side: bool
+    left_right: bool
+    top_bottom: bool
+
+
+def turns(frame) -> Turns:
+    """What the display matrix of a file says, to the nearest quarter turn.
+
+    The matrix shows the point (x, y) of a picture at (a x + c y, b x + d y). `frame.rotation` does not tell a mirrored
+    picture from a turned one.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Turns(False, False, False)
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
+    return Turns(True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else Turns(False, a < 0, d < 0)
 
 
 def look_of(frame: av.VideoFrame) -> int | None:
@@ -175,7 +198,8 @@ def scan_packets(container, stream, start_s: float, end_s: float | None) -> Pack
     if len(set(pts)) != len(pts) or (whole and stream.frames not in (0, len(pts))):
         trusted = False
     return PacketScan(sorted(pts), sorted(found.key_pts), origin, float(stream.time_base), trusted, whole, first, start,
-                      found.end, found.timed, frame_rate(stream))
+                      found.end, found.timed, frame_rate(stream),
+                      max(found.sound_end_s - origin * float(stream.time_base), 0.0))
 
 
 @dataclass(frozen=True)
@@ -188,6 +212,7 @@ class _Packets:
     timed: bool                 # each has a time: else no frame is known to be the last
     earlier: int | None         # pts of an earlier frame that is still shown at the start
     end: int | None             # pts at which the last frame ends
+    sound_end_s: float          # on the clock of the file
 
 
 def _packet_times(container, stream, start: int | None, end: int | None) -> _Packets:
@@ -198,7 +223,12 @@ def _packet_times(container, stream, start: int | None, end: int | None) -> _Pac
     later = followed = False                    # whether a frame follows the one, and the other
     # AVI stores no presentation times, only the order of the packets
     trusted, timed = len(container.streams.video) == 1 and container.format.name != "avi", True
-    for packet in _packets(container, stream):
+    sound_end_s = 0.0
+    for packet in _packets(container, stream, *container.streams.audio):
+        if packet.stream is not stream:
+            if packet.pts is not None:
+                sound_end_s = max(sound_end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            continue
         if packet.pts is None:
             trusted = timed = False
             continue
@@ -219,18 +249,19 @@ def _packet_times(container, stream, start: int | None, end: int | None) -> _Pac
             break
     still = None                                # the earlier frame, where it is shown at the start
     if earlier is not None and start is not None and timed:
-        ends = max(earlier[1], (stream.start_time or 0) + (stream.duration or 0))
+        # what the header says counts only where the packet says nothing: the file may have been cut off
+        ends = earlier[1] if earlier[1] > earlier[0] else (stream.start_time or 0) + (stream.duration or 0)
         still = (earlier[0], ends) if later or ends > start else None
     last = last or still
     until = end if followed else None
     if until is None and last is not None and last[1] > last[0]:
         until = last[1] if end is None else min(last[1], end)
-    return _Packets(pts, key_pts, trusted, timed, still and still[0], until)
+    return _Packets(pts, key_pts, trusted, timed, still and still[0], until, sound_end_s)
 
 
-def _packets(container, stream) -> Iterator:
+def _packets(container, *streams) -> Iterator:
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux(*streams):
             if packet.size:
                 yield packet
     except av.error.FFmpegError:        # the file is cut off; the packets before the cut are good

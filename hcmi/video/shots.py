@@ -8,7 +8,7 @@ from typing import Any
 
 from hcmi.errors import ConfigError
 from hcmi.video.decode import all_frames
-from hcmi.video.packets import frame_rate, open_video
+from hcmi.video.packets import frame_rate, open_video, scan_packets
 
 PART_SECONDS = 60.0
 MARGIN_SECONDS = 1.0        # that parts share, since the detector compares a frame with those before and after it
@@ -51,19 +51,20 @@ def find_cuts(job: CutsJob) -> tuple[float, ...]:
     """
     from scenedetect import ContentDetector, FrameTimecode
 
-    times_s: list[float] = []
-    found: list[FrameTimecode] = []
+    start_s, end_s = max(job.start_s - MARGIN_SECONDS, 0.0), job.end_s + MARGIN_SECONDS
+    with open_video(job.path) as (container, stream):
+        begins = scan_packets(container, stream, start_s, end_s).start      # of the picture that is shown there
+    cuts_s: list[float] = []
     with open_video(job.path) as (container, stream):
         rate = frame_rate(stream)
-        detector = ContentDetector(min_scene_len=max(1, round(SHORTEST_SHOT_S * rate)))
+        # as many frames as come next to it, less a half, because times are rounded
+        shortest_s = min((max(1, round(SHORTEST_SHOT_S * rate)) - 0.5) / rate, SHORTEST_SHOT_S)
+        detector = ContentDetector(min_scene_len=shortest_s)
         width = min(PIXELS, stream.width)
         height = max(1, round(stream.height * width / stream.width))
-        for time_s, frame in all_frames(container, stream, max(job.start_s - MARGIN_SECONDS, 0.0),
-                                        job.end_s + MARGIN_SECONDS):
+        for time_s, frame in all_frames(container, stream, start_s, end_s, begins):
             picture = frame.reformat(width, height, "bgr24").to_ndarray()
-            found += detector.process_frame(FrameTimecode(len(times_s), rate), picture)
-            times_s.append(time_s)
-    cuts_s = (times_s[cut.frame_num] for cut in found)
+            cuts_s += [cut.seconds for cut in detector.process_frame(FrameTimecode(time_s, rate), picture)]
     return tuple(time_s for time_s in cuts_s if time_s > 0 and job.start_s <= time_s < job.end_s)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from search_world import T, call_hcmi, searchable_model, write_video
-from video_files import claim_seconds, write_pictures
+from video_files import claim_seconds, cut_off, last_stands, write_pictures
 
 import hcmi.search.encode_files
 import hcmi.search.folder_index
@@ -416,6 +416,72 @@ def test_film_that_ends_before_its_header_says_has_no_moment_past_its_end(world,
     assert found.skipped == index_folder(model, path.parent, tmp_path / "cache", RULE).partial == {}
     assert Retriever.from_folder(path.parent, model, cache=tmp_path / "new", windows=RULE).notes == [
         *found.partial.values()]
+
+
+def noise(seconds: float, fps: int = 10):
+    """Pictures of which each needs some bytes."""
+    generator = np.random.default_rng(2)
+    return (generator.integers(0, 255, (32, 32, 3), np.uint8) for _ in range(round(seconds * fps)))
+
+
+def clips_and_notes(model, folder, cache) -> tuple[list[tuple[float, float]], dict[str, str]]:
+    """The seconds of what is found of the one file of a folder, and what is said of it."""
+    found = index_folder(model, folder, cache, RULE, num_workers=1)
+    index = SearchIndex.open(found.path)
+    return sorted((clip.start_s, clip.end_s) for clip in index.clips(index.live_rows())), found.partial
+
+
+@pytest.mark.parametrize("part_s", [60.0, 2.5])
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+def test_film_that_is_cut_off_within_a_part_has_no_moment_past_its_pictures(world, tmp_path, monkeypatch, ending,
+                                                                            part_s):
+    """6 s of 10 are there; the last part with pictures is the only one, or that from 4.67 s."""
+    monkeypatch.setattr(hcmi.search.encode_files, "PART_SECONDS", part_s)
+    path = cut_off(write_pictures(tmp_path / f"videos/film.{ending}", noise(10.0), 10, index_first=ending == "mp4",
+                                  g="5", bf="0"), 6.0)
+    assert clips_and_notes(world[1], path.parent, tmp_path / "cache") == (
+        [(0, 2), (1, 3), (2, 4), (3, 5), (4, 6)],
+        {path.name: f"{path}: need a film that can be decoded to its end, got 5 of 9 windows. The others are not "
+                    "found. Replace the file if it is damaged."})
+
+
+def test_film_has_no_moment_past_its_pictures_when_its_sound_is_longer(world, tmp_path):
+    path = write_pictures(tmp_path / "videos/film.mp4", noise(6.0), 10, sound_s=10.0)
+    clips, notes = clips_and_notes(world[1], path.parent, tmp_path / "cache")
+    assert clips == [(0, 2), (1, 3), (2, 4), (3, 5), (4, 6)]
+    assert "got 5 of" in notes["film.mp4"]
+
+
+def test_film_is_whole_when_its_sound_is_a_little_longer(world, tmp_path):
+    path = write_pictures(tmp_path / "videos/film.mp4", noise(6.0), 10, sound_s=6.2)
+    clips, notes = clips_and_notes(world[1], path.parent, tmp_path / "cache")
+    assert (clips[:5], len(clips), notes) == ([(0, 2), (1, 3), (2, 4), (3, 5), (4, 6)], 6, {})
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+def test_short_video_that_is_cut_off_ends_with_its_pictures(world, tmp_path, ending):
+    path = cut_off(write_pictures(tmp_path / f"videos/short.{ending}", noise(3.0), 10, index_first=ending == "mp4",
+                                  g="5", bf="0"), 1.2)
+    assert clips_and_notes(world[1], path.parent, tmp_path / "cache") == (
+        [(0, 1.2)], {path.name: f"{path}: need a video that can be decoded to its end, got 1.2 of 3.0 seconds. "
+                                "The rest is not found. Replace the file if it is damaged."})
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi", "flv", "ts"])
+def test_short_video_that_is_whole_lasts_as_long_as_its_header_says(world, tmp_path, ending):
+    path = write_pictures(tmp_path / f"videos/short.{ending}", noise(2.5), 10, bf="0")
+    assert clips_and_notes(world[1], path.parent, tmp_path / "cache") == ([(0, pytest.approx(2.5))], {})
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_short_video_lasts_as_long_as_its_last_picture_or_its_sound(world, tmp_path, ending):
+    short = write_pictures(tmp_path / f"still/short.{ending}", noise(1.0), 10, bf="0")
+    path = last_stands(short, 1.5)
+    short.unlink()
+    assert clips_and_notes(world[1], path.parent, tmp_path / "cache") == ([(0, pytest.approx(2.4))], {})
+    path = write_pictures(tmp_path / f"sound/short.{ending}", noise(1.0), 10, sound_s=2.5)
+    clips, notes = clips_and_notes(world[1], path.parent, tmp_path / "cache")
+    assert (clips, notes) == ([(0, pytest.approx(2.5, abs=0.1))], {})
 
 
 @pytest.mark.parametrize(("seconds", "overlap_s", "frames_apart"), [

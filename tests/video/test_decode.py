@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from video_files import STEP, grey_numbers, write_grey, write_pictures, write_sound
+from video_files import STEP, cut_off, grey_numbers, last_stands, write_grey, write_pictures, write_sound
 
 from hcmi.errors import DecodeError
 from hcmi.video import REASONS, probe
@@ -185,6 +185,35 @@ def test_rotation_is_applied_when_the_header_asks_for_it(tmp_path, rotation, bri
     assert (clip.width, clip.height) == (info.width, info.height) == upright
 
 
+COLOURS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
+
+
+def _corners(picture_HXC: np.ndarray) -> str:
+    """The colours of a picture's quarters, as it is read."""
+    half = len(picture_HXC) // 2
+    means = [rows[:, side].mean((0, 1)) for rows in (picture_HXC[:half], picture_HXC[half:])
+             for side in (slice(half), slice(half, None))]
+    return "".join(min(COLOURS, key=lambda name: np.abs(mean - COLOURS[name]).sum()) for mean in means)
+
+
+@pytest.mark.parametrize(("matrix", "corners"), [       # R G above B W is stored
+    ((1, 0, 0, 1), "RGBW"), ((0, 1, -1, 0), "BRWG"), ((-1, 0, 0, -1), "WBGR"), ((0, -1, 1, 0), "GWRB"),
+    ((-1, 0, 0, 1), "GRWB"),        # left and right exchanged
+    ((1, 0, 0, -1), "BWRG"),        # top and bottom exchanged
+    ((0, 1, 1, 0), "RBGW"), ((0, -1, -1, 0), "WGBR")])      # rows and columns exchanged, by each diagonal
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_picture_is_turned_and_mirrored_as_the_matrix_of_the_file_says(tmp_path, ending, matrix, corners):
+    above, below = (np.repeat([COLOURS[left], COLOURS[right]], 64, 0) for left, right in ("RG", "BW"))
+    picture = np.repeat([above, below], 48, 0).astype(np.uint8)
+    video = write_pictures(tmp_path / f"v.{ending}", [picture] * 3, 10, matrix=matrix)
+    size = (128, 96) if matrix[0] else (96, 128)
+    for decoder, segment in (("auto", (0.0, None)), ("pyav", (0.0, None)), ("auto", (0.1, 0.2))):
+        clip = decode_clip(video, 2, 32, *segment, decoder=decoder)
+        assert (_corners(clip.frames[0]), clip.width, clip.height) == (corners, *size)
+    assert (probe(video).width, probe(video).height) == size
+    assert decode_clip(video, 2, 32).decoder == ("decord" if corners == "RGBW" else "pyav")
+
+
 def _cut_off(source: Path, target: Path, share: float = 0.6) -> Path:
     content = source.read_bytes()
     target.write_bytes(content[:int(len(content) * share)])
@@ -260,6 +289,43 @@ def test_everything_is_decoded_when_frames_are_not_those_that_the_packets_promis
     assert clip.num_decodable == len(left)
     assert grey_numbers(clip.frames) == shown
     assert clip.times_s == pytest.approx(times_s)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "avi", "ts"])
+def test_end_of_the_pictures_is_that_of_the_last_packet(tmp_path, ending):
+    grey = np.random.default_rng(0).integers(0, 255, 40, np.uint8)
+    video = write_pictures(tmp_path / f"v.{ending}", (np.full((48, 64, 3), level, np.uint8) for level in grey), 10,
+                           index_first=ending == "mp4", g="5", bf="0")
+    off_s = 0.11 if ending == "avi" else 1e-6       # it has no presentation times: FFmpeg makes them up
+    for decoder in ("auto", "pyav"):
+        assert decode_clip(video, 4, 16, decoder=decoder).pictures_end_s == pytest.approx(4.0, abs=off_s)
+    assert decode_times(video, [2.5, 3.9], 16, 2.0, None).pictures_end_s == pytest.approx(4.0, abs=off_s)
+    assert decode_times(video, [2.5, 2.9], 16, 2.0, 3.0).pictures_end_s == pytest.approx(3.0), "of the segment"
+    cut_off(video, 2.0)
+    assert decode_clip(video, 4, 16).pictures_end_s == pytest.approx(2.0, abs=off_s)
+    assert decode_times(video, [1.2, 3.0], 16, 1.0, None).pictures_end_s == pytest.approx(2.0, abs=off_s)
+    with pytest.raises(DecodeError, match="holds no frame"):
+        decode_times(video, [2.6, 3.0], 16, 2.5, None)
+
+
+def test_end_of_the_pictures_is_that_of_the_last_frame_when_the_others_are_damaged(tmp_path):
+    clip = decode_clip(_damage(_noisy(tmp_path / "v.mp4"), tmp_path / "damaged.mp4"), 8, 16)
+    assert clip.pictures_end_s == pytest.approx(clip.num_decodable / 10)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_end_of_sound_is_told_from_that_of_pictures(tmp_path, ending):
+    video = write_pictures(tmp_path / f"v.{ending}", [np.zeros((48, 64, 3), np.uint8)] * 20, 10, sound_s=5.0)
+    clip = decode_clip(video, 4, 16)
+    assert clip.pictures_end_s == pytest.approx(2.0)
+    assert clip.sound_end_s == pytest.approx(5.0, abs=0.1)
+    assert decode_clip(write_grey(tmp_path / "silent.mp4"), 4, 16).sound_end_s == 0.0
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_last_picture_ends_when_its_packet_says(tmp_path, ending):
+    video = write_pictures(tmp_path / f"v.{ending}", [np.zeros((48, 64, 3), np.uint8)] * 20, 10, bf="0")
+    assert decode_clip(last_stands(video, 3.0), 4, 16).pictures_end_s == pytest.approx(4.9)
 
 
 def test_fallback_reads_what_decord_refuses_when_auto(tmp_path):

@@ -43,6 +43,28 @@ def test_cuts_are_the_same_when_a_film_is_read_in_parts(film, part_s, monkeypatc
     assert sum(found, ()) == pytest.approx(np.cumsum(LENGTHS)[:-1] / FPS)
 
 
+def test_no_cut_is_lost_when_the_frame_rate_changes(tmp_path):
+    """Six seconds of ten frames each, then two frames a second: shots of one second then have two frames."""
+    pytest.importorskip("scenedetect", reason="scenedetect is not installed: pip install 'hcmi[shots]'")
+    times = [*range(60), *range(60, 160, 5)]
+    cuts_s = [2.0, 8.0, 9.0, 10.0, 12.5]
+    numbers = [sum(cut_s * FPS <= time for cut_s in cuts_s) for time in times]
+    film = write_pictures(tmp_path / "film.mkv", (next(clip(number, 1)) for number in numbers), FPS, times=times,
+                          crf="18")
+    assert find_cuts(CutsJob(None, str(film), 0.0, 60.0)) == pytest.approx(cuts_s)
+
+
+def test_no_cut_is_lost_between_parts_when_pictures_stand_still(tmp_path, monkeypatch):
+    """Slides, of which one is shown from before the part until well into it."""
+    pytest.importorskip("scenedetect", reason="scenedetect is not installed: pip install 'hcmi[shots]'")
+    times_s = [0, 4, 9, 13, 17, 20]
+    film = write_pictures(tmp_path / "film.mkv", (next(clip(number, 1)) for number in range(len(times_s))), FPS,
+                          times=[FPS * time_s for time_s in times_s], crf="18")
+    monkeypatch.setattr(hcmi.video.shots, "PART_SECONDS", 6.0)
+    found = [find_cuts(job) for job in cuts_jobs("film", str(film), 20.1)]
+    assert sum(found, ()) == pytest.approx(times_s[1:])
+
+
 def test_file_that_is_no_video_is_named(tmp_path):
     pytest.importorskip("scenedetect", reason="scenedetect is not installed: pip install 'hcmi[shots]'")
     (tmp_path / "no.mp4").write_bytes(b"no video")
