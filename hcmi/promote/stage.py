@@ -236,10 +236,11 @@ def _on_test(champion: Release, staged: Release, shards_dir: str | Path, params:
 
 
 def _has_its_figures(release: Release) -> bool:
-    """Whether its figures and its ranks are of one run: earlier versions took others with `--metrics`."""
+    """Whether its figures and its ranks can be read and are of one run: earlier versions took others with `--metrics`.
+    """
     try:
         read_run(release.folder / "metrics" / "evaluate.json", release.folder / "plots")
-    except OtherRunError:
+    except (OSError, ValueError):
         return False
     return True
 

@@ -255,17 +255,19 @@ def test_promotion_is_refused_with_the_shards_of_another_run(here, tmp_path):
     assert Releases("releases").all() == []
 
 
-@pytest.mark.parametrize("case", ["other videos", "figures of another run"])
+@pytest.mark.parametrize("case", ["other videos", "figures of another run", "broken ranks"])
 def test_served_model_is_measured_again_when_its_figures_cannot_be_compared(two, monkeypatch, case):
     """Ids and captions are the same: only the files have changed since v2 was measured. Or v2 has other figures than
-    its ranks, as earlier versions took with --metrics.
+    its ranks, as earlier versions took with --metrics, or a damaged file.
     """
     path = two / "releases/v2/metrics/evaluate.json"
     report = json.loads(path.read_text())
     if case == "other videos":
         report["protocol"]["videos_sha256"] = "0" * 64
-    else:
+    elif case == "figures of another run":
         report["raw"]["t2v"]["R@1"] += 1
+    else:
+        (two / "releases/v2/plots/ranks.parquet").write_bytes(b"PAR1")
     path.write_text(json.dumps(report))
     measured: list[Path] = []
     monkeypatch.setattr(stage, "evaluate", lambda **given: measured.append(given["model_dir"]) or evaluate(**given))
