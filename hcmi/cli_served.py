@@ -142,7 +142,8 @@ def add(folder: str | None, batches: tuple[str, ...], accepted_only: bool, quiet
 @click.command()
 @model_option
 @click.option("--export", default="export", show_default=True, help="Folder that `hcmi export` wrote.")
-@click.option("--metrics", default="metrics/evaluate.json", show_default=True, help="Figures of the model.")
+@click.option("--metrics", default="metrics/evaluate.json", show_default=True,
+              help="File of figures that `hcmi evaluate` wrote.")
 @click.option("--plots", default="plots", show_default=True, help="Folder that `hcmi evaluate` wrote.")
 @click.option("--shards", default="data/shards", show_default=True, help="Folder that `hcmi shards` wrote.")
 @releases_option

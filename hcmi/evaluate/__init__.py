@@ -4,7 +4,7 @@ The room holds the retrieval metrics, the post-processing of scores, the plots o
 comparison of two.
 """
 
-from hcmi.evaluate.compare import compare_runs, compare_text
+from hcmi.evaluate.compare import OtherRunError, compare_runs, compare_text, read_run
 from hcmi.evaluate.drawing import save_figure, style_axes
 from hcmi.evaluate.metrics import (
     Ranks,
@@ -19,7 +19,7 @@ from hcmi.evaluate.postprocess import FEWEST_CLIPS, choose_level_weights
 from hcmi.evaluate.stage import evaluate, report_text
 
 __all__ = [
-    "FEWEST_CLIPS", "Ranks", "average_precision", "choose_level_weights", "compare_runs",
-    "compare_text", "difference_of_rates", "evaluate", "paired_difference", "ranks", "report_text",
+    "FEWEST_CLIPS", "OtherRunError", "Ranks", "average_precision", "choose_level_weights", "compare_runs",
+    "compare_text", "difference_of_rates", "evaluate", "paired_difference", "ranks", "read_run", "report_text",
     "save_figure", "style_axes", "summary", "wilson",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from hcmi.errors import DataError
 from hcmi.evaluate.metrics import Ranks, paired_difference
@@ -16,11 +17,16 @@ CARD = ("config", "model", "data", "code", "versions")      # of run.json
 COLUMNS = ["direction", "query", "video_id", "greater", "tied", "winners"]      # of ranks.parquet
 
 
+class OtherRunError(ValueError):
+    """`evaluate.json` and `plots/` are of different runs."""
+
+
 def compare_runs(path_a: str | Path, path_b: str | Path, samples: int = 1000) -> dict:
     """Paired differences B minus A with 95 % intervals, and what differs in configuration, data, code and versions.
 
     Each path is a run's `evaluate.json`, or a folder with `metrics/evaluate.json` and `plots/`. R@K is in per cent.
-    Raises: DataError when a file is missing or broken, or the runs were not measured on the same queries and gallery.
+    Raises: DataError when a file is missing or broken, `evaluate.json` and `plots/` are of different runs, or the two
+    runs were not measured on the same queries and gallery.
     """
     runs = [_load(Path(path)) for path in (path_a, path_b)]
     (report_a, card_a, ranks_a), (report_b, card_b, ranks_b) = runs
@@ -58,19 +64,53 @@ def _load(path: Path) -> tuple[dict, dict, pd.DataFrame]:
     folders = (report.parent / "plots", report.parent.parent / "plots")
     plots = next((folder for folder in folders if folder.is_dir()), folders[1])
     try:
-        figures, card = (json.loads(file.read_text(encoding="utf-8")) for file in (report, plots / "run.json"))
-        if not isinstance(figures, dict) or not isinstance(figures.get("protocol"), dict):
-            raise ValueError("no protocol in evaluate.json")
-        if not isinstance(card, dict) or not all(isinstance(card.get(key, {}), dict) for key in CARD):
-            raise ValueError("no card of a run in run.json")
-        return figures, card, pd.read_parquet(plots / "ranks.parquet", columns=COLUMNS)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: need evaluate.json with the folder plots/ of the same run, got no "
-                        f"{error.filename}. Run `hcmi evaluate --out DIR/metrics/evaluate.json --plots DIR/plots`, "
-                        "and name DIR.") from error
+        return read_run(report, plots)
+    except (FileNotFoundError, OtherRunError) as error:
+        got = f"no {error.filename}" if isinstance(error, FileNotFoundError) else error
+        raise DataError(f"{path}: need evaluate.json with the folder plots/ of the same run, got {got}. Run "
+                        "`hcmi evaluate --out DIR/metrics/evaluate.json --plots DIR/plots`, and name DIR.") from error
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: need the complete output of `hcmi evaluate`, got: "
                         f"{' '.join(str(error).split())}. Run it again.") from error
+
+
+def read_run(report: Path, plots: Path) -> tuple[dict, dict, pd.DataFrame]:
+    """What evaluate.json, run.json and ranks.parquet of one run say.
+
+    Raises: OSError; ValueError when one is broken; OtherRunError when `plots` is of another run than `report`.
+    """
+    figures, card = (json.loads(file.read_text(encoding="utf-8")) for file in (report, plots / "run.json"))
+    if not isinstance(figures, dict) or not isinstance(figures.get("protocol"), dict):
+        raise ValueError("no protocol in evaluate.json")
+    if not isinstance(card, dict) or not all(isinstance(card.get(key, {}), dict) for key in CARD):
+        raise ValueError("no card of a run in run.json")
+    table = pd.read_parquet(plots / "ranks.parquet", columns=COLUMNS)
+    _check_same_run(figures, table)
+    return figures, card, table
+
+
+def _check_same_run(figures: dict, table: pd.DataFrame) -> None:
+    """Runs that share a folder plots/ overwrite each other's ranks, from which the figures can be computed again."""
+    for direction in DIRECTIONS:
+        found = _ranks(table[table["direction"] == direction])
+        means = {name: round(float(values.mean()), 4) for name, values in _values(found).items()}
+        for name, value in {"n": len(found), **means}.items():
+            try:
+                stated = figures["raw"][direction][name]
+                same = abs(stated - value) < 2e-4       # both are rounded to four digits
+            except (KeyError, TypeError) as error:
+                raise ValueError("no figures in evaluate.json") from error
+            if not same:
+                raise OtherRunError(f"{direction} {name} {stated} in the file and {value} in plots/")
+
+
+def _ranks(table: pd.DataFrame) -> Ranks:
+    return Ranks(*(table[name].to_numpy() for name in ("greater", "tied", "winners")))
+
+
+def _values(found: Ranks) -> dict[str, NDArray]:
+    """Figure -> its value for each query; the figure is their mean."""
+    return {**{f"R@{k}": 100 * found.hits_at(k) for k in (1, 5, 10)}, "MnR": found.expected}
 
 
 def _differences(ranks_a: pd.DataFrame, ranks_b: pd.DataFrame, direction: str, samples: int) -> dict:
@@ -79,11 +119,10 @@ def _differences(ranks_a: pd.DataFrame, ranks_b: pd.DataFrame, direction: str, s
         raise DataError(f"{direction}: need the same queries in both runs, got {len(chosen[0])} and {len(chosen[1])} "
                         "that do not agree. Evaluate both models on the same data.")
     groups = chosen[0]["video_id"].to_numpy()
-    a, b = (Ranks(*(table[name].to_numpy() for name in ("greater", "tied", "winners"))) for table in chosen)
-    values = {f"R@{k}": (100 * a.hits_at(k), 100 * b.hits_at(k)) for k in (1, 5, 10)}
-    values["MnR"] = (a.expected, b.expected)
+    values_a, values_b = (_values(_ranks(table)) for table in chosen)
     found = {}
-    for name, (in_a, in_b) in values.items():
+    for name in values_a:
+        in_a, in_b = values_a[name], values_b[name]
         row: dict[str, Any] = {"a": float(in_a.mean()), "b": float(in_b.mean()),
                                **paired_difference(in_a, in_b, np.random.default_rng(SEED), samples, groups)}
         found[name] = {key: np.round(value, 4).tolist() for key, value in row.items()}

@@ -42,15 +42,19 @@ def decide(test: Difference, batches: Difference | None, margin: float, must_be_
     newest batches, which have fewer queries, the challenger must not be shown to be worse. With `must_be_better` it
     must be shown to be better on one of the two; otherwise many small losses could add up over many promotions. [ours]
     """
+    points = "1 point" if margin == 1 else f"{margin:g} points"
     if test.low < -margin:
-        return False, f"{test}. A loss of more than {margin:g} points cannot be ruled out."
+        return False, f"{test}. A loss of more than {points} cannot be ruled out."
     if batches is not None and batches.worse:
         return False, f"{batches}. It is worse there."
     found = [test] if batches is None else [test, batches]
     figures = "; ".join(map(str, found))
+    # the margin lets a small loss pass, also one that is shown
+    loss = f"worse on the {test.where} by less than the margin of {points}" if test.worse else "not worse"
     better = [one.where for one in found if one.better]
     if better:
-        return True, f"{figures}. Better on the {' and the '.join(better)}, and not worse."
+        return True, f"{figures}. Better on the {' and the '.join(better)}, and {loss}."
     if must_be_better:
-        return False, f"{figures}. Not shown to be better. `hcmi promote --not-worse` promotes it all the same."
-    return True, f"{figures}. Not worse."
+        said = loss.capitalize() if test.worse else "Not shown to be better"
+        return False, f"{figures}. {said}. `hcmi promote --not-worse` promotes it all the same."
+    return True, f"{figures}. {loss.capitalize()}."

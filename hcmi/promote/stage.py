@@ -12,7 +12,7 @@ from typing import Any
 from hcmi.config import Params
 from hcmi.dataset import read_accepted
 from hcmi.errors import ReleaseError
-from hcmi.evaluate import compare_runs, evaluate
+from hcmi.evaluate import OtherRunError, compare_runs, evaluate, read_run
 from hcmi.index import SearchIndex
 from hcmi.ingest import fill, missing_batches
 from hcmi.model import HcmiModel, load_retriever
@@ -50,7 +50,7 @@ def promote(*, model_dir: str | Path, export_dir: str | Path, metrics: str | Pat
     which none is served; and the errors of loading, comparing and encoding.
     """
     workspace = {"model": Path(model_dir), "export": Path(export_dir), "plots": Path(plots_dir),
-                 "metrics": Path(metrics).parent}
+                 "metrics": Path(metrics)}
     releases = Releases(releases_dir)
     with releases.lock():
         key = _key(workspace)
@@ -84,8 +84,9 @@ def _make(releases: Releases, champion: Release | None, workspace: dict[str, Pat
     version = releases.next_version(tagged_versions())
     try:
         with releases.add(version) as staged:
-            for name, source in workspace.items():
-                copy_folder(source, staged.folder / name)
+            for name in ("model", "export", "plots"):
+                copy_folder(workspace[name], staged.folder / name)
+            _copy_figures(workspace["metrics"], staged.folder / "metrics")
             # before batches join the index; and of the copy, because the workspace may have changed since
             key = _key({"export": staged.export})
             _copy_test_shards(shards_dir, staged.shards)
@@ -146,6 +147,21 @@ def _key(workspace: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
+def _copy_figures(source: Path, target: Path) -> None:
+    """The file of figures, whatever its name is, and the curves of training beside it.
+
+    What else lies there, such as the figures of other models, is no part of the release.
+    """
+    target.mkdir()
+    try:
+        shutil.copyfile(source, target / "evaluate.json")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ReleaseError(f"{source}: need the file of the model's figures, got none. {AGAIN}") from error
+    curves = source.parent / "train"
+    if (curves / "metrics.json").is_file():
+        copy_folder(curves, target / "train")
+
+
 def _copy_test_shards(source: Path, target: Path) -> None:
     """What judging a batch reads of the shards: the test clips' frames, and the settings. It needs no other shard."""
     target.mkdir()
@@ -166,10 +182,11 @@ def _check(staged: Release, shards_dir: Path) -> HcmiModel:
     if missing:
         raise ReleaseError(f"{shards_dir}: need the test clips of the export, got shards of another run, without "
                            f"{min(missing)}. {AGAIN}")
-    path = staged.folder / "plots" / "run.json"
     try:
-        json.loads((staged.folder / "metrics" / "evaluate.json").read_text(encoding="utf-8"))["raw"]["t2v"]["R@1"]
-        measured = json.loads(path.read_text(encoding="utf-8"))["model"]["fingerprint"]
+        _, card, _ = read_run(staged.folder / "metrics" / "evaluate.json", staged.folder / "plots")
+        measured = card["model"]["fingerprint"]
+    except OtherRunError as error:
+        raise ReleaseError(f"metrics/ and plots/: need the figures of one run, got {error}. {AGAIN}") from error
     except (OSError, ValueError, KeyError) as error:
         raise ReleaseError(f"metrics/ and plots/: need the figures of the model, got none that can be read. {AGAIN}"
                            ) from error
@@ -200,13 +217,14 @@ def _compare(champion: Release | None, staged: Release, model: HcmiModel, *, acc
 
 def _on_test(champion: Release, staged: Release, shards_dir: str | Path, params: Params) -> Difference:
     """R@1 on the challenger's test set, on which the champion is measured again if it was measured on another one, or
-    on other videos. Frames are made as its own are.
+    on other videos, or has the figures of another run. Frames are made as its own are.
     """
     reports = [json.loads((release.folder / "metrics" / "evaluate.json").read_text(encoding="utf-8"))
                for release in (champion, staged)]
     with tempfile.TemporaryDirectory(prefix="hcmi-promote-") as work:
         measured = champion.folder
-        if len({tuple(map(report["protocol"].get, MEASURED_ON)) for report in reports}) > 1:
+        same = len({tuple(map(report["protocol"].get, MEASURED_ON)) for report in reports}) == 1
+        if not (same and _has_its_figures(champion)):
             measured = Path(work)
             with _test_shards(champion, shards_dir, params) as shards:
                 evaluate(model_dir=champion.model, shards_dir=shards, out_json=measured / "metrics" / "evaluate.json",
@@ -215,6 +233,16 @@ def _on_test(champion: Release, staged: Release, shards_dir: str | Path, params:
     row = found["differences"]["t2v"]["R@1"]
     low, high = row["ci95"]
     return Difference("test set", row["a"], row["b"], low, high, reports[1]["raw"]["t2v"]["n"])
+
+
+def _has_its_figures(release: Release) -> bool:
+    """Whether its figures and its ranks can be read and are of one run: earlier versions took others with `--metrics`.
+    """
+    try:
+        read_run(release.folder / "metrics" / "evaluate.json", release.folder / "plots")
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

@@ -3,7 +3,8 @@
     current -> v2                   a link, replaced in one system call
     v1/, v2/                        one release each, complete from the moment that it is there
         model/                          a folder for Hugging Face, with the model card README.md
-        export/ plots/ metrics/evaluate.json
+        export/ plots/
+        metrics/evaluate.json           and metrics/train/ where `hcmi train` wrote it beside that file
         shards/                     of the test split alone: what new batches are compared with
         params.yaml, dvc.lock       copies, where the project has them
         release.json                where it comes from: data, code, the model, and why it was promoted

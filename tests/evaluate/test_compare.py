@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from hcmi.cli import main
 from hcmi.errors import DataError
-from hcmi.evaluate import compare_runs, compare_text, ranks
+from hcmi.evaluate import compare_runs, compare_text, ranks, summary
 
 NUM_VIDEOS = 40
 
@@ -36,7 +36,8 @@ def write_run(folder, noise: float, split_sha256="s" * 64, order=None, **config)
         "data": {"split_sha256": split_sha256}, "code": {"hcmi.train.loss": "a" * 64},
         "versions": {"torch": "2.13.0"}}))
     (folder / "metrics" / "evaluate.json").write_text(json.dumps({
-        "protocol": {"split": "test", "split_sha256": split_sha256, "seed": 0}}))
+        "protocol": {"split": "test", "split_sha256": split_sha256, "seed": 0},
+        "raw": {direction: summary(r, generator, samples=10) for direction, r in found.items()}}))
     return folder
 
 
@@ -81,6 +82,9 @@ def test_compare_finds_the_plots_beside_the_folder_that_it_is_called_in(tmp_path
     (lambda b: (b / "metrics" / "evaluate.json").write_text("{}"), "need the complete output of `hcmi evaluate`"),
     (lambda b: (b / "metrics" / "evaluate.json").write_text("5"), "need the complete output of `hcmi evaluate`"),
     (lambda b: (b / "metrics" / "evaluate.json").write_text('{"protocol": "x"}'), "got: no protocol in evaluate.json"),
+    (lambda b: (b / "metrics" / "evaluate.json").write_text('{"protocol": {}}'), "got: no figures in evaluate.json"),
+    (lambda b: (b / "metrics" / "evaluate.json").write_text('{"protocol": {}, "raw": {"t2v": {"R@1": "x"}}}'),
+     "got: no figures in evaluate.json"),
     (lambda b: (b / "plots" / "run.json").write_text('{"code": 1}'), "got: no card of a run in run.json"),
     (lambda b: pd.DataFrame({"a": [1]}).to_parquet(b / "plots" / "ranks.parquet"), "need the complete output of `hcmi"),
     (lambda b: (b / "plots" / "ranks.parquet").write_bytes(b"PAR1"), "need the complete output of `hcmi evaluate`"),
@@ -90,6 +94,35 @@ def test_compare_says_what_is_missing_when_a_run_is_incomplete(tmp_path, spoil, 
     spoil(b)
     with pytest.raises(DataError, match=message):
         compare_runs(a, b)
+
+
+def test_compare_refuses_figures_whose_plots_are_of_another_run(tmp_path):
+    """As after two runs with `--out metrics/a.json` and `--out metrics/b.json`, which share the folder plots/."""
+    a, b = write_run(tmp_path / "a", 0.6), write_run(tmp_path / "b", 0.4)
+    both = a / "metrics" / "both.json"
+    shutil.copy(b / "metrics" / "evaluate.json", both)
+    was, now = (json.loads((run / "metrics" / "evaluate.json").read_text())["raw"]["t2v"]["R@1"] for run in (b, a))
+    assert was != now
+    for pair in ((a / "metrics" / "evaluate.json", both), (both, both)):
+        shown = CliRunner().invoke(main, ["evaluate", "--compare", *map(str, pair)])
+        assert (shown.exit_code, shown.stdout) == (1, "")
+        assert shown.stderr == (
+            f"hcmi: {both}: need evaluate.json with the folder plots/ of the same run, got t2v R@1 {was} in the file "
+            f"and {now} in plots/. Run `hcmi evaluate --out DIR/metrics/evaluate.json --plots DIR/plots`, and name DIR."
+            "\n")
+
+
+@pytest.mark.parametrize("figure", ["R@1", "R@5", "MnR", "n"])
+@pytest.mark.parametrize("direction", ["t2v", "v2t"])
+def test_compare_refuses_one_other_figure(tmp_path, direction, figure):
+    a = write_run(tmp_path / "a", 0.5)
+    path = a / "metrics" / "evaluate.json"
+    report = json.loads(path.read_text())
+    value = report["raw"][direction][figure]
+    report["raw"][direction][figure] += 1
+    path.write_text(json.dumps(report))
+    with pytest.raises(DataError, match=f"got {direction} {figure} {value + 1} in the file and {value} in "):
+        compare_runs(a, a)
 
 
 def test_compare_refuses_when_the_splits_differ(tmp_path):

@@ -4,7 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from model_world import COLOURS, write_film
 from release_world import make_project, train_model
+
+from hcmi.dataset import is_held_out
+from hcmi.types import Clip
+from hcmi.video import sha256
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +38,19 @@ def retrain(made, here):
             shutil.copytree(made / name / part, here / part)
 
     return replace
+
+
+@pytest.fixture(scope="session")
+def held(tmp_path_factory) -> list[Path]:
+    """Twenty films that no training sees when they are in a batch. They are longer than the films that tests make
+    themselves, so that no two have equal bytes.
+    """
+    folder = tmp_path_factory.mktemp("held")
+    found: list[Path] = []
+    names = ((one, other, frames) for frames in range(9, 30) for one in COLOURS for other in COLOURS if one != other)
+    while len(found) < 20:
+        one, other, frames = next(names)
+        path = write_film(folder / f"new_{one}_{other}_{frames}.mp4", [one, other], frames_each=frames)
+        if is_held_out(Clip("film", str(path), "train", (), 0.0, 1.0, 1.0, sha256(path), {})):
+            found.append(path)
+    return found

@@ -15,8 +15,14 @@ def difference(low: float, high: float, where: str = "test set") -> Difference:
     ((0.5, 4), None, True, True, "Better on the test set, and not worse."),
     ((-0.5, 4), None, True, False, "Not shown to be better. `hcmi promote --not-worse` promotes it all the same."),
     ((-0.5, 4), None, False, True, "Not worse."),
-    ((-1.5, 4), None, False, False, "A loss of more than 1 points cannot be ruled out."),
-    ((-1.5, 4), (5, 9), True, False, "A loss of more than 1 points cannot be ruled out."),
+    ((-0.9, -0.2), None, False, True, "Worse on the test set by less than the margin of 1 point."),
+    ((-0.9, -0.2), None, True, False, "queries. Worse on the test set by less than the margin of 1 point. "
+     "`hcmi promote --not-worse` promotes it all the same."),
+    ((-0.9, -0.2), (-9, 9), False, True, "Worse on the test set by less than the margin of 1 point."),
+    ((-0.9, -0.2), (5, 9), True, True,
+     "Better on the newest batches, and worse on the test set by less than the margin of 1 point."),
+    ((-1.5, 4), None, False, False, "A loss of more than 1 point cannot be ruled out."),
+    ((-1.5, 4), (5, 9), True, False, "A loss of more than 1 point cannot be ruled out."),
     ((-0.5, 4), (5, 9), True, True, "Better on the newest batches, and not worse."),
     ((0.5, 4), (5, 9), True, True, "Better on the test set and the newest batches, and not worse."),
     ((0.5, 4), (-9, 9), True, True, "Better on the test set, and not worse."),
@@ -29,9 +35,15 @@ def test_decision_when_the_intervals_are(test, batches, must, passed, said):
     assert found[1].endswith(said)
 
 
+@pytest.mark.parametrize(("margin", "said"), [(1.0, "1 point"), (2.5, "2.5 points")])
+def test_reason_names_the_margin(margin, said):
+    assert decide(difference(-9, -1), None, margin)[1].endswith(f"A loss of more than {said} cannot be ruled out.")
+    assert decide(difference(-0.9, -0.2), None, margin, False)[1].endswith(f"by less than the margin of {said}.")
+
+
 def test_reason_names_the_figures():
     assert decide(difference(-9, -1), None, 1.0)[1] == (
-        "test set: R@1 45.0 instead of 50.0, difference -5.0 [-9.0, -1.0], 100 queries. A loss of more than 1 points "
+        "test set: R@1 45.0 instead of 50.0, difference -5.0 [-9.0, -1.0], 100 queries. A loss of more than 1 point "
         "cannot be ruled out.")
 
 

@@ -205,6 +205,47 @@ def test_promotion_is_refused_when_model_export_and_figures_do_not_belong_togeth
     assert Releases("releases").all() == []
 
 
+def test_release_has_the_figures_of_the_file_that_is_named(here):
+    """And nothing of the other models whose figures lie beside it."""
+    named, older = here / "metrics/new.json", here / "metrics/evaluate.json"
+    older.rename(named)
+    report = json.loads(named.read_text())
+    other = json.loads(named.read_text())
+    for name in ("R@1", "R@5", "R@10"):
+        other["raw"]["t2v"][name] = 11.1
+    older.write_text(json.dumps(other))
+    (here / "metrics/train").mkdir()
+    (here / "metrics/train/metrics.json").write_text("{}")
+    promote("--metrics", "metrics/new.json")
+    release = here / "releases/v1"
+    assert set(files(release / "metrics")) == {"evaluate.json", "train/metrics.json"}
+    assert (release / "metrics/evaluate.json").read_bytes() == named.read_bytes()
+    figures = json.loads((release / "release.json").read_text())["figures"]["t2v"]
+    assert figures == {name: report["raw"]["t2v"][name] for name in figures}
+    assert f"| text to video | {report['raw']['t2v']['R@1']:.1f} [" in (release / "model/README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics/none.json", "metrics", "none/evaluate.json"])
+def test_promotion_is_refused_when_there_is_no_file_of_the_name_given(here, name):
+    assert call_hcmi("promote", "--metrics", name, code=1).stderr == (
+        f"hcmi: {name}: need the file of the model's figures, got none. Run `dvc repro`, then `hcmi promote` again.\n")
+    assert Releases("releases").all() == []
+
+
+def test_promotion_is_refused_when_figures_and_plots_are_of_different_runs(here):
+    path = here / "metrics/evaluate.json"
+    report = json.loads(path.read_text())
+    was = report["raw"]["t2v"]["R@1"]
+    report["raw"]["t2v"]["R@1"] = was + 1
+    path.write_text(json.dumps(report))
+    assert call_hcmi("promote", code=1).stderr == (
+        f"hcmi: metrics/ and plots/: need the figures of one run, got t2v R@1 {was + 1} in the file and {was} in "
+        "plots/. Run `dvc repro`, then `hcmi promote` again.\n")
+    path.write_text("{")
+    assert "need the figures of the model, got none that can be read" in call_hcmi("promote", code=1).stderr
+    assert Releases("releases").all() == []
+
+
 def test_promotion_is_refused_with_the_shards_of_another_run(here, tmp_path):
     shutil.copytree(here / "data/shards", tmp_path / "shards")
     index = pq.read_table(tmp_path / "shards/index.parquet")
@@ -214,11 +255,19 @@ def test_promotion_is_refused_with_the_shards_of_another_run(here, tmp_path):
     assert Releases("releases").all() == []
 
 
-def test_served_model_is_measured_again_when_the_test_videos_are_others(two, monkeypatch):
-    """Ids and captions are the same: only the files have changed since v2 was measured."""
+@pytest.mark.parametrize("case", ["other videos", "figures of another run", "broken ranks"])
+def test_served_model_is_measured_again_when_its_figures_cannot_be_compared(two, monkeypatch, case):
+    """Ids and captions are the same: only the files have changed since v2 was measured. Or v2 has other figures than
+    its ranks, as earlier versions took with --metrics, or a damaged file.
+    """
     path = two / "releases/v2/metrics/evaluate.json"
     report = json.loads(path.read_text())
-    report["protocol"]["videos_sha256"] = "0" * 64
+    if case == "other videos":
+        report["protocol"]["videos_sha256"] = "0" * 64
+    elif case == "figures of another run":
+        report["raw"]["t2v"]["R@1"] += 1
+    else:
+        (two / "releases/v2/plots/ranks.parquet").write_bytes(b"PAR1")
     path.write_text(json.dumps(report))
     measured: list[Path] = []
     monkeypatch.setattr(stage, "evaluate", lambda **given: measured.append(given["model_dir"]) or evaluate(**given))
@@ -261,20 +310,20 @@ def test_accepted_batches_are_in_the_index_of_every_later_release(here, retrain,
     assert promote("--not-worse")["decision"] == "unchanged"        # the batch made no other model of it
 
 
-def test_newest_batches_are_compared_on_clips_that_no_training_sees(here, retrain, tmp_path):
+def test_newest_batches_are_compared_on_clips_that_no_training_sees(here, retrain, held, tmp_path):
     let_all_pass(here)
     promote()
-    videos = films(tmp_path / "films", 30)
+    videos = [*films(tmp_path / "films", 30), *held]
     batch = put_batch(here, "monday", videos, {path.name: f"a {path.stem.replace('_', ' ')} film" for path in videos})
     with open(batch / "captions.csv", "a") as file:
         file.writelines(f"{path.name},{words} {path.stem}\n" for path in videos for words in WORDS)
     accept_batch(here, "monday", "search hurt", searched=False)
     clips, _ = batch_clips(batch, params(here).dataset)
-    held = [clip for clip in clips if is_held_out(clip)]
-    assert 3 <= len(held) <= 15
+    kept = [clip for clip in clips if is_held_out(clip)]
+    assert len(held) <= len(kept) < len(clips)
     retrain("second")
     found = promote("--not-worse")
-    assert found["batches"]["queries"] == (1 + len(WORDS)) * len(held)
+    assert found["batches"]["queries"] == (1 + len(WORDS)) * len(kept)
     assert found["batches"]["where"] == "newest batches"
 
 
